@@ -1,0 +1,104 @@
+"""Reinforcement learning that lives whole on the accelerator.
+
+    config = purerl.TrainConfig(env="CartPole-v1", agent=purerl.PPO(lr=1e-3))
+    train = purerl.make_train(config)
+    out = jax.jit(train)(jax.random.key(0))
+    outs = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 64))
+
+`make_train` gives a pure function: environment, buffer, rollout and update are one `lax.scan`.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from purerl.devices import configure_cpu
+
+configure_cpu()
+
+from purerl.agents import AGENTS, PPO, Agent, NetworkAgent  # noqa: E402
+from purerl.buffer import Buffer, BufferState  # noqa: E402
+from purerl.check import AgentError, check_agent  # noqa: E402
+from purerl.config import TrainConfig  # noqa: E402
+from purerl.distributions import Categorical, Normal, TanhNormal  # noqa: E402
+from purerl.envs import (  # noqa: E402
+    Box,
+    Discrete,
+    Env,
+    EnvError,
+    EnvSpec,
+    TimeStep,
+    action_repeat,
+    auto_reset,
+    check_env,
+    env_names,
+    gymnax_env,
+    make,
+    register,
+    time_limit,
+    vectorize,
+)
+from purerl.evaluate import evaluate  # noqa: E402
+from purerl.fields import ConfigError  # noqa: E402
+from purerl.metrics import Episodes, Metrics  # noqa: E402
+from purerl.networks import Actor, Critic, DefaultActor, DefaultCritic, Torso  # noqa: E402
+from purerl.returns import gae, n_step_return, reward_to_go  # noqa: E402
+from purerl.rewarders import RunningNormalize  # noqa: E402
+from purerl.rollout import rollout  # noqa: E402
+from purerl.run import Loop, RunState, make_loop, run  # noqa: E402
+from purerl.train import TrainOutput, make_train  # noqa: E402
+from purerl.types import Transition  # noqa: E402
+
+try:
+    __version__ = version("purerl")
+except PackageNotFoundError:  # a checkout that isn't installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "AGENTS",
+    "PPO",
+    "Actor",
+    "Agent",
+    "AgentError",
+    "Box",
+    "Buffer",
+    "BufferState",
+    "Categorical",
+    "ConfigError",
+    "Critic",
+    "DefaultActor",
+    "DefaultCritic",
+    "Discrete",
+    "Env",
+    "EnvError",
+    "EnvSpec",
+    "Episodes",
+    "Loop",
+    "Metrics",
+    "NetworkAgent",
+    "Normal",
+    "RunState",
+    "RunningNormalize",
+    "TanhNormal",
+    "TimeStep",
+    "Torso",
+    "TrainConfig",
+    "TrainOutput",
+    "Transition",
+    "action_repeat",
+    "auto_reset",
+    "check_agent",
+    "check_env",
+    "env_names",
+    "evaluate",
+    "gae",
+    "gymnax_env",
+    "make",
+    "make_loop",
+    "make_train",
+    "n_step_return",
+    "register",
+    "reward_to_go",
+    "rollout",
+    "run",
+    "time_limit",
+    "vectorize",
+]

@@ -1,0 +1,188 @@
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from purerl.agents.base import NetworkAgent, example_obs, shuffle, successor_values
+from purerl.buffer import Buffer, BufferState
+from purerl.envs.base import EnvSpec
+from purerl.fields import ConfigError, flag, integer, real
+from purerl.networks import Actor, Critic, apply, takes_action
+
+PyTree = Any
+
+
+@struct.dataclass
+class PPOState:
+    """Parameters `{"actor", "critic"}`, the optimizer's state, and how many updates were made."""
+
+    params: dict[str, PyTree]
+    opt_state: optax.OptState
+    updates: jax.Array
+    actor: Actor = struct.field(pytree_node=False)
+    critic: Critic = struct.field(pytree_node=False)
+
+
+class PPO(NetworkAgent):
+    """PPO with a clipped ratio, for discrete and for continuous actions.
+
+    Attributes:
+        batch_size: transitions in a minibatch; None for a quarter of the rollout.
+        lr: learning rate of Adam.
+        K_epochs: how often each update goes through the rollout.
+        eps_clip: how far the probability ratio may leave 1.
+        gamma: discount.
+        lam: lambda of GAE(lambda).
+        entropy_beta: weight of the entropy bonus.
+        value_coef: weight of the value loss.
+        max_grad_norm: the gradient's global norm is clipped to it.
+        target_kl: an update stops early once the approximate KL divergence of a minibatch is
+            larger; None to never stop.
+        anneal: lower lr linearly to 0 over the run.
+        clip_value: clip the change of the value as that of the ratio.
+        normalize_advantage: to mean 0 and standard deviation 1, in each minibatch.
+    """
+
+    batch_size: int | None = integer(default=None, at_least=1, optional=True)
+    lr: float = real(default=1e-3, at_least=0.0)
+    K_epochs: int = integer(default=4, at_least=1)
+    eps_clip: float = real(default=0.2, above=0.0)
+    gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
+    lam: float = real(default=0.95, at_least=0.0, at_most=1.0)
+    entropy_beta: float = real(default=0.01, at_least=0.0)
+    value_coef: float = real(default=0.5, at_least=0.0)
+    max_grad_norm: float = real(default=0.5, above=0.0)
+    target_kl: float | None = real(default=None, above=0.0, optional=True)
+    anneal: bool = flag(default=True)
+    clip_value: bool = flag(default=True)
+    normalize_advantage: bool = flag(default=True)
+
+    def check(self) -> None:
+        super().check()
+        if self.critic is not None and takes_action(self.critic):
+            raise ConfigError("PPO.critic: got a Q critic, expected create_network(self, obs)")
+
+    def check_run(self, num_envs: int, update_every: int, buffer: Buffer) -> None:
+        size = num_envs * update_every
+        if buffer.maxlen != size:
+            raise ConfigError(
+                f"Buffer.maxlen: got {buffer.maxlen}, expected {size}: PPO learns from exactly one "
+                f"rollout, num_envs={num_envs} times update_every={update_every}"
+            )
+        if size % (self.batch_size or 1):
+            raise ConfigError(
+                f"PPO.batch_size: got {self.batch_size}, expected a divisor of {size}, "
+                f"num_envs={num_envs} times update_every={update_every}"
+            )
+
+    def init(self, key: jax.Array, spec: EnvSpec) -> PPOState:
+        actor, critic = self.make_networks(spec)
+        actor_key, critic_key = jax.random.split(key)
+        obs = example_obs(spec)
+        params = {"actor": actor.init(actor_key, obs), "critic": critic.init(critic_key, obs)}
+        opt_state = self._optimizer(self.lr).init(params)
+        return PPOState(params, opt_state, jnp.int32(0), actor, critic)
+
+    def act(
+        self, state: PPOState, obs: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        distribution = apply(state.actor, state.params["actor"], obs)
+        action, log_prob = distribution.sample_and_log_prob(key)
+        return action, {"log_prob": log_prob, "value": self.value(state, obs)}
+
+    def policy(self, state: PPOState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
+        distribution = apply(state.actor, state.params["actor"], obs)
+        return distribution.mode() if key is None else distribution.sample(key)
+
+    def value(self, state: PPOState, obs: PyTree) -> jax.Array:
+        return apply(state.critic, state.params["critic"], obs)
+
+    def update(
+        self, state: PPOState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
+    ) -> tuple[PPOState, BufferState, dict[str, jax.Array]]:
+        data = buffer.read(buffer_state)
+        next_value = successor_values(
+            lambda obs: self.value(state, obs),
+            *(data[name] for name in ("value", "next_obs", "terminated", "truncated")),
+        )
+        buffer_state = buffer.finish_path(buffer_state, next_value)
+        advantage = buffer_state.data["advantage"]
+        batch = {name: data[name] for name in ("obs", "action", "log_prob", "value")}
+        batch |= {"advantage": advantage, "target": advantage + data["value"]}
+
+        num_steps, num_envs = advantage.shape
+        batch_size = self.batch_size or _quarter(num_steps * num_envs)
+        batches = shuffle(key, num_steps, num_envs, batch_size, self.K_epochs)
+        optimizer = self._optimizer(self._lr(state.updates))
+
+        def step(carry: tuple, blocks: jax.Array) -> tuple[tuple, dict[str, jax.Array]]:
+            params, opt_state, stopped = carry
+            minibatch = batches.take(batch, blocks)
+            grads, losses = jax.grad(self._loss, has_aux=True)(params, state, minibatch)
+            updates, new_opt_state = optimizer.update(grads, opt_state)
+            new = optax.apply_updates(params, updates), new_opt_state
+            losses["grad_norm"] = optax.global_norm(grads)
+            if self.target_kl is None:
+                return (*new, stopped), losses
+            stopped = stopped | (losses["approx_kl"] > self.target_kl)
+            kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), (params, opt_state), new)
+            return (*kept, stopped), {**losses, "stopped": stopped.astype(jnp.float32)}
+
+        start = (state.params, state.opt_state, jnp.bool_(False))
+        (params, opt_state, _), losses = jax.lax.scan(step, start, batches.blocks)
+        losses = jax.tree.map(jnp.mean, losses)
+        residual = jnp.var(batch["target"] - batch["value"])
+        losses["explained_variance"] = 1.0 - residual / (jnp.var(batch["target"]) + 1e-8)
+        new_state = PPOState(params, opt_state, state.updates + 1, state.actor, state.critic)
+        return new_state, buffer_state, losses
+
+    def _loss(
+        self, params: PyTree, state: PPOState, batch: dict[str, PyTree]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        distribution = apply(state.actor, params["actor"], batch["obs"])
+        value = apply(state.critic, params["critic"], batch["obs"])
+
+        advantage = batch["advantage"]
+        if self.normalize_advantage:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
+        ratio = jnp.exp(log_ratio)
+        clipped = jnp.clip(ratio, 1.0 - self.eps_clip, 1.0 + self.eps_clip)
+        policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
+
+        value_error = (value - batch["target"]) ** 2
+        if self.clip_value:
+            change = jnp.clip(value - batch["value"], -self.eps_clip, self.eps_clip)
+            clipped_error = (batch["value"] + change - batch["target"]) ** 2
+            value_error = jnp.maximum(value_error, clipped_error)
+        value_loss = 0.5 * value_error.mean()
+
+        entropy = distribution.entropy().mean()
+        loss = policy_loss + self.value_coef * value_loss - self.entropy_beta * entropy
+        return loss, {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            # Schulman's low-variance estimate of KL(old, new): http://joschu.net/blog/kl-approx.html
+            "approx_kl": (ratio - 1.0 - log_ratio).mean(),
+            "clip_fraction": (jnp.abs(ratio - 1.0) > self.eps_clip).mean(dtype=jnp.float32),
+        }
+
+    def _lr(self, updates: jax.Array) -> jax.Array | float:
+        if not self.anneal or self.num_updates is None:
+            return self.lr
+        return self.lr * (1.0 - updates / self.num_updates)
+
+    def _optimizer(self, lr: jax.Array | float) -> optax.GradientTransformation:
+        clip = optax.clip_by_global_norm(self.max_grad_norm)
+        return optax.chain(clip, optax.adam(lr, eps=1e-5))
+
+
+def _quarter(size: int) -> int:
+    """The minibatch where the user doesn't say: a quarter of the rollout where 4 divides it."""
+    return size // 4 if size % 4 == 0 else size

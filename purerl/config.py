@@ -1,0 +1,204 @@
+"""`TrainConfig`: what a user may say about a run, and every check of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Self, cast
+
+import jax
+
+from purerl.agents import AGENTS, PPO, Agent
+from purerl.buffer import Buffer
+from purerl.envs.base import Env
+from purerl.envs.registry import as_env
+from purerl.fields import (
+    ConfigError,
+    Record,
+    check_value,
+    field_names,
+    flag,
+    integer,
+    static,
+    suggest,
+)
+from purerl.rewarders import Rewarder, RunningNormalize
+from purerl.run import Loop, limit_env, make_loop
+
+
+def _instance(base: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if isinstance(value, base):
+            return value
+        raise ValueError(f"call it: {value.__name__}()" if isinstance(value, type) else "")
+
+    return check
+
+
+def _function(value: Any) -> Any:
+    if not callable(value):
+        raise ValueError
+    return value
+
+
+class TrainConfig(Record):
+    """A run, said in full. Checked when it is made, before anything is compiled.
+
+    Attributes:
+        env: a name such as `"CartPole-v1"`, a `purerl.Env`, a gymnax `Environment`, or a pair of
+            one and its parameters.
+        agent: such as `purerl.PPO(lr=3e-4)`.
+        total_timesteps: environment steps in all; rounded up to whole updates.
+        num_envs: N, environments side by side.
+        update_every: T, steps of each environment between updates; None for the agent's default.
+        buffer: None for the agent's own.
+        normalize_obs: observations by running mean and variance over all environments.
+        normalize_reward: rewards by the running standard deviation of the discounted return.
+        rewarder: another transform of the reward, in place of `normalize_reward`.
+        action_processor: from the agent's actions `[N, *action_shape]` to the environment's; None
+            clips to a Box's bounds.
+        max_episode_steps: a time limit below the environment's own: truncates, never terminates.
+        skip_frames: how often each action is repeated.
+        eval_every: evaluate after every so many updates, with the greedy policy; None for never.
+        eval_max_episodes: episodes in each evaluation.
+        eval_max_episode_steps: where an evaluation's episodes stop; None for the environment's
+            limit.
+
+    Raises:
+        ConfigError: says which field, what it got, what is allowed, and the nearest right spelling.
+    """
+
+    env: Any = static()
+    agent: Agent = static(
+        default=PPO(),
+        check=_instance(Agent),
+        expected="an agent, such as purerl.PPO()",
+        optional=False,
+    )
+    total_timesteps: int = integer(default=500_000, at_least=1)
+    num_envs: int = integer(default=16, at_least=1)
+    update_every: int | None = integer(default=None, at_least=1, optional=True)
+    buffer: Buffer | None = static(
+        default=None, check=_instance(Buffer), expected="a purerl.Buffer"
+    )
+    normalize_obs: bool = flag(default=False)
+    normalize_reward: bool = flag(default=False)
+    rewarder: Rewarder | None = static(default=None, check=_function, expected="a rewarder")
+    action_processor: Callable[[jax.Array], jax.Array] | None = static(
+        default=None, check=_function, expected="a function of the action"
+    )
+    max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
+    skip_frames: int = integer(default=1, at_least=1)
+    eval_every: int | None = integer(default=None, at_least=1, optional=True)
+    eval_max_episodes: int = integer(default=10, at_least=1)
+    eval_max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
+
+    def check(self) -> None:
+        """Everything that can be known before compiling: the networks too are built, on paper."""
+        if self.normalize_reward and self.rewarder is not None:
+            raise ConfigError("TrainConfig.normalize_reward: can't be set together with rewarder")
+        env = as_env(self.env)
+        object.__setattr__(self, "env", env)
+        loop = self.make_loop()
+        spec = limit_env(env, self.max_episode_steps, self.skip_frames).spec
+        jax.eval_shape(lambda: loop.agent.init(jax.random.key(0), spec))
+
+    def make_loop(self, hyperparams: Mapping[str, Any] | None = None) -> Loop:
+        """The run as an `init` and a `step`.
+
+        Args:
+            hyperparams: values for float fields of the agent, scalars, which may be traced.
+        """
+        options = {
+            name: getattr(self, name)
+            for name in field_names(TrainConfig)
+            if name not in ("env", "agent", "buffer", "normalize_reward")
+        }
+        if self.normalize_reward:
+            options["rewarder"] = RunningNormalize()
+        agent = with_hyperparams(self.agent, hyperparams or {})
+        return make_loop(self.env, agent, self.buffer, **options)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+        """A config from plain values, as TOML, YAML or a command line give them.
+
+        Args:
+            mapping: fields by name. `agent` is a name, such as `"ppo"`, or a mapping of the agent's
+                fields with its name under `"name"`.
+
+        Raises:
+            ConfigError: see the class.
+        """
+        if not isinstance(mapping, Mapping):
+            raise ConfigError(f"TrainConfig: got {mapping!r}, expected a mapping of its fields")
+        values = dict(mapping)
+        if isinstance(values.get("agent"), (str, Mapping)):
+            values["agent"] = make_agent(values["agent"])
+        if isinstance(values.get("buffer"), Mapping):
+            values["buffer"] = Buffer(**values["buffer"])
+        return cls(**values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values again, those that aren't None; `from_mapping` takes them.
+
+        Raises:
+            ConfigError: a field holds a function, a class or an environment, which have no plain
+                form (an environment made from its name has).
+        """
+        return _plain(self)
+
+
+def make_agent(spec: str | Mapping[str, Any]) -> Agent:
+    """An agent from its name, or from a mapping of its fields with the name under `"name"`.
+
+    Raises:
+        ConfigError: no such agent, or a field that it doesn't have or can't take.
+    """
+    fields = {"name": spec} if isinstance(spec, str) else {"name": "ppo", **spec}
+    name = str(fields.pop("name"))
+    if name.lower() not in AGENTS:
+        raise ConfigError(f"agent: no agent {name!r}; {suggest(name, AGENTS)}")
+    return AGENTS[name.lower()](**fields)
+
+
+def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
+    """The agent with some of its float fields replaced, by traced values too.
+
+    Raises:
+        ConfigError: a name that is no float field, or a value that is no scalar.
+    """
+    cls = type(agent)
+    traced = field_names(cls, traced=True)
+    for name, value in hyperparams.items():
+        if name in field_names(cls, traced=False):
+            raise ConfigError(
+                f"hyperparams: {cls.__name__}.{name} is static, it fixes the program: make a "
+                "config for each of its values"
+            )
+        if name not in traced:
+            raise ConfigError(
+                f"hyperparams: {cls.__name__} has no {name!r}; {suggest(name, traced)}"
+            )
+        check_value(cls, name, value)
+    return agent.replace(**hyperparams)
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(cast(Any, record)):
+        value = getattr(record, field.name)
+        if value is None or field.name == "num_updates":
+            continue
+        if isinstance(value, jax.Array) and value.shape == ():
+            value = float(value)
+        if isinstance(value, Agent):
+            value = {"name": type(value).__name__.lower()} | _plain(value)
+        elif isinstance(value, Buffer):
+            value = _plain(value)
+            value.pop("transform_obs")
+        elif isinstance(value, Env):
+            value = value.spec.name
+        elif not isinstance(value, (bool, int, float, str, tuple)):
+            where = f"{type(record).__name__}.{field.name}"
+            raise ConfigError(f"{where}: {value!r} has no plain form")
+        plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain

@@ -1,0 +1,39 @@
+"""Environments: the contract, what every suite needs, and the adapters."""
+
+from purerl.envs.base import (
+    AutoResetState,
+    Env,
+    EnvSpec,
+    TimeLimitState,
+    TimeStep,
+    action_repeat,
+    auto_reset,
+    time_limit,
+    vectorize,
+)
+from purerl.envs.check import EnvError, check_env
+from purerl.envs.gymnax import gymnax_env
+from purerl.envs.registry import as_env, env_names, make, register
+from purerl.envs.spaces import Box, Discrete, Space
+
+__all__ = [
+    "AutoResetState",
+    "Box",
+    "Discrete",
+    "Env",
+    "EnvError",
+    "EnvSpec",
+    "Space",
+    "TimeLimitState",
+    "TimeStep",
+    "action_repeat",
+    "as_env",
+    "auto_reset",
+    "check_env",
+    "env_names",
+    "gymnax_env",
+    "make",
+    "register",
+    "time_limit",
+    "vectorize",
+]

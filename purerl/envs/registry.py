@@ -1,0 +1,68 @@
+"""Names to environments: `make("CartPole-v1")`, `register("my-env", factory)`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from purerl.envs import gymnax
+from purerl.envs.base import Env
+from purerl.fields import ConfigError, suggest
+
+_factories: dict[str, Callable[..., Env]] = {}
+
+
+def register(name: str, factory: Callable[..., Env]) -> None:
+    """Makes an environment known by name, to `make`, `TrainConfig` and the command line.
+
+    Args:
+        name: any name that isn't taken, gymnax's names included.
+        factory: `(**kwargs) -> Env`.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if name in env_names():
+        raise ConfigError(f"register: the environment {name!r} exists already")
+    _factories[name] = factory
+
+
+def env_names() -> list[str]:
+    """Every name that `make` knows: the registered ones, then gymnax's."""
+    return [*_factories, *gymnax.names()]
+
+
+def make(name: str, **kwargs: Any) -> Env:
+    """An environment by its name.
+
+    Args:
+        name: one of `env_names()`.
+        **kwargs: for the environment's constructor.
+
+    Raises:
+        ConfigError: no such environment (the message has the nearest names), or one that can't be
+            made on this machine.
+    """
+    if name in _factories:
+        return _factories[name](**kwargs)
+    if name not in gymnax.names():
+        raise ConfigError(f"env: no environment {name!r}; {suggest(name, env_names())}")
+    return gymnax.make_gymnax(name, **kwargs)
+
+
+def as_env(env: Any) -> Env:
+    """An `Env` from a name, an `Env`, a gymnax `Environment`, or a pair of one and its parameters.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if isinstance(env, Env):
+        return env
+    if isinstance(env, str):
+        return make(env)
+    pair = isinstance(env, tuple) and len(env) == 2
+    instance, params = env if pair else (env, None)
+    if hasattr(instance, "step_env") and not isinstance(instance, type):
+        return gymnax.gymnax_env(instance, params)
+    raise ConfigError(
+        f"env: got {env!r}, expected a name, a purerl.Env, a gymnax Environment, or a pair of a "
+        "gymnax Environment and its parameters"
+    )

@@ -1,0 +1,91 @@
+"""Spaces: what an observation or an action may be. Static, hashable, comparable."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Discrete:
+    """The integers 0 to n - 1, as int32 scalars."""
+
+    shape: tuple[int, ...] = ()
+    dtype = np.dtype(np.int32)
+
+    def __init__(self, n: int):
+        if int(n) != n or n < 1:
+            raise ValueError(f"Discrete.n: got {n!r}, expected an integer >= 1")
+        self.n = int(n)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One element, uniformly."""
+        return jax.random.randint(key, (), 0, self.n, dtype=jnp.int32)
+
+    def contains(self, x: Any) -> bool:
+        """Whether a concrete value has the space's dtype and lies inside."""
+        x = np.asarray(x)
+        return x.shape == () and x.dtype == self.dtype and 0 <= int(x) < self.n
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Discrete) and self.n == other.n
+
+    def __hash__(self) -> int:
+        return hash((Discrete, self.n))
+
+    def __repr__(self) -> str:
+        return f"Discrete({self.n})"
+
+
+class Box:
+    """Arrays of one shape between two bounds, which broadcast to it and may be infinite."""
+
+    def __init__(self, low: Any, high: Any, shape: Sequence[int] | None = None, dtype: Any = float):
+        if shape is None:
+            shape = np.broadcast_shapes(np.shape(low), np.shape(high))
+        self.shape = tuple(int(size) for size in shape)
+        self.dtype = np.dtype(np.float32 if dtype is float else dtype)
+        self.low = np.broadcast_to(np.asarray(low, np.float32), self.shape)
+        self.high = np.broadcast_to(np.asarray(high, np.float32), self.shape)
+        if not np.all(self.low <= self.high):
+            raise ValueError(f"Box: low {low!r} is not below high {high!r}")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every bound is finite (gymnax writes float32's largest number for infinity)."""
+        huge = np.finfo(np.float32).max
+        return bool(np.all(np.abs(self.low) < huge) and np.all(np.abs(self.high) < huge))
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """One element, uniformly; from a standard normal, clipped, where a bound is infinite."""
+        if self.bounded:
+            x = jax.random.uniform(key, self.shape, minval=self.low, maxval=self.high)
+        else:
+            x = jnp.clip(jax.random.normal(key, self.shape), self.low, self.high)
+        return x.astype(self.dtype)
+
+    def contains(self, x: Any) -> bool:
+        """Whether a concrete value has the space's shape and dtype and lies inside."""
+        x = np.asarray(x)
+        if x.shape != self.shape or x.dtype != self.dtype:
+            return False
+        return bool(np.all(x >= self.low) and np.all(x <= self.high))
+
+    def _identity(self) -> tuple:
+        return (self.shape, self.dtype.str, self.low.tobytes(), self.high.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Box) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash((Box, self._identity()))
+
+    def __repr__(self) -> str:
+        def bound(x: np.ndarray) -> str:
+            return f"{x.flat[0]:g}" if x.size and np.all(x == x.flat[0]) else str(x.tolist())
+
+        return f"Box({bound(self.low)}, {bound(self.high)}, {self.shape}, {self.dtype.name})"
+
+
+Space = Discrete | Box

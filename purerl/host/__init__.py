@@ -1,0 +1,1 @@
+"""All that is not pure: files, clocks, screens."""

@@ -1,0 +1,74 @@
+"""What a run tells of itself, reduced inside the scan: one number an update."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Episodes(NamedTuple):
+    """Returns and lengths of the episodes that ended.
+
+    NaN where none did; each episode counts once, however long it was.
+
+    Attributes:
+        episode_return, episode_return_min, episode_return_max: `[]` float32, sums of the
+            environment's own rewards, not discounted: mean, minimum, maximum.
+        episode_length, episode_length_min, episode_length_max: `[]` float32, in steps.
+        num_episodes: `[]` int32, how many ended.
+    """
+
+    episode_return: jax.Array
+    episode_return_min: jax.Array
+    episode_return_max: jax.Array
+    episode_length: jax.Array
+    episode_length_min: jax.Array
+    episode_length_max: jax.Array
+    num_episodes: jax.Array
+
+
+class Metrics(NamedTuple):
+    """One update's metrics; out of `train` each has a leading axis `[num_updates]`.
+
+    Attributes:
+        episode_return, ... num_episodes: of training episodes, as in `Episodes`.
+        losses: the agent's losses and diagnostics by name, `[]` float32.
+        eval: `Episodes` of the evaluation after this update, NaN and 0 where there was none; None
+            where the run has no evaluation.
+    """
+
+    episode_return: jax.Array
+    episode_return_min: jax.Array
+    episode_return_max: jax.Array
+    episode_length: jax.Array
+    episode_length_min: jax.Array
+    episode_length_max: jax.Array
+    num_episodes: jax.Array
+    losses: dict[str, jax.Array]
+    eval: Episodes | None
+
+
+def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episodes:
+    """Statistics over the entries where an episode ended.
+
+    Args:
+        returns: `[...]` float32, the return up to and with each step.
+        lengths: `[...]` int32, the steps up to and with each step.
+        ended: `[...]` bool, whether the episode ended there.
+    """
+    count = jnp.sum(ended, dtype=jnp.int32)
+
+    def reduce(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x = x.astype(jnp.float32)
+        mean = jnp.sum(jnp.where(ended, x, 0.0)) / count  # 0 / 0 is the NaN that is wanted
+        low = jnp.min(jnp.where(ended, x, jnp.inf))
+        high = jnp.max(jnp.where(ended, x, -jnp.inf))
+        return mean, jnp.where(count > 0, low, jnp.nan), jnp.where(count > 0, high, jnp.nan)
+
+    return Episodes(*reduce(returns), *reduce(lengths), num_episodes=count)
+
+
+def no_episodes() -> Episodes:
+    """The statistics of no episode at all."""
+    nan = jnp.float32(jnp.nan)
+    return Episodes(nan, nan, nan, nan, nan, nan, jnp.int32(0))

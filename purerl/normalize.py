@@ -1,0 +1,73 @@
+"""Running mean and variance, kept once over all environments (not one per environment)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+class RunningStats(NamedTuple):
+    """Mean and variance of all that was seen, over every axis but an observation's own.
+
+    Attributes:
+        size: `[]` float32, how many were seen.
+        mean, var: pytrees of `[*shape]` float32.
+    """
+
+    size: jax.Array
+    mean: PyTree
+    var: PyTree
+
+
+def init_stats(example: PyTree) -> RunningStats:
+    """Statistics of nothing yet: mean 0, variance 1, so that normalising changes nothing.
+
+    Args:
+        example: one observation, or its shape.
+    """
+    return RunningStats(
+        jnp.float32(0.0),
+        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), example),
+        jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), example),
+    )
+
+
+def update_stats(stats: RunningStats, batch: PyTree, num_axes: int) -> RunningStats:
+    """Adds a batch (Chan, Golub and LeVeque 1979, the parallel algorithm).
+
+    Args:
+        stats: so far.
+        batch: pytree of `[*batch_shape, *shape]`.
+        num_axes: how many axes `batch_shape` has.
+    """
+    axes = tuple(range(num_axes))
+    shape = jax.tree.leaves(batch)[0].shape[:num_axes]
+    size = 1
+    for length in shape:
+        size *= length
+    total = stats.size + size
+    weight = size / total
+
+    def merge(mean: jax.Array, var: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = x.astype(jnp.float32)
+        batch_mean, batch_var = jnp.mean(x, axes), jnp.var(x, axes)
+        delta = batch_mean - mean
+        spread = delta**2 * weight * (1.0 - weight)
+        return mean + weight * delta, (1.0 - weight) * var + weight * batch_var + spread
+
+    merged = jax.tree.map(merge, stats.mean, stats.var, batch)
+    mean, var = jax.tree.transpose(
+        jax.tree.structure(stats.mean), jax.tree.structure((0, 0)), merged
+    )
+    return RunningStats(total, mean, var)
+
+
+def normalize(stats: RunningStats, x: PyTree, clip: float = 10.0) -> PyTree:
+    """(x - mean) / std, clipped, leaf by leaf; x is `[..., *shape]` and comes back as float32."""
+
+    def scale(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        return jnp.clip((x - mean) * jax.lax.rsqrt(var + 1e-8), -clip, clip)
+
+    return jax.tree.map(scale, x, stats.mean, stats.var)

@@ -1,0 +1,123 @@
+"""Returns and advantages along paths, by one reverse `lax.scan`.
+
+All arrays are time-major, `[T, N, ...]` or `[T]`. A path ends where `terminated | truncated`, and
+at the last row, where the data stops. Only `terminated` zeroes the value beyond: a truncated or
+unfinished path goes on in `next_value`, the value of its true successor.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def gae(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: jax.Array | float,
+    lam: jax.Array | float,
+) -> jax.Array:
+    """Generalized advantage estimates (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+
+    A_t = delta_t + gamma lam A_{t+1} within a path, with
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), and V = 0 beyond a termination.
+
+    Args:
+        reward, value: `[T, ...]`, r_t and V(s_t).
+        next_value: `[T, ...]`, V of the true successor of s_t, also where the path is cut.
+        terminated, truncated: `[T, ...]` bool.
+        gamma, lam: discount and trace decay, each in [0, 1].
+
+    Returns:
+        `[T, ...]` advantages.
+    """
+    delta = td_error(reward, value, next_value, terminated, gamma)
+    decay = jnp.where(terminated | truncated, 0.0, gamma * lam)
+
+    def step(advantage: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        delta, decay = inputs
+        advantage = delta + decay * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
+
+
+def td_error(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    gamma: jax.Array | float,
+) -> jax.Array:
+    """One-step errors r_t + gamma V(s_{t+1}) - V(s_t), with V = 0 beyond a termination."""
+    return reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+
+
+def reward_to_go(
+    reward: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: jax.Array | float,
+) -> jax.Array:
+    """Discounted sum of the rewards from each step to its path's end, G_t = r_t + gamma G_{t+1}.
+
+    Beyond the end stands `next_value` where the path was cut, 0 where it terminated.
+
+    Args:
+        reward, next_value, terminated, truncated: `[T, ...]`, as in `gae`.
+        gamma: discount.
+
+    Returns:
+        `[T, ...]`.
+    """
+    beyond = jnp.where(terminated, 0.0, next_value)
+
+    def step(to_go: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        reward, beyond, done = inputs
+        to_go = reward + gamma * jnp.where(done, beyond, to_go)
+        return to_go, to_go
+
+    inputs = (reward, beyond, terminated | truncated)
+    return jax.lax.scan(step, next_value[-1], inputs, reverse=True)[1]
+
+
+def n_step_return(
+    reward: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: jax.Array | float,
+    n: int,
+) -> jax.Array:
+    """Sum of at most n discounted rewards, then the discounted value of where that leads.
+
+    G_t = r_t + gamma r_{t+1} + ... + gamma^m V(s_{t+m}), where m is n, or fewer where the path or
+    the data ends before (Sutton and Barto 2018, eq. 7.1).
+
+    Args:
+        reward, next_value, terminated, truncated: `[T, ...]`, as in `gae`.
+        gamma: discount.
+        n: how many rewards, at least 1.
+
+    Returns:
+        `[T, ...]`.
+
+    Raises:
+        ValueError: n is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n_step_return: n is {n}, expected at least 1")
+    beyond = jnp.where(terminated, 0.0, next_value)
+
+    def step(shorter: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        reward, beyond, done = inputs  # shorter[k] is the (k + 1)-step return of the next step
+        tail = jnp.concatenate([beyond[None], shorter[:-1]])
+        returns = reward + gamma * jnp.where(done, beyond, tail)
+        return returns, returns[-1]
+
+    # Behind the last row nothing is known but V, however many steps are left to look ahead.
+    start = jnp.broadcast_to(next_value[-1], (n, *next_value.shape[1:]))
+    inputs = (reward, beyond, terminated | truncated)
+    return jax.lax.scan(step, start, inputs, reverse=True)[1]

@@ -1,0 +1,122 @@
+"""`make_train`: from a config to a pure function that trains."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from purerl.agents import Agent
+from purerl.config import TrainConfig
+from purerl.fields import ConfigError
+from purerl.metrics import Metrics
+from purerl.normalize import normalize
+from purerl.run import RunState
+
+PyTree = Any
+Train = Callable[..., "TrainOutput"]
+
+
+@struct.dataclass
+class TrainOutput:
+    """What training leaves: a pytree, so it comes out of `jit` and `vmap` whole.
+
+    Attributes:
+        state: the run's final `RunState`.
+        metrics: `Metrics`, each `[num_updates]`.
+        agent: the agent, with the hyperparameters that it was trained with.
+        steps_per_update: environment steps in each update.
+    """
+
+    state: RunState
+    metrics: Metrics
+    agent: Agent
+    steps_per_update: int = struct.field(pytree_node=False)
+
+    def policy(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
+        """Actions for observations as the environment gives them.
+
+        Args:
+            obs: `[B, *obs_shape]`.
+            key: to sample from the policy; None for its mode.
+
+        Returns:
+            `[B, *action_shape]`, the agent's own (continuous ones may have to be clipped).
+        """
+        return self._one().agent.policy(self.state.agent, self._seen(obs), key)
+
+    def value(self, obs: PyTree) -> jax.Array:
+        """Values `[B]` of observations `[B, *obs_shape]`."""
+        return self._one().agent.value(self.state.agent, self._seen(obs))
+
+    @property
+    def num_updates(self) -> int:
+        """How many updates were run."""
+        return int(np.max(np.asarray(self.state.num_updates)))
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many environment steps were run: `total_timesteps`, rounded up to whole updates."""
+        return self.num_updates * self.steps_per_update
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """`[num_updates]` int64, environment steps after each update: the curve's x axis."""
+        return np.arange(1, self.num_updates + 1, dtype=np.int64) * self.steps_per_update
+
+    def member(self, *index: int) -> "TrainOutput":
+        """One member of a vmapped run, by its index along each mapped axis."""
+        return jax.tree.map(lambda x: x[index], self)
+
+    def _one(self) -> "TrainOutput":
+        if jnp.ndim(self.state.num_updates) > 0:
+            axes = np.shape(self.state.num_updates)
+            raise ValueError(
+                f"this is the output of {axes} runs: choose one by out.member(i), or map over them "
+                "by jax.vmap(lambda out: out.policy(obs))(outs)"
+            )
+        return self
+
+    def _seen(self, obs: PyTree) -> PyTree:
+        stats = self.state.obs_stats
+        return obs if stats is None else normalize(stats, obs)
+
+
+def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
+    """A pure function that trains one agent: jit it, vmap it.
+
+    Args:
+        config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
+
+    Returns:
+        `train(key, hyperparams=None) -> TrainOutput`. `key` is a typed key (`jax.random.key`);
+        `hyperparams` gives float fields of the agent by name, such as `{"lr": 3e-4}`. Map over
+        either or both by `jax.vmap`: one program is compiled for all.
+
+    Raises:
+        ConfigError: from here, or from `train` while it is traced, for a value that can't be used.
+    """
+    if not isinstance(config, TrainConfig):
+        config = TrainConfig.from_mapping(config)
+
+    def train(key: jax.Array, hyperparams: Mapping[str, Any] | None = None) -> TrainOutput:
+        check_key(key)
+        loop = config.make_loop(hyperparams)
+        indices = jnp.arange(loop.num_updates)
+        state, metrics = jax.lax.scan(loop.step, loop.init(key), indices)
+        return TrainOutput(state, metrics, loop.agent, loop.steps_per_update)
+
+    return train
+
+
+def check_key(key: Any) -> None:
+    """Raises ConfigError unless it is one typed key."""
+    if not (hasattr(key, "dtype") and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        got = f"{key.dtype} {key.shape}" if hasattr(key, "dtype") else repr(key)
+        raise ConfigError(f"key: got {got}, expected a typed key: jax.random.key(seed)")
+    if key.shape:
+        raise ConfigError(
+            f"key: got {key.shape[0]} keys, expected one; for many agents, jax.vmap(train)(keys)"
+        )

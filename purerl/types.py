@@ -1,0 +1,31 @@
+"""What passes between rooms."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+
+
+class Transition(NamedTuple):
+    """What one step leaves behind: `[N, ...]`, and `[T, N, ...]` after a rollout of T steps.
+
+    Attributes:
+        obs: `[N, *obs_shape]`, as the environment gave it (not normalised).
+        action: `[N, *action_shape]`, the agent's own.
+        reward: `[N]` float32, after the rewarder.
+        next_obs: `[N, *obs_shape]`, the true successor, also where the environment was then reset.
+        terminated: `[N]` bool, the value beyond is 0.
+        truncated: `[N]` bool, the value beyond is V(next_obs).
+        episode: `[N]` int32, the number of the environment's episode.
+        extras: what the agent wants back, such as `log_prob` and `value`, `[N]` each.
+    """
+
+    obs: PyTree
+    action: jax.Array
+    reward: jax.Array
+    next_obs: PyTree
+    terminated: jax.Array
+    truncated: jax.Array
+    episode: jax.Array
+    extras: dict[str, jax.Array]
