@@ -32,6 +32,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": nn.gelu,
     "silu": nn.silu,
 }
+NETWORKS = ("auto", "mlp", "cnn")
 DEFAULT_DISTRIBUTION = "default"
 
 
@@ -195,31 +196,35 @@ def _orthogonal(gain: float) -> Any:
 class Torso(nn.Module):
     """Features of an observation, `[B, *obs_shape]` to `[B, hidden[-1]]`.
 
-    Images, `[B, height, width, channels]`, go through one convolution of 16 filters, 3 x 3 (Young
-    and Tian 2019, arXiv:1903.03176), with a stride that leaves at most 10 x 10 cells. Then, or at
-    once, dense layers.
+    First, where `network` is "cnn", or "auto" and the observation is an image
+    `[B, height, width, channels]`, one convolution of 16 filters, 3 x 3 (Young and Tian 2019,
+    arXiv:1903.03176), with a stride that leaves at most 10 x 10 cells. Then dense layers.
     """
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
+    network: str = "auto"
 
     @nn.compact
     def __call__(self, obs: Any) -> jax.Array:
         activation = ACTIVATIONS[self.activation]
-        leaves = [_features(leaf, activation) for leaf in jax.tree.leaves(obs)]
+        leaves = [self._flatten(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(obs)]
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
         for size in self.hidden:
             x = activation(nn.Dense(size, kernel_init=_orthogonal(math.sqrt(2)))(x))
         return x
 
-
-def _features(obs: jax.Array, activation: Callable) -> jax.Array:
-    x = obs.astype(jnp.float32)
-    if x.ndim == 4:
-        stride = -(-max(x.shape[1:3]) // 10)
-        patches = _patches(x, 3, stride)
-        x = activation(nn.Dense(16, kernel_init=_orthogonal(math.sqrt(2)), name="conv")(patches))
-    return x.reshape(x.shape[0], -1)
+    def _flatten(self, x: jax.Array) -> jax.Array:
+        if x.ndim == 4 and self.network != "mlp":
+            stride = -(-max(x.shape[1:3]) // 10)
+            conv = nn.Dense(16, kernel_init=_orthogonal(math.sqrt(2)))
+            x = ACTIVATIONS[self.activation](conv(_patches(x, 3, stride)))
+        elif self.network == "cnn":
+            raise ConfigError(
+                f"network: got 'cnn', but observations have shape {x.shape[1:]}, expected "
+                "(height, width, channels)"
+            )
+        return x.reshape(x.shape[0], -1)
 
 
 def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
@@ -241,10 +246,11 @@ class DefaultActor(Actor):
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
+    network: str = "auto"
 
     @nn.compact
     def create_network(self, obs: Any) -> jax.Array:
-        x = Torso(self.hidden, self.activation)(obs)
+        x = Torso(self.hidden, self.activation, self.network)(obs)
         return nn.Dense(self.action_dim, kernel_init=_orthogonal(0.01))(x)
 
 
@@ -253,8 +259,9 @@ class DefaultCritic(Critic):
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
+    network: str = "auto"
 
     @nn.compact
     def create_network(self, obs: Any) -> jax.Array:
-        x = Torso(self.hidden, self.activation)(obs)
+        x = Torso(self.hidden, self.activation, self.network)(obs)
         return nn.Dense(1, kernel_init=_orthogonal(1.0))(x)

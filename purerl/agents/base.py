@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import EnvSpec
 from purerl.fields import ConfigError, Record, choice, integer, sizes, static
-from purerl.networks import ACTIVATIONS, Actor, Critic, DefaultActor, DefaultCritic
+from purerl.networks import ACTIVATIONS, NETWORKS, Actor, Critic, DefaultActor, DefaultCritic
 
 PyTree = Any
 AgentState = Any
@@ -65,7 +65,7 @@ class Agent(Record):
         raise NotImplementedError
 
 
-def network(*, default: None, base: type) -> Any:
+def module_field(*, default: None, base: type) -> Any:
     """A field for a user's network: an uninstantiated subclass of `base`, or a partial of one."""
 
     def check(value: Any) -> Any:
@@ -88,16 +88,18 @@ class NetworkAgent(Agent):
         critic: an uninstantiated `Critic`; None for `DefaultCritic`.
         hidden: widths of the default networks' hidden layers.
         activation: their activation function.
+        network: their kind; by default images go through a convolution, and all else doesn't.
     """
 
-    actor: Callable[..., Actor] | None = network(default=None, base=Actor)
-    critic: Callable[..., Critic] | None = network(default=None, base=Critic)
+    actor: Callable[..., Actor] | None = module_field(default=None, base=Actor)
+    critic: Callable[..., Critic] | None = module_field(default=None, base=Critic)
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
     activation: str | None = choice(default=None, options=ACTIVATIONS, optional=True)
+    network: str | None = choice(default=None, options=NETWORKS, optional=True)
 
     def check(self) -> None:
         super().check()
-        sized = [n for n in ("hidden", "activation") if getattr(self, n) is not None]
+        sized = [n for n in ("hidden", "activation", "network") if getattr(self, n) is not None]
         if self.actor is not None and self.critic is not None and sized:
             raise ConfigError(
                 f"{type(self).__name__}.{sized[0]}: is for the default networks, but both actor "
@@ -109,6 +111,7 @@ class NetworkAgent(Agent):
         shape: dict[str, Any] = {
             "hidden": self.hidden or (64, 64),
             "activation": self.activation or "tanh",
+            "network": self.network or "auto",
         }
         actor = functools.partial(DefaultActor, **shape) if self.actor is None else self.actor
         critic = functools.partial(DefaultCritic, **shape) if self.critic is None else self.critic

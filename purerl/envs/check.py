@@ -153,6 +153,12 @@ def _check_transforms(env: Env, key: jax.Array) -> None:
     alone = [jitted(k) for k in keys]
     _require_equal(alone[0], jitted(keys[0]), "jit: the same key gave another result", exact=True)
     eager = once(keys[0])
+    for name in ("reward", "terminated", "truncated"):
+        value = getattr(eager[1][1], name)
+        _require(
+            hasattr(value, "dtype"),
+            f"step: the {name} is a {type(value).__name__}, expected an array",
+        )
     _require_equal(eager, once(keys[0]), "the same key gave another result", exact=True)
     _require_equal(eager, alone[0], "jit gave another result than plain Python")
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *alone)

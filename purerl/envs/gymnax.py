@@ -3,7 +3,8 @@
 The adapter takes the raw dynamics (`reset_env`, `step_env`, `is_truncated`) and leaves gymnax's own
 auto-reset aside. It puts right what environments leave loose: rewards become float32 scalars,
 `terminated` wins over `truncated`, a `Discrete` observation becomes one-hot, observation dtypes in
-the spec are those that the environment really returns, and states keep their dtypes.
+the spec are those that the environment really returns, bounds that are known to be wrong are given
+up, and states keep their dtypes.
 """
 
 import functools
@@ -19,6 +20,8 @@ from purerl.envs.spaces import Box, Discrete, Space
 from purerl.fields import ConfigError
 
 NEEDS_DOWNLOAD = ("MNISTBandit-bsuite",)
+# Their observations leave the bounds that their spaces declare.
+WRONG_BOUNDS = ("MemoryChain-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
 
 
 def names() -> list[str]:
@@ -103,9 +106,12 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
         return cast(state, dtypes), timestep
 
     limit = getattr(params, "max_steps_in_episode", None)
+    observation_space = _observation_space(space, obs)
+    if env.name in WRONG_BOUNDS:
+        observation_space = Box(-np.inf, np.inf, obs.shape, obs.dtype)
     spec = EnvSpec(
         name=name,
-        observation_space=_observation_space(space, obs),
+        observation_space=observation_space,
         action_space=action_space,
         max_episode_steps=None if limit is None else int(limit),
     )

@@ -45,7 +45,7 @@ class Box:
         if shape is None:
             shape = np.broadcast_shapes(np.shape(low), np.shape(high))
         self.shape = tuple(int(size) for size in shape)
-        self.dtype = np.dtype(np.float32 if dtype is float else dtype)
+        self.dtype = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
         self.low = np.broadcast_to(np.asarray(low, np.float32), self.shape)
         self.high = np.broadcast_to(np.asarray(high, np.float32), self.shape)
         if not np.all(self.low <= self.high):
@@ -59,6 +59,9 @@ class Box:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One element, uniformly; from a standard normal, clipped, where a bound is infinite."""
+        if np.issubdtype(self.dtype, np.integer) and self.bounded:
+            low, high = self.low.astype(self.dtype), self.high.astype(self.dtype)
+            return jax.random.randint(key, self.shape, low, high + 1, self.dtype)
         if self.bounded:
             x = jax.random.uniform(key, self.shape, minval=self.low, maxval=self.high)
         else:

@@ -1,0 +1,116 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+
+from purerl.distributions import Categorical, Normal, TanhNormal
+
+LOGITS = jnp.array([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]])
+LOC, SCALE = jnp.array([[0.3, -1.0], [2.0, 0.0]]), jnp.array([[0.5, 2.0], [1.0, 0.1]])
+
+
+def test_categorical_against_scipy(key):
+    d = Categorical(LOGITS)
+    probs = np.asarray(jax.nn.softmax(LOGITS), np.float64)
+    probs /= probs.sum(-1, keepdims=True)
+    np.testing.assert_allclose(d.entropy(), [scipy.stats.entropy(p) for p in probs], rtol=1e-5)
+    actions = jnp.array([2, 1])
+    np.testing.assert_allclose(d.log_prob(actions), np.log([probs[0, 2], probs[1, 1]]), rtol=1e-5)
+    np.testing.assert_array_equal(d.mode(), [1, 0])
+    samples = np.asarray(jax.vmap(d.sample)(jax.random.split(key, 20_000)))
+    assert samples.dtype == np.int32
+    for row in range(2):
+        counts = np.bincount(samples[:, row], minlength=3)
+        assert scipy.stats.chisquare(counts, probs[row] * len(samples)).pvalue > 1e-3
+
+
+def test_categorical_with_an_impossible_action():
+    d = Categorical(jnp.array([0.0, -jnp.inf]))
+    assert float(d.entropy()) == 0.0
+    assert float(d.log_prob(jnp.int32(0))) == 0.0
+
+
+def test_normal_against_scipy(key):
+    d = Normal(LOC, SCALE)
+    x = jnp.array([[0.1, 1.0], [1.5, 0.2]])
+    reference = scipy.stats.norm(np.asarray(LOC), np.asarray(SCALE))
+    np.testing.assert_allclose(d.log_prob(x), reference.logpdf(x).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(d.entropy(), reference.entropy().sum(-1), rtol=1e-5)
+    np.testing.assert_array_equal(d.mode(), LOC)
+    samples = np.asarray(jax.vmap(d.sample)(jax.random.split(key, 20_000)))
+    for i in np.ndindex(2, 2):
+        marginal = scipy.stats.norm(float(LOC[i]), float(SCALE[i]))
+        assert scipy.stats.kstest(samples[(slice(None), *i)], marginal.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (1.5, 0.3), (-2.0, 0.8), (0.5, 0.05)])
+def test_tanh_normal_is_a_density(loc, scale):
+    low, high = -2.0, 3.0
+    d = TanhNormal(jnp.array([loc]), jnp.array([scale]), low, high)
+
+    def change_of_variable(a):
+        u = (a - (high + low) / 2) / ((high - low) / 2)
+        slope = (high - low) / 2 * (1 - u**2)
+        return scipy.stats.norm(loc, scale).logpdf(np.arctanh(u)) - np.log(slope)
+
+    inside = np.linspace(low + 0.05, high - 0.05, 41)
+    reference = change_of_variable(inside)
+    seen = reference > -50  # beyond, float32 can't invert tanh, and nobody samples
+    ours = jax.vmap(lambda a: d.log_prob(a[None]))(jnp.asarray(inside, jnp.float32))
+    np.testing.assert_allclose(ours[seen], reference[seen], rtol=2e-3, atol=2e-3)
+    mass, _ = scipy.integrate.quad(
+        lambda z: (
+            np.exp(change_of_variable((high + low) / 2 + (high - low) / 2 * np.tanh(z)))
+            * (high - low)
+            / 2
+            * (1 - np.tanh(z) ** 2)
+        ),
+        loc - 8 * scale,
+        loc + 8 * scale,
+    )
+    assert mass == pytest.approx(1.0, abs=1e-3)
+
+
+def test_tanh_normal_samples(key):
+    d = TanhNormal(LOC, SCALE, -2.0, 3.0)
+    actions, log_probs = jax.vmap(d.sample_and_log_prob)(jax.random.split(key, 20_000))
+    assert actions.min() >= -2.0
+    assert actions.max() <= 3.0
+    np.testing.assert_array_equal(
+        actions[:100], jax.vmap(d.sample)(jax.random.split(key, 20_000)[:100])
+    )
+    exact = jax.vmap(d.log_prob)(actions)
+    close = np.isclose(log_probs, exact, rtol=1e-2, atol=1e-2)
+    assert close.mean() > 0.99  # where tanh isn't saturated
+    # E[-log p] is the entropy: quadrature against 20,000 samples.
+    np.testing.assert_allclose(d.entropy(), -log_probs.mean(0), atol=0.05)
+    np.testing.assert_allclose(d.mode(), 0.5 + 2.5 * np.tanh(LOC), rtol=1e-5)
+
+
+def test_tanh_normal_is_finite_on_its_bounds():
+    d = TanhNormal(jnp.zeros(1), jnp.ones(1), -1.0, 1.0)
+    for action in (-1.0, 1.0):
+        value, grad = jax.value_and_grad(lambda a: d.log_prob(a[None]))(jnp.float32(action))
+        assert np.isfinite(value)
+        assert np.isfinite(grad)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_actions_of_any_shape(shape, key):
+    for d in (
+        Normal(jnp.zeros((5, *shape)), jnp.ones((5, *shape)), len(shape)),
+        TanhNormal(jnp.zeros((5, *shape)), jnp.ones((5, *shape)), event_ndim=len(shape)),
+    ):
+        action, log_prob = d.sample_and_log_prob(key)
+        assert action.shape == (5, *shape)
+        assert log_prob.shape == d.entropy().shape == d.log_prob(action).shape == (5,)
+
+
+def test_distributions_are_pytrees(key):
+    def make(loc):
+        return Normal(loc, jnp.ones(2))
+
+    outs = jax.jit(jax.vmap(make))(jnp.zeros((4, 2)))
+    assert jax.vmap(lambda d: d.sample(key))(outs).shape == (4, 2)

@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purerl import returns
+
+
+def paths(seed, shape=(23, 5), ends=0.2):
+    rng = np.random.default_rng(seed)
+    reward, value, next_value = rng.normal(size=(3, *shape)).astype(np.float32)
+    terminated = rng.random(shape) < ends
+    truncated = (rng.random(shape) < ends) & ~terminated
+    return reward, value, next_value, terminated, truncated
+
+
+def numpy_gae(reward, value, next_value, terminated, truncated, gamma, lam):
+    advantage = np.zeros_like(value)
+    for env in range(value.shape[1]):
+        running = 0.0
+        for t in reversed(range(value.shape[0])):
+            if terminated[t, env]:
+                running = reward[t, env] - value[t, env]
+            elif truncated[t, env] or t == value.shape[0] - 1:
+                running = reward[t, env] + gamma * next_value[t, env] - value[t, env]
+            else:
+                delta = reward[t, env] + gamma * next_value[t, env] - value[t, env]
+                running = delta + gamma * lam * running
+            advantage[t, env] = running
+    return advantage
+
+
+def numpy_n_step(reward, next_value, terminated, truncated, gamma, n):
+    steps, envs = reward.shape
+    out = np.zeros_like(reward)
+    for env in range(envs):
+        for start in range(steps):
+            total, discount = 0.0, 1.0
+            for t in range(start, start + n):
+                total += discount * reward[t, env]
+                discount *= gamma
+                if terminated[t, env]:
+                    break
+                if truncated[t, env] or t == steps - 1 or t == start + n - 1:
+                    total += discount * next_value[t, env]
+                    break
+            out[start, env] = total
+    return out
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("gamma", "lam"), [(0.9, 0.8), (1.0, 1.0), (0.99, 0.0), (0.0, 0.5)])
+def test_gae_is_a_plain_loop(seed, gamma, lam):
+    arrays = paths(seed)
+    np.testing.assert_allclose(
+        returns.gae(*arrays, gamma, lam), numpy_gae(*arrays, gamma, lam), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("gamma", [0.9, 1.0, 0.0])
+@pytest.mark.parametrize("n", [1, 2, 5, 40])
+def test_n_step_return_is_a_plain_loop(seed, gamma, n):
+    reward, _, *rest = paths(seed)
+    np.testing.assert_allclose(
+        returns.n_step_return(reward, *rest, gamma, n),
+        numpy_n_step(reward, *rest, gamma, n),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("gamma", [0.9, 1.0, 0.0])
+def test_reward_to_go_is_a_plain_loop(seed, gamma):
+    reward, _, *rest = paths(seed)
+    # So many steps ahead that only a path's end stops the sum.
+    expected = numpy_n_step(reward, *rest, gamma, reward.shape[0])
+    np.testing.assert_allclose(
+        returns.reward_to_go(reward, *rest, gamma), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_gae_by_hand():
+    # Three steps, gamma 0.5, lam 0.5; the second terminates, the third is cut by the data's end.
+    advantage = returns.gae(
+        reward=jnp.array([1.0, 2.0, 3.0]),
+        value=jnp.array([10.0, 20.0, 30.0]),
+        next_value=jnp.array([20.0, 99.0, 40.0]),
+        terminated=jnp.array([False, True, False]),
+        truncated=jnp.array([False, False, False]),
+        gamma=0.5,
+        lam=0.5,
+    )
+    # delta = 1 + 10 - 10 = 1, 2 - 20 = -18, 3 + 20 - 30 = -7; A_0 = 1 + 0.25 * -18
+    np.testing.assert_allclose(advantage, [-3.5, -18.0, -7.0])
+
+
+def test_a_time_limit_bootstraps_and_a_death_does_not():
+    ends = {"reward": jnp.ones(2), "next_value": jnp.array([5.0, 7.0]), "gamma": 0.5}
+    no, first = jnp.array([False, False]), jnp.array([True, False])
+    cut = returns.reward_to_go(terminated=no, truncated=first, **ends)
+    died = returns.reward_to_go(terminated=first, truncated=no, **ends)
+    unfinished = returns.reward_to_go(terminated=no, truncated=no, **ends)
+    np.testing.assert_allclose(cut, [1 + 2.5, 1 + 3.5])
+    np.testing.assert_allclose(died, [1.0, 1 + 3.5])
+    np.testing.assert_allclose(unfinished, [1 + 0.5 * 4.5, 4.5])
+
+
+def test_one_step_of_gae_is_the_td_error():
+    reward, value, next_value, terminated, truncated = paths(0)
+    error = returns.td_error(reward, value, next_value, terminated, 0.9)
+    one = returns.gae(reward, value, next_value, terminated, truncated, 0.9, 0.0)
+    np.testing.assert_allclose(error, one, rtol=1e-6)
+
+
+def test_reward_one_forever_is_worth_ten():
+    # V = 10 solves V = 1 + 0.9 V: where V is right everywhere, no advantage is left.
+    truncated = jnp.arange(1, 31) % 10 == 0
+    ten, no = jnp.full(30, 10.0), jnp.zeros(30, bool)
+    advantage = returns.gae(jnp.ones(30), ten, ten, no, truncated, 0.9, 0.95)
+    np.testing.assert_allclose(advantage, 0.0, atol=1e-5)
+    to_go = returns.reward_to_go(jnp.ones(30), ten, no, truncated, 0.9)
+    np.testing.assert_allclose(to_go, 10.0, rtol=1e-5)
+    deadly = returns.reward_to_go(jnp.ones(30), ten, truncated, no, 0.9)
+    assert float(deadly[0]) == pytest.approx(10 * (1 - 0.9**10), rel=1e-5)  # 6.5
+
+
+def test_n_below_one():
+    with pytest.raises(ValueError, match="n is 0"):
+        returns.n_step_return(*[jnp.zeros(3)] * 2, *[jnp.zeros(3, bool)] * 2, 0.9, 0)
+
+
+def test_gradients_and_vmap_go_through():
+    arrays = paths(0)
+    batched = jax.vmap(lambda gamma: returns.gae(*arrays, gamma, 0.9))(jnp.array([0.5, 0.9]))
+    np.testing.assert_allclose(batched[1], returns.gae(*arrays, 0.9, 0.9), rtol=1e-5, atol=1e-6)

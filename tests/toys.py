@@ -1,0 +1,74 @@
+"""Environments whose values are known, and that tell what was done to them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import purerl
+from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
+
+FALSE = jnp.zeros((), bool)
+
+
+def reward_forever(horizon: int = 10, *, deadly: bool = False) -> Env:
+    """Reward 1 at every step, observation one-hot of the time; cut (or, if deadly, ended) at the
+    horizon. With discount 0.9 the value of every state is 10 if a time limit cuts the episode; the
+    first state's is 10 (1 - 0.9^10) = 6.5 if it dies."""
+
+    def observe(time):
+        return jax.nn.one_hot(time, horizon + 1)
+
+    def reset(key):
+        return observe(0), jnp.int32(0)
+
+    def step(key, time, action):
+        end = time + 1 >= horizon
+        terminated, truncated = (end, FALSE) if deadly else (FALSE, end)
+        return time + 1, TimeStep(observe(time + 1), jnp.float32(1), terminated, truncated, {})
+
+    spec = EnvSpec("forever", Box(0.0, 1.0, (horizon + 1,)), Discrete(2), horizon)
+    return Env(reset, step, spec)
+
+
+class Walk(NamedTuple):
+    """State of `walk`: a number drawn at the reset, which names the episode, and the time."""
+
+    name: jax.Array
+    time: jax.Array
+
+
+def walk(length: int = 3, *, limit: int | None = None) -> Env:
+    """Episodes of `length` steps that carry their name in the observation `[name, time]`, reward
+    the time. The last step terminates; with `limit`, `truncated` cuts before."""
+
+    def observe(state):
+        return jnp.stack([state.name, state.time.astype(jnp.float32)])
+
+    def reset(key):
+        state = Walk(jax.random.uniform(key), jnp.int32(0))
+        return observe(state), state
+
+    def step(key, state, action):
+        state = Walk(state.name, state.time + 1)
+        terminated = state.time >= length
+        reward = state.time.astype(jnp.float32)
+        return state, TimeStep(observe(state), reward, terminated, FALSE, {})
+
+    env = Env(reset, step, EnvSpec("walk", Box(0.0, jnp.inf, (2,)), Discrete(2)))
+    return env if limit is None else purerl.time_limit(env, limit)
+
+
+def target_env(low: float = -2.0, high: float = 2.0, shape: tuple[int, ...] = (1,)) -> Env:
+    """One step, continuous: the reward is minus the squared distance of the action to the middle of
+    the upper half; the observation is constant; info has the action that came in."""
+    goal = low + 0.75 * (high - low)
+
+    def reset(key):
+        return jnp.ones(1), jnp.float32(0)
+
+    def step(key, state, action):
+        reward = -jnp.mean(((action - goal) / (high - low)) ** 2)
+        return state, TimeStep(jnp.ones(1), reward, ~FALSE, FALSE, {"action": action})
+
+    return Env(reset, step, EnvSpec("target", Box(0.0, 1.0, (1,)), Box(low, high, shape)))
