@@ -96,7 +96,10 @@ def _trainer(agent: Agent, env: Env) -> Callable:
 
 
 def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
-    train = jax.jit(lambda key: _trainer(agent, env)(key, {}))
+    def fresh(key: jax.Array) -> Any:
+        return _trainer(agent, env)(key, {})
+
+    train = jax.jit(fresh)
     keys = jax.random.split(key, 2)
     try:
         state, losses = train(keys[0])
@@ -109,22 +112,19 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
         _equal(state, train(keys[0])[0]), "the same key gave another agent: update is not pure"
     )
     _require(not _equal(state, train(keys[1])[0]), "another key gave the same agent")
-    together = jax.jit(jax.vmap(train))(keys)[0]
+    together = jax.jit(jax.vmap(fresh))(keys)[0]  # traced anew
     first = jax.tree.map(lambda x: x[0], together)
     _require(_equal(state, first, 1e-3), "vmap over keys gave another agent than the key alone")
 
 
 def _check_hyperparams(agent: Agent, env: Env, key: jax.Array) -> None:
-    train = _trainer(agent, env)
-    for name in field_names(type(agent), traced=True):
-        value = getattr(agent, name)
-        if value is None:
-            continue
-        values = jnp.asarray([value, value])
-        try:
-            jax.eval_shape(jax.vmap(lambda v: train(key, {name: v})), values)  # noqa: B023
-        except Exception as error:
-            raise AgentError(f"{name} can't be vmapped over: {error}") from error
+    train = jax.vmap(lambda hyperparams: _trainer(agent, env)(key, hyperparams))
+    values = {name: getattr(agent, name) for name in field_names(type(agent), traced=True)}
+    values = {name: jnp.asarray([v, v]) for name, v in values.items() if v is not None}
+    try:
+        jax.eval_shape(train, values)
+    except Exception as error:
+        raise AgentError(f"its float fields can't be vmapped over: {error}") from error
 
 
 def _equal(x: Any, y: Any, tolerance: float = 0.0) -> bool:

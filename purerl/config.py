@@ -74,7 +74,7 @@ class TrainConfig(Record):
         optional=False,
     )
     total_timesteps: int = integer(default=500_000, at_least=1)
-    num_envs: int = integer(default=16, at_least=1)
+    num_envs: int = integer(default=8, at_least=1)
     update_every: int | None = integer(default=None, at_least=1, optional=True)
     buffer: Buffer | None = static(
         default=None, check=_instance(Buffer), expected="a purerl.Buffer"

@@ -11,10 +11,11 @@ A subclass implements `create_network` and is passed to an agent uninstantiated:
     agent = purerl.PPO(actor=MyActor)
 """
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -53,6 +54,14 @@ class Actor(nn.Module):
     action_space: Space
     distribution: Any = DEFAULT_DISTRIBUTION
     init_log_std: float = 0.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # A dataclass takes `distribution = None` in a subclass for a new default only with an
+        # annotation, and would silently keep the old one without.
+        for field in dataclasses.fields(cast(Any, cls)):
+            if field.name in vars(cls):
+                cls.__annotations__.setdefault(field.name, Any)
+        super().__init_subclass__(**kwargs)
 
     def create_network(self, obs: Any) -> Any:
         """For subclasses.

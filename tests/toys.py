@@ -12,23 +12,20 @@ FALSE = jnp.zeros((), bool)
 
 
 def reward_forever(horizon: int = 10, *, deadly: bool = False) -> Env:
-    """Reward 1 at every step, observation one-hot of the time; cut (or, if deadly, ended) at the
-    horizon. With discount 0.9 the value of every state is 10 if a time limit cuts the episode; the
-    first state's is 10 (1 - 0.9^10) = 6.5 if it dies."""
+    """Reward 1 at every step, one observation only; cut (or, if deadly, ended) at the horizon.
 
-    def observe(time):
-        return jax.nn.one_hot(time, horizon + 1)
+    With discount 0.9 the value is 10 if a time limit cuts the episode. If it dies there, the first
+    state is worth 10 (1 - 0.9^10) = 6.5 and every other one less."""
 
     def reset(key):
-        return observe(0), jnp.int32(0)
+        return jnp.ones(1), jnp.int32(0)
 
     def step(key, time, action):
         end = time + 1 >= horizon
         terminated, truncated = (end, FALSE) if deadly else (FALSE, end)
-        return time + 1, TimeStep(observe(time + 1), jnp.float32(1), terminated, truncated, {})
+        return time + 1, TimeStep(jnp.ones(1), jnp.float32(1), terminated, truncated, {})
 
-    spec = EnvSpec("forever", Box(0.0, 1.0, (horizon + 1,)), Discrete(2), horizon)
-    return Env(reset, step, spec)
+    return Env(reset, step, EnvSpec("forever", Box(0.0, 1.0, (1,)), Discrete(2), horizon))
 
 
 class Walk(NamedTuple):

@@ -125,7 +125,7 @@ class PPO(NetworkAgent):
             grads, losses = jax.grad(self._loss, has_aux=True)(params, state, minibatch)
             updates, new_opt_state = optimizer.update(grads, opt_state)
             new = optax.apply_updates(params, updates), new_opt_state
-            losses["grad_norm"] = optax.global_norm(grads)
+            losses["grad_norm"] = optax.tree.norm(grads)
             if self.target_kl is None:
                 return (*new, stopped), losses
             stopped = stopped | (losses["approx_kl"] > self.target_kl)

@@ -1,0 +1,198 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import purerl
+from purerl.distributions import Categorical, Normal, TanhNormal
+from purerl.envs import Box, Discrete
+from purerl.networks import (
+    Actor,
+    Critic,
+    DefaultActor,
+    DefaultCritic,
+    Torso,
+    _patches,
+    takes_action,
+)
+
+OBS = jnp.ones((5, 3))
+
+
+class Linear(Actor):
+    """One layer."""
+
+    @nn.compact
+    def create_network(self, obs):
+        return nn.Dense(self.action_dim)(obs)
+
+
+class MeanAndScale(Actor):
+    @nn.compact
+    def create_network(self, obs):
+        return nn.Dense(self.action_dim)(obs), nn.Dense(self.action_dim)(obs)
+
+
+class Deterministic(Linear):
+    distribution = None
+
+
+class Squashed(Linear):
+    distribution = TanhNormal
+
+
+class SetUp(Actor):
+    def setup(self):
+        self.layer = nn.Dense(self.action_dim)
+
+    def create_network(self, obs):
+        return self.layer(obs)
+
+
+def outcome(actor, obs=OBS):
+    return actor.init_with_output(jax.random.key(1), obs)[0]
+
+
+@pytest.mark.parametrize("actor", [Linear, SetUp, DefaultActor])
+def test_default_distributions(actor):
+    discrete = outcome(actor(Discrete(4)))
+    assert isinstance(discrete, Categorical)
+    assert discrete.logits.shape == (5, 4)
+    continuous = outcome(actor(Box(-1.0, 1.0, (2, 3))))
+    assert isinstance(continuous, Normal)
+    assert continuous.sample(jax.random.key(0)).shape == (5, 2, 3)
+    assert continuous.entropy().shape == (5,)
+
+
+def test_continuous_actors_speak_in_units_of_the_range():
+    space = Box([0.0, -np.inf], [4.0, 1.0])
+    actor = Linear(space, init_log_std=0.5)
+    params = jax.tree.map(jnp.zeros_like, actor.init(jax.random.key(0), OBS))
+    params["params"]["log_std"] = jnp.full(2, 0.5)
+    d = actor.apply(params, OBS)
+    np.testing.assert_allclose(d.loc[0], [2.0, 0.0])  # the middle; 0 where a bound is infinite
+    np.testing.assert_allclose(d.scale[0], [2 * np.exp(0.5), np.exp(0.5)], rtol=1e-6)
+    assert actor.init(jax.random.key(0), OBS)["params"]["log_std"].tolist() == [0.5, 0.5]
+
+
+def test_mean_and_scale_from_the_network():
+    actor = MeanAndScale(Box(-1.0, 1.0, (2,)))
+    params = actor.init(jax.random.key(0), OBS)
+    assert "log_std" not in params["params"]
+    d = actor.apply(params, jax.random.normal(jax.random.key(1), (5, 3)))
+    assert len(np.unique(d.scale)) > 2
+
+
+@pytest.mark.parametrize("actor", [Deterministic, Squashed])
+def test_bounded_actors_stay_inside(actor):
+    space = Box([-0.1, 2.0], [0.1, 5.0])
+    out = outcome(actor(space), 100 * jax.random.normal(jax.random.key(0), (500, 3)))
+    action = out if actor is Deterministic else out.sample(jax.random.key(2))
+    assert action.shape == (500, 2)
+    assert np.all(action >= space.low)
+    assert np.all(action <= space.high)
+    assert np.ptp(action[:, 1]) > 2.9
+
+
+def bad(output, distribution=purerl.networks.DEFAULT_DISTRIBUTION):
+    class Bad(Actor):
+        @nn.compact
+        def create_network(self, obs):
+            return output(obs)
+
+    return functools.partial(Bad, distribution=distribution)
+
+
+@pytest.mark.parametrize(
+    ("actor", "space", "message"),
+    [
+        (bad(lambda x: nn.Dense(3)(x)), Discrete(2), r"got shape \(5, 3\), expected \(5, 2\)"),
+        (bad(lambda x: nn.Dense(2)(x[0])), Discrete(2), r"got shape \(2,\)"),
+        (bad(lambda x: nn.Dense(2)(x)[None]), Box(-1, 1, (2,)), r"got shape \(1, 5, 2\)"),
+        (bad(lambda x: "logits"), Discrete(2), "got str"),
+        (bad(lambda x: (nn.Dense(2)(x), nn.Dense(2)(x))), Discrete(2), "got a pair"),
+        (
+            bad(lambda x: (nn.Dense(2)(x), nn.Dense(1)(x))),
+            Box(-1, 1, (2,)),
+            r"log_std: got shape \(5, 1\)",
+        ),
+        (bad(lambda x: nn.Dense(2)(x), Categorical), Box(-1, 1, (2,)), "got Categorical, expected"),
+        (bad(lambda x: nn.Dense(2)(x), Normal), Discrete(2), "got Normal, expected Categorical"),
+        (bad(lambda x: nn.Dense(2)(x), None), Discrete(2), "got None, expected Categorical"),
+        (bad(lambda x: nn.Dense(1)(x), TanhNormal), Box(0, np.inf, (1,)), "infinite bounds"),
+    ],
+)
+def test_wrong_actors(actor, space, message):
+    with pytest.raises(purerl.ConfigError, match=message):
+        outcome(actor(space))
+
+
+def test_actors_without_a_network():
+    with pytest.raises(NotImplementedError, match="Actor has to implement create_network"):
+        outcome(Actor(Discrete(2)))
+    with pytest.raises(NotImplementedError, match="Critic has to implement create_network"):
+        outcome(Critic())
+
+
+def test_critics():
+    class Flat(Critic):
+        @nn.compact
+        def create_network(self, obs):
+            return nn.Dense(1)(obs)[:, 0]
+
+    class Wide(Critic):
+        @nn.compact
+        def create_network(self, obs):
+            return nn.Dense(2)(obs)
+
+    class Q(Critic):
+        def create_network(self, obs, action):
+            return obs
+
+    assert outcome(Flat()).shape == outcome(DefaultCritic()).shape == (5,)
+    with pytest.raises(purerl.ConfigError, match=r"Wide.create_network: got shape \(5, 2\)"):
+        outcome(Wide())
+    assert takes_action(Q)
+    assert not takes_action(Flat)
+    assert not takes_action(functools.partial(DefaultCritic, hidden=(8,)))
+
+
+def test_patches_and_a_dense_layer_are_a_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 11, 9, 4))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 4, 6))
+    for stride in (1, 2, 3):
+        ours = _patches(x, 3, stride) @ kernel.reshape(-1, 6)
+        theirs = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "network", "inputs"),
+    [
+        ((10, 10, 4), "auto", 8 * 8 * 16),
+        ((30, 40, 3), "auto", 7 * 10 * 16),  # stride 4
+        ((10, 10, 4), "mlp", 400),
+        ((10, 5), "auto", 50),
+        ((), "auto", 1),
+    ],
+)
+def test_torso_takes_observations_of_any_shape(shape, network, inputs):
+    torso = Torso((7,), "relu", network)
+    out, params = torso.init_with_output(jax.random.key(0), jnp.ones((2, *shape), jnp.uint8))
+    assert out.shape == (2, 7)
+    assert any(p.shape == (inputs, 7) for p in jax.tree.leaves(params))
+
+
+def test_a_convolution_needs_an_image():
+    with pytest.raises(purerl.ConfigError, match=r"shape \(3,\), expected \(height"):
+        Torso(network="cnn").init(jax.random.key(0), OBS)
+
+
+def test_torso_takes_pytrees():
+    obs = {"image": jnp.ones((2, 10, 10, 1)), "speed": jnp.ones((2, 3))}
+    assert Torso((7,)).init_with_output(jax.random.key(0), obs)[0].shape == (2, 7)

@@ -1,0 +1,196 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import reward_forever, target_env, walk
+
+import purerl
+from purerl.agents.ppo import PPO
+
+
+def setup(agent, env, num_envs=4, update_every=8):
+    """An agent after one rollout, and its buffer, filled."""
+    loop = purerl.make_loop(
+        env,
+        agent,
+        num_envs=num_envs,
+        total_timesteps=10 * num_envs * update_every,
+        update_every=update_every,
+    )
+    buffer = agent.make_buffer(num_envs, update_every).replace(gamma=agent.gamma, lam=agent.lam)
+    run_state = loop.init(jax.random.key(0))
+    env = purerl.vectorize(purerl.auto_reset(env))
+    _, transitions, _ = purerl.rollout(
+        env,
+        agent,
+        run_state.agent,
+        run_state.rollout,
+        jax.random.key(1),
+        update_every,
+        lambda obs: obs,
+        lambda action: action,
+    )
+    return run_state.agent, buffer, buffer.push(run_state.buffer, transitions)
+
+
+def numpy_loss(agent, state, params, batch):
+    """The clipped objective of the paper (equations 7 and 9), one transition at a time."""
+    logits = np.asarray(state.actor.apply(params["actor"], batch["obs"]).logits, np.float64)
+    value = np.asarray(state.critic.apply(params["critic"], batch["obs"]), np.float64)
+    batch = {name: np.asarray(x, np.float64) for name, x in batch.items()}
+    advantage = batch["advantage"]
+    if agent.normalize_advantage:
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    policy, error, entropy, clipped = [], [], [], []
+    for i in range(len(value)):
+        probs = np.exp(logits[i]) / np.exp(logits[i]).sum()
+        ratio = probs[int(batch["action"][i])] / np.exp(batch["log_prob"][i])
+        low, high = 1 - agent.eps_clip, 1 + agent.eps_clip
+        policy.append(min(ratio * advantage[i], np.clip(ratio, low, high) * advantage[i]))
+        far = (value[i] - batch["target"][i]) ** 2
+        if agent.clip_value:
+            old = batch["value"][i]
+            near = old + np.clip(value[i] - old, -agent.eps_clip, agent.eps_clip)
+            far = max(far, (near - batch["target"][i]) ** 2)
+        error.append(0.5 * far)
+        entropy.append(-(probs * np.log(probs)).sum())
+        clipped.append(abs(ratio - 1) > agent.eps_clip)
+    loss = -np.mean(policy) + agent.value_coef * np.mean(error)
+    return {
+        "loss": loss - agent.entropy_beta * np.mean(entropy),
+        "policy_loss": -np.mean(policy),
+        "value_loss": np.mean(error),
+        "entropy": np.mean(entropy),
+        "clip_fraction": np.mean(clipped),
+    }
+
+
+@pytest.mark.parametrize("clip_value", [True, False])
+@pytest.mark.parametrize("normalize_advantage", [True, False])
+def test_loss_is_a_plain_loop(clip_value, normalize_advantage):
+    agent = PPO(clip_value=clip_value, normalize_advantage=normalize_advantage, entropy_beta=0.3)
+    rng = np.random.default_rng(0)
+    spec = walk().spec
+    old, new = (agent.init(jax.random.key(i), spec) for i in (1, 2))
+    obs = jnp.asarray(rng.normal(size=(64, 2)), jnp.float32)
+    action, extras = agent.act(old, obs, jax.random.key(0))
+    batch = {
+        "obs": obs,
+        "action": action,
+        **extras,
+        "advantage": jnp.asarray(rng.normal(size=64), jnp.float32),
+        "target": jnp.asarray(rng.normal(size=64), jnp.float32),
+    }
+    # Far enough from the old policy for the clipping to bite.
+    params = jax.tree.map(lambda x: 4 * x, new.params)
+    params["actor"] = jax.tree.map(lambda x: 10 * x, params["actor"])
+    loss, losses = agent._loss(params, new, batch)
+    expected = numpy_loss(agent, new, params, batch)
+    assert expected["clip_fraction"] > 0.1
+    assert float(loss) == float(losses["loss"])
+    for name, value in expected.items():
+        assert float(losses[name]) == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def test_the_first_step_sees_the_policy_that_acted():
+    agent = PPO(K_epochs=1, batch_size=32)
+    state, buffer, stored = setup(agent, walk())
+    _, _, losses = agent.update(state, buffer, stored, jax.random.key(2))
+    assert abs(float(losses["approx_kl"])) < 1e-6
+    assert float(losses["clip_fraction"]) == 0.0
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    agent = PPO(K_epochs=1, batch_size=32, max_grad_norm=1e-3, lr=1.0, anneal=False)
+    state, _, _ = setup(agent, walk())
+    optimizer = agent._optimizer(1.0)
+    grads = jax.tree.map(jnp.ones_like, state.params)
+    _, opt_state = optimizer.update(grads, state.opt_state)
+    moments = opt_state[1][0].mu  # Adam's first moment is 0.1 of what came out of the clipping
+    norm = np.sqrt(sum(float(jnp.sum(m**2)) for m in jax.tree.leaves(moments)))
+    assert norm == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_target_kl_stops_an_update_and_nothing_moves_after():
+    free = PPO(K_epochs=20, lr=1e-2)
+    state, buffer, stored = setup(free, walk())
+    key = jax.random.key(3)
+    moved, _, losses = free.update(state, buffer, stored, key)
+    assert "stopped" not in losses
+    stopping = free.replace(target_kl=1e-9)
+    held, _, losses = stopping.update(state, buffer, stored, key)
+    assert float(losses["stopped"]) > 0.9
+    # The first step comes before there is any divergence; Adam takes no second.
+    assert int(held.opt_state[1][0].count) == 1
+    assert int(moved.opt_state[1][0].count) == 80
+    never, _, losses = free.replace(target_kl=1e9).update(state, buffer, stored, key)
+    assert float(losses["stopped"]) == 0.0
+    for x, y in zip(jax.tree.leaves(never.params), jax.tree.leaves(moved.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_lr_goes_down_to_zero():
+    agent = PPO(lr=1.0, num_updates=10)
+    assert [float(agent._lr(jnp.int32(i))) for i in (0, 5, 9)] == pytest.approx([1.0, 0.5, 0.1])
+    assert agent.replace(anneal=False)._lr(jnp.int32(5)) == 1.0
+
+
+def test_explained_variance():
+    agent = PPO()
+    state, buffer, stored = setup(agent, reward_forever(), update_every=16)
+    data = dict(stored.data)
+    _, after, losses = agent.update(state, buffer, stored, jax.random.key(2))
+    value = np.asarray(data["value"])
+    target = np.asarray(after.data["advantage"]) + value
+    expected = 1 - np.var(target - value) / np.var(target)
+    assert float(losses["explained_variance"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_time_limit_is_not_death():
+    """Reward 1 forever, a limit of 10 steps, gamma 0.9: worth 10, and at most 6.5 if it kills."""
+
+    def learned_values(env):
+        agent = PPO(lr=1e-2, gamma=0.9, clip_value=False)
+        config = purerl.TrainConfig(
+            env=env, agent=agent, num_envs=4, update_every=25, total_timesteps=20_000
+        )
+        outs = jax.jit(jax.vmap(purerl.make_train(config)))(jax.random.split(jax.random.key(0), 3))
+        return jax.vmap(lambda out: out.value(jnp.ones((1, 1))))(outs)
+
+    np.testing.assert_allclose(learned_values(reward_forever(10)), 10.0, atol=0.2)
+    assert np.all(learned_values(reward_forever(10, deadly=True)) < 6.5)
+
+
+def test_actions_reach_the_environment_inside_its_bounds():
+    loop = purerl.make_loop(target_env(), PPO(), num_envs=64, total_timesteps=64, update_every=1)
+    state, _ = loop.step(loop.init(jax.random.key(0)), jnp.int32(0))
+    own = np.asarray(state.buffer.data["action"])
+    assert np.abs(own).max() > 2.0  # the agent's own actions are kept as they are
+    seen = []
+    env = target_env()
+    spy = env._replace(
+        step=lambda key, state, action: (
+            jax.debug.callback(lambda a: seen.append(np.asarray(a)), action),
+            env.step(key, state, action),
+        )[1]
+    )
+    loop = purerl.make_loop(spy, PPO(), num_envs=64, total_timesteps=64, update_every=1)
+    loop.step(loop.init(jax.random.key(0)), jnp.int32(0))
+    jax.effects_barrier()
+    assert len(seen) == 64
+    assert np.abs(seen).max() <= 2.0
+
+
+@pytest.mark.parametrize("distribution", [purerl.Normal, purerl.TanhNormal])
+def test_it_finds_a_continuous_target(distribution):
+    actor = type("Aimed", (purerl.DefaultActor,), {"distribution": distribution})
+    config = purerl.TrainConfig(
+        env=target_env(-2.0, 6.0),
+        agent=PPO(actor=actor, lr=3e-3, entropy_beta=0.0),
+        num_envs=32,
+        update_every=8,
+        total_timesteps=40_000,
+    )
+    outs = jax.jit(jax.vmap(purerl.make_train(config)))(jax.random.split(jax.random.key(0), 3))
+    action = jax.vmap(lambda out: out.policy(jnp.ones((1, 1))))(outs)
+    np.testing.assert_allclose(action.reshape(-1), 4.0, atol=0.4)
