@@ -108,8 +108,7 @@ class Actor(nn.Module):
             log_std = jnp.broadcast_to(log_std, mean.shape)
         else:
             self._check_shape("create_network's log_std", log_std, batch)
-            log_std = jnp.clip(log_std, -20.0, 2.0)
-        mean, scale = mean.reshape(shape), jnp.exp(log_std).reshape(shape)
+        mean, scale = mean.reshape(shape), jnp.exp(jnp.clip(log_std, -20.0, 2.0)).reshape(shape)
         event_ndim = len(space.shape)
         if distribution is TanhNormal:
             low, high = jnp.asarray(space.low), jnp.asarray(space.high)

@@ -150,6 +150,9 @@ class PPO(NetworkAgent):
         if self.normalize_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
+        log_ratio = jnp.clip(
+            log_ratio, -20.0, 20.0
+        )  # far beyond any clipping, and exp stays finite
         ratio = jnp.exp(log_ratio)
         clipped = jnp.clip(ratio, 1.0 - self.eps_clip, 1.0 + self.eps_clip)
         policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
