@@ -23,6 +23,8 @@ from purerl.fields import (
 from purerl.rewarders import Rewarder, RunningNormalize
 from purerl.run import Loop, limit_env, make_loop
 
+SET_BY_THE_LOOP = ("num_updates", "transform_obs")
+
 
 def _instance(base: type) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
@@ -186,7 +188,7 @@ def _plain(record: Record) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(cast(Any, record)):
         value = getattr(record, field.name)
-        if value is None or field.name == "num_updates":
+        if value is None or field.name in SET_BY_THE_LOOP:
             continue
         if isinstance(value, jax.Array) and value.shape == ():
             value = float(value)
@@ -194,7 +196,6 @@ def _plain(record: Record) -> dict[str, Any]:
             value = {"name": type(value).__name__.lower()} | _plain(value)
         elif isinstance(value, Buffer):
             value = _plain(value)
-            value.pop("transform_obs")
         elif isinstance(value, Env):
             value = value.spec.name
         elif not isinstance(value, (bool, int, float, str, tuple)):

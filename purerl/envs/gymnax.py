@@ -43,8 +43,8 @@ def make_gymnax(name: str, **kwargs: Any) -> Env:
     try:
         env, params = importlib.import_module("gymnax").make(name, **kwargs)
     except OSError as error:
-        why = "it downloads a data set, " if name in NEEDS_DOWNLOAD else ""
-        raise ConfigError(f"env: {name!r} can't be made here: {why}{error}") from error
+        why = "it wants to download a data set" if name in NEEDS_DOWNLOAD else str(error)
+        raise ConfigError(f"env: {name!r} can't be made here: {why}") from error
     except TypeError as error:
         raise ConfigError(f"env: {name!r} can't be made with {kwargs}: {error}") from error
     return gymnax_env(env, params, name)

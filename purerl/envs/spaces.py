@@ -88,7 +88,8 @@ class Box:
         def bound(x: np.ndarray) -> str:
             return f"{x.flat[0]:g}" if x.size and np.all(x == x.flat[0]) else str(x.tolist())
 
-        return f"Box({bound(self.low)}, {bound(self.high)}, {self.shape}, {self.dtype.name})"
+        dtype = "" if self.dtype == np.float32 else f", {self.dtype.name}"
+        return f"Box({bound(self.low)}, {bound(self.high)}, {self.shape}{dtype})"
 
 
 Space = Discrete | Box

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from purerl.agents import AGENTS
-from purerl.config import TrainConfig
+from purerl.config import SET_BY_THE_LOOP, TrainConfig
 from purerl.envs import env_names, make
 from purerl.fields import ConfigError, field_names, suggest
 from purerl.metrics import Metrics
@@ -90,11 +90,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _envs(args: argparse.Namespace, console: Console) -> int:
     table = Table("name", "observation", "action", "time limit", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
     for name in env_names():
         try:
             spec = make(name).spec
         except ConfigError as error:
-            table.add_row(name, f"[dim]{str(error).split(': ', 2)[-1]}[/]")
+            table.add_row(name, str(error).rpartition(": ")[2])
             continue
         limit = spec.max_episode_steps
         space = spec.observation_space
@@ -113,7 +114,9 @@ def config_from_args(args: argparse.Namespace) -> TrainConfig:
         raise ConfigError(f"--seeds: got {args.seeds}, expected an integer >= 1")
     if args.total_timesteps is not None:
         mapping["total_timesteps"] = _literal(args.total_timesteps)
-    agent_fields = field_names(AGENTS[args.agent.lower()])
+    agent_fields = [
+        name for name in field_names(AGENTS[args.agent.lower()]) if name not in SET_BY_THE_LOOP
+    ]
     fields = [name for name in field_names(TrainConfig) if name not in ("env", "agent")]
     for assignment in args.assignments:
         name, sign, text = assignment.partition("=")
@@ -262,12 +265,14 @@ def _show(console: Console, loop: Loop, metrics: Metrics, rows: int = 20) -> Non
         cells = (f"{x:.1f}" for x in (known.mean(), known.min(), known.max()))
         curve.add_row(steps, *cells, "█" * filled)
     console.print(curve)
-    last = means[-1]
     table = Table("at the end", "mean over seeds", "min", "max", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    ends: dict[str, Any] = {"return": last, "episode length": metrics.episode_length[:, -1]}
-    ends |= {name: values[:, -1] for name, values in metrics.losses.items()}
+    lengths = np.asarray(metrics.episode_length)
+    shown: dict[str, Any] = {"episode length": lengths, **metrics.losses}
+    end = stretches[-1] - 1
+    ends: dict[str, Any] = {"return": means[-1]}
+    ends |= {n: np.array([_mean(seed[end]) for seed in x]) for n, x in shown.items()}
     if metrics.eval is not None:
         evaluated = [seed[np.isfinite(seed)][-1:] for seed in metrics.eval.episode_return]
         ends["evaluation's return"] = np.concatenate(evaluated)

@@ -1,0 +1,243 @@
+import functools
+import tomllib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from toys import reward_forever, target_env, walk
+
+import purerl
+from purerl.config import TrainConfig, make_agent
+
+
+class ThreeOutputs(purerl.Actor):
+    @nn.compact
+    def create_network(self, obs):
+        return nn.Dense(3)(obs)
+
+
+class ForgetsTheBatch(purerl.Actor):
+    @nn.compact
+    def create_network(self, obs):
+        return nn.Dense(2)(obs).mean(axis=0)
+
+
+class TwoValues(purerl.Critic):
+    @nn.compact
+    def create_network(self, obs):
+        return nn.Dense(2)(obs)
+
+
+class QCritic(purerl.Critic):
+    @nn.compact
+    def create_network(self, obs, action):
+        return nn.Dense(1)(obs)
+
+
+class OnlyDiscrete(purerl.DefaultActor):
+    distribution = purerl.Categorical
+
+
+class Good(purerl.DefaultActor):
+    """An actor of one's own."""
+
+
+def broken_network():
+    class Broken(purerl.Actor):
+        @nn.compact
+        def create_network(self, obs):
+            raise RuntimeError("not a shape error")
+
+    return Broken
+
+
+CART = {"env": "CartPole-v1"}
+
+BAD = [
+    # Environments.
+    ({}, "TrainConfig.env: missing"),
+    ({"env": "CartPole-v2"}, "no environment 'CartPole-v2'; did you mean 'CartPole-v1'"),
+    ({"env": "cartpole"}, "did you mean 'CartPole-v1'"),
+    ({"env": "Breakout"}, "did you mean 'Breakout-MinAtar'"),
+    ({"env": 3}, "env: got 3, expected a name, a purerl.Env"),
+    ({"env": None}, "env: got None"),
+    ({"env": "MNISTBandit-bsuite"}, "wants to download a data set"),
+    # Agents.
+    ({**CART, "agent": "pppo"}, "no agent 'pppo'; did you mean 'ppo'"),
+    ({**CART, "agent": {"name": "sac"}}, "no agent 'sac'; known: ppo"),
+    ({**CART, "agent": purerl.PPO}, "expected an agent.*; call it: PPO()"),
+    ({**CART, "agent": 3}, "TrainConfig.agent: got 3, expected an agent"),
+    ({**CART, "agent": None}, "TrainConfig.agent: got None"),
+    # Fields of the config.
+    ({**CART, "num_env": 4}, "TrainConfig: no field 'num_env'; did you mean 'num_envs'"),
+    ({**CART, "timesteps": 4}, "did you mean 'total_timesteps'"),
+    ({**CART, "n_steps": 4}, "did you mean 'update_every'"),
+    ({**CART, "num_envs": 0}, "TrainConfig.num_envs: got 0, expected an integer >= 1"),
+    ({**CART, "num_envs": 2.5}, "num_envs: got 2.5, expected an integer"),
+    ({**CART, "num_envs": "many"}, "num_envs: got 'many', expected an integer"),
+    ({**CART, "num_envs": True}, "num_envs: got True, expected an integer"),
+    ({**CART, "total_timesteps": -1}, "total_timesteps: got -1"),
+    ({**CART, "total_timesteps": float("inf")}, "total_timesteps: got inf"),
+    ({**CART, "update_every": 0}, "update_every: got 0, expected an integer >= 1 or None"),
+    ({**CART, "normalize_obs": "yes"}, "normalize_obs: got 'yes', expected True or False"),
+    ({**CART, "normalize_reward": 1}, "normalize_reward: got 1"),
+    ({**CART, "buffer": 4096}, "TrainConfig.buffer: got 4096, expected a purerl.Buffer"),
+    ({**CART, "buffer": purerl.Buffer}, "call it: Buffer()"),
+    ({**CART, "buffer": purerl.Buffer(maxlen=10)}, "maxlen: got 10, expected 1024"),
+    ({**CART, "buffer": {"maxlen": 0}}, "Buffer.maxlen: got 0"),
+    ({**CART, "rewarder": 3}, "rewarder: got 3, expected a rewarder"),
+    (
+        {**CART, "rewarder": purerl.RunningNormalize(), "normalize_reward": True},
+        "can't be set together with rewarder",
+    ),
+    ({**CART, "action_processor": "clip"}, "expected a function of the action"),
+    ({**CART, "max_episode_steps": 0}, "max_episode_steps: got 0"),
+    ({**CART, "max_episode_steps": 501}, "expected at most 500, the limit that CartPole-v1 keeps"),
+    ({**CART, "skip_frames": 0}, "skip_frames: got 0"),
+    ({**CART, "eval_every": 0}, "eval_every: got 0"),
+    ({**CART, "eval_max_episodes": 0}, "eval_max_episodes: got 0"),
+    ({**CART, "eval_max_episode_steps": "all"}, "eval_max_episode_steps: got 'all'"),
+]
+
+BAD_AGENT = [
+    ({"learning_rate": 1e-3}, "PPO: no field 'learning_rate'; did you mean 'lr'"),
+    ({"clip_range": 0.1}, "did you mean 'eps_clip'"),
+    ({"k_epochs": 4}, "did you mean 'K_epochs'"),
+    ({"lr": -1.0}, "PPO.lr: got -1.0, expected a float >= 0"),
+    ({"lr": "fast"}, "PPO.lr: got 'fast', expected a float"),
+    ({"lr": jnp.ones(4)}, r"PPO.lr: got an array of shape \(4,\).*jax.vmap"),
+    ({"lr": float("nan")}, "PPO.lr: got nan"),
+    ({"gamma": 1.01}, "gamma: got 1.01, expected a float >= 0.0 and <= 1.0"),
+    ({"lam": -0.1}, "lam: got -0.1"),
+    ({"eps_clip": 0}, "eps_clip: got 0, expected a float > 0"),
+    ({"entropy_beta": -1}, "entropy_beta: got -1"),
+    ({"max_grad_norm": 0.0}, "max_grad_norm: got 0.0"),
+    ({"target_kl": 0.0}, "target_kl: got 0.0, expected a float > 0.0 or None"),
+    ({"K_epochs": 0}, "K_epochs: got 0"),
+    ({"K_epochs": 1.5}, "K_epochs: got 1.5, expected an integer"),
+    ({"anneal": "no"}, "anneal: got 'no', expected True or False"),
+    ({"batch_size": 100}, "batch_size: got 100, expected a divisor of 1024"),
+    ({"batch_size": 0}, "batch_size: got 0"),
+    ({"hidden": 64}, "hidden: got 64, expected a sequence of positive integers"),
+    ({"hidden": (64, 0)}, r"hidden: got \(64, 0\)"),
+    ({"activation": "tahn"}, "activation: got 'tahn', expected one of .*; did you mean 'tanh'"),
+    ({"network": "rnn"}, "network: got 'rnn', expected one of 'auto'"),
+    ({"network": "cnn"}, r"network: got 'cnn', but observations have shape \(4,\)"),
+    ({"actor": "mlp"}, "actor: got 'mlp', expected a subclass of purerl.Actor"),
+    ({"actor": TwoValues}, "expected a subclass of purerl.Actor"),
+    ({"critic": TwoValues()}, "pass the class itself, uninstantiated"),
+    ({"actor": ThreeOutputs}, r"create_network: got shape \(2, 3\), expected \(2, 2\)"),
+    ({"actor": ForgetsTheBatch}, r"create_network: got shape \(2,\), expected \(2, 2\)"),
+    ({"critic": TwoValues}, r"create_network: got shape \(2, 2\), expected"),
+    ({"critic": QCritic}, "PPO.critic: got a Q critic"),
+    (
+        {"actor": Good, "critic": purerl.DefaultCritic, "hidden": (3,)},
+        "PPO.hidden: is for the default networks",
+    ),
+]
+
+
+@pytest.fixture
+def no_compilation(monkeypatch):
+    """Fails the test if anything is compiled on the way to the message."""
+
+    def compiled(*args, **kwargs):
+        pytest.fail("something was compiled before the message")
+
+    purerl.make("CartPole-v1")  # gymnax may do as it likes when it is imported
+    from jax._src import compiler
+
+    monkeypatch.setattr(compiler, "compile_or_get_cached", compiled)
+
+
+@pytest.mark.parametrize(("values", "message"), BAD)
+def test_bad_configs(values, message, no_compilation):
+    with pytest.raises(purerl.ConfigError, match=message.replace("()", r"\(\)")):
+        TrainConfig.from_mapping(values)
+
+
+@pytest.mark.parametrize(("values", "message"), BAD_AGENT)
+def test_bad_agents(values, message, no_compilation):
+    with pytest.raises(purerl.ConfigError, match=message):
+        TrainConfig(env="CartPole-v1", agent=purerl.PPO(**values))
+
+
+def test_messages_are_one_line():
+    for values, _ in BAD:
+        with pytest.raises(purerl.ConfigError) as caught:
+            TrainConfig.from_mapping(values)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_discrete_agent_on_a_continuous_environment(no_compilation):
+    with pytest.raises(purerl.ConfigError, match="got Categorical, expected Normal, TanhNormal"):
+        TrainConfig(env=target_env(), agent=purerl.PPO(actor=OnlyDiscrete))
+    TrainConfig(env=walk(3), agent=purerl.PPO(actor=OnlyDiscrete))
+
+
+def test_a_users_own_error_is_not_hidden():
+    with pytest.raises(RuntimeError, match="not a shape error"):
+        TrainConfig(env="CartPole-v1", agent=purerl.PPO(actor=broken_network()))
+
+
+def test_not_a_mapping():
+    with pytest.raises(purerl.ConfigError, match="expected a mapping of its fields"):
+        purerl.make_train("CartPole-v1")
+
+
+def test_good_configs():
+    TrainConfig("CartPole-v1", purerl.PPO(actor=functools.partial(Good, hidden=(8,))), 1e5)
+    TrainConfig(reward_forever(10), max_episode_steps=10)
+    config = TrainConfig("CartPole-v1", total_timesteps=5e5)
+    assert config.total_timesteps == 500_000
+    assert config.replace(num_envs=4).num_envs == 4
+    with pytest.raises(purerl.ConfigError, match="num_envs"):
+        config.replace(num_envs=-4)
+
+
+def test_a_config_goes_to_plain_values_and_back():
+    config = TrainConfig(
+        env="Pendulum-v1",
+        agent=purerl.PPO(lr=1e-4, hidden=(32, 16), target_kl=0.1),
+        num_envs=4,
+        buffer=purerl.Buffer(gamma=0.5),
+        normalize_obs=True,
+    )
+    plain = config.to_mapping()
+    assert plain["env"] == "Pendulum-v1"
+    assert plain["agent"]["name"] == "ppo"
+    assert plain["agent"]["hidden"] == [32, 16]
+    again = TrainConfig.from_mapping(plain)
+    assert again.to_mapping() == plain
+    assert again.agent == config.agent
+    with pytest.raises(purerl.ConfigError, match=r"PPO.actor: .* has no plain form"):
+        config.replace(agent=purerl.PPO(actor=Good)).to_mapping()
+
+
+def test_a_config_from_toml():
+    text = """
+        env = "CartPole-v1"
+        total_timesteps = 1e5
+        [agent]
+        lr = 1
+        hidden = [32]
+    """
+    config = TrainConfig.from_mapping(tomllib.loads(text))
+    assert config.agent == purerl.PPO(lr=1.0, hidden=(32,))
+    assert config.total_timesteps == 100_000
+
+
+def test_make_agent():
+    assert make_agent("PPO") == purerl.PPO()
+    assert make_agent({"gamma": 0.5}) == purerl.PPO(gamma=0.5)
+
+
+def test_a_config_can_be_made_while_tracing():
+    # What jit closes over may be made inside it: nothing is run, nothing leaks.
+    def trains(key):
+        return purerl.make_train(TrainConfig(env=walk(3), total_timesteps=1024))(key).value(
+            jnp.zeros((1, 2))
+        )
+
+    assert jax.eval_shape(trains, jax.random.key(0)).shape == (1,)
