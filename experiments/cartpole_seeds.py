@@ -27,7 +27,8 @@ def main(num_seeds=16, total_timesteps=500_000):
         seeds = np.nanmean(returns[:, updates], axis=1)
         steps = outs.timesteps[updates[-1]]
         print(f"{steps:9,d}   {seeds.mean():11.1f}   {seeds.min():5.1f} {seeds.max():5.1f}")
-    print(f"{num_seeds} agents, {num_seeds * outs.num_timesteps:,} steps, {seconds:.0f} s with compiling")
+    total = num_seeds * outs.num_timesteps
+    print(f"{num_seeds} agents, {total:,} steps, {seconds:.0f} s with compiling")
     return returns
 
 

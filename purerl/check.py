@@ -9,6 +9,7 @@ import numpy as np
 
 from purerl.agents import Agent
 from purerl.envs.base import Env
+from purerl.envs.check import QUICK_COMPILE
 from purerl.envs.registry import as_env
 from purerl.fields import field_names
 from purerl.run import make_loop
@@ -99,7 +100,7 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
     def fresh(key: jax.Array) -> Any:
         return _trainer(agent, env)(key, {})
 
-    train = jax.jit(fresh)
+    train = jax.jit(fresh, compiler_options=QUICK_COMPILE)
     keys = jax.random.split(key, 2)
     try:
         state, losses = train(keys[0])
@@ -112,7 +113,7 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
         _equal(state, train(keys[0])[0]), "the same key gave another agent: update is not pure"
     )
     _require(not _equal(state, train(keys[1])[0]), "another key gave the same agent")
-    together = jax.jit(jax.vmap(fresh))(keys)[0]  # traced anew
+    together = jax.jit(jax.vmap(fresh), compiler_options=QUICK_COMPILE)(keys)[0]
     first = jax.tree.map(lambda x: x[0], together)
     _require(_equal(state, first, 1e-3), "vmap over keys gave another agent than the key alone")
 

@@ -18,19 +18,22 @@ def setup(agent, env, num_envs=4, update_every=8):
         update_every=update_every,
     )
     buffer = agent.make_buffer(num_envs, update_every).replace(gamma=agent.gamma, lam=agent.lam)
-    run_state = loop.init(jax.random.key(0))
     env = purerl.vectorize(purerl.auto_reset(env))
-    _, transitions, _ = purerl.rollout(
-        env,
-        agent,
-        run_state.agent,
-        run_state.rollout,
-        jax.random.key(1),
-        update_every,
-        lambda obs: obs,
-        lambda action: action,
-    )
-    return run_state.agent, buffer, buffer.push(run_state.buffer, transitions)
+
+    @jax.jit
+    def play(key):
+        state = loop.init(key)
+        _, transitions, _ = purerl.rollout(
+            env, agent, state.agent, state.rollout, key, update_every, lambda o: o, lambda a: a
+        )
+        return state.agent, buffer.push(state.buffer, transitions)
+
+    state, stored = play(jax.random.key(0))
+    return state, buffer, stored
+
+
+def update(agent, state, buffer, stored, key):
+    return jax.jit(lambda *args: agent.update(args[0], buffer, *args[1:]))(state, stored, key)
 
 
 def numpy_loss(agent, state, params, batch):
@@ -95,7 +98,7 @@ def test_loss_is_a_plain_loop(clip_value, normalize_advantage):
 def test_the_first_step_sees_the_policy_that_acted():
     agent = PPO(K_epochs=1, batch_size=32)
     state, buffer, stored = setup(agent, walk())
-    _, _, losses = agent.update(state, buffer, stored, jax.random.key(2))
+    _, _, losses = update(agent, state, buffer, stored, jax.random.key(2))
     assert abs(float(losses["approx_kl"])) < 1e-6
     assert float(losses["clip_fraction"]) == 0.0
 
@@ -115,15 +118,15 @@ def test_target_kl_stops_an_update_and_nothing_moves_after():
     free = PPO(K_epochs=20, lr=1e-2)
     state, buffer, stored = setup(free, walk())
     key = jax.random.key(3)
-    moved, _, losses = free.update(state, buffer, stored, key)
+    moved, _, losses = update(free, state, buffer, stored, key)
     assert "stopped" not in losses
     stopping = free.replace(target_kl=1e-9)
-    held, _, losses = stopping.update(state, buffer, stored, key)
+    held, _, losses = update(stopping, state, buffer, stored, key)
     assert float(losses["stopped"]) > 0.9
     # The first step comes before there is any divergence; Adam takes no second.
     assert int(held.opt_state[1][0].count) == 1
     assert int(moved.opt_state[1][0].count) == 80
-    never, _, losses = free.replace(target_kl=1e9).update(state, buffer, stored, key)
+    never, _, losses = update(free.replace(target_kl=1e9), state, buffer, stored, key)
     assert float(losses["stopped"]) == 0.0
     for x, y in zip(jax.tree.leaves(never.params), jax.tree.leaves(moved.params), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -139,7 +142,7 @@ def test_explained_variance():
     agent = PPO()
     state, buffer, stored = setup(agent, reward_forever(), update_every=16)
     data = dict(stored.data)
-    _, after, losses = agent.update(state, buffer, stored, jax.random.key(2))
+    _, after, losses = update(agent, state, buffer, stored, jax.random.key(2))
     value = np.asarray(data["value"])
     target = np.asarray(after.data["advantage"]) + value
     expected = 1 - np.var(target - value) / np.var(target)
@@ -163,7 +166,8 @@ def test_a_time_limit_is_not_death():
 
 def test_actions_reach_the_environment_inside_its_bounds():
     loop = purerl.make_loop(target_env(), PPO(), num_envs=64, total_timesteps=64, update_every=1)
-    state, _ = loop.step(loop.init(jax.random.key(0)), jnp.int32(0))
+    one_step = jax.jit(lambda key: loop.step(loop.init(key), jnp.int32(0)))
+    state, _ = one_step(jax.random.key(0))
     own = np.asarray(state.buffer.data["action"])
     assert np.abs(own).max() > 2.0  # the agent's own actions are kept as they are
     seen = []
@@ -175,7 +179,7 @@ def test_actions_reach_the_environment_inside_its_bounds():
         )[1]
     )
     loop = purerl.make_loop(spy, PPO(), num_envs=64, total_timesteps=64, update_every=1)
-    loop.step(loop.init(jax.random.key(0)), jnp.int32(0))
+    jax.jit(lambda key: loop.step(loop.init(key), jnp.int32(0)))(jax.random.key(0))
     jax.effects_barrier()
     assert len(seen) == 64
     assert np.abs(seen).max() <= 2.0

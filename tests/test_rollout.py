@@ -12,8 +12,12 @@ def play(num_steps, state=None, seed=1, env=None, num_envs=3):
     agent = purerl.PPO()
     agent_state = agent.init(jax.random.key(0), env.spec)
     state = init_rollout(env, jax.random.key(7), num_envs) if state is None else state
-    key = jax.random.key(seed)
-    return rollout(env, agent, agent_state, state, key, num_steps, lambda o: o, lambda a: a)
+
+    @jax.jit
+    def steps(state, key):
+        return rollout(env, agent, agent_state, state, key, num_steps, lambda o: o, lambda a: a)
+
+    return steps(state, jax.random.key(seed))
 
 
 def test_transitions_tell_what_happened():

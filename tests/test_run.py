@@ -19,8 +19,12 @@ def equal(x, y):
     return all(np.array_equal(data(a), data(b), equal_nan=True) for a, b in pairs)
 
 
+def jitted_run(*args, key, **options):
+    return jax.jit(lambda key: purerl.run(*args, key=key, **options))(key)
+
+
 def test_the_run_state_is_one_pytree_and_counts(key):
-    state, metrics = jax.jit(lambda key: purerl.run(walk(3), purerl.PPO(), key=key, **OPTIONS))(key)
+    state, metrics = jitted_run(walk(3), purerl.PPO(), key=key, **OPTIONS)
     assert int(state.num_updates) == 3
     assert metrics.episode_return.shape == metrics.losses["loss"].shape == (3,)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
@@ -37,8 +41,9 @@ def test_chunked_is_whole_bit_for_bit(key):
     def scan(state, indices):
         return jax.lax.scan(loop.step, state, indices)
 
-    whole, metrics = scan(loop.init(key), jnp.arange(6))
-    state, chunks = loop.init(key), []
+    start = jax.jit(loop.init)(key)
+    whole, metrics = scan(start, jnp.arange(6))
+    state, chunks = start, []
     for chunk in ([0], [1, 2, 3], [4, 5]):
         state, part = scan(state, jnp.array(chunk))
         chunks.append(part)
@@ -49,14 +54,14 @@ def test_chunked_is_whole_bit_for_bit(key):
 def test_no_key_is_used_twice(key):
     options = {**OPTIONS, "eval_every": 2, "normalize_obs": True}
     with jax.debug_key_reuse(True):
-        purerl.run(walk(3), purerl.PPO(), key=key, **options)
+        jitted_run(walk(3), purerl.PPO(), key=key, **options)
         with pytest.raises(Exception, match="already consumed"):  # the checker does check
             jax.jit(lambda k: jax.random.normal(k) + jax.random.uniform(k))(jax.random.key(1))
 
 
 def test_evaluation_does_not_change_what_is_learned(key):
     def train(**options):
-        return purerl.run(walk(3), purerl.PPO(), key=key, **OPTIONS, **options)
+        return jitted_run(walk(3), purerl.PPO(), key=key, **OPTIONS, **options)
 
     without, metrics = train()
     assert metrics.eval is None
@@ -67,7 +72,7 @@ def test_evaluation_does_not_change_what_is_learned(key):
 
 
 def test_an_evaluation_stops_at_its_step_limit(key):
-    _, metrics = purerl.run(
+    _, metrics = jitted_run(
         reward_forever(50), purerl.PPO(), key=key, eval_every=1, eval_max_episode_steps=5, **OPTIONS
     )
     np.testing.assert_array_equal(metrics.eval.episode_return, 5.0)
@@ -86,11 +91,12 @@ def test_statistics_of_observations_are_kept_once_and_learned_with(key):
     options = {**OPTIONS, "total_timesteps": 64, "normalize_obs": True}
     agent = purerl.PPO(K_epochs=1, batch_size=32)
     loop = purerl.make_loop(walk(5, limit=4), agent, **options)
-    first, _ = loop.step(loop.init(key), jnp.int32(0))
+    step = jax.jit(loop.step)
+    first, _ = step(jax.jit(loop.init)(key), jnp.int32(0))
     obs = np.asarray(first.buffer.data["obs"]).reshape(-1, 2)
     np.testing.assert_allclose(first.obs_stats.mean, obs.mean(0), rtol=1e-5)
     np.testing.assert_allclose(first.obs_stats.var, obs.var(0), rtol=1e-4)
-    second, metrics = loop.step(first, jnp.int32(1))
+    second, metrics = step(first, jnp.int32(1))
     # What acted and what learned saw the same numbers: the ratio is 1 at the first gradient step.
     assert abs(float(metrics.losses["approx_kl"])) < 1e-6
     # The buffer holds what the environment gave; the value was that of the normalised observation.
@@ -103,8 +109,8 @@ def test_statistics_of_observations_are_kept_once_and_learned_with(key):
 def test_a_rewarder_changes_what_is_learned_from_and_not_what_is_told(key):
     options = {**OPTIONS, "total_timesteps": 32}
     rewarder = purerl.RunningNormalize()
-    state, metrics = purerl.run(walk(3), purerl.PPO(), key=key, rewarder=rewarder, **options)
-    plain, _ = purerl.run(walk(3), purerl.PPO(), key=key, **options)
+    state, metrics = jitted_run(walk(3), purerl.PPO(), key=key, rewarder=rewarder, **options)
+    plain, _ = jitted_run(walk(3), purerl.PPO(), key=key, **options)
     assert float(metrics.episode_return[0]) == 6.0
     std = np.sqrt(float(state.rewarder.stats.var))
     np.testing.assert_allclose(
@@ -114,7 +120,7 @@ def test_a_rewarder_changes_what_is_learned_from_and_not_what_is_told(key):
 
 def test_discounts_are_the_agents_unless_said_otherwise(key):
     def advantage(agent, buffer=None):
-        state, _ = purerl.run(walk(3), agent, buffer, key=key, **{**OPTIONS, "total_timesteps": 32})
+        state, _ = jitted_run(walk(3), agent, buffer, key=key, **{**OPTIONS, "total_timesteps": 32})
         return np.asarray(state.buffer.data["advantage"])
 
     plain = advantage(purerl.PPO(gamma=0.5, lam=0.3))
@@ -126,7 +132,7 @@ def test_discounts_are_the_agents_unless_said_otherwise(key):
 
 def test_time_limit_and_frame_skip(key):
     options = {**OPTIONS, "total_timesteps": 32}
-    state, metrics = purerl.run(
+    state, metrics = jitted_run(
         walk(100), purerl.PPO(), key=key, max_episode_steps=2, skip_frames=3, **options
     )
     # Two decisions of three frames: rewards 1 + 2 + 3, then 4 + 5 + 6.
@@ -139,7 +145,7 @@ def test_time_limit_and_frame_skip(key):
 
 def test_action_processor(key):
     options = {**OPTIONS, "total_timesteps": 32}
-    state, metrics = purerl.run(
+    state, metrics = jitted_run(
         target_env(), purerl.PPO(), key=key, action_processor=lambda a: jnp.ones_like(a), **options
     )
     np.testing.assert_allclose(metrics.episode_return, 0.0)  # 1 is the target

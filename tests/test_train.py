@@ -56,27 +56,31 @@ def test_one_trace_for_a_whole_sweep_and_each_member_as_alone():
     outs = sweep(keys, {"lr": lrs, "gamma": gammas})
     sweep(jax.random.split(jax.random.key(1), 3), {"lr": 2 * lrs, "gamma": gammas})
     assert outs.metrics.losses["loss"].shape == (2, 3, 3)
+    alone = jax.jit(train)
     for i in range(2):
         for j in range(3):
-            agent = purerl.PPO(lr=float(lrs[i]), gamma=float(gammas[i]))
-            alone = jax.jit(make(target_env(), agent))(keys[j])
-            close(outs.member(i, j).state.agent.params, alone.state.agent.params, 1e-4)
-            close(outs.member(i, j).metrics, alone.metrics, 1e-3)
+            one = alone(keys[j], {"lr": lrs[i], "gamma": gammas[i]})
+            close(outs.member(i, j).state.agent.params, one.state.agent.params, 1e-4)
+            close(outs.member(i, j).metrics, one.metrics, 1e-3)
+    # And alone with a hyperparameter is alone with an agent that has it.
+    agent = purerl.PPO(lr=float(lrs[1]), gamma=float(gammas[1]))
+    same = jax.jit(make(target_env(), agent))(keys[2])
+    close(outs.member(1, 2).state.agent.params, same.state.agent.params, 1e-4)
 
 
-@pytest.mark.parametrize("name", field_names(purerl.PPO, traced=True))
-def test_every_float_hyperparameter_can_be_swept_and_matters(name):
-    agent = purerl.PPO(target_kl=0.5, batch_size=16)
-    low, high = {
-        "target_kl": (1e-9, 0.5),
-        "eps_clip": (1e-3, 0.2),
-        "max_grad_norm": (1e-6, 0.5),
-    }.get(name, (0.0, 0.9))
+def test_every_float_hyperparameter_can_be_swept_and_matters():
+    agent = purerl.PPO(target_kl=0.5, batch_size=16, lr=1e-2)
+    names = field_names(purerl.PPO, traced=True)
+    low = dict.fromkeys(names, 0.0) | {"target_kl": 1e-9, "eps_clip": 1e-3, "max_grad_norm": 1e-6}
+    # One lane with nothing changed, and one for each hyperparameter, with that one changed.
+    lanes = [{}, *({name: low[name]} for name in names)]
+    values = {n: jnp.array([lane.get(n, getattr(agent, n)) for lane in lanes]) for n in names}
     train = make(walk(5), agent, total_timesteps=64)
-    outs = jax.jit(jax.vmap(lambda x: train(jax.random.key(0), {name: x})))(jnp.array([low, high]))
-    np.testing.assert_allclose(getattr(outs.agent, name), [low, high], rtol=1e-6)
-    weights = jax.tree.leaves(outs.state.agent.params)
-    assert any(np.abs(w[0] - w[1]).max() > 1e-6 for w in weights)
+    outs = jax.jit(jax.vmap(train, (None, 0)))(jax.random.key(0), values)
+    for lane, name in enumerate(names, start=1):
+        np.testing.assert_allclose(getattr(outs.agent, name), values[name], rtol=1e-6)
+        weights = jax.tree.leaves(outs.state.agent.params)
+        assert any(np.abs(w[0] - w[lane]).max() > 1e-6 for w in weights), name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,34 @@
+"""The README's Python blocks run, each on top of the one before."""
+
+import pathlib
+import re
+
+import purerl
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+def test_code_blocks_run():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    assert len(blocks) == 3
+    names = {}
+    exec("from typing import NamedTuple\nimport flax.linen as nn", names)
+    for block in blocks:
+        # The same code on a budget that a test can pay.
+        block = (
+            block.replace("500_000", "2_048").replace(", 64)", ", 2)").replace("-2, 8)", "-2, 2)")
+        )
+        exec(block, names)
+    assert names["outs"].metrics.episode_return.shape == (2, 2, 2)
+    config = purerl.TrainConfig("CartPole-v1", names["agent"])
+    assert config.agent.actor is names["MyActor"]
+
+
+def test_the_error_shown_is_the_error():
+    shown = re.search(r">>> (.*)\nConfigError: (.*)\n", README.read_text())
+    try:
+        eval(shown[1], {"purerl": purerl})
+    except purerl.ConfigError as error:
+        assert str(error) == shown[2]
+    else:
+        raise AssertionError("no error")
