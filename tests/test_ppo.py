@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import reward_forever, target_env, walk
+from toys import quick_jit, reward_forever, target_env, walk
 
 import purerl
 from purerl.agents.ppo import PPO
@@ -20,7 +20,7 @@ def setup(agent, env, num_envs=4, update_every=8):
     buffer = agent.make_buffer(num_envs, update_every).replace(gamma=agent.gamma, lam=agent.lam)
     env = purerl.vectorize(purerl.auto_reset(env))
 
-    @jax.jit
+    @quick_jit
     def play(key):
         state = loop.init(key)
         _, transitions, _ = purerl.rollout(
@@ -33,7 +33,7 @@ def setup(agent, env, num_envs=4, update_every=8):
 
 
 def update(agent, state, buffer, stored, key):
-    return jax.jit(lambda *args: agent.update(args[0], buffer, *args[1:]))(state, stored, key)
+    return quick_jit(lambda *args: agent.update(args[0], buffer, *args[1:]))(state, stored, key)
 
 
 def numpy_loss(agent, state, params, batch):
@@ -157,7 +157,9 @@ def test_a_time_limit_is_not_death():
         config = purerl.TrainConfig(
             env=env, agent=agent, num_envs=4, update_every=25, total_timesteps=20_000
         )
-        outs = jax.jit(jax.vmap(purerl.make_train(config)))(jax.random.split(jax.random.key(0), 3))
+        outs = quick_jit(jax.vmap(purerl.make_train(config)))(
+            jax.random.split(jax.random.key(0), 3)
+        )
         return jax.vmap(lambda out: out.value(jnp.ones((1, 1))))(outs)
 
     np.testing.assert_allclose(learned_values(reward_forever(10)), 10.0, atol=0.2)
@@ -166,7 +168,7 @@ def test_a_time_limit_is_not_death():
 
 def test_actions_reach_the_environment_inside_its_bounds():
     loop = purerl.make_loop(target_env(), PPO(), num_envs=64, total_timesteps=64, update_every=1)
-    one_step = jax.jit(lambda key: loop.step(loop.init(key), jnp.int32(0)))
+    one_step = quick_jit(lambda key: loop.step(loop.init(key), jnp.int32(0)))
     state, _ = one_step(jax.random.key(0))
     own = np.asarray(state.buffer.data["action"])
     assert np.abs(own).max() > 2.0  # the agent's own actions are kept as they are
@@ -179,7 +181,7 @@ def test_actions_reach_the_environment_inside_its_bounds():
         )[1]
     )
     loop = purerl.make_loop(spy, PPO(), num_envs=64, total_timesteps=64, update_every=1)
-    jax.jit(lambda key: loop.step(loop.init(key), jnp.int32(0)))(jax.random.key(0))
+    quick_jit(lambda key: loop.step(loop.init(key), jnp.int32(0)))(jax.random.key(0))
     jax.effects_barrier()
     assert len(seen) == 64
     assert np.abs(seen).max() <= 2.0
@@ -195,6 +197,6 @@ def test_it_finds_a_continuous_target(distribution):
         update_every=8,
         total_timesteps=40_000,
     )
-    outs = jax.jit(jax.vmap(purerl.make_train(config)))(jax.random.split(jax.random.key(0), 3))
+    outs = quick_jit(jax.vmap(purerl.make_train(config)))(jax.random.split(jax.random.key(0), 3))
     action = jax.vmap(lambda out: out.policy(jnp.ones((1, 1))))(outs)
     np.testing.assert_allclose(action.reshape(-1), 4.0, atol=0.4)

@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import pytest
+
 import purerl
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
@@ -26,9 +28,5 @@ def test_code_blocks_run():
 
 def test_the_error_shown_is_the_error():
     shown = re.search(r">>> (.*)\nConfigError: (.*)\n", README.read_text())
-    try:
+    with pytest.raises(purerl.ConfigError, match=f"^{re.escape(shown[2])}$"):
         eval(shown[1], {"purerl": purerl})
-    except purerl.ConfigError as error:
-        assert str(error) == shown[2]
-    else:
-        raise AssertionError("no error")

@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from toys import walk
+from toys import quick_jit, walk
 
 import purerl
 from purerl.rollout import init_rollout, rollout
@@ -13,7 +13,7 @@ def play(num_steps, state=None, seed=1, env=None, num_envs=3):
     agent_state = agent.init(jax.random.key(0), env.spec)
     state = init_rollout(env, jax.random.key(7), num_envs) if state is None else state
 
-    @jax.jit
+    @quick_jit
     def steps(state, key):
         return rollout(env, agent, agent_state, state, key, num_steps, lambda o: o, lambda a: a)
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import reward_forever, target_env, walk
+from toys import quick_jit, reward_forever, target_env, walk
 
 import purerl
 from purerl.normalize import normalize
@@ -20,7 +20,7 @@ def equal(x, y):
 
 
 def jitted_run(*args, key, **options):
-    return jax.jit(lambda key: purerl.run(*args, key=key, **options))(key)
+    return quick_jit(lambda key: purerl.run(*args, key=key, **options))(key)
 
 
 def test_the_run_state_is_one_pytree_and_counts(key):
@@ -37,11 +37,11 @@ def test_chunked_is_whole_bit_for_bit(key):
     options = {**OPTIONS, "total_timesteps": 6 * 32, "normalize_obs": True, "eval_every": 2}
     loop = purerl.make_loop(walk(3), purerl.PPO(), **options)
 
-    @jax.jit
+    @quick_jit
     def scan(state, indices):
         return jax.lax.scan(loop.step, state, indices)
 
-    start = jax.jit(loop.init)(key)
+    start = quick_jit(loop.init)(key)
     whole, metrics = scan(start, jnp.arange(6))
     state, chunks = start, []
     for chunk in ([0], [1, 2, 3], [4, 5]):
@@ -56,7 +56,7 @@ def test_no_key_is_used_twice(key):
     with jax.debug_key_reuse(True):
         jitted_run(walk(3), purerl.PPO(), key=key, **options)
         with pytest.raises(Exception, match="already consumed"):  # the checker does check
-            jax.jit(lambda k: jax.random.normal(k) + jax.random.uniform(k))(jax.random.key(1))
+            quick_jit(lambda k: jax.random.normal(k) + jax.random.uniform(k))(jax.random.key(1))
 
 
 def test_evaluation_does_not_change_what_is_learned(key):
@@ -91,8 +91,8 @@ def test_statistics_of_observations_are_kept_once_and_learned_with(key):
     options = {**OPTIONS, "total_timesteps": 64, "normalize_obs": True}
     agent = purerl.PPO(K_epochs=1, batch_size=32)
     loop = purerl.make_loop(walk(5, limit=4), agent, **options)
-    step = jax.jit(loop.step)
-    first, _ = step(jax.jit(loop.init)(key), jnp.int32(0))
+    step = quick_jit(loop.step)
+    first, _ = step(quick_jit(loop.init)(key), jnp.int32(0))
     obs = np.asarray(first.buffer.data["obs"]).reshape(-1, 2)
     np.testing.assert_allclose(first.obs_stats.mean, obs.mean(0), rtol=1e-5)
     np.testing.assert_allclose(first.obs_stats.var, obs.var(0), rtol=1e-4)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_envs import pytree_env
-from toys import target_env, walk
+from toys import quick_jit, target_env, walk
 
 import purerl
 from purerl.fields import field_names
@@ -24,7 +24,7 @@ def close(x, y, tolerance):
 
 
 def test_timesteps_are_rounded_up_and_told(key):
-    out = jax.jit(make(total_timesteps=100))(key)
+    out = quick_jit(make(total_timesteps=100))(key)
     assert out.num_updates == 4
     assert out.num_timesteps == 128
     np.testing.assert_array_equal(out.timesteps, [32, 64, 96, 128])
@@ -32,7 +32,7 @@ def test_timesteps_are_rounded_up_and_told(key):
 
 
 def test_a_key_decides_everything(key):
-    train = jax.jit(make())
+    train = quick_jit(make())
     first, again, other = train(key), train(key), train(jax.random.key(1))
     close(first.state.agent.params, again.state.agent.params, 0)
     leaves = zip(
@@ -52,11 +52,11 @@ def test_one_trace_for_a_whole_sweep_and_each_member_as_alone():
     once = chex.assert_max_traces(train, n=1)
     keys = jax.random.split(jax.random.key(0), 3)
     lrs, gammas = jnp.array([1e-4, 3e-3]), jnp.array([0.9, 0.99])
-    sweep = jax.jit(jax.vmap(jax.vmap(once, (0, None)), (None, 0)))
+    sweep = quick_jit(jax.vmap(jax.vmap(once, (0, None)), (None, 0)))
     outs = sweep(keys, {"lr": lrs, "gamma": gammas})
     sweep(jax.random.split(jax.random.key(1), 3), {"lr": 2 * lrs, "gamma": gammas})
     assert outs.metrics.losses["loss"].shape == (2, 3, 3)
-    alone = jax.jit(train)
+    alone = quick_jit(train)
     for i in range(2):
         for j in range(3):
             one = alone(keys[j], {"lr": lrs[i], "gamma": gammas[i]})
@@ -64,7 +64,7 @@ def test_one_trace_for_a_whole_sweep_and_each_member_as_alone():
             close(outs.member(i, j).metrics, one.metrics, 1e-3)
     # And alone with a hyperparameter is alone with an agent that has it.
     agent = purerl.PPO(lr=float(lrs[1]), gamma=float(gammas[1]))
-    same = jax.jit(make(target_env(), agent))(keys[2])
+    same = quick_jit(make(target_env(), agent))(keys[2])
     close(outs.member(1, 2).state.agent.params, same.state.agent.params, 1e-4)
 
 
@@ -76,7 +76,7 @@ def test_every_float_hyperparameter_can_be_swept_and_matters():
     lanes = [{}, *({name: low[name]} for name in names)]
     values = {n: jnp.array([lane.get(n, getattr(agent, n)) for lane in lanes]) for n in names}
     train = make(walk(5), agent, total_timesteps=64)
-    outs = jax.jit(jax.vmap(train, (None, 0)))(jax.random.key(0), values)
+    outs = quick_jit(jax.vmap(train, (None, 0)))(jax.random.key(0), values)
     for lane, name in enumerate(names, start=1):
         np.testing.assert_allclose(getattr(outs.agent, name), values[name], rtol=1e-6)
         weights = jax.tree.leaves(outs.state.agent.params)
@@ -130,7 +130,7 @@ def test_memory_does_not_grow_with_the_budget():
 
 
 def test_policy_and_value_of_an_output(key):
-    out = jax.jit(make(normalize_obs=True))(key)
+    out = quick_jit(make(normalize_obs=True))(key)
     obs = jax.random.normal(key, (6, 4))
     action = out.policy(obs)
     assert action.shape == (6,)
@@ -144,7 +144,7 @@ def test_policy_and_value_of_an_output(key):
 
 def test_outputs_of_many_runs():
     train = make()
-    outs = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 2))
+    outs = quick_jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 2))
     assert isinstance(outs, TrainOutput)
     assert outs.num_updates == 3
     obs = jnp.zeros((5, 4))
@@ -161,7 +161,7 @@ def test_a_mapping_will_do(key):
 
 
 def test_pytree_observations_are_learned_from(key):
-    out = jax.jit(make(pytree_env(), normalize_obs=True, eval_every=1))(key)
+    out = quick_jit(make(pytree_env(), normalize_obs=True, eval_every=1))(key)
     assert out.value({"name": jnp.zeros((5, 1)), "time": jnp.zeros(5)}).shape == (5,)
     assert np.isfinite(out.metrics.losses["loss"]).all()
 
@@ -182,6 +182,6 @@ def test_no_nan_at_extreme_hyperparameters():
     values = {n: jnp.array([e.get(n, getattr(agent, n)) for e in extremes]) for n in names}
     for env in (walk(5, limit=4), target_env()):
         train = make(env, agent, total_timesteps=100 * 32)
-        outs = jax.jit(jax.vmap(train, (None, 0)))(jax.random.key(0), values)
+        outs = quick_jit(jax.vmap(train, (None, 0)))(jax.random.key(0), values)
         for leaf in jax.tree.leaves((outs.state.agent.params, outs.metrics.losses)):
             assert np.isfinite(leaf).all()

@@ -1,5 +1,6 @@
 """Environments whose values are known, and that tell what was done to them."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,10 @@ import jax.numpy as jnp
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
+from purerl.envs.check import QUICK_COMPILE
+
+# For programs so small that compiling them takes the time.
+quick_jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
 
 FALSE = jnp.zeros((), bool)
 
