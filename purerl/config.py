@@ -48,7 +48,7 @@ class TrainConfig(Record):
         env: a name such as `"CartPole-v1"`, a `purerl.Env`, a gymnax `Environment`, or a pair of
             one and its parameters.
         agent: such as `purerl.PPO(lr=3e-4)`.
-        total_timesteps: environment steps in all; rounded up to whole updates.
+        total_timesteps: environment steps (decisions) in all; rounded up to whole updates.
         num_envs: N, environments side by side.
         update_every: T, steps of each environment between updates; None for the agent's default.
         buffer: None for the agent's own.

@@ -1,5 +1,6 @@
 """The loop. One for every agent: rollout, push, update, again."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from purerl.agents.base import Agent
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import Env, action_repeat, auto_reset, time_limit, vectorize
+from purerl.envs.registry import as_env
 from purerl.envs.spaces import Box
 from purerl.evaluate import evaluate
 from purerl.fields import ConfigError
@@ -45,27 +47,131 @@ class RunState(NamedTuple):
     num_updates: jax.Array
 
 
-class Loop(NamedTuple):
-    """A run as two pure functions, to be scanned whole or in chunks.
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A run put together: pure functions, to be scanned whole or in chunks.
 
     Attributes:
-        init: `(key) -> RunState`.
-        step: `(RunState, index) -> (RunState, Metrics)`, one update; index is the number of updates
-            made before, outside of the state so that a vmapped run has one index, not one each.
-        num_updates: how many updates make the run.
-        steps_per_update: environment steps in each, num_envs times update_every.
+        env: the raw environment, with the run's frame skip and time limit.
         agent: the agent, with what the loop has told it.
+        buffer: the buffer, with its size and discounts.
+        rewarder: transforms rewards.
+        to_env: from the agent's actions to the environment's.
+        num_envs: N.
+        update_every: T.
+        num_updates: how many updates make the run.
+        normalize_obs: whether observations are normalised.
+        eval_every: updates between evaluations, or None.
+        eval_max_episodes, eval_max_episode_steps: an evaluation's size.
     """
 
-    init: Callable[[jax.Array], RunState]
-    step: Callable[[RunState, jax.Array], tuple[RunState, Metrics]]
-    num_updates: int
-    steps_per_update: int
+    env: Env
     agent: Agent
+    buffer: Buffer
+    rewarder: Rewarder
+    to_env: Callable[[jax.Array], jax.Array]
+    num_envs: int
+    update_every: int
+    num_updates: int
+    normalize_obs: bool
+    eval_every: int | None
+    eval_max_episodes: int
+    eval_max_episode_steps: int
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps in each update, N T."""
+        return self.num_envs * self.update_every
+
+    def init(self, key: jax.Array) -> RunState:
+        """The state before the first update."""
+        key, eval_key, agent_key, env_key = jax.random.split(key, 4)
+        agent_state = self.agent.init(agent_key, self.env.spec)
+        envs = init_rollout(self._vector_env(), env_key, self.num_envs)
+        first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
+        stats = init_stats(first_obs) if self.normalize_obs else None
+        _, example, _ = jax.eval_shape(self._play, agent_state, envs, stats, key)
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), example)
+        return RunState(
+            agent=agent_state,
+            buffer=self.buffer.init(example, self.num_envs),
+            rollout=envs,
+            obs_stats=stats,
+            rewarder=self.rewarder.init(self.num_envs),
+            key=key,
+            eval_key=eval_key,
+            num_updates=jnp.int32(0),
+        )
+
+    def step(self, state: RunState, index: jax.Array) -> tuple[RunState, Metrics]:
+        """One update.
+
+        Args:
+            state: the run.
+            index: `[]` int32, how many updates were made before. It is in the state too; given
+                apart, a vmapped run has one index and not one each, and evaluation stays a branch.
+        """
+        key, play_key, update_key = jax.random.split(state.key, 3)
+        stats = state.obs_stats
+        envs, transitions, episodes = self._play(state.agent, state.rollout, stats, play_key)
+        ends = (transitions.terminated, transitions.truncated)
+        rewarder_state, reward = self.rewarder(state.rewarder, transitions.reward, *ends)
+        stored = self.buffer.push(state.buffer, transitions._replace(reward=reward))
+        view = self.buffer.replace(transform_obs=obs_transform(stats))
+        agent_state, stored, losses = self.agent.update(state.agent, view, stored, update_key)
+        # Statistics move between updates only: what acted and what learns saw the same numbers.
+        if stats is not None:
+            stats = update_stats(stats, transitions.obs, num_axes=2)
+        evaluation = None
+        if self.eval_every is not None:
+            evaluation = jax.lax.cond(
+                (index + 1) % self.eval_every == 0,
+                lambda: self._evaluate(agent_state, stats, state.eval_key, index),
+                no_episodes,
+            )
+        state = RunState(
+            agent=agent_state,
+            buffer=stored,
+            rollout=envs,
+            obs_stats=stats,
+            rewarder=rewarder_state,
+            key=key,
+            eval_key=state.eval_key,
+            num_updates=state.num_updates + 1,
+        )
+        return state, Metrics(**episodes._asdict(), losses=losses, eval=evaluation)
+
+    def _vector_env(self) -> Env:
+        return vectorize(auto_reset(self.env))
+
+    def _play(
+        self, agent_state: PyTree, envs: RolloutState, stats: RunningStats | None, key: jax.Array
+    ) -> tuple[RolloutState, Transition, Episodes]:
+        return rollout(
+            self._vector_env(),
+            self.agent,
+            agent_state,
+            envs,
+            key,
+            self.update_every,
+            obs_transform(stats),
+            self.to_env,
+        )
+
+    def _evaluate(
+        self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: jax.Array
+    ) -> Episodes:
+        transform = obs_transform(stats)
+
+        def policy(obs: PyTree, key: jax.Array) -> jax.Array:
+            return self.to_env(self.agent.policy(agent_state, transform(obs)))
+
+        key = jax.random.fold_in(key, index)
+        return evaluate(self.env, policy, key, self.eval_max_episodes, self.eval_max_episode_steps)
 
 
 def make_loop(
-    env: Env,
+    env: Any,
     agent: Agent,
     buffer: Buffer | None = None,
     *,
@@ -82,105 +188,49 @@ def make_loop(
     eval_max_episode_steps: int | None = None,
 ) -> Loop:
     """Puts a run together; `run` says what the arguments mean."""
+    raw_env = as_env(env)
+    env = limit_env(raw_env, max_episode_steps, skip_frames)
     update_every = agent.update_every if update_every is None else update_every
-    steps_per_update = num_envs * update_every
-    num_updates = -(-total_timesteps // steps_per_update)
+    num_updates = -(-total_timesteps // (num_envs * update_every))
+    if eval_every is not None and eval_every > num_updates:
+        raise ConfigError(
+            f"eval_every: got {eval_every}, expected at most {num_updates}, the updates of the run"
+        )
     agent = agent.replace(num_updates=num_updates)
     buffer = _own_discount(buffer or agent.make_buffer(num_envs, update_every), agent)
     if buffer.maxlen is None:
-        buffer = buffer.replace(maxlen=steps_per_update)
-    rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
+        buffer = buffer.replace(maxlen=num_envs * update_every)
     agent.check_run(num_envs, update_every, buffer)
     buffer.num_rows(num_envs)
-
-    raw_env = limit_env(env, max_episode_steps, skip_frames)
-    vector_env = vectorize(auto_reset(raw_env))
-    to_env = action_map(env, action_processor)
-
-    def obs_transform(stats: RunningStats | None) -> Callable[[PyTree], PyTree]:
-        return (lambda obs: obs) if stats is None else (lambda obs: normalize(stats, obs))
-
-    def play(
-        agent_state: PyTree, envs: RolloutState, stats: RunningStats | None, key: jax.Array
-    ) -> tuple[RolloutState, Transition, Episodes]:
-        transform = obs_transform(stats)
-        return rollout(vector_env, agent, agent_state, envs, key, update_every, transform, to_env)
-
-    def init(key: jax.Array) -> RunState:
-        key, eval_key, agent_key, env_key = jax.random.split(key, 4)
-        agent_state = agent.init(agent_key, raw_env.spec)
-        envs = init_rollout(vector_env, env_key, num_envs)
-        stats = init_stats(jax.tree.map(lambda x: x[0], envs.env.obs)) if normalize_obs else None
-        _, example, _ = jax.eval_shape(play, agent_state, envs, stats, key)
-        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), example)
-        return RunState(
-            agent=agent_state,
-            buffer=buffer.init(example, num_envs),
-            rollout=envs,
-            obs_stats=stats,
-            rewarder=rewarder.init(num_envs),
-            key=key,
-            eval_key=eval_key,
-            num_updates=jnp.int32(0),
-        )
-
-    def step(state: RunState, index: jax.Array) -> tuple[RunState, Metrics]:
-        key, play_key, update_key = jax.random.split(state.key, 3)
-        envs, transitions, episodes = play(state.agent, state.rollout, state.obs_stats, play_key)
-        rewarder_state, reward = rewarder(
-            state.rewarder, transitions.reward, transitions.terminated, transitions.truncated
-        )
-        stored = buffer.push(state.buffer, transitions._replace(reward=reward))
-        view = buffer.replace(transform_obs=obs_transform(state.obs_stats))
-        agent_state, stored, losses = agent.update(state.agent, view, stored, update_key)
-        # Statistics move between updates only: what acted and what learns saw the same numbers.
-        stats = state.obs_stats
-        if stats is not None:
-            stats = update_stats(stats, transitions.obs, num_axes=2)
-        evaluation = None
-        if eval_every is not None:
-            evaluation = jax.lax.cond(
-                (index + 1) % eval_every == 0,
-                lambda: assess(agent_state, stats, jax.random.fold_in(state.eval_key, index)),
-                no_episodes,
-            )
-        state = RunState(
-            agent=agent_state,
-            buffer=stored,
-            rollout=envs,
-            obs_stats=stats,
-            rewarder=rewarder_state,
-            key=key,
-            eval_key=state.eval_key,
-            num_updates=state.num_updates + 1,
-        )
-        return state, Metrics(**episodes._asdict(), losses=losses, eval=evaluation)
-
-    limit = eval_max_episode_steps or raw_env.spec.max_episode_steps or 10_000
-
-    def assess(agent_state: PyTree, stats: RunningStats | None, key: jax.Array) -> Episodes:
-        transform = obs_transform(stats)
-
-        def policy(obs: PyTree, key: jax.Array) -> jax.Array:
-            return to_env(agent.policy(agent_state, transform(obs)))
-
-        return evaluate(raw_env, policy, key, eval_max_episodes, limit)
-
-    return Loop(init, step, num_updates, steps_per_update, agent)
+    return Loop(
+        env=env,
+        agent=agent,
+        buffer=buffer,
+        rewarder=_own_discount(Identity() if rewarder is None else rewarder, agent),
+        to_env=action_map(raw_env, action_processor),
+        num_envs=num_envs,
+        update_every=update_every,
+        num_updates=num_updates,
+        normalize_obs=normalize_obs,
+        eval_every=eval_every,
+        eval_max_episodes=eval_max_episodes,
+        eval_max_episode_steps=eval_max_episode_steps or env.spec.max_episode_steps or 10_000,
+    )
 
 
 def run(
-    env: Env, agent: Agent, buffer: Buffer | None = None, *, key: jax.Array, **options: Any
+    env: Any, agent: Agent, buffer: Buffer | None = None, *, key: jax.Array, **options: Any
 ) -> tuple[RunState, Metrics]:
     """Trains an agent in an environment: the whole of it one `lax.scan`.
 
     Args:
-        env: the environment, raw.
+        env: a name, an `Env`, or a gymnax `Environment`.
         agent: the agent.
         buffer: what it learns from; None for the agent's own choice.
         key: everything random in the run follows from it.
         num_envs: N, environments side by side.
-        total_timesteps: environment steps in all, over all N; rounded up to whole updates.
+        total_timesteps: environment steps in all, over all N; rounded up to whole updates. Steps
+            are decisions: with frame skip each of them is several frames.
         update_every: T, steps of each environment between updates; None for the agent's default.
         rewarder: transforms the reward that is learned from.
         action_processor: from the agent's action to the environment's, just before the step; the
@@ -201,6 +251,11 @@ def run(
     """
     loop = make_loop(env, agent, buffer, **options)
     return jax.lax.scan(loop.step, loop.init(key), jnp.arange(loop.num_updates))
+
+
+def obs_transform(stats: RunningStats | None) -> Callable[[PyTree], PyTree]:
+    """From observations as the environment gives them to those that the agent sees."""
+    return (lambda obs: obs) if stats is None else (lambda obs: normalize(stats, obs))
 
 
 def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:

@@ -12,8 +12,7 @@ from purerl.agents import Agent
 from purerl.config import TrainConfig
 from purerl.fields import ConfigError
 from purerl.metrics import Metrics
-from purerl.normalize import normalize
-from purerl.run import RunState
+from purerl.run import RunState, obs_transform
 
 PyTree = Any
 Train = Callable[..., "TrainOutput"]
@@ -80,8 +79,7 @@ class TrainOutput:
         return self
 
     def _seen(self, obs: PyTree) -> PyTree:
-        stats = self.state.obs_stats
-        return obs if stats is None else normalize(stats, obs)
+        return obs_transform(self.state.obs_stats)(obs)
 
 
 def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:

@@ -96,6 +96,7 @@ BAD = [
     ({**CART, "max_episode_steps": 501}, "expected at most 500, the limit that CartPole-v1 keeps"),
     ({**CART, "skip_frames": 0}, "skip_frames: got 0"),
     ({**CART, "eval_every": 0}, "eval_every: got 0"),
+    ({**CART, "eval_every": 999}, "eval_every: got 999, expected at most 489"),
     ({**CART, "eval_max_episodes": 0}, "eval_max_episodes: got 0"),
     ({**CART, "eval_max_episode_steps": "all"}, "eval_max_episode_steps: got 'all'"),
 ]
