@@ -3,7 +3,8 @@
     python experiments/own_environment.py       # under a minute on two CPU cores
 
 A frog crosses a river of ten stones. It may hop one stone or leap two; a leap slips back to the
-bank one time in four. Reward 1 across the river, and -0.01 a move.
+bank one time in four. Reward 1 across the river, and -0.01 a move. Value iteration says: leap from
+the first three stones, where little is lost, and hop from then on. So does what is learned.
 """
 
 from typing import NamedTuple

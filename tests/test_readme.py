@@ -14,7 +14,6 @@ def test_code_blocks_run():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     assert len(blocks) == 3
     names = {}
-    exec("from typing import NamedTuple\nimport flax.linen as nn", names)
     for block in blocks:
         # The same code on a budget that a test can pay.
         block = (
