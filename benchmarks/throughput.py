@@ -41,7 +41,7 @@ def programs(env_name, num_envs, num_steps, num_updates):
     )
     agent = loop.agent
     vector_env = purerl.vectorize(purerl.auto_reset(env))
-    buffer = agent.make_buffer(num_envs, num_steps).replace(gamma=agent.gamma, lam=agent.lam)
+    buffer = loop.buffer
 
     def play(state, envs, key):
         return purerl.rollout(

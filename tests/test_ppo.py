@@ -17,7 +17,7 @@ def setup(agent, env, num_envs=4, update_every=8):
         total_timesteps=10 * num_envs * update_every,
         update_every=update_every,
     )
-    buffer = agent.make_buffer(num_envs, update_every).replace(gamma=agent.gamma, lam=agent.lam)
+    buffer = loop.buffer
     env = purerl.vectorize(purerl.auto_reset(env))
 
     @quick_jit
