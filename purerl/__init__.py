@@ -14,7 +14,19 @@ from purerl.devices import configure_cpu
 
 configure_cpu()
 
-from purerl.agents import AGENTS, PPO, Agent, NetworkAgent  # noqa: E402
+from purerl.agents import (  # noqa: E402
+    AGENTS,
+    DDPG,
+    DQN,
+    PPO,
+    REINFORCE,
+    ActorCritic,
+    Agent,
+    NetworkAgent,
+    RunDefaults,
+    double_q_target,
+    q_target,
+)
 from purerl.buffer import Buffer, BufferState  # noqa: E402
 from purerl.check import AgentError, check_agent  # noqa: E402
 from purerl.config import TrainConfig  # noqa: E402
@@ -38,12 +50,21 @@ from purerl.envs import (  # noqa: E402
 )
 from purerl.evaluate import evaluate  # noqa: E402
 from purerl.fields import ConfigError  # noqa: E402
+from purerl.loop import Loop, RunState  # noqa: E402
 from purerl.metrics import Episodes, Metrics  # noqa: E402
-from purerl.networks import Actor, Critic, DefaultActor, DefaultCritic, Torso  # noqa: E402
-from purerl.returns import gae, n_step_return, reward_to_go  # noqa: E402
-from purerl.rewarders import RunningNormalize  # noqa: E402
+from purerl.networks import Actor, Critic  # noqa: E402
+from purerl.noise import GaussianNoise, Noise, OrnsteinUhlenbeckNoise  # noqa: E402
+from purerl.returns import gae, lambda_return, n_step_return, reward_to_go  # noqa: E402
+from purerl.rewarders import Clip, NStep, RunningNormalize, Scale  # noqa: E402
 from purerl.rollout import rollout  # noqa: E402
-from purerl.run import Loop, RunState, make_loop, run  # noqa: E402
+from purerl.run import make_loop, run  # noqa: E402
+from purerl.torsos import (  # noqa: E402
+    DefaultActor,
+    DefaultCritic,
+    DefaultQCritic,
+    DefaultQNetwork,
+    Torso,
+)
 from purerl.train import TrainOutput, make_train  # noqa: E402
 from purerl.types import Transition  # noqa: E402
 
@@ -54,29 +75,42 @@ except PackageNotFoundError:  # a checkout that isn't installed
 
 __all__ = [
     "AGENTS",
+    "DDPG",
+    "DQN",
     "PPO",
+    "REINFORCE",
     "Actor",
+    "ActorCritic",
     "Agent",
     "AgentError",
     "Box",
     "Buffer",
     "BufferState",
     "Categorical",
+    "Clip",
     "ConfigError",
     "Critic",
     "DefaultActor",
     "DefaultCritic",
+    "DefaultQCritic",
+    "DefaultQNetwork",
     "Discrete",
     "Env",
     "EnvError",
     "EnvSpec",
     "Episodes",
+    "GaussianNoise",
     "Loop",
     "Metrics",
+    "NStep",
     "NetworkAgent",
+    "Noise",
     "Normal",
+    "OrnsteinUhlenbeckNoise",
+    "RunDefaults",
     "RunState",
     "RunningNormalize",
+    "Scale",
     "TanhNormal",
     "TimeStep",
     "Torso",
@@ -87,14 +121,17 @@ __all__ = [
     "auto_reset",
     "check_agent",
     "check_env",
+    "double_q_target",
     "env_names",
     "evaluate",
     "gae",
     "gymnax_env",
+    "lambda_return",
     "make",
     "make_loop",
     "make_train",
     "n_step_return",
+    "q_target",
     "register",
     "reward_to_go",
     "rollout",

@@ -5,20 +5,23 @@ Entries are `[maxlen // N, N, ...]`: row t is one step of all N environments, so
 pushed as one block and a path lies in one column.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from purerl import returns
-from purerl.fields import ConfigError, Record, integer, real, static
+from purerl import returns, sumtree
+from purerl.envs.base import where
+from purerl.fields import ConfigError, Record, by_loop, flag, integer, real, suggest
 from purerl.types import Transition
 
 PyTree = Any
+Batch = dict[str, PyTree]
 
-# Filled in by `finish_path`.
+# Filled in by `finish_path`, where the agent records the values of its critic.
 PATH_ENTRIES = ("advantage", "reward_to_go", "td_error")
+DEFAULT_ALPHA, DEFAULT_BETA = 0.6, 0.4
 
 
 class BufferState(NamedTuple):
@@ -26,15 +29,21 @@ class BufferState(NamedTuple):
 
     Attributes:
         data: entries by name, each `[L, N, ...]` with L = maxlen // N rows: obs, action, reward,
-            next_obs, terminated, truncated, episode, what the agent records (value, log_prob, ...),
-            and what `finish_path` computes (advantage, reward_to_go, td_error).
+            next_obs, terminated, truncated, episode, valid, and what the agent records (value,
+            log_prob, ...). With `value` come those that `finish_path` computes (advantage,
+            reward_to_go, td_error); with priorities, td_error.
         position: `[]` int32, the row that is written next.
         size: `[]` int32, how many rows are written.
+        priorities: with priority sampling, the sum tree over `priority`, which is
+            (|td_error| + 1e-6) ** alpha; else nothing.
+        max_priority: `[]` float32, the highest priority so far, that of new transitions.
     """
 
     data: dict[str, PyTree]
     position: jax.Array
     size: jax.Array
+    priorities: sumtree.Tree
+    max_priority: jax.Array
 
 
 def _identity(obs: PyTree) -> PyTree:
@@ -45,17 +54,36 @@ class Buffer(Record):
     """Spec of a buffer.
 
     Attributes:
-        maxlen: how many transitions it holds; None for one rollout.
-        gamma: discount of `reward_to_go` and `advantage`; None for the agent's.
-        lam: lambda of GAE(lambda); None for the agent's.
+        maxlen: how many transitions it holds; None for one rollout (on-policy agents) or for a
+            tenth of a million (off-policy agents).
+        priority_sampling: draw in proportion to (|td_error| + 1e-6) ** alpha instead of uniformly
+            (Schaul et al. 2015, arXiv:1511.05952).
+        gamma: discount of `reward_to_go`, `advantage` and n-step returns; None for the agent's.
+        lam: lambda of GAE(lambda); None for the agent's, or 1 where it has none.
+        alpha: how much priorities matter, 0 for not at all; None for 0.6.
+        beta: how far importance weights correct for that, 1 for wholly; None for 0.4.
+        anneal_beta: raise beta linearly to 1 over the run.
         transform_obs: applied to observations when they are read. The loop sets it, to normalise
             by the statistics of the moment what is stored as the environment gave it.
+        writable: `[]` bool; writes into a buffer that isn't are dropped. None for always.
+        progress: `[]` float32, how much of the run is over, from 0 to 1.
     """
 
     maxlen: int | None = integer(default=None, at_least=1, optional=True)
+    priority_sampling: bool = flag(default=False)
     gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     lam: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
-    transform_obs: Callable[[PyTree], PyTree] = static(default=_identity)
+    alpha: Any = real(default=None, at_least=0.0, optional=True)
+    beta: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
+    anneal_beta: bool | None = flag(default=None, optional=True)
+    transform_obs: Callable[[PyTree], PyTree] = by_loop(default=_identity)
+    writable: Any = by_loop(traced=True)
+    progress: Any = by_loop(default=0.0, traced=True)
+
+    def check(self) -> None:
+        for name in ("alpha", "beta", "anneal_beta"):
+            if getattr(self, name) is not None and not self.priority_sampling:
+                raise ConfigError(f"Buffer.{name}: is for priority_sampling=True")
 
     def num_rows(self, num_envs: int) -> int:
         """L, how many steps of all N environments it holds.
@@ -77,45 +105,117 @@ class Buffer(Record):
             num_envs: N.
         """
         rows = self.num_rows(num_envs)
-
-        def empty(x: Any) -> jax.Array:
-            return jnp.zeros((rows, *x.shape), x.dtype)
-
-        data = jax.tree.map(empty, _entries(example))
-        zeros = jnp.zeros((rows, num_envs), jnp.float32)
-        data |= dict.fromkeys(PATH_ENTRIES, zeros)
-        return BufferState(data, jnp.int32(0), jnp.int32(0))
+        data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), _entries(example))
+        computed: tuple[str, ...] = PATH_ENTRIES if "value" in data else ()
+        if self.priority_sampling:
+            computed = (*computed, "td_error")
+        data |= {name: jnp.zeros((rows, num_envs), jnp.float32) for name in computed}
+        tree = sumtree.init(rows * num_envs) if self.priority_sampling else ()
+        return BufferState(data, jnp.int32(0), jnp.int32(0), tree, jnp.float32(1.0))
 
     def push(self, state: BufferState, transitions: Transition) -> BufferState:
-        """Writes `[T, N, ...]`, in place of the oldest rows where it is full.
-
-        Raises:
-            ValueError: T is more than the buffer holds.
-        """
-        num_rows = state.data["reward"].shape[0]
+        """Writes `[T, N, ...]`, in place of the oldest rows where it is full."""
+        num_rows, num_envs = state.data["reward"].shape
         num_steps = transitions.reward.shape[0]
         if num_steps > num_rows:
             raise ValueError(f"Buffer.push: {num_steps} steps do not fit into {num_rows} rows")
+        start = jnp.int32(0) if num_steps == num_rows else state.position
+        rows = (start + jnp.arange(num_steps)) % num_rows
         new = _entries(transitions)
-        if num_steps == num_rows:
-            # A rollout that fills the ring replaces it: no index, no copy.
-            data = {**state.data, **new}
-            return BufferState(data, jnp.int32(0), jnp.int32(num_rows))
-        row = (state.position + jnp.arange(num_steps)) % num_rows
         old = {name: state.data[name] for name in new}
-        written = jax.tree.map(lambda ring, x: ring.at[row].set(x), old, new)
-        position = (state.position + num_steps) % num_rows
-        size = jnp.minimum(state.size + num_steps, num_rows)
-        return BufferState({**state.data, **written}, position, size)
+        written = jax.tree.map(lambda ring, x: self._write(ring, rows, x), old, new)
+        pushed = BufferState(
+            {**state.data, **written},
+            (start + num_steps) % num_rows,
+            jnp.minimum(state.size + num_steps, num_rows),
+            self._new_priorities(state, rows, num_envs) if self.priority_sampling else (),
+            state.max_priority,
+        )
+        return self._keep(pushed, state, ("position", "size"))
 
-    def read(self, state: BufferState) -> dict[str, PyTree]:
+    def read(self, state: BufferState) -> Batch:
         """All rows as they lie, `[L, N, ...]`, observations transformed.
 
         They are in order where one rollout fills the buffer; else `state.position` is the oldest of
-        a full buffer, and rows from `state.size` on are zeros.
+        a full buffer, and rows from `state.size` on are not written.
         """
         transformed = {name: self.transform_obs(state.data[name]) for name in ("obs", "next_obs")}
-        return {**state.data, **transformed}
+        data = {**state.data, **transformed}
+        if self.priority_sampling:
+            shape = data["reward"].shape
+            data["priority"] = state.priorities[0][: shape[0] * shape[1]].reshape(shape)
+        return data
+
+    def sample(
+        self,
+        state: BufferState,
+        key: jax.Array | None = None,
+        batch_size: int | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+        indices: jax.Array | None = None,
+        n_step: int = 1,
+    ) -> Batch:
+        """Transitions drawn with replacement from what is written, or those of given indices.
+
+        Args:
+            state: holds at least one row.
+            key, batch_size: to draw B transitions: uniformly, or by their priorities.
+            keys: entries that are wanted; None for all.
+            indices: `[B]` int32, row * N + environment, in place of `key` and `batch_size`.
+            n_step: `reward` becomes the discounted sum of at most so many rewards, up to where the
+                path is cut or the data ends; `next_obs`, `terminated` and `truncated` those of its
+                last step, and `discount` what to multiply the value of `next_obs` with: gamma to
+                the number of steps, and 0 after a termination.
+
+        Returns:
+            The entries, `[B, ...]` each, observations transformed; `indices` `[B]`, `discount`
+            `[B]`, and `weight` `[B]`: importance weights (1 / (size P(i))) ** beta over the largest
+            of the batch, or ones where sampling is uniform.
+
+        Raises:
+            ConfigError: no such entry; neither or both of indices and batch_size.
+        """
+        known = [*state.data, *(["priority"] if self.priority_sampling else [])]
+        for name in known if keys is None else keys:
+            if name not in known:
+                raise ConfigError(f"Buffer.sample: no entry {name!r}; {suggest(name, known)}")
+        if (indices is None) == (key is None or batch_size is None):
+            raise ConfigError("Buffer.sample: expected either key and batch_size, or indices")
+        if indices is None:
+            assert key is not None
+            assert batch_size is not None
+            indices = self._draw(state, key, batch_size)
+        # Else XLA:CPU draws again for every entry that is read.
+        indices = jax.lax.optimization_barrier(indices)
+        batch = self._look_ahead(state, indices, n_step)
+        for name in known if keys is None else keys:
+            if name == "priority":
+                batch[name] = state.priorities[0][indices]
+            elif name not in batch:
+                batch[name] = returns.take(state.data[name], indices)
+        for name in {"obs", "next_obs"} & set(batch):
+            batch[name] = self.transform_obs(batch[name])
+        wanted = {*(known if keys is None else keys), "indices", "discount", "weight"}
+        batch |= {"indices": indices, "weight": self._weight(state, indices)}
+        return {name: x for name, x in batch.items() if name in wanted}
+
+    def update_priorities(
+        self, state: BufferState, indices: jax.Array, td_error: jax.Array
+    ) -> BufferState:
+        """Notes the errors `[B]` of the transitions `[B]`; without priorities it does nothing."""
+        if not self.priority_sampling:
+            return state
+        priority = (jnp.abs(td_error) + 1e-6) ** self._alpha
+        to = self._droppable(indices)
+        errors = state.data["td_error"]
+        errors = errors.reshape(-1).at[to].set(td_error, mode="drop").reshape(errors.shape)
+        noted = state._replace(
+            data={**state.data, "td_error": errors},
+            priorities=sumtree.write(state.priorities, to, priority),
+            max_priority=jnp.maximum(state.max_priority, jnp.max(priority)),
+        )
+        return self._keep(noted, state, ("max_priority",))
 
     def finish_path(self, state: BufferState, next_value: jax.Array) -> BufferState:
         """Fills in advantage (GAE), reward_to_go and td_error of a full buffer.
@@ -123,20 +223,86 @@ class Buffer(Record):
         Args:
             state: full, its rows in order (position 0), as after one rollout's push.
             next_value: `[L, N]`, V of each transition's true successor. Only read where a path
-                goes on beyond it; V(s_t) itself is the entry `value`.
+                goes on beyond it; the value of the critic itself is the entry `value`.
         """
         data = state.data
         rest = (data["terminated"], data["truncated"], self.gamma)
         value = data["value"]
-        advantage = returns.gae(data["reward"], value, next_value, *rest, self.lam)
+        lam = 1.0 if self.lam is None else self.lam
+        advantage = returns.gae(data["reward"], value, next_value, *rest, lam)
         to_go = returns.reward_to_go(data["reward"], next_value, *rest)
         error = returns.td_error(data["reward"], value, next_value, data["terminated"], self.gamma)
         path = dict(zip(PATH_ENTRIES, (advantage, to_go, error), strict=True))
+        if self.writable is not None:
+            path = {name: jnp.where(self.writable, x, data[name]) for name, x in path.items()}
         return state._replace(data={**data, **path})
 
     def reset(self, state: BufferState) -> BufferState:
         """Empties it: what was written can't be read any more."""
-        return state._replace(position=jnp.int32(0), size=jnp.int32(0))
+        empty = state._replace(
+            position=jnp.int32(0),
+            size=jnp.int32(0),
+            priorities=jax.tree.map(jnp.zeros_like, state.priorities),
+        )
+        return self._keep(empty, state, ("position", "size", "priorities"))
+
+    @property
+    def _alpha(self) -> Any:
+        return DEFAULT_ALPHA if self.alpha is None else self.alpha
+
+    def _droppable(self, index: jax.Array) -> jax.Array:
+        """The index, or one beyond every end where nothing may be written."""
+        return index if self.writable is None else jnp.where(self.writable, index, 2**30)
+
+    def _keep(self, new: BufferState, old: BufferState, names: tuple[str, ...]) -> BufferState:
+        """The new state; some of its fields as they were where nothing may be written."""
+        if self.writable is None:
+            return new
+        pairs = {name: (getattr(new, name), getattr(old, name)) for name in names}
+        kept = {name: where(self.writable, *pair) for name, pair in pairs.items()}
+        return new._replace(**kept)
+
+    def _write(self, ring: jax.Array, rows: jax.Array, x: jax.Array) -> jax.Array:
+        if x.shape == ring.shape:  # a rollout that fills the ring replaces it
+            return x if self.writable is None else jnp.where(self.writable, x, ring)
+        return ring.at[self._droppable(rows)].set(x, mode="drop", unique_indices=True)
+
+    def _new_priorities(self, state: BufferState, rows: jax.Array, num_envs: int) -> sumtree.Tree:
+        leaves, *sums = state.priorities
+        count, end = len(rows) * num_envs, state.data["reward"].size
+        index = (rows[0] * num_envs + jnp.arange(count)) % end
+        weight = jnp.broadcast_to(state.max_priority, count)
+        leaves = leaves.at[self._droppable(index)].set(weight, mode="drop", unique_indices=True)
+        # One leaf of every block that has changed: each FANOUT-th, and the last before each end.
+        blocks = jnp.append(index[:: sumtree.FANOUT], jnp.stack([index[-1], jnp.int32(end - 1)]))
+        return sumtree.refresh((leaves, *sums), blocks)
+
+    def _draw(self, state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
+        if self.priority_sampling:
+            return sumtree.sample(state.priorities, key, batch_size)
+        written = state.size * state.data["reward"].shape[1]
+        return jax.random.randint(key, (batch_size,), 0, written)
+
+    def _weight(self, state: BufferState, indices: jax.Array) -> jax.Array:
+        if not self.priority_sampling:
+            return jnp.ones(indices.shape)
+        beta = DEFAULT_BETA if self.beta is None else self.beta
+        if self.anneal_beta is not False:
+            beta = beta + (1.0 - beta) * self.progress
+        # Over the largest of the batch, the size and the sum of all priorities cancel out.
+        priority = jnp.maximum(state.priorities[0][indices], jnp.finfo(jnp.float32).tiny)
+        return (jnp.min(priority) / priority) ** beta
+
+    def _look_ahead(self, state: BufferState, indices: jax.Array, n_step: int) -> Batch:
+        """Entries that depend on the steps after: `n_step` of them, or fewer where a path ends."""
+        if n_step == 1:
+            if self.gamma is None:
+                return {}
+            over = returns.take(state.data["terminated"], indices)
+            return {"discount": jnp.where(over, 0.0, self.gamma)}
+        if self.gamma is None:
+            raise ConfigError("Buffer.gamma: missing, n-step returns need a discount")
+        return returns.look_ahead(state.data, state.position, indices, self.gamma, n_step)
 
 
 def _entries(transitions: Transition) -> dict[str, PyTree]:

@@ -1,5 +1,6 @@
 """`check_agent`: whether an agent keeps the contract that the loop relies on."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -68,8 +69,9 @@ def _check_functions(agent: Agent, env: Env, key: jax.Array) -> None:
     for sample in (None, key):
         chosen = jax.eval_shape(agent.policy, state, obs, sample)
         _require_shape("policy's action", chosen, (NUM_ENVS, *space.shape), space.dtype)
-    value = jax.eval_shape(agent.value, state, obs)
-    _require_shape("value", value, (NUM_ENVS,), np.float32)
+    with contextlib.suppress(NotImplementedError):  # not every agent learns a value
+        value = jax.eval_shape(agent.value, state, obs)
+        _require_shape("value", value, (NUM_ENVS,), np.float32)
 
 
 def _require_shape(what: str, x: Any, shape: tuple, dtype: Any) -> None:

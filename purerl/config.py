@@ -20,10 +20,19 @@ from purerl.fields import (
     static,
     suggest,
 )
-from purerl.rewarders import Rewarder, RunningNormalize
-from purerl.run import Loop, limit_env, make_loop
+from purerl.loop import Loop
+from purerl.noise import NOISES, Noise
+from purerl.rewarders import REWARDERS, Rewarder, RunningNormalize
+from purerl.run import make_loop
 
-SET_BY_THE_LOOP = ("num_updates", "transform_obs")
+# What a name stands for in a mapping.
+REGISTRIES: dict[str, Mapping[str, type]] = {
+    "agent": AGENTS,
+    "noise": NOISES,
+    "rewarder": REWARDERS,
+    "buffer": {"buffer": Buffer},
+}
+DEFAULT_NAMES = {"agent": "ppo", "buffer": "buffer"}
 
 
 def _instance(base: type) -> Callable[[Any], Any]:
@@ -48,17 +57,23 @@ class TrainConfig(Record):
         env: a name such as `"CartPole-v1"`, a `purerl.Env`, a gymnax `Environment`, or a pair of
             one and its parameters.
         agent: such as `purerl.PPO(lr=3e-4)`.
-        total_timesteps: environment steps (decisions) in all; rounded up to whole updates.
-        num_envs: N, environments side by side.
+        total_timesteps: environment steps (decisions) in all; rounded up to whole updates. None
+            where `max_episodes` ends the run.
+        max_episodes: the run is over once so many episodes have ended.
+        num_envs: N, environments side by side; None for the agent's default.
         update_every: T, steps of each environment between updates; None for the agent's default.
+        update_after: environment steps before anything is learned; None for the agent's default.
         buffer: None for the agent's own.
         normalize_obs: observations by running mean and variance over all environments.
         normalize_reward: rewards by the running standard deviation of the discounted return.
         rewarder: another transform of the reward, in place of `normalize_reward`.
+        noise: exploration noise, for deterministic agents; None for the agent's default.
         action_processor: from the agent's actions `[N, *action_shape]` to the environment's; None
             clips to a Box's bounds.
         max_episode_steps: a time limit below the environment's own: truncates, never terminates.
         skip_frames: how often each action is repeated.
+        reset_each_episode: empty the buffer before each rollout.
+        wait_end_path: episodic rollouts; None for the agent's default.
         eval_every: evaluate after every so many updates, with the greedy policy; None for never.
         eval_max_episodes: episodes in each evaluation.
         eval_max_episode_steps: where an evaluation's episodes stop; None for the environment's
@@ -75,20 +90,29 @@ class TrainConfig(Record):
         expected="an agent, such as purerl.PPO()",
         optional=False,
     )
-    total_timesteps: int = integer(default=500_000, at_least=1)
-    num_envs: int = integer(default=8, at_least=1)
+    total_timesteps: int | None = integer(default=500_000, at_least=1, optional=True)
+    max_episodes: int | None = integer(default=None, at_least=1, optional=True)
+    num_envs: int | None = integer(default=None, at_least=1, optional=True)
     update_every: int | None = integer(default=None, at_least=1, optional=True)
+    update_after: int | None = integer(default=None, at_least=0, optional=True)
     buffer: Buffer | None = static(
         default=None, check=_instance(Buffer), expected="a purerl.Buffer"
     )
     normalize_obs: bool = flag(default=False)
     normalize_reward: bool = flag(default=False)
     rewarder: Rewarder | None = static(default=None, check=_function, expected="a rewarder")
+    noise: Noise | None = static(
+        default=None,
+        check=_instance(Noise),
+        expected="a noise, such as purerl.GaussianNoise()",
+    )
     action_processor: Callable[[jax.Array], jax.Array] | None = static(
         default=None, check=_function, expected="a function of the action"
     )
     max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
     skip_frames: int = integer(default=1, at_least=1)
+    reset_each_episode: bool = flag(default=False)
+    wait_end_path: bool | None = flag(default=None, optional=True)
     eval_every: int | None = integer(default=None, at_least=1, optional=True)
     eval_max_episodes: int = integer(default=10, at_least=1)
     eval_max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
@@ -97,11 +121,9 @@ class TrainConfig(Record):
         """Everything that can be known before compiling: the networks too are built, on paper."""
         if self.normalize_reward and self.rewarder is not None:
             raise ConfigError("TrainConfig.normalize_reward: can't be set together with rewarder")
-        env = as_env(self.env)
-        object.__setattr__(self, "env", env)
+        object.__setattr__(self, "env", as_env(self.env))
         loop = self.make_loop()
-        spec = limit_env(env, self.max_episode_steps, self.skip_frames).spec
-        jax.eval_shape(lambda: loop.agent.init(jax.random.key(0), spec))
+        jax.eval_shape(lambda: loop.agent.init(jax.random.key(0), loop.env.spec))
 
     def make_loop(self, hyperparams: Mapping[str, Any] | None = None) -> Loop:
         """The run as an `init` and a `step`.
@@ -124,8 +146,8 @@ class TrainConfig(Record):
         """A config from plain values, as TOML, YAML or a command line give them.
 
         Args:
-            mapping: fields by name. `agent` is a name, such as `"ppo"`, or a mapping of the agent's
-                fields with its name under `"name"`.
+            mapping: fields by name. `agent`, `noise` and `rewarder` are names, such as `"ppo"`, or
+                mappings of their fields with the name under `"name"`; `buffer` is a mapping.
 
         Raises:
             ConfigError: see the class.
@@ -133,10 +155,9 @@ class TrainConfig(Record):
         if not isinstance(mapping, Mapping):
             raise ConfigError(f"TrainConfig: got {mapping!r}, expected a mapping of its fields")
         values = dict(mapping)
-        if isinstance(values.get("agent"), (str, Mapping)):
-            values["agent"] = make_agent(values["agent"])
-        if isinstance(values.get("buffer"), Mapping):
-            values["buffer"] = Buffer(**values["buffer"])
+        for field in REGISTRIES:
+            if isinstance(values.get(field), (str, Mapping)):
+                values[field] = _from_plain(field, values[field])
         return cls(**values)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -149,17 +170,16 @@ class TrainConfig(Record):
         return _plain(self)
 
 
-def make_agent(spec: str | Mapping[str, Any]) -> Agent:
-    """An agent from its name, or from a mapping of its fields with the name under `"name"`.
-
-    Raises:
-        ConfigError: no such agent, or a field that it doesn't have or can't take.
-    """
-    fields = {"name": spec} if isinstance(spec, str) else {"name": "ppo", **spec}
-    name = str(fields.pop("name"))
-    if name.lower() not in AGENTS:
-        raise ConfigError(f"agent: no agent {name!r}; {suggest(name, AGENTS)}")
-    return AGENTS[name.lower()](**fields)
+def _from_plain(field: str, spec: str | Mapping[str, Any]) -> Any:
+    """An agent, noise, rewarder or buffer from its name, or from a mapping with the name in it."""
+    registry = REGISTRIES[field]
+    values = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = values.pop("name", DEFAULT_NAMES.get(field))
+    if name is None:
+        raise ConfigError(f"{field}: no name in {spec!r}; known: {', '.join(registry)}")
+    if str(name).lower() not in registry:
+        raise ConfigError(f"{field}: no {field} {name!r}; {suggest(str(name), registry)}")
+    return registry[str(name).lower()](**values)
 
 
 def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
@@ -186,20 +206,27 @@ def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
 
 def _plain(record: Record) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for field in dataclasses.fields(cast(Any, record)):
-        value = getattr(record, field.name)
-        if value is None or field.name in SET_BY_THE_LOOP:
-            continue
-        if isinstance(value, jax.Array) and value.shape == ():
-            value = float(value)
-        if isinstance(value, Agent):
-            value = {"name": type(value).__name__.lower()} | _plain(value)
-        elif isinstance(value, Buffer):
-            value = _plain(value)
-        elif isinstance(value, Env):
-            value = value.spec.name
-        elif not isinstance(value, (bool, int, float, str, tuple)):
-            where = f"{type(record).__name__}.{field.name}"
-            raise ConfigError(f"{where}: {value!r} has no plain form")
-        plain[field.name] = list(value) if isinstance(value, tuple) else value
+    for name in field_names(type(record)):
+        value = getattr(record, name)
+        if value is not None:
+            plain[name] = _plain_value(type(record), name, value)
     return plain
+
+
+def _plain_value(cls: type, name: str, value: Any) -> Any:
+    for kind, known in REGISTRIES.get(name, {}).items():
+        if type(value) is known:
+            return ({"name": kind} if name != "buffer" else {}) | _plain(cast(Record, value))
+    options = {f.name: f for f in dataclasses.fields(cls)}[name].metadata.get("options", {})
+    for word, known in options.items():
+        if value is known:
+            return word
+    if isinstance(value, jax.Array) and value.shape == ():
+        return float(value)
+    if isinstance(value, Env):
+        return value.spec.name
+    if isinstance(value, tuple):
+        return list(value)
+    if not isinstance(value, (bool, int, float, str)):
+        raise ConfigError(f"{cls.__name__}.{name}: {value!r} has no plain form")
+    return value

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, cast, dataclass_transform
+from typing import Any, Literal, Self, dataclass_transform
 
 import jax
 import numpy as np
@@ -133,7 +133,7 @@ def integer(
     return _field(check, "an integer" + text, default, optional, traced=False)
 
 
-def flag(default: Any = _MISSING) -> Any:
+def flag(default: Any = _MISSING, *, optional: bool = False) -> Any:
     """A static boolean field."""
 
     def check(value: Any) -> bool:
@@ -141,7 +141,7 @@ def flag(default: Any = _MISSING) -> Any:
             raise ValueError
         return bool(value)
 
-    return _field(check, "True or False", default, False, traced=False)
+    return _field(check, "True or False", default, optional, traced=False)
 
 
 def choice(default: Any, options: Iterable[str], *, optional: bool = False) -> Any:
@@ -185,8 +185,31 @@ def static(
     return _field(check, expected, default, optional, traced=False)
 
 
+def named(*, default: Any, options: Mapping[str, Any]) -> Any:
+    """A static field of a function, one of a few that have names, or a user's own."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in options:
+                raise ValueError(suggest(value, options))
+            return options[value]
+        if not callable(value):
+            raise ValueError
+        return value
+
+    expected = "a function, or one of " + ", ".join(map(repr, options))
+    field = _field(check, expected, default, False, traced=False)
+    return dataclasses.field(default=default, metadata={**field.metadata, "options": options})
+
+
+def by_loop(default: Any = None, *, traced: bool = False, init: Literal[False] = False) -> Any:
+    """A field that the loop fills in, by `tell`; no argument of the constructor."""
+    return dataclasses.field(default=default, init=init, metadata={"traced": traced})
+
+
 @dataclass_transform(
-    frozen_default=True, field_specifiers=(real, integer, flag, choice, sizes, static)
+    frozen_default=True,
+    field_specifiers=(real, integer, flag, choice, sizes, static, named, by_loop),
 )
 class Record:
     """Base of agents, buffers and configurations: subclass it and list the fields.
@@ -204,9 +227,12 @@ class Record:
         def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
             _check_names(type(self), values, len(args))
             construct(self, *args, **values)
-            for field in dataclasses.fields(self):
-                checked = check_value(type(self), field.name, getattr(self, field.name))
-                object.__setattr__(self, field.name, checked)
+            # A default that stayed on the class would be bound as a method where it is a function.
+            for field in _fields(type(self)):
+                if not field.init:
+                    object.__setattr__(self, field.name, field.default)
+            for name in field_names(type(self)):
+                object.__setattr__(self, name, check_value(type(self), name, getattr(self, name)))
             self.check()
 
         cls.__init__ = __init__  # type: ignore[method-assign]
@@ -217,14 +243,27 @@ class Record:
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, and checked."""
-        _check_names(type(self), changes, None)
-        return dataclasses.replace(cast(Any, self), **changes)
+        cls = type(self)
+        _check_names(cls, changes, None)
+        copy = self.tell(**{name: check_value(cls, name, x) for name, x in changes.items()})
+        copy.check()
+        return copy
+
+    def tell(self, **values: Any) -> Self:
+        """A copy with some fields filled in, unchecked: for what the loop knows."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, **values)
+        return copy
 
 
 def field_names(cls: type, traced: bool | None = None) -> list[str]:
-    """Names of a record's fields; only the traced (or only the static) ones where asked."""
+    """Names of the fields that a user may give; only the traced (or the static) ones if asked."""
+    return [f.name for f in _fields(cls, traced) if f.init]
+
+
+def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field]:
     fields = dataclasses.fields(cls)
-    return [f.name for f in fields if traced is None or f.metadata.get("traced", False) == traced]
+    return [f for f in fields if traced is None or f.metadata.get("traced", False) == traced]
 
 
 def check_value(cls: type, name: str, value: Any) -> Any:
@@ -253,7 +292,7 @@ def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | Non
     if num_positional is None:
         return
     given = set(values) | set(names[:num_positional])
-    for field in dataclasses.fields(cls):
+    for field in _fields(cls):
         required = field.default is _MISSING and field.default_factory is _MISSING
         if required and field.name not in given:
             expected = field.metadata.get("expected", "a value")
@@ -262,7 +301,7 @@ def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | Non
 
 def _flattening(cls: type) -> tuple[Callable, Callable, Callable]:
     """Flatten and unflatten, round the constructor, which would refuse JAX's placeholders."""
-    traced, fixed = field_names(cls, True), field_names(cls, False)
+    traced, fixed = ([f.name for f in _fields(cls, kind)] for kind in (True, False))
     keys = [jax.tree_util.GetAttrKey(name) for name in traced]
 
     def flatten(self: Any) -> tuple[tuple, tuple]:

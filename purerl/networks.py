@@ -1,4 +1,4 @@
-"""Actors and critics: flax modules that a user subclasses, and the defaults.
+"""Actors and critics: flax modules that a user subclasses.
 
 A subclass implements `create_network` and is passed to an agent uninstantiated:
 
@@ -14,7 +14,7 @@ A subclass implements `create_network` and is passed to an agent uninstantiated:
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -26,14 +26,6 @@ from purerl.distributions import Categorical, Normal, TanhNormal
 from purerl.envs.spaces import Box, Discrete, Space
 from purerl.fields import ConfigError
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "tanh": nn.tanh,
-    "relu": nn.relu,
-    "elu": nn.elu,
-    "gelu": nn.gelu,
-    "silu": nn.silu,
-}
-NETWORKS = ("auto", "mlp", "cnn")
 DEFAULT_DISTRIBUTION = "default"
 
 
@@ -80,9 +72,7 @@ class Actor(nn.Module):
     @property
     def action_dim(self) -> int:
         """How many numbers `create_network` has to return for each observation."""
-        if isinstance(self.action_space, Discrete):
-            return self.action_space.n
-        return math.prod(self.action_space.shape)
+        return _action_dim(self.action_space)
 
     @nn.compact
     def __call__(self, obs: Any) -> Any:
@@ -113,8 +103,7 @@ class Actor(nn.Module):
         if distribution is TanhNormal:
             low, high = jnp.asarray(space.low), jnp.asarray(space.high)
             return TanhNormal(mean, scale, low, high, event_ndim)
-        _, half = self._center_and_half()
-        return Normal(self._affine(mean), jnp.asarray(half) * scale, event_ndim)
+        return Normal(self._affine(mean), jnp.asarray(space.half_range) * scale, event_ndim)
 
     def _name(self) -> str:
         return type(self).__name__
@@ -148,35 +137,56 @@ class Actor(nn.Module):
             )
         return self.distribution
 
-    def _center_and_half(self) -> tuple[np.ndarray, np.ndarray]:
-        """Middle and half width of the action's range; 0 and 1 where it is infinite."""
-        assert isinstance(self.action_space, Box)
-        low, high = self.action_space.low, self.action_space.high
-        huge = np.finfo(np.float32).max
-        finite = (np.abs(low) < huge) & (np.abs(high) < huge)
-        low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)
-        return (high + low) / 2, (high - low) / 2
-
     def _affine(self, x: jax.Array) -> jax.Array:
-        center, half = self._center_and_half()
-        return center + half * x
+        assert isinstance(self.action_space, Box)
+        return self.action_space.center + self.action_space.half_range * x
 
 
 class Critic(nn.Module):
     """Value: of an observation, V(s), or of an observation and an action, Q(s, a).
 
-    A subclass whose `create_network` takes `(obs)` is a V critic; one that takes `(obs, action)` is
-    a Q critic.
+    Which one follows from the subclass's `create_network`: one that takes `(obs)` and returns a
+    number for each observation is a V critic; one that takes `(obs, action)` is a Q critic; for
+    discrete actions, so is one that takes `(obs)` and returns a number for each action.
+
+    Attributes:
+        action_space: given by the agent.
     """
 
-    def create_network(self, obs: Any) -> jax.Array:
-        """For subclasses: from `[B, *obs_shape]` to `[B]` or `[B, 1]`."""
+    action_space: Space | None = None
+
+    def create_network(self, *args: Any, **kwargs: Any) -> Any:
+        """For subclasses: `create_network(self, obs)` or `create_network(self, obs, action)`.
+
+        `obs` is `[B, *obs_shape]`, or a pytree of such. `action` is `[B, action_dim]`: one-hot
+        where actions are discrete; else in units of half the action's range, from its middle, so
+        that -1 and 1 are the bounds.
+
+        Returns:
+            `[B]` or `[B, 1]`; or `[B, n]` from `(obs)`, the values of the n discrete actions.
+        """
         raise NotImplementedError(f"{type(self).__name__} has to implement create_network")
 
-    def __call__(self, obs: Any) -> jax.Array:
-        """`[B]` values."""
+    @property
+    def action_dim(self) -> int:
+        """How many numbers an action has; of a discrete one, how many actions there are."""
+        assert self.action_space is not None
+        return _action_dim(self.action_space)
+
+    def __call__(self, obs: Any, action: jax.Array | None = None) -> jax.Array:
+        """`[B]` values; `[B, n]` from a critic that gives those of all actions.
+
+        Args:
+            obs: `[B, *obs_shape]`.
+            action: `[B, *action_shape]`, for a critic that takes it.
+        """
         batch = jax.tree.leaves(obs)[0].shape[0]
-        out = self.create_network(obs)
+        takes = takes_action(type(self))
+        out = self.create_network(obs, self._encode(action)) if takes else self.create_network(obs)
+        space = self.action_space
+        several = not takes and isinstance(space, Discrete) and space.n > 1
+        if several and getattr(out, "shape", None) == (batch, self.action_dim):
+            return out
         if getattr(out, "shape", None) not in ((batch,), (batch, 1)):
             got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
             raise ConfigError(
@@ -185,11 +195,58 @@ class Critic(nn.Module):
             )
         return out.reshape(batch)
 
+    def _encode(self, action: jax.Array | None) -> jax.Array:
+        if action is None:
+            raise ConfigError(f"{type(self).__name__}: is a Q critic, and was given no action")
+        if isinstance(self.action_space, Discrete):
+            return jax.nn.one_hot(action, self.action_space.n)
+        space = self.action_space
+        assert space is not None
+        scaled = (action - space.center) / np.maximum(space.half_range, 1e-8)
+        return scaled.reshape(action.shape[0], -1)
+
 
 def takes_action(critic: Callable[..., Critic]) -> bool:
-    """Whether a critic is a Q critic: whether its `create_network` takes the action too."""
+    """Whether a critic takes the action: whether its `create_network` does."""
     cls: Any = getattr(critic, "func", critic)  # functools.partial
     return len(inspect.signature(cls.create_network).parameters) > 2
+
+
+def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:
+    """Parameters for observations like these, `[B, *obs_shape]`."""
+    if not takes_action(type(critic)):
+        return critic.init(key, obs)
+    space, batch = critic.action_space, jax.tree.leaves(obs)[0].shape[0]
+    assert space is not None
+    return critic.init(key, obs, jnp.zeros((batch, *space.shape), space.dtype))
+
+
+def is_q_critic(critic: Critic, obs: Any) -> bool:
+    """Whether it is a Q critic: takes the action, or returns the values of all of them."""
+    if takes_action(type(critic)):
+        return True
+    out, _ = jax.eval_shape(critic.init_with_output, jax.random.key(0), obs)
+    return len(out.shape) == 2
+
+
+def q_value(critic: Critic, params: Any, obs: Any, action: jax.Array) -> jax.Array:
+    """`[B]`, Q(s, a) of a Q critic, for `[B, *obs_shape]` and `[B, *action_shape]`."""
+    if takes_action(type(critic)):
+        return apply(critic, params, obs, action)
+    chosen = jax.nn.one_hot(action, critic.action_dim)
+    return jnp.sum(chosen * apply(critic, params, obs), axis=-1)
+
+
+def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
+    """`[B, n]`, Q(s, a) of a Q critic for each of n discrete actions."""
+    batch, n = jax.tree.leaves(obs)[0].shape[0], critic.action_dim
+    if not takes_action(type(critic)):
+        return apply(critic, params, obs).reshape(batch, n)
+
+    def of(action: jax.Array) -> jax.Array:
+        return apply(critic, params, obs, jnp.broadcast_to(action, batch))
+
+    return jax.vmap(of, out_axes=1)(jnp.arange(n))
 
 
 def apply(network: nn.Module, params: Any, *inputs: Any) -> Any:
@@ -197,79 +254,5 @@ def apply(network: nn.Module, params: Any, *inputs: Any) -> Any:
     return network.apply(params, *inputs)
 
 
-def _orthogonal(gain: float) -> Any:
-    return nn.initializers.orthogonal(gain)
-
-
-class Torso(nn.Module):
-    """Features of an observation, `[B, *obs_shape]` to `[B, hidden[-1]]`.
-
-    First, where `network` is "cnn", or "auto" and the observation is an image
-    `[B, height, width, channels]`, one convolution of 16 filters, 3 x 3 (Young and Tian 2019,
-    arXiv:1903.03176), with a stride that leaves at most 10 x 10 cells. Then dense layers.
-    """
-
-    hidden: Sequence[int] = (64, 64)
-    activation: str = "tanh"
-    network: str = "auto"
-
-    @nn.compact
-    def __call__(self, obs: Any) -> jax.Array:
-        activation = ACTIVATIONS[self.activation]
-        leaves = [self._flatten(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(obs)]
-        x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
-        for size in self.hidden:
-            x = activation(nn.Dense(size, kernel_init=_orthogonal(math.sqrt(2)))(x))
-        return x
-
-    def _flatten(self, x: jax.Array) -> jax.Array:
-        if x.ndim == 4 and self.network != "mlp":
-            stride = -(-max(x.shape[1:3]) // 10)
-            conv = nn.Dense(16, kernel_init=_orthogonal(math.sqrt(2)))
-            x = ACTIVATIONS[self.activation](conv(_patches(x, 3, stride)))
-        elif self.network == "cnn":
-            raise ConfigError(
-                f"network: got 'cnn', but observations have shape {x.shape[1:]}, expected "
-                "(height, width, channels)"
-            )
-        return x.reshape(x.shape[0], -1)
-
-
-def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
-    """`[B, H, W, C]` to `[B, H', W', size * size * C]`, the windows that a convolution sees.
-
-    A dense layer on them is the convolution, as a matrix product. XLA's own convolution runs some
-    70 times slower on the CPU inside a loop, where training always is.
-    """
-    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
-    rows, cols = (stride * (n - 1) + 1 for n in (height, width))
-    windows = [
-        x[:, i : i + rows : stride, j : j + cols : stride] for i in range(size) for j in range(size)
-    ]
-    return jnp.concatenate(windows, axis=-1)
-
-
-class DefaultActor(Actor):
-    """The actor that an agent builds where none is given: a `Torso` and a dense layer."""
-
-    hidden: Sequence[int] = (64, 64)
-    activation: str = "tanh"
-    network: str = "auto"
-
-    @nn.compact
-    def create_network(self, obs: Any) -> jax.Array:
-        x = Torso(self.hidden, self.activation, self.network)(obs)
-        return nn.Dense(self.action_dim, kernel_init=_orthogonal(0.01))(x)
-
-
-class DefaultCritic(Critic):
-    """The V critic that an agent builds where none is given: a `Torso` and a dense layer."""
-
-    hidden: Sequence[int] = (64, 64)
-    activation: str = "tanh"
-    network: str = "auto"
-
-    @nn.compact
-    def create_network(self, obs: Any) -> jax.Array:
-        x = Torso(self.hidden, self.activation, self.network)(obs)
-        return nn.Dense(1, kernel_init=_orthogonal(1.0))(x)
+def _action_dim(space: Space) -> int:
+    return space.n if isinstance(space, Discrete) else math.prod(space.shape)

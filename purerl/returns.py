@@ -5,6 +5,8 @@ at the last row, where the data stops. Only `terminated` zeroes the value beyond
 unfinished path goes on in `next_value`, the value of its true successor.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -83,6 +85,38 @@ def reward_to_go(
     return jax.lax.scan(step, next_value[-1], inputs, reverse=True)[1]
 
 
+def lambda_return(
+    reward: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: jax.Array | float,
+    lam: jax.Array | float,
+) -> jax.Array:
+    """Lambda returns, G_t = r_t + gamma ((1 - lam) V(s_{t+1}) + lam G_{t+1}) within a path.
+
+    (Sutton and Barto 2018, eq. 12.2.) lam = 0 is one step and the value, lam = 1 `reward_to_go`.
+    Where V belongs to the policy that acted, they estimate Q(s_t, a_t); less V(s_t) they are `gae`.
+
+    Args:
+        reward, next_value, terminated, truncated: `[T, ...]`, as in `gae`.
+        gamma, lam: discount and trace decay, each in [0, 1].
+
+    Returns:
+        `[T, ...]`.
+    """
+    beyond = jnp.where(terminated, 0.0, next_value)
+
+    def step(later: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        reward, beyond, done = inputs
+        mixed = (1.0 - lam) * beyond + lam * jnp.where(done, beyond, later)
+        returns = reward + gamma * mixed
+        return returns, returns
+
+    inputs = (reward, beyond, terminated | truncated)
+    return jax.lax.scan(step, next_value[-1], inputs, reverse=True)[1]
+
+
 def n_step_return(
     reward: jax.Array,
     next_value: jax.Array,
@@ -121,3 +155,47 @@ def n_step_return(
     start = jnp.broadcast_to(next_value[-1], (n, *next_value.shape[1:]))
     inputs = (reward, beyond, terminated | truncated)
     return jax.lax.scan(step, start, inputs, reverse=True)[1]
+
+
+def look_ahead(
+    data: dict[str, Any],
+    position: jax.Array,
+    indices: jax.Array,
+    gamma: jax.Array | float,
+    n: int,
+) -> dict[str, Any]:
+    """n-step returns of single transitions, out of a ring of them.
+
+    Args:
+        data: entries `[L, N, ...]`: reward, next_obs, terminated, truncated, episode.
+        position: `[]` int32, the row that is written next: behind it lies the newest.
+        indices: `[B]`, row * N + environment, of transitions that are written.
+        gamma: discount.
+        n: how many rewards at most. A path ends where an episode does, where its number changes
+            (environments were reset in between), and at the newest row.
+
+    Returns:
+        `reward` `[B]`, the discounted sum; `next_obs`, `terminated` and `truncated` of the last
+        step; `discount` `[B]`, gamma to the number of steps, or 0 after a termination.
+    """
+    num_rows, num_envs = data["reward"].shape
+    row, env = indices[:, None] // num_envs, indices[:, None] % num_envs
+    rows = (row + jnp.arange(n)) % num_rows
+    at = rows * num_envs + env
+    ended = take(data["terminated"], at) | take(data["truncated"], at)
+    episode = take(data["episode"], at)
+    goes_on = ~ended[:, :-1] & (episode[:, 1:] == episode[:, :-1])
+    goes_on &= rows[:, :-1] != (position - 1) % num_rows
+    taken = jnp.cumprod(jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True), axis=1)
+    count = jnp.sum(taken, axis=1)
+    last = jnp.take_along_axis(at, count[:, None] - 1, axis=1)[:, 0]
+    ends = {name: take(data[name], last) for name in ("next_obs", "terminated", "truncated")}
+    powers = jnp.asarray(gamma) ** jnp.arange(n)
+    reward = jnp.sum(taken * powers * take(data["reward"], at), axis=1)
+    discount = jnp.where(ends["terminated"], 0.0, jnp.asarray(gamma) ** count)
+    return {**ends, "reward": reward, "discount": discount}
+
+
+def take(entry: Any, indices: jax.Array) -> Any:
+    """A pytree of `[L, N, ...]` at flat indices, row * N + environment."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]).at[indices].get(mode="clip"), entry)

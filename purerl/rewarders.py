@@ -5,8 +5,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from purerl.fields import Record, real
+from purerl.fields import ConfigError, Record, flag, integer, real
 from purerl.normalize import RunningStats, init_stats, update_stats
+from purerl.returns import n_step_return
 
 PyTree = Any
 
@@ -35,6 +36,87 @@ class Identity(Record):
         self, state: tuple, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
     ) -> tuple[tuple, jax.Array]:
         return state, reward
+
+
+class Scale(Record):
+    """Multiplies rewards.
+
+    Attributes:
+        factor: what with.
+    """
+
+    factor: float = real()
+
+    def init(self, num_envs: int) -> tuple:
+        return ()
+
+    def __call__(
+        self, state: tuple, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
+    ) -> tuple[tuple, jax.Array]:
+        return state, self.factor * reward
+
+
+class Clip(Record):
+    """Clips rewards.
+
+    Attributes:
+        low, high: between which bounds.
+    """
+
+    low: float = real(default=-1.0)
+    high: float = real(default=1.0)
+
+    def check(self) -> None:
+        traced = any(isinstance(x, jax.core.Tracer) for x in (self.low, self.high))
+        if not traced and self.low > self.high:
+            raise ConfigError(f"Clip.low: got {self.low}, expected at most high={self.high}")
+
+    def init(self, num_envs: int) -> tuple:
+        return ()
+
+    def __call__(
+        self, state: tuple, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
+    ) -> tuple[tuple, jax.Array]:
+        return state, jnp.clip(reward, self.low, self.high)
+
+
+class NStep(Record):
+    """Puts the discounted sum of the next n rewards in a reward's place.
+
+    r'_t = factor * (r_t + gamma r_{t+1} + ... + gamma^(n-1) r_{t+n-1}), with fewer terms where the
+    episode or the rollout ends before.
+
+    Attributes:
+        n: how many rewards; no more than the rollout has steps.
+        factor: what the sum is multiplied with.
+        gamma: discount; None for the agent's.
+        normalize: to mean 0 and standard deviation 1 over the rollout, before `factor`.
+    """
+
+    n: int = integer(at_least=1)
+    factor: float = real(default=1.0)
+    gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
+    normalize: bool = flag(default=False)
+
+    def check_run(self, num_envs: int, update_every: int) -> None:
+        """Raises ConfigError where rollouts are too short to look ahead in."""
+        if self.n > update_every:
+            raise ConfigError(
+                f"NStep.n: got {self.n}, expected at most update_every={update_every}: rewards "
+                "after the rollout's end are not known"
+            )
+
+    def init(self, num_envs: int) -> tuple:
+        return ()
+
+    def __call__(
+        self, state: tuple, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
+    ) -> tuple[tuple, jax.Array]:
+        nothing = jnp.zeros_like(reward)
+        total = n_step_return(reward, nothing, terminated, truncated, self.gamma, self.n)
+        if self.normalize:
+            total = (total - total.mean()) / (total.std() + 1e-8)
+        return state, self.factor * total
 
 
 class RunningNormalizeState(NamedTuple):
@@ -78,3 +160,11 @@ class RunningNormalize(Record):
         stats = update_stats(state.stats, seen, num_axes=2)
         scaled = jnp.clip(reward * jax.lax.rsqrt(stats.var + 1e-8), -self.clip, self.clip)
         return RunningNormalizeState(discounted, stats), scaled
+
+
+REWARDERS: dict[str, Any] = {
+    "clip": Clip,
+    "n_step": NStep,
+    "running_normalize": RunningNormalize,
+    "scale": Scale,
+}

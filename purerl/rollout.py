@@ -8,7 +8,9 @@ import jax.numpy as jnp
 
 from purerl.agents.base import Agent
 from purerl.envs.base import AutoResetState, Env
+from purerl.envs.spaces import Box
 from purerl.metrics import Episodes, summarize
+from purerl.noise import Noise
 from purerl.types import Transition
 
 PyTree = Any
@@ -22,25 +24,44 @@ class RolloutState(NamedTuple):
         episode: `[N]` int32, the number of each environment's episode.
         returns: `[N]` float32, the sum of rewards of the running episode.
         length: `[N]` int32, its steps so far.
+        noise: the exploration noise's state; None where there is none.
     """
 
     env: AutoResetState
     episode: jax.Array
     returns: jax.Array
     length: jax.Array
+    noise: PyTree
 
 
-def init_rollout(env: Env, key: jax.Array, num_envs: int) -> RolloutState:
+def init_rollout(
+    env: Env, key: jax.Array, num_envs: int, noise: Noise | None = None
+) -> RolloutState:
     """Resets N environments.
 
     Args:
         env: vectorized, with auto-reset.
         key: for the initial states.
         num_envs: N.
+        noise: what explores.
     """
     _, state = env.reset(jax.random.split(key, num_envs))
     zeros = jnp.zeros(num_envs, jnp.int32)
-    return RolloutState(state, zeros, jnp.zeros(num_envs, jnp.float32), zeros)
+    shape = env.spec.action_space.shape
+    noise_state = None if noise is None else noise.init(num_envs, shape)
+    return RolloutState(state, zeros, jnp.zeros(num_envs, jnp.float32), zeros, noise_state)
+
+
+def restart(
+    env: Env, key: jax.Array, state: RolloutState, noise: Noise | None = None
+) -> RolloutState:
+    """Resets all environments, wherever they stand; arguments as in `init_rollout`."""
+    num_envs = state.episode.shape[0]
+    fresh = init_rollout(env, key, num_envs, noise)
+    left = state.length > 0  # an episode that had begun
+    if noise is not None:
+        fresh = fresh._replace(noise=noise.restart(state.noise, left))
+    return fresh._replace(episode=state.episode + left)
 
 
 def rollout(
@@ -52,8 +73,11 @@ def rollout(
     num_steps: int,
     transform_obs: Callable[[PyTree], PyTree],
     process_action: Callable[[jax.Array], jax.Array],
+    *,
+    noise: Noise | None = None,
+    episodic: bool = False,
 ) -> tuple[RolloutState, Transition, Episodes]:
-    """Plays on from where the environments stand.
+    """Plays on from where the environments stand, or from a reset of all of them.
 
     Args:
         env: vectorized, with auto-reset.
@@ -63,18 +87,33 @@ def rollout(
         num_steps: T.
         transform_obs: from the environment's observation to what the agent sees.
         process_action: from the agent's action to what the environment gets.
+        noise: added to the agent's actions, which then are clipped to their bounds; transitions
+            hold the sum.
+        episodic: all environments are reset first, and what follows the first end of each is not
+            `valid` and doesn't count in the statistics.
 
     Returns:
         The environments after T steps, the transitions `[T, N, ...]`, and the statistics of the
         episodes that ended.
     """
     num_envs = state.episode.shape[0]
-    act_key, env_key = jax.random.split(key)
-    keys = jax.random.split(act_key, num_steps), jax.random.split(env_key, (num_steps, num_envs))
+    if episodic:
+        key, reset_key = jax.random.split(key)
+        state = restart(env, reset_key, state, noise)
+    act_key, env_key, noise_key = jax.random.split(key, 3)
+    keys = (
+        jax.random.split(act_key, num_steps),
+        jax.random.split(env_key, (num_steps, num_envs)),
+        None if noise is None else jax.random.split(noise_key, num_steps),
+    )
 
-    def step(state: RolloutState, keys: tuple[jax.Array, jax.Array]) -> tuple[RolloutState, tuple]:
+    def step(carry: tuple[RolloutState, Any], keys: tuple) -> tuple[tuple, tuple]:
+        (state, valid), noise_state = carry, carry[0].noise
         obs = state.env.obs
         action, extras = agent.act(agent_state, transform_obs(obs), keys[0])
+        if noise is not None:
+            noise_state, drawn = noise.step(state.noise, keys[2])
+            action = _perturb(env, action, drawn)
         env_state, timestep = env.step(keys[1], state.env, process_action(action))
         done = timestep.terminated | timestep.truncated
         returns, length = state.returns + timestep.reward, state.length + 1
@@ -86,6 +125,7 @@ def rollout(
             terminated=timestep.terminated,
             truncated=timestep.truncated,
             episode=state.episode,
+            valid=jnp.ones_like(done) if valid is None else valid,
             extras=extras,
         )
         state = RolloutState(
@@ -93,8 +133,23 @@ def rollout(
             episode=state.episode + done,
             returns=jnp.where(done, 0.0, returns),
             length=jnp.where(done, 0, length),
+            noise=None if noise is None else noise.restart(noise_state, done),
         )
-        return state, (transition, returns, length, done)
+        ended = done & transition.valid
+        return (state, None if valid is None else valid & ~done), (
+            transition,
+            returns,
+            length,
+            ended,
+        )
 
-    state, (transitions, returns, lengths, ended) = jax.lax.scan(step, state, keys)
+    start = state, jnp.ones(num_envs, bool) if episodic else None
+    (state, _), (transitions, returns, lengths, ended) = jax.lax.scan(step, start, keys)
     return state, transitions, summarize(returns, lengths, ended)
+
+
+def _perturb(env: Env, action: jax.Array, drawn: jax.Array) -> jax.Array:
+    """Action plus noise, `[N, *action_shape]`, inside the bounds."""
+    space = env.spec.action_space
+    assert isinstance(space, Box)
+    return jnp.clip(action + space.half_range * drawn, space.low, space.high)

@@ -1,173 +1,21 @@
-"""The loop. One for every agent: rollout, push, update, again."""
+"""`run`: a loop put together from its arguments, and scanned. One for every agent."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from purerl.agents.base import Agent
-from purerl.buffer import Buffer, BufferState
-from purerl.envs.base import Env, action_repeat, auto_reset, time_limit, vectorize
+from purerl.buffer import Buffer
+from purerl.envs.base import Env, action_repeat, time_limit
 from purerl.envs.registry import as_env
-from purerl.envs.spaces import Box
-from purerl.evaluate import evaluate
+from purerl.envs.spaces import Box, Discrete
 from purerl.fields import ConfigError
-from purerl.metrics import Episodes, Metrics, no_episodes
-from purerl.normalize import RunningStats, init_stats, normalize, update_stats
+from purerl.loop import Loop, RunState
+from purerl.metrics import Metrics
+from purerl.noise import Noise
 from purerl.rewarders import Identity, Rewarder
-from purerl.rollout import RolloutState, init_rollout, rollout
-from purerl.types import Transition
-
-PyTree = Any
-
-
-class RunState(NamedTuple):
-    """The whole of a run: save it, load it, go on.
-
-    Attributes:
-        agent: the agent's state.
-        buffer: what the buffer holds.
-        rollout: the environments.
-        obs_stats: running statistics of observations; None where they aren't normalised.
-        rewarder: the rewarder's state.
-        key: for what comes next.
-        eval_key: for evaluations, a stream of its own: they don't change what is learned.
-        num_updates: `[]` int32, how many updates were made.
-    """
-
-    agent: PyTree
-    buffer: BufferState
-    rollout: RolloutState
-    obs_stats: RunningStats | None
-    rewarder: PyTree
-    key: jax.Array
-    eval_key: jax.Array
-    num_updates: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """A run put together: pure functions, to be scanned whole or in chunks.
-
-    Attributes:
-        env: the raw environment, with the run's frame skip and time limit.
-        agent: the agent, with what the loop has told it.
-        buffer: the buffer, with its size and discounts.
-        rewarder: transforms rewards.
-        to_env: from the agent's actions to the environment's.
-        num_envs: N.
-        update_every: T.
-        num_updates: how many updates make the run.
-        normalize_obs: whether observations are normalised.
-        eval_every: updates between evaluations, or None.
-        eval_max_episodes, eval_max_episode_steps: an evaluation's size.
-    """
-
-    env: Env
-    agent: Agent
-    buffer: Buffer
-    rewarder: Rewarder
-    to_env: Callable[[jax.Array], jax.Array]
-    num_envs: int
-    update_every: int
-    num_updates: int
-    normalize_obs: bool
-    eval_every: int | None
-    eval_max_episodes: int
-    eval_max_episode_steps: int
-
-    @property
-    def steps_per_update(self) -> int:
-        """Environment steps in each update, N T."""
-        return self.num_envs * self.update_every
-
-    def init(self, key: jax.Array) -> RunState:
-        """The state before the first update."""
-        key, eval_key, agent_key, env_key = jax.random.split(key, 4)
-        agent_state = self.agent.init(agent_key, self.env.spec)
-        envs = init_rollout(self._vector_env(), env_key, self.num_envs)
-        first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
-        stats = init_stats(first_obs) if self.normalize_obs else None
-        _, example, _ = jax.eval_shape(self._play, agent_state, envs, stats, key)
-        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), example)
-        return RunState(
-            agent=agent_state,
-            buffer=self.buffer.init(example, self.num_envs),
-            rollout=envs,
-            obs_stats=stats,
-            rewarder=self.rewarder.init(self.num_envs),
-            key=key,
-            eval_key=eval_key,
-            num_updates=jnp.int32(0),
-        )
-
-    def step(self, state: RunState, index: jax.Array) -> tuple[RunState, Metrics]:
-        """One update.
-
-        Args:
-            state: the run.
-            index: `[]` int32, how many updates were made before. It is in the state too; given
-                apart, a vmapped run has one index and not one each, and evaluation stays a branch.
-        """
-        key, play_key, update_key = jax.random.split(state.key, 3)
-        stats = state.obs_stats
-        envs, transitions, episodes = self._play(state.agent, state.rollout, stats, play_key)
-        ends = (transitions.terminated, transitions.truncated)
-        rewarder_state, reward = self.rewarder(state.rewarder, transitions.reward, *ends)
-        stored = self.buffer.push(state.buffer, transitions._replace(reward=reward))
-        view = self.buffer.replace(transform_obs=obs_transform(stats))
-        agent_state, stored, losses = self.agent.update(state.agent, view, stored, update_key)
-        # Statistics move between updates only: what acted and what learns saw the same numbers.
-        if stats is not None:
-            stats = update_stats(stats, transitions.obs, num_axes=2)
-        evaluation = None
-        if self.eval_every is not None:
-            evaluation = jax.lax.cond(
-                (index + 1) % self.eval_every == 0,
-                lambda: self._evaluate(agent_state, stats, state.eval_key, index),
-                no_episodes,
-            )
-        state = RunState(
-            agent=agent_state,
-            buffer=stored,
-            rollout=envs,
-            obs_stats=stats,
-            rewarder=rewarder_state,
-            key=key,
-            eval_key=state.eval_key,
-            num_updates=state.num_updates + 1,
-        )
-        return state, Metrics(**episodes._asdict(), losses=losses, eval=evaluation)
-
-    def _vector_env(self) -> Env:
-        return vectorize(auto_reset(self.env))
-
-    def _play(
-        self, agent_state: PyTree, envs: RolloutState, stats: RunningStats | None, key: jax.Array
-    ) -> tuple[RolloutState, Transition, Episodes]:
-        return rollout(
-            self._vector_env(),
-            self.agent,
-            agent_state,
-            envs,
-            key,
-            self.update_every,
-            obs_transform(stats),
-            self.to_env,
-        )
-
-    def _evaluate(
-        self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: jax.Array
-    ) -> Episodes:
-        transform = obs_transform(stats)
-
-        def policy(obs: PyTree, key: jax.Array) -> jax.Array:
-            return self.to_env(self.agent.policy(agent_state, transform(obs)))
-
-        key = jax.random.fold_in(key, index)
-        return evaluate(self.env, policy, key, self.eval_max_episodes, self.eval_max_episode_steps)
 
 
 def make_loop(
@@ -175,14 +23,19 @@ def make_loop(
     agent: Agent,
     buffer: Buffer | None = None,
     *,
-    num_envs: int,
-    total_timesteps: int,
+    num_envs: int | None = None,
+    total_timesteps: int | None = None,
+    max_episodes: int | None = None,
     update_every: int | None = None,
+    update_after: int | None = None,
     rewarder: Rewarder | None = None,
+    noise: Noise | None = None,
     action_processor: Callable[[jax.Array], jax.Array] | None = None,
     normalize_obs: bool = False,
     max_episode_steps: int | None = None,
     skip_frames: int = 1,
+    reset_each_episode: bool = False,
+    wait_end_path: bool | None = None,
     eval_every: int | None = None,
     eval_max_episodes: int = 10,
     eval_max_episode_steps: int | None = None,
@@ -190,27 +43,53 @@ def make_loop(
     """Puts a run together; `run` says what the arguments mean."""
     raw_env = as_env(env)
     env = limit_env(raw_env, max_episode_steps, skip_frames)
-    update_every = agent.update_every if update_every is None else update_every
-    num_updates = -(-total_timesteps // (num_envs * update_every))
+    defaults = agent.run_defaults
+    num_envs = defaults.num_envs if num_envs is None else num_envs
+    update_every = defaults.update_every if update_every is None else update_every
+    update_after = defaults.update_after if update_after is None else update_after
+    wait_end_path = defaults.wait_end_path if wait_end_path is None else wait_end_path
+
+    steps = num_envs * update_every
+    buffer = _own_discount(buffer or agent.make_buffer(num_envs, update_every), agent)
+    if buffer.maxlen is None:
+        buffer = buffer.replace(maxlen=agent.make_buffer(num_envs, update_every).maxlen)
+    options = {"noise": noise, "wait_end_path": wait_end_path}
+    agent.check_run(num_envs, update_every, buffer, options)
+    buffer.num_rows(num_envs)
+    noise = defaults.noise if noise is None else noise
+    if noise is not None and isinstance(raw_env.spec.action_space, Discrete):
+        raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
+    rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
+    if hasattr(rewarder, "check_run"):
+        rewarder.check_run(num_envs, update_every)
+    limit = env.spec.max_episode_steps
+    if wait_end_path:
+        limit = min(limit or update_every, update_every)
+    num_updates = _num_updates(total_timesteps, max_episodes, limit, num_envs, update_every)
+    first_update = max(-(-update_after // steps) - 1, 0)
+    if first_update >= num_updates:
+        raise ConfigError(
+            f"update_after: got {update_after}, expected less than the run's {num_updates * steps} "
+            "steps: nothing would be learned"
+        )
     if eval_every is not None and eval_every > num_updates:
         raise ConfigError(
             f"eval_every: got {eval_every}, expected at most {num_updates}, the updates of the run"
         )
-    agent = agent.replace(num_updates=num_updates)
-    buffer = _own_discount(buffer or agent.make_buffer(num_envs, update_every), agent)
-    if buffer.maxlen is None:
-        buffer = buffer.replace(maxlen=num_envs * update_every)
-    agent.check_run(num_envs, update_every, buffer)
-    buffer.num_rows(num_envs)
     return Loop(
         env=env,
         agent=agent,
         buffer=buffer,
-        rewarder=_own_discount(Identity() if rewarder is None else rewarder, agent),
+        rewarder=rewarder,
+        noise=noise,
         to_env=action_map(raw_env, action_processor),
         num_envs=num_envs,
         update_every=update_every,
         num_updates=num_updates,
+        first_update=first_update,
+        max_episodes=max_episodes,
+        reset_each_episode=reset_each_episode,
+        wait_end_path=wait_end_path,
         normalize_obs=normalize_obs,
         eval_every=eval_every,
         eval_max_episodes=eval_max_episodes,
@@ -228,16 +107,27 @@ def run(
         agent: the agent.
         buffer: what it learns from; None for the agent's own choice.
         key: everything random in the run follows from it.
-        num_envs: N, environments side by side.
+        num_envs: N, environments side by side; None for the agent's default.
         total_timesteps: environment steps in all, over all N; rounded up to whole updates. Steps
             are decisions: with frame skip each of them is several frames.
+        max_episodes: the run is over with the update in which so many episodes have ended, over all
+            N: nothing changes in the state after that, and metrics are NaN. At least one of this
+            and `total_timesteps` is given; alone it needs a time limit, to know how long at most.
         update_every: T, steps of each environment between updates; None for the agent's default.
+        update_after: environment steps, over all N, before anything is learned; None for the
+            agent's default.
         rewarder: transforms the reward that is learned from.
+        noise: exploration noise for agents that act deterministically, added to their actions; what
+            they learn from are the sums. None for the agent's default.
         action_processor: from the agent's action to the environment's, just before the step; the
             buffer keeps the agent's own. None clips to a Box's bounds.
         normalize_obs: by running mean and variance over all environments.
         max_episode_steps: a time limit: sets `truncated`, never `terminated`.
         skip_frames: how often each action is repeated; rewards are summed.
+        reset_each_episode: empty the buffer before each rollout.
+        wait_end_path: episodic rollouts: all environments are reset and play T steps, a time limit;
+            what follows the first end of each is not `valid`: losses over paths leave it out. None
+            for the agent's default.
         eval_every: evaluate after every so many updates; None for never.
         eval_max_episodes: episodes in each evaluation.
         eval_max_episode_steps: an evaluation's episodes stop there; None for the environment's own
@@ -251,11 +141,6 @@ def run(
     """
     loop = make_loop(env, agent, buffer, **options)
     return jax.lax.scan(loop.step, loop.init(key), jnp.arange(loop.num_updates))
-
-
-def obs_transform(stats: RunningStats | None) -> Callable[[PyTree], PyTree]:
-    """From observations as the environment gives them to those that the agent sees."""
-    return (lambda obs: obs) if stats is None else (lambda obs: normalize(stats, obs))
 
 
 def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
@@ -287,6 +172,26 @@ def action_map(
     if isinstance(space, Box):
         return lambda action: jnp.clip(action, space.low, space.high).astype(space.dtype)
     return lambda action: action
+
+
+def _num_updates(
+    total_timesteps: int | None,
+    max_episodes: int | None,
+    limit: int | None,
+    num_envs: int,
+    update_every: int,
+) -> int:
+    if total_timesteps is not None:
+        return -(-total_timesteps // (num_envs * update_every))
+    if max_episodes is None:
+        raise ConfigError("total_timesteps: got None, expected an integer, or max_episodes")
+    if limit is None:
+        raise ConfigError(
+            f"total_timesteps: got None, expected an integer: max_episodes={max_episodes} could "
+            "take for ever, since the environment has no time limit (or set max_episode_steps)"
+        )
+    # The longest that it can take: every episode runs into its limit.
+    return -(-(-(-max_episodes // num_envs) * limit) // update_every)
 
 
 def _own_discount(part: Any, agent: Agent) -> Any:

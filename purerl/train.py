@@ -11,8 +11,8 @@ from flax import struct
 from purerl.agents import Agent
 from purerl.config import TrainConfig
 from purerl.fields import ConfigError
+from purerl.loop import RunState, obs_transform
 from purerl.metrics import Metrics
-from purerl.run import RunState, obs_transform
 
 PyTree = Any
 Train = Callable[..., "TrainOutput"]
@@ -52,7 +52,7 @@ class TrainOutput:
 
     @property
     def num_updates(self) -> int:
-        """How many updates were run."""
+        """How many updates were run (fewer than planned where `max_episodes` ended the run)."""
         return int(np.max(np.asarray(self.state.num_updates)))
 
     @property
@@ -62,8 +62,9 @@ class TrainOutput:
 
     @property
     def timesteps(self) -> np.ndarray:
-        """`[num_updates]` int64, environment steps after each update: the curve's x axis."""
-        return np.arange(1, self.num_updates + 1, dtype=np.int64) * self.steps_per_update
+        """int64, environment steps after each row of `metrics`: the curve's x axis."""
+        rows = self.metrics.num_episodes.shape[-1]
+        return np.arange(1, rows + 1, dtype=np.int64) * self.steps_per_update
 
     def member(self, *index: int) -> "TrainOutput":
         """One member of a vmapped run, by its index along each mapped axis."""

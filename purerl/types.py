@@ -18,6 +18,8 @@ class Transition(NamedTuple):
         terminated: `[N]` bool, the value beyond is 0.
         truncated: `[N]` bool, the value beyond is V(next_obs).
         episode: `[N]` int32, the number of the environment's episode.
+        valid: `[N]` bool, False for what follows an environment's first end in an episodic rollout
+            (`wait_end_path`): real experience, but of a path that is not waited for.
         extras: what the agent wants back, such as `log_prob` and `value`, `[N]` each.
     """
 
@@ -28,4 +30,5 @@ class Transition(NamedTuple):
     terminated: jax.Array
     truncated: jax.Array
     episode: jax.Array
+    valid: jax.Array
     extras: dict[str, jax.Array]

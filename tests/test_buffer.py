@@ -23,6 +23,7 @@ def steps(start, num_steps):
         terminated=zeros.astype(bool),
         truncated=zeros.astype(bool),
         episode=time,
+        valid=~zeros.astype(bool),
         extras={"value": zeros},
     )
 
@@ -95,7 +96,7 @@ def test_finish_path_is_a_plain_loop():
 
 
 def test_read_transforms_observations_only():
-    buffer = Buffer(maxlen=2 * N, transform_obs=lambda obs: obs["time"] * 2.0)
+    buffer = Buffer(maxlen=2 * N).tell(transform_obs=lambda obs: obs["time"] * 2.0)
     state = buffer.push(empty(buffer), steps(1, 2))
     data = buffer.read(state)
     np.testing.assert_array_equal(data["obs"][:, 0], [2.0, 4.0])

@@ -8,7 +8,7 @@ import pytest
 from toys import reward_forever, target_env, walk
 
 import purerl
-from purerl.config import TrainConfig, make_agent
+from purerl.config import TrainConfig
 
 
 class ThreeOutputs(purerl.Actor):
@@ -65,7 +65,7 @@ BAD = [
     ({"env": "MNISTBandit-bsuite"}, "wants to download a data set"),
     # Agents.
     ({**CART, "agent": "pppo"}, "no agent 'pppo'; did you mean 'ppo'"),
-    ({**CART, "agent": {"name": "sac"}}, "no agent 'sac'; known: ppo"),
+    ({**CART, "agent": {"name": "sac"}}, "no agent 'sac'; known: actor_critic, ddpg"),
     ({**CART, "agent": purerl.PPO}, "expected an agent.*; call it: PPO()"),
     ({**CART, "agent": 3}, "TrainConfig.agent: got 3, expected an agent"),
     ({**CART, "agent": None}, "TrainConfig.agent: got None"),
@@ -227,11 +227,6 @@ def test_a_config_from_toml():
     config = TrainConfig.from_mapping(tomllib.loads(text))
     assert config.agent == purerl.PPO(lr=1.0, hidden=(32,))
     assert config.total_timesteps == 100_000
-
-
-def test_make_agent():
-    assert make_agent("PPO") == purerl.PPO()
-    assert make_agent({"gamma": 0.5}) == purerl.PPO(gamma=0.5)
 
 
 def test_a_config_can_be_made_while_tracing():

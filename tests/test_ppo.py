@@ -82,6 +82,7 @@ def test_loss_is_a_plain_loop(clip_value, normalize_advantage):
         "action": action,
         **extras,
         "advantage": jnp.asarray(rng.normal(size=64), jnp.float32),
+        "valid": jnp.ones(64, bool),
         "target": jnp.asarray(rng.normal(size=64), jnp.float32),
     }
     # Far enough from the old policy for the clipping to bite.
@@ -106,7 +107,7 @@ def test_the_first_step_sees_the_policy_that_acted():
 def test_gradients_are_clipped_by_their_global_norm():
     agent = PPO(K_epochs=1, batch_size=32, max_grad_norm=1e-3, lr=1.0, anneal=False)
     state, _, _ = setup(agent, walk())
-    optimizer = agent._optimizer(1.0)
+    optimizer = agent._optimizer()
     grads = jax.tree.map(jnp.ones_like, state.params)
     _, opt_state = optimizer.update(grads, state.opt_state)
     moments = opt_state[1][0].mu  # Adam's first moment is 0.1 of what came out of the clipping
@@ -133,9 +134,13 @@ def test_target_kl_stops_an_update_and_nothing_moves_after():
 
 
 def test_lr_goes_down_to_zero():
-    agent = PPO(lr=1.0, num_updates=10)
-    assert [float(agent._lr(jnp.int32(i))) for i in (0, 5, 9)] == pytest.approx([1.0, 0.5, 0.1])
-    assert agent.replace(anneal=False)._lr(jnp.int32(5)) == 1.0
+    def step(progress, **changes):
+        optimizer = PPO(lr=1.0, max_grad_norm=1e9, **changes).tell(progress=progress)._optimizer()
+        updates, _ = optimizer.update({"w": jnp.ones(1)}, optimizer.init({"w": jnp.ones(1)}))
+        return -float(updates["w"][0])
+
+    assert [step(p) for p in (0.0, 0.5, 0.9)] == pytest.approx([1.0, 0.5, 0.1], rel=1e-3)
+    assert step(0.5, anneal=False) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_explained_variance():

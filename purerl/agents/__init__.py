@@ -1,8 +1,35 @@
 """Agents, one file each."""
 
-from purerl.agents.base import Agent, NetworkAgent
+from purerl.agents.actor_critic import ActorCritic, ActorCriticState
+from purerl.agents.base import Agent, NetworkAgent, RunDefaults
+from purerl.agents.ddpg import DDPG, DDPGState
+from purerl.agents.dqn import DQN, DQNState, double_q_target, q_target
 from purerl.agents.ppo import PPO, PPOState
+from purerl.agents.reinforce import REINFORCE, REINFORCEState
 
-AGENTS: dict[str, type[Agent]] = {"ppo": PPO}
+AGENTS: dict[str, type[Agent]] = {
+    "actor_critic": ActorCritic,
+    "ddpg": DDPG,
+    "dqn": DQN,
+    "ppo": PPO,
+    "reinforce": REINFORCE,
+}
 
-__all__ = ["AGENTS", "PPO", "Agent", "NetworkAgent", "PPOState"]
+__all__ = [
+    "AGENTS",
+    "DDPG",
+    "DQN",
+    "PPO",
+    "REINFORCE",
+    "ActorCritic",
+    "ActorCriticState",
+    "Agent",
+    "DDPGState",
+    "DQNState",
+    "NetworkAgent",
+    "PPOState",
+    "REINFORCEState",
+    "RunDefaults",
+    "double_q_target",
+    "q_target",
+]

@@ -1,19 +1,29 @@
 """The agent protocol, and what agents share."""
 
-import functools
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import EnvSpec
-from purerl.fields import ConfigError, Record, choice, integer, sizes, static
-from purerl.networks import ACTIVATIONS, NETWORKS, Actor, Critic, DefaultActor, DefaultCritic
+from purerl.fields import ConfigError, Record, by_loop, choice, sizes, static
+from purerl.noise import Noise
+from purerl.torsos import ACTIVATIONS, NETWORKS
 
 PyTree = Any
 AgentState = Any
+Losses = dict[str, jax.Array]
+
+
+class RunDefaults(NamedTuple):
+    """Arguments of `run` that an agent chooses where the user doesn't; `run` explains them."""
+
+    num_envs: int = 8
+    update_every: int = 128
+    update_after: int = 0
+    wait_end_path: bool = False
+    noise: Noise | None = None
 
 
 class Agent(Record):
@@ -21,23 +31,36 @@ class Agent(Record):
 
     Floats are leaves of the pytree and may be traced and vmapped; the rest is static. To write an
     agent, subclass this, list the hyperparameters with the functions of `purerl.fields`, and
-    implement `init`, `act`, `policy`, `value` and `update`. `check_agent` tells whether the loop
-    can run it.
+    implement `init`, `act`, `policy`, `update`, and `value` if it learns one. `check_agent` tells
+    whether the loop can run it.
 
     Attributes:
-        num_updates: how many updates the run will have, for schedules; the loop sets it.
+        total_timesteps: environment steps of the run, for schedules; the loop sets it.
+        progress: how much of the run is over, a float32 from 0 to 1; the loop sets it.
     """
 
-    update_every: ClassVar[int] = 128  # rollout length T where the user doesn't say
+    total_timesteps: int | None = by_loop()
+    progress: Any = by_loop(default=0.0, traced=True)
 
-    num_updates: int | None = integer(default=None, at_least=1, optional=True)
+    @property
+    def run_defaults(self) -> RunDefaults:
+        """How this agent is run where the user doesn't say."""
+        return RunDefaults()
 
     def make_buffer(self, num_envs: int, update_every: int) -> Buffer:
         """The buffer that this agent takes where the user gives none: one rollout."""
         return Buffer(maxlen=num_envs * update_every)
 
-    def check_run(self, num_envs: int, update_every: int, buffer: Buffer) -> None:
-        """Checks what can't be seen before the rollout's size is known. Raises ConfigError."""
+    def check_run(
+        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+    ) -> None:
+        """Checks what can't be seen before the rollout's size is known. Raises ConfigError.
+
+        Args:
+            num_envs, update_every: N and T.
+            buffer: what the agent will learn from.
+            options: `noise`, `wait_end_path` and `reset_each_episode`.
+        """
 
     def init(self, key: jax.Array, spec: EnvSpec) -> AgentState:
         """A new agent's state."""
@@ -55,17 +78,17 @@ class Agent(Record):
         raise NotImplementedError
 
     def value(self, state: AgentState, obs: PyTree) -> jax.Array:
-        """`[N, *obs_shape]` to `[N]`, the value of the agent's policy."""
-        raise NotImplementedError
+        """`[N, *obs_shape]` to `[N]`, the value of the agent's policy, where it learns one."""
+        raise NotImplementedError(f"{type(self).__name__} learns no value")
 
     def update(
         self, state: AgentState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
-    ) -> tuple[AgentState, BufferState, dict[str, jax.Array]]:
+    ) -> tuple[AgentState, BufferState, Losses]:
         """Learns from the buffer; returns losses and the like as float32 scalars by name."""
         raise NotImplementedError
 
 
-def module_field(*, default: None, base: type) -> Any:
+def module_field(*, base: type, default: None = None) -> Any:
     """A field for a user's network: an uninstantiated subclass of `base`, or a partial of one."""
 
     def check(value: Any) -> Any:
@@ -81,18 +104,14 @@ def module_field(*, default: None, base: type) -> Any:
 
 
 class NetworkAgent(Agent):
-    """An agent with an actor and a critic, a user's own or the defaults.
+    """An agent with networks, a user's own or the defaults.
 
     Attributes:
-        actor: an uninstantiated `Actor`; None for `DefaultActor`.
-        critic: an uninstantiated `Critic`; None for `DefaultCritic`.
         hidden: widths of the default networks' hidden layers.
         activation: their activation function.
         network: their kind; by default images go through a convolution, and all else doesn't.
     """
 
-    actor: Callable[..., Actor] | None = module_field(default=None, base=Actor)
-    critic: Callable[..., Critic] | None = module_field(default=None, base=Critic)
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
     activation: str | None = choice(default=None, options=ACTIVATIONS, optional=True)
     network: str | None = choice(default=None, options=NETWORKS, optional=True)
@@ -100,22 +119,76 @@ class NetworkAgent(Agent):
     def check(self) -> None:
         super().check()
         sized = [n for n in ("hidden", "activation", "network") if getattr(self, n) is not None]
-        if self.actor is not None and self.critic is not None and sized:
+        own = [name for name in ("actor", "critic") if hasattr(self, name)]
+        if sized and all(getattr(self, name) is not None for name in own):
             raise ConfigError(
-                f"{type(self).__name__}.{sized[0]}: is for the default networks, but both actor "
-                "and critic are given"
+                f"{type(self).__name__}.{sized[0]}: is for the default networks, but "
+                f"{' and '.join(own)} {'is' if len(own) == 1 else 'are both'} given"
             )
 
-    def make_networks(self, spec: EnvSpec) -> tuple[Actor, Critic]:
-        """The actor and the critic for an environment, instantiated."""
-        shape: dict[str, Any] = {
-            "hidden": self.hidden or (64, 64),
-            "activation": self.activation or "tanh",
-            "network": self.network or "auto",
-        }
-        actor = functools.partial(DefaultActor, **shape) if self.actor is None else self.actor
-        critic = functools.partial(DefaultCritic, **shape) if self.critic is None else self.critic
-        return actor(spec.action_space), critic()
+    def make(self, given: Any, default: Any, spec: EnvSpec, activation: str = "tanh") -> Any:
+        """A network for an environment: the user's, or the default one."""
+        if given is not None:
+            return given(spec.action_space)
+        return default(
+            spec.action_space,
+            hidden=self.hidden or (64, 64),
+            activation=self.activation or activation,
+            network=self.network or "auto",
+        )
+
+
+def check_one_rollout(
+    agent: Agent, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+) -> None:
+    """What an agent needs that learns from its own rollout, whole. Raises ConfigError."""
+    name, size = type(agent).__name__, num_envs * update_every
+    if buffer.maxlen != size:
+        raise ConfigError(
+            f"Buffer.maxlen: got {buffer.maxlen}, expected {size}: {name} learns from exactly one "
+            f"rollout, num_envs={num_envs} times update_every={update_every}"
+        )
+    if buffer.priority_sampling:
+        raise ConfigError(
+            f"Buffer.priority_sampling: got True, expected False: {name} learns from the whole "
+            "buffer and doesn't sample"
+        )
+    if options["noise"] is not None:
+        raise ConfigError(
+            f"noise: got {options['noise']}, expected None: {name} explores by its own "
+            "distribution; noise is for deterministic agents, such as DDPG"
+        )
+
+
+def replay_buffer(num_envs: int) -> Buffer:
+    """The buffer of off-policy agents: about 100,000 transitions."""
+    return Buffer(maxlen=-(-100_000 // num_envs) * num_envs)
+
+
+def check_replay(agent: Any, num_envs: int, update_every: int, buffer: Buffer) -> None:
+    """What an agent needs that draws from a buffer. Raises ConfigError."""
+    size = num_envs * update_every
+    if buffer.maxlen is not None and buffer.maxlen < size:
+        raise ConfigError(
+            f"Buffer.maxlen: got {buffer.maxlen}, expected at least {size}, one rollout: "
+            f"num_envs={num_envs} times update_every={update_every}"
+        )
+    if buffer.lam is not None:
+        raise ConfigError(f"Buffer.lam: {type(agent).__name__} uses no GAE(lambda)")
+
+
+def check_paths(agent: Any, num_envs: int, update_every: int) -> None:
+    """Whether the run is as the agent counts its paths. Raises ConfigError."""
+    name = type(agent).__name__
+    for argument, got, field in (
+        ("num_envs", num_envs, "n_episodes"),
+        ("update_every", update_every, "episode_length"),
+    ):
+        if got != getattr(agent, field):
+            raise ConfigError(
+                f"{argument}: got {got}, expected {getattr(agent, field)}: it is what "
+                f"{name}.{field} says, leave it out"
+            )
 
 
 def example_obs(spec: EnvSpec) -> PyTree:
@@ -128,91 +201,3 @@ def example_obs(spec: EnvSpec) -> PyTree:
         spec.observation_space,
         is_leaf=lambda x: hasattr(x, "shape"),
     )
-
-
-def successor_values(
-    value_fn: Callable[[PyTree], jax.Array],
-    value: jax.Array,
-    next_obs: PyTree,
-    terminated: jax.Array,
-    truncated: jax.Array,
-) -> jax.Array:
-    """V of every transition's true successor, for the price of those that aren't known already.
-
-    Inside a path V(s_{t+1}) is the next row's value. Only where a path is cut does the successor
-    have to be looked at: N of them in the last row, and those of the truncated episodes, taken N
-    at a time, for as many as there are.
-
-    Args:
-        value_fn: `[N, *obs_shape]` to `[N]`, the function that gave `value`.
-        value: `[T, N]`, V(s_t).
-        next_obs: `[T, N, *obs_shape]`, true successors.
-        terminated, truncated: `[T, N]` bool.
-
-    Returns:
-        `[T, N]`; what stands beyond a termination is of no meaning.
-    """
-    num_steps, num_envs = value.shape
-    last = value_fn(jax.tree.map(lambda x: x[-1], next_obs))
-    shifted = jnp.concatenate([value[1:], last[None]]).reshape(-1)
-    # The last row is known by now; what is left are the time limits before it.
-    cut = (truncated & ~terminated).at[-1].set(False).reshape(-1)
-    count = jnp.sum(cut)
-    index = jnp.nonzero(cut, size=cut.size, fill_value=cut.size)[0].reshape(num_steps, num_envs)
-    flat_obs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), next_obs)
-
-    def more(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return carry[0] * num_envs < count
-
-    def look(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        row, values = carry
-        at = index[row]
-        seen = value_fn(jax.tree.map(lambda x: x.at[at].get(mode="clip"), flat_obs))
-        return row + 1, values.at[at].set(seen, mode="drop")
-
-    _, values = jax.lax.while_loop(more, look, (jnp.int32(0), shifted))
-    return values.reshape(num_steps, num_envs)
-
-
-class Minibatches(NamedTuple):
-    """Which transitions each gradient step sees.
-
-    Attributes:
-        blocks: `[num_epochs * num_minibatches, blocks]`, blocks of each minibatch.
-        block: how many environments, neighbours in one row, a block has.
-    """
-
-    blocks: jax.Array
-    block: int
-
-    def take(self, batch: PyTree, chosen: jax.Array) -> PyTree:
-        """One minibatch, `[batch_size, ...]`, of `[T, N, ...]`."""
-
-        def pick(x: jax.Array) -> jax.Array:
-            blocks = x.reshape(-1, self.block, *x.shape[2:])
-            return blocks[chosen].reshape(-1, *x.shape[2:])
-
-        return jax.tree.map(pick, batch)
-
-
-def shuffle(
-    key: jax.Array, num_steps: int, num_envs: int, batch_size: int, num_epochs: int
-) -> Minibatches:
-    """Minibatches in random order, every transition once an epoch.
-
-    What is shuffled are not single transitions but blocks of up to 16 environments at one time
-    step. Environments don't know of each other, so a block is as good a draw as its members drawn
-    alone; the permutation is shorter and the gather reads whole lines.
-
-    Args:
-        key: for the permutations.
-        num_steps, num_envs: T and N.
-        batch_size: transitions in a minibatch; divides T N.
-        num_epochs: how often all are gone through.
-    """
-    divides = [n for n in range(1, 17) if num_envs % n == 0 and batch_size % n == 0]
-    block = max(divides)
-    rows = num_steps * num_envs // block
-    keys = jax.random.split(key, num_epochs)
-    orders = jax.vmap(lambda key: jax.random.permutation(key, rows))(keys)
-    return Minibatches(orders.reshape(-1, batch_size // block), block)

@@ -1,5 +1,6 @@
 """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,22 +8,29 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.agents.base import NetworkAgent, example_obs, shuffle, successor_values
+from purerl.agents.base import Losses, NetworkAgent, check_one_rollout, example_obs, module_field
+from purerl.agents.learning import (
+    adam,
+    descend,
+    masked_mean,
+    shuffle,
+    standardize,
+    successor_values,
+)
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import EnvSpec
 from purerl.fields import ConfigError, flag, integer, real
 from purerl.networks import Actor, Critic, apply, takes_action
+from purerl.torsos import DefaultActor, DefaultCritic
 
 PyTree = Any
 
 
-@struct.dataclass
-class PPOState:
-    """Parameters `{"actor", "critic"}`, the optimizer's state, and how many updates were made."""
+class PPOState(struct.PyTreeNode):
+    """Parameters `{"actor", "critic"}` and the optimizer's state."""
 
     params: dict[str, PyTree]
     opt_state: optax.OptState
-    updates: jax.Array
     actor: Actor = struct.field(pytree_node=False)
     critic: Critic = struct.field(pytree_node=False)
 
@@ -32,6 +40,7 @@ class PPO(NetworkAgent):
 
     Attributes:
         batch_size: transitions in a minibatch; None for a quarter of the rollout.
+        actor, critic: an uninstantiated `Actor` and V `Critic`; None for the defaults.
         lr: learning rate of Adam.
         K_epochs: how often each update goes through the rollout.
         eps_clip: how far the probability ratio may leave 1.
@@ -48,6 +57,8 @@ class PPO(NetworkAgent):
     """
 
     batch_size: int | None = integer(default=None, at_least=1, optional=True)
+    actor: Callable[..., Actor] | None = module_field(base=Actor)
+    critic: Callable[..., Critic] | None = module_field(base=Critic)
     lr: float = real(default=1e-3, at_least=0.0)
     K_epochs: int = integer(default=4, at_least=1)
     eps_clip: float = real(default=0.2, above=0.0)
@@ -66,13 +77,11 @@ class PPO(NetworkAgent):
         if self.critic is not None and takes_action(self.critic):
             raise ConfigError("PPO.critic: got a Q critic, expected create_network(self, obs)")
 
-    def check_run(self, num_envs: int, update_every: int, buffer: Buffer) -> None:
+    def check_run(
+        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+    ) -> None:
+        check_one_rollout(self, num_envs, update_every, buffer, options)
         size = num_envs * update_every
-        if buffer.maxlen != size:
-            raise ConfigError(
-                f"Buffer.maxlen: got {buffer.maxlen}, expected {size}: PPO learns from exactly one "
-                f"rollout, num_envs={num_envs} times update_every={update_every}"
-            )
         if size % (self.batch_size or 1):
             raise ConfigError(
                 f"PPO.batch_size: got {self.batch_size}, expected a divisor of {size}, "
@@ -80,12 +89,12 @@ class PPO(NetworkAgent):
             )
 
     def init(self, key: jax.Array, spec: EnvSpec) -> PPOState:
-        actor, critic = self.make_networks(spec)
+        actor = self.make(self.actor, DefaultActor, spec)
+        critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key = jax.random.split(key)
         obs = example_obs(spec)
         params = {"actor": actor.init(actor_key, obs), "critic": critic.init(critic_key, obs)}
-        opt_state = self._optimizer(self.lr).init(params)
-        return PPOState(params, opt_state, jnp.int32(0), actor, critic)
+        return PPOState(params, self._optimizer().init(params), actor, critic)
 
     def act(
         self, state: PPOState, obs: PyTree, key: jax.Array
@@ -103,7 +112,7 @@ class PPO(NetworkAgent):
 
     def update(
         self, state: PPOState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
-    ) -> tuple[PPOState, BufferState, dict[str, jax.Array]]:
+    ) -> tuple[PPOState, BufferState, Losses]:
         data = buffer.read(buffer_state)
         next_value = successor_values(
             lambda obs: self.value(state, obs),
@@ -111,20 +120,19 @@ class PPO(NetworkAgent):
         )
         buffer_state = buffer.finish_path(buffer_state, next_value)
         advantage = buffer_state.data["advantage"]
-        batch = {name: data[name] for name in ("obs", "action", "log_prob", "value")}
+        batch = {name: data[name] for name in ("obs", "action", "log_prob", "value", "valid")}
         batch |= {"advantage": advantage, "target": advantage + data["value"]}
 
         num_steps, num_envs = advantage.shape
         batch_size = self.batch_size or _quarter(num_steps * num_envs)
         batches = shuffle(key, num_steps, num_envs, batch_size, self.K_epochs)
-        optimizer = self._optimizer(self._lr(state.updates))
+        optimizer = self._optimizer()
 
-        def step(carry: tuple, blocks: jax.Array) -> tuple[tuple, dict[str, jax.Array]]:
+        def step(carry: tuple, blocks: jax.Array) -> tuple[tuple, Losses]:
             params, opt_state, stopped = carry
             minibatch = batches.take(batch, blocks)
             grads, losses = jax.grad(self._loss, has_aux=True)(params, state, minibatch)
-            updates, new_opt_state = optimizer.update(grads, opt_state)
-            new = optax.apply_updates(params, updates), new_opt_state
+            new = descend(optimizer, grads, opt_state, params)
             losses["grad_norm"] = optax.tree.norm(grads)
             if self.target_kl is None:
                 return (*new, stopped), losses
@@ -135,36 +143,38 @@ class PPO(NetworkAgent):
         start = (state.params, state.opt_state, jnp.bool_(False))
         (params, opt_state, _), losses = jax.lax.scan(step, start, batches.blocks)
         losses = jax.tree.map(jnp.mean, losses)
-        residual = jnp.var(batch["target"] - batch["value"])
-        losses["explained_variance"] = 1.0 - residual / (jnp.var(batch["target"]) + 1e-8)
-        new_state = PPOState(params, opt_state, state.updates + 1, state.actor, state.critic)
-        return new_state, buffer_state, losses
+        residual = _variance(batch["target"] - batch["value"], batch["valid"])
+        spread = _variance(batch["target"], batch["valid"])
+        losses["explained_variance"] = 1.0 - residual / (spread + 1e-8)
+        return PPOState(params, opt_state, state.actor, state.critic), buffer_state, losses
 
     def _loss(
         self, params: PyTree, state: PPOState, batch: dict[str, PyTree]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, Losses]:
         distribution = apply(state.actor, params["actor"], batch["obs"])
         value = apply(state.critic, params["critic"], batch["obs"])
 
+        def mean(x: jax.Array) -> jax.Array:
+            return masked_mean(x, batch["valid"])
+
         advantage = batch["advantage"]
         if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            advantage = standardize(advantage, batch["valid"])
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
-        log_ratio = jnp.clip(
-            log_ratio, -20.0, 20.0
-        )  # far beyond any clipping, and exp stays finite
+        # Far beyond any clipping of the ratio, and exp stays finite.
+        log_ratio = jnp.clip(log_ratio, -20.0, 20.0)
         ratio = jnp.exp(log_ratio)
         clipped = jnp.clip(ratio, 1.0 - self.eps_clip, 1.0 + self.eps_clip)
-        policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
+        policy_loss = -mean(jnp.minimum(ratio * advantage, clipped * advantage))
 
         value_error = (value - batch["target"]) ** 2
         if self.clip_value:
             change = jnp.clip(value - batch["value"], -self.eps_clip, self.eps_clip)
             clipped_error = (batch["value"] + change - batch["target"]) ** 2
             value_error = jnp.maximum(value_error, clipped_error)
-        value_loss = 0.5 * value_error.mean()
+        value_loss = 0.5 * mean(value_error)
 
-        entropy = distribution.entropy().mean()
+        entropy = mean(distribution.entropy())
         loss = policy_loss + self.value_coef * value_loss - self.entropy_beta * entropy
         return loss, {
             "loss": loss,
@@ -172,20 +182,19 @@ class PPO(NetworkAgent):
             "value_loss": value_loss,
             "entropy": entropy,
             # Schulman's low-variance estimate of KL(old, new): http://joschu.net/blog/kl-approx.html
-            "approx_kl": (ratio - 1.0 - log_ratio).mean(),
-            "clip_fraction": (jnp.abs(ratio - 1.0) > self.eps_clip).mean(dtype=jnp.float32),
+            "approx_kl": mean(ratio - 1.0 - log_ratio),
+            "clip_fraction": mean((jnp.abs(ratio - 1.0) > self.eps_clip).astype(jnp.float32)),
         }
 
-    def _lr(self, updates: jax.Array) -> jax.Array | float:
-        if not self.anneal or self.num_updates is None:
-            return self.lr
-        return self.lr * (1.0 - updates / self.num_updates)
-
-    def _optimizer(self, lr: jax.Array | float) -> optax.GradientTransformation:
-        clip = optax.clip_by_global_norm(self.max_grad_norm)
-        return optax.chain(clip, optax.adam(lr, eps=1e-5))
+    def _optimizer(self) -> optax.GradientTransformation:
+        lr = self.lr * (1.0 - self.progress) if self.anneal else self.lr
+        return adam(lr, self.max_grad_norm)
 
 
 def _quarter(size: int) -> int:
     """The minibatch where the user doesn't say: a quarter of the rollout where 4 divides it."""
     return size // 4 if size % 4 == 0 else size
+
+
+def _variance(x: jax.Array, valid: jax.Array) -> jax.Array:
+    return masked_mean((x - masked_mean(x, valid)) ** 2, valid)

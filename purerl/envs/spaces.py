@@ -57,6 +57,24 @@ class Box:
         huge = np.finfo(np.float32).max
         return bool(np.all(np.abs(self.low) < huge) and np.all(np.abs(self.high) < huge))
 
+    @property
+    def center(self) -> np.ndarray:
+        """`[*shape]` float32, the middle of the range; 0 where a bound is infinite."""
+        low, high = self._finite_bounds()
+        return (high + low) / 2
+
+    @property
+    def half_range(self) -> np.ndarray:
+        """`[*shape]` float32, from the middle to a bound; 1 where a bound is infinite."""
+        low, high = self._finite_bounds()
+        return (high - low) / 2
+
+    def _finite_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        huge = np.finfo(np.float32).max
+        finite = (np.abs(self.low) < huge) & (np.abs(self.high) < huge)
+        one = np.float32(1.0)
+        return np.where(finite, self.low, -one), np.where(finite, self.high, one)
+
     def sample(self, key: jax.Array) -> jax.Array:
         """One element, uniformly; from a standard normal, clipped, where a bound is infinite."""
         if np.issubdtype(self.dtype, np.integer) and self.bounded:

@@ -17,11 +17,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from purerl.agents import AGENTS
-from purerl.config import SET_BY_THE_LOOP, TrainConfig
+from purerl.config import TrainConfig
 from purerl.envs import env_names, make
 from purerl.fields import ConfigError, field_names, suggest
+from purerl.loop import Loop
 from purerl.metrics import Metrics
-from purerl.run import Loop
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 COMMANDS = ("train", "envs")
@@ -114,9 +114,7 @@ def config_from_args(args: argparse.Namespace) -> TrainConfig:
         raise ConfigError(f"--seeds: got {args.seeds}, expected an integer >= 1")
     if args.total_timesteps is not None:
         mapping["total_timesteps"] = _literal(args.total_timesteps)
-    agent_fields = [
-        name for name in field_names(AGENTS[args.agent.lower()]) if name not in SET_BY_THE_LOOP
-    ]
+    agent_fields = field_names(AGENTS[args.agent.lower()])
     fields = [name for name in field_names(TrainConfig) if name not in ("env", "agent")]
     for assignment in args.assignments:
         name, sign, text = assignment.partition("=")
@@ -150,7 +148,7 @@ def _train(args: argparse.Namespace, console: Console) -> int:
     console.print(
         f"[bold]{config.env.spec.name}[/], {type(loop.agent).__name__}, "
         f"{_count(args.seeds, 'seed')}: {loop.num_updates} updates of "
-        f"{config.num_envs} environments x {loop.steps_per_update // config.num_envs} steps, "
+        f"{loop.num_envs} environments x {loop.update_every} steps, "
         f"{total:,} steps each"
     )
     keys = jax.random.split(jax.random.key(args.seed), args.seeds)

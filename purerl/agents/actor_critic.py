@@ -1,0 +1,231 @@
+"""Actor-critic (Sutton et al. 2000; A2C, Mnih et al. 2016, arXiv:1602.01783)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from purerl import returns
+from purerl.agents.base import (
+    Losses,
+    NetworkAgent,
+    RunDefaults,
+    check_one_rollout,
+    check_paths,
+    example_obs,
+    module_field,
+)
+from purerl.agents.learning import (
+    adam,
+    descend,
+    fit_value,
+    flatten,
+    policy_gradient,
+    standardize,
+    successor_values,
+)
+from purerl.buffer import Batch, Buffer, BufferState
+from purerl.envs.base import EnvSpec
+from purerl.envs.spaces import Discrete
+from purerl.fields import flag, integer, real
+from purerl.networks import (
+    Actor,
+    Critic,
+    apply,
+    init_critic,
+    is_q_critic,
+    q_value,
+    q_values,
+)
+from purerl.torsos import DefaultActor, DefaultCritic
+
+PyTree = Any
+
+
+class ActorCriticState(struct.PyTreeNode):
+    """Parameters and the optimizers' states of the actor and of the critic."""
+
+    actor_params: PyTree
+    actor_opt: optax.OptState
+    critic_params: PyTree
+    critic_opt: optax.OptState
+    actor: Actor = struct.field(pytree_node=False)
+    critic: Critic = struct.field(pytree_node=False)
+    is_q: bool = struct.field(pytree_node=False)
+
+
+class ActorCritic(NetworkAgent):
+    """One step of policy gradient, then some of fitting the critic, after every rollout.
+
+    With a V critic the advantage is GAE(lam). With a Q critic it is Q(s, a) - V(s), where V is the
+    mean of Q over the policy: exact for discrete actions, over `num_samples` draws for continuous
+    ones. The critic is fitted to lambda returns.
+
+    By default environments go on from rollout to rollout (A2C); `wait_end_path=True` makes each
+    rollout one episode of each environment, masked after its end.
+
+    Attributes:
+        n_episodes: paths that each update learns from, side by side: the run's `num_envs`.
+        episode_length: their length: the run's `update_every`.
+        actor: an uninstantiated `Actor`; None for the default.
+        critic: an uninstantiated `Critic`, V or Q; None for the default, which is V.
+        lr: learning rate of Adam, for the actor.
+        critic_lr: for the critic; None for `lr`.
+        gamma: discount.
+        lam: lambda of GAE(lambda) and of the lambda returns.
+        train_v_iters: gradient steps of the critic in each update.
+        entropy_beta: weight of the entropy bonus.
+        max_grad_norm: the gradients' global norms are clipped to it.
+        normalize_advantage: to mean 0 and standard deviation 1 over each update's steps.
+        anneal: lower the learning rates linearly to 0 over the run.
+        num_samples: how many actions are drawn to average a Q critic over a continuous policy.
+    """
+
+    n_episodes: int = integer(default=8, at_least=1)
+    episode_length: int = integer(default=16, at_least=1)
+    actor: Callable[..., Actor] | None = module_field(base=Actor)
+    critic: Callable[..., Critic] | None = module_field(base=Critic)
+    lr: float = real(default=1e-3, at_least=0.0)
+    critic_lr: float | None = real(default=None, at_least=0.0, optional=True)
+    gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
+    lam: float = real(default=0.95, at_least=0.0, at_most=1.0)
+    train_v_iters: int = integer(default=10, at_least=1)
+    entropy_beta: float = real(default=0.01, at_least=0.0)
+    max_grad_norm: float = real(default=0.5, above=0.0)
+    normalize_advantage: bool = flag(default=True)
+    anneal: bool = flag(default=True)
+    num_samples: int = integer(default=4, at_least=1)
+
+    @property
+    def run_defaults(self) -> RunDefaults:
+        return RunDefaults(self.n_episodes, self.episode_length)
+
+    def check_run(
+        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+    ) -> None:
+        check_paths(self, num_envs, update_every)
+        check_one_rollout(self, num_envs, update_every, buffer, options)
+
+    def init(self, key: jax.Array, spec: EnvSpec) -> ActorCriticState:
+        actor = self.make(self.actor, DefaultActor, spec)
+        critic = self.make(self.critic, DefaultCritic, spec)
+        actor_key, critic_key = jax.random.split(key)
+        obs = example_obs(spec)
+        actor_params = actor.init(actor_key, obs)
+        critic_params = init_critic(critic, critic_key, obs)
+        return ActorCriticState(
+            actor_params,
+            self._optimizer(self.lr).init(actor_params),
+            critic_params,
+            self._optimizer(self.lr).init(critic_params),
+            actor,
+            critic,
+            is_q_critic(critic, obs),
+        )
+
+    def act(
+        self, state: ActorCriticState, obs: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        action = apply(state.actor, state.actor_params, obs).sample(key)
+        if state.is_q:
+            value = q_value(state.critic, state.critic_params, obs, action)
+        else:
+            value = apply(state.critic, state.critic_params, obs)
+        return action, {"value": value}
+
+    def policy(
+        self, state: ActorCriticState, obs: PyTree, key: jax.Array | None = None
+    ) -> jax.Array:
+        distribution = apply(state.actor, state.actor_params, obs)
+        return distribution.mode() if key is None else distribution.sample(key)
+
+    def value(self, state: ActorCriticState, obs: PyTree) -> jax.Array:
+        """`[N]`, V(s); of a Q critic, its mean over a discrete policy, or Q of a continuous one's
+        mode."""
+        if not state.is_q:
+            return apply(state.critic, state.critic_params, obs)
+        if isinstance(state.actor.action_space, Discrete):
+            return self._mean_q(state, obs, None)
+        return q_value(state.critic, state.critic_params, obs, self.policy(state, obs))
+
+    def update(
+        self,
+        state: ActorCriticState,
+        buffer: Buffer,
+        buffer_state: BufferState,
+        key: jax.Array,
+    ) -> tuple[ActorCriticState, BufferState, Losses]:
+        data = buffer.read(buffer_state)
+        ends = (data["terminated"], data["truncated"])
+        if state.is_q:
+            baseline, next_value = self._baselines(state, data, key)
+            advantage = data["value"] - baseline
+        else:
+            next_value = successor_values(
+                lambda obs: self.value(state, obs), data["value"], data["next_obs"], *ends
+            )
+        buffer_state = buffer.finish_path(buffer_state, next_value)
+        if not state.is_q:
+            advantage = buffer_state.data["advantage"]
+        target = returns.lambda_return(data["reward"], next_value, *ends, buffer.gamma, buffer.lam)
+        if self.normalize_advantage:
+            advantage = standardize(advantage, data["valid"])
+
+        names = ("obs", "action", "valid")
+        batch, advantage, target = flatten(({n: data[n] for n in names}, advantage, target))
+        grads, losses = policy_gradient(
+            state.actor, state.actor_params, batch, advantage, self.entropy_beta
+        )
+        actor_params, actor_opt = descend(
+            self._optimizer(self.lr), grads, state.actor_opt, state.actor_params
+        )
+
+        def value_fn(params: PyTree) -> jax.Array:
+            if state.is_q:
+                return q_value(state.critic, params, batch["obs"], batch["action"])
+            return apply(state.critic, params, batch["obs"])
+
+        critic_params, critic_opt, losses["value_loss"] = fit_value(
+            value_fn,
+            state.critic_params,
+            state.critic_opt,
+            target,
+            batch["valid"],
+            self._optimizer(self.lr if self.critic_lr is None else self.critic_lr),
+            self.train_v_iters,
+        )
+        state = state.replace(
+            actor_params=actor_params,
+            actor_opt=actor_opt,
+            critic_params=critic_params,
+            critic_opt=critic_opt,
+        )
+        return state, buffer_state, losses
+
+    def _baselines(
+        self, state: ActorCriticState, data: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`[T, N]` each, the mean of Q over the policy at s_t and at its true successor."""
+        shape = data["reward"].shape
+        keys = jax.random.split(key)
+        now, after = (
+            self._mean_q(state, flatten(data[name]), key).reshape(shape)
+            for name, key in zip(("obs", "next_obs"), keys, strict=True)
+        )
+        return now, after
+
+    def _mean_q(self, state: ActorCriticState, obs: PyTree, key: jax.Array | None) -> jax.Array:
+        distribution = apply(state.actor, state.actor_params, obs)
+        if isinstance(state.actor.action_space, Discrete):
+            probs = jax.nn.softmax(distribution.logits)
+            return jnp.sum(probs * q_values(state.critic, state.critic_params, obs), axis=-1)
+        assert key is not None
+        actions = jax.vmap(distribution.sample)(jax.random.split(key, self.num_samples))
+        values = jax.vmap(lambda a: q_value(state.critic, state.critic_params, obs, a))(actions)
+        return jnp.mean(values, axis=0)
+
+    def _optimizer(self, lr: Any) -> optax.GradientTransformation:
+        return adam(lr * (1.0 - self.progress) if self.anneal else lr, self.max_grad_norm)

@@ -1,0 +1,180 @@
+"""Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv:1509.02971)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from purerl.agents.base import (
+    Losses,
+    NetworkAgent,
+    RunDefaults,
+    check_replay,
+    example_obs,
+    module_field,
+    replay_buffer,
+)
+from purerl.agents.learning import adam, descend, replay
+from purerl.buffer import Batch, Buffer, BufferState
+from purerl.envs.base import EnvSpec
+from purerl.envs.spaces import Box
+from purerl.fields import ConfigError, integer, real
+from purerl.networks import DEFAULT_DISTRIBUTION, Actor, Critic, apply, init_critic, takes_action
+from purerl.noise import GaussianNoise
+from purerl.torsos import DefaultActor, DefaultQCritic
+
+PyTree = Any
+
+
+class DDPGState(struct.PyTreeNode):
+    """Parameters `{"actor", "critic"}`, those of the target networks, and the optimizers'
+    states."""
+
+    params: dict[str, PyTree]
+    target_params: dict[str, PyTree]
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    actor: Actor = struct.field(pytree_node=False)
+    critic: Critic = struct.field(pytree_node=False)
+
+
+class DDPG(NetworkAgent):
+    """Off-policy learning of a deterministic policy, for continuous actions.
+
+    The critic learns Q(s, a) from y = r + gamma Q'(s', mu'(s')), the actor ascends Q(s, mu(s)); the
+    target networks Q' and mu' follow by Polyak averaging. Exploration is the run's `noise`.
+
+    Attributes:
+        batch_size: transitions in a gradient step.
+        actor: an uninstantiated `Actor` without a distribution; None for the default.
+        critic: an uninstantiated `Critic` that takes the action; None for the default.
+        lr: learning rate of Adam.
+        actor_lr, critic_lr: for one of them; None for `lr`.
+        gamma: discount.
+        tau: how far the target networks move with each gradient step.
+        gradient_steps: in each update.
+        n_step: rewards that are summed before Q' takes over.
+        max_grad_norm: the gradients' global norms are clipped to it.
+    """
+
+    batch_size: int = integer(default=256, at_least=1)
+    actor: Callable[..., Actor] | None = module_field(base=Actor)
+    critic: Callable[..., Critic] | None = module_field(base=Critic)
+    lr: float = real(default=1e-3, at_least=0.0)
+    actor_lr: float | None = real(default=None, at_least=0.0, optional=True)
+    critic_lr: float | None = real(default=None, at_least=0.0, optional=True)
+    gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
+    tau: float = real(default=0.01, at_least=0.0, at_most=1.0)
+    gradient_steps: int = integer(default=4, at_least=1)
+    n_step: int = integer(default=1, at_least=1)
+    max_grad_norm: float = real(default=10.0, above=0.0)
+
+    def check(self) -> None:
+        super().check()
+        if self.critic is not None and not takes_action(self.critic):
+            raise ConfigError(
+                "DDPG.critic: got a V critic, expected create_network(self, obs, action)"
+            )
+
+    @property
+    def run_defaults(self) -> RunDefaults:
+        return RunDefaults(update_every=1, update_after=1_000, noise=GaussianNoise())
+
+    def make_buffer(self, num_envs: int, update_every: int) -> Buffer:
+        return replay_buffer(num_envs)
+
+    def check_run(
+        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+    ) -> None:
+        check_replay(self, num_envs, update_every, buffer)
+
+    def init(self, key: jax.Array, spec: EnvSpec) -> DDPGState:
+        if not isinstance(spec.action_space, Box):
+            raise ConfigError(
+                f"agent: DDPG is for continuous actions, and {spec.name} has {spec.action_space}"
+            )
+        actor = self.make(self.actor, DefaultActor, spec, "relu")
+        critic = self.make(self.critic, DefaultQCritic, spec, "relu")
+        if actor.distribution == DEFAULT_DISTRIBUTION:
+            actor = actor.clone(distribution=None)
+        if actor.distribution is not None:
+            raise ConfigError(
+                f"{type(actor).__name__}.distribution: got {actor.distribution.__name__}, expected "
+                "None: the policy of DDPG is deterministic"
+            )
+        actor_key, critic_key = jax.random.split(key)
+        obs = example_obs(spec)
+        params = {
+            "actor": actor.init(actor_key, obs),
+            "critic": init_critic(critic, critic_key, obs),
+        }
+        actor_opt, critic_opt = (optimizer.init(params[name]) for name, optimizer in self._each())
+        return DDPGState(params, params, actor_opt, critic_opt, actor, critic)
+
+    def act(
+        self, state: DDPGState, obs: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return self.policy(state, obs), {}
+
+    def policy(self, state: DDPGState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
+        """The policy is deterministic: a key changes nothing."""
+        return apply(state.actor, state.params["actor"], obs)
+
+    def value(self, state: DDPGState, obs: PyTree) -> jax.Array:
+        return apply(state.critic, state.params["critic"], obs, self.policy(state, obs))
+
+    def update(
+        self, state: DDPGState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
+    ) -> tuple[DDPGState, BufferState, Losses]:
+        return replay(
+            self._learn,
+            state,
+            buffer,
+            buffer_state,
+            key,
+            num_steps=self.gradient_steps,
+            batch_size=self.batch_size,
+            n_step=self.n_step,
+        )
+
+    def _learn(self, state: DDPGState, batch: Batch) -> tuple[DDPGState, jax.Array, Losses]:
+        target = self._target(state, batch)
+
+        def critic_loss(params: PyTree) -> tuple[jax.Array, jax.Array]:
+            q = apply(state.critic, params, batch["obs"], batch["action"])
+            return 0.5 * jnp.mean(batch["weight"] * (q - target) ** 2), q
+
+        (value_loss, q), critic_grads = jax.value_and_grad(critic_loss, has_aux=True)(
+            state.params["critic"]
+        )
+
+        def actor_loss(params: PyTree) -> jax.Array:
+            action = apply(state.actor, params, batch["obs"])
+            return -jnp.mean(apply(state.critic, state.params["critic"], batch["obs"], action))
+
+        policy_loss, actor_grads = jax.value_and_grad(actor_loss)(state.params["actor"])
+        (_, actor_adam), (_, critic_adam) = self._each()
+        actor, actor_opt = descend(actor_adam, actor_grads, state.actor_opt, state.params["actor"])
+        critic, critic_opt = descend(
+            critic_adam, critic_grads, state.critic_opt, state.params["critic"]
+        )
+        params = {"actor": actor, "critic": critic}
+        target_params = optax.incremental_update(params, state.target_params, self.tau)
+        state = DDPGState(params, target_params, actor_opt, critic_opt, state.actor, state.critic)
+        losses = {"policy_loss": policy_loss, "value_loss": value_loss, "q": jnp.mean(q)}
+        return state, target - q, losses
+
+    def _target(self, state: DDPGState, batch: Batch) -> jax.Array:
+        action = apply(state.actor, state.target_params["actor"], batch["next_obs"])
+        beyond = apply(state.critic, state.target_params["critic"], batch["next_obs"], action)
+        return batch["reward"] + batch["discount"] * beyond
+
+    def _each(self) -> tuple[tuple[str, optax.GradientTransformation], ...]:
+        lrs = {"actor": self.actor_lr, "critic": self.critic_lr}
+        return tuple(
+            (name, adam(self.lr if lr is None else lr, self.max_grad_norm))
+            for name, lr in lrs.items()
+        )

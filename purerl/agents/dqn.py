@@ -1,0 +1,195 @@
+"""Deep Q-learning (Mnih et al. 2015), with double Q (van Hasselt et al. 2016, arXiv:1509.06461)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from purerl.agents.base import (
+    Losses,
+    NetworkAgent,
+    RunDefaults,
+    check_replay,
+    example_obs,
+    module_field,
+    replay_buffer,
+)
+from purerl.agents.learning import adam, descend, replay
+from purerl.buffer import Batch, Buffer, BufferState
+from purerl.envs.base import EnvSpec, where
+from purerl.envs.spaces import Discrete
+from purerl.fields import ConfigError, integer, named, real
+from purerl.networks import Critic, init_critic, is_q_critic, q_value, q_values
+from purerl.torsos import DefaultQNetwork
+
+PyTree = Any
+
+
+def q_target(q_next: jax.Array, target_q_next: jax.Array) -> jax.Array:
+    """max_a Q'(s', a): `[B, n]` of the network and of its target network, to `[B]`."""
+    return jnp.max(target_q_next, axis=-1)
+
+
+def double_q_target(q_next: jax.Array, target_q_next: jax.Array) -> jax.Array:
+    """Q'(s', argmax_a Q(s', a)): one network chooses the action and the other says its value."""
+    chosen = jax.nn.one_hot(jnp.argmax(q_next, axis=-1), q_next.shape[-1])
+    return jnp.sum(chosen * target_q_next, axis=-1)
+
+
+TARGETS = {"q": q_target, "double_q": double_q_target}
+
+
+class DQNState(struct.PyTreeNode):
+    """Parameters, those of the target network, the optimizer's state, and how many gradient steps
+    were made."""
+
+    params: PyTree
+    target_params: PyTree
+    opt_state: optax.OptState
+    steps: jax.Array
+    critic: Critic = struct.field(pytree_node=False)
+
+
+class DQN(NetworkAgent):
+    """Off-policy learning of Q(s, a), for discrete actions.
+
+    Attributes:
+        batch_size: transitions in a gradient step.
+        critic: an uninstantiated Q `Critic`, of one action or of all; None for the default.
+        lr: learning rate of Adam.
+        gamma: discount.
+        target_fn: what stands for the value of s': `purerl.double_q_target`, `purerl.q_target`, or
+            a function of Q(s', .) and the target network's Q'(s', .), `[B, n]` each, to `[B]`.
+        tau: how far the target network moves towards the network, 1 for all the way.
+        target_update_every: gradient steps between such moves.
+        epsilon_start, epsilon_end: probability of a random action, at first and at last.
+        epsilon_steps: environment steps in which it falls, linearly; None for a tenth of the run.
+        gradient_steps: in each update.
+        n_step: rewards that are summed before the target network takes over.
+        max_grad_norm: the gradient's global norm is clipped to it.
+    """
+
+    batch_size: int = integer(default=128, at_least=1)
+    critic: Callable[..., Critic] | None = module_field(base=Critic)
+    lr: float = real(default=1e-3, at_least=0.0)
+    gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
+    target_fn: Callable[[jax.Array, jax.Array], jax.Array] = named(
+        default=double_q_target, options=TARGETS
+    )
+    tau: float = real(default=1.0, at_least=0.0, at_most=1.0)
+    target_update_every: int = integer(default=200, at_least=1)
+    epsilon_start: float = real(default=1.0, at_least=0.0, at_most=1.0)
+    epsilon_end: float = real(default=0.05, at_least=0.0, at_most=1.0)
+    epsilon_steps: float | None = real(default=None, above=0.0, optional=True)
+    gradient_steps: int = integer(default=1, at_least=1)
+    n_step: int = integer(default=1, at_least=1)
+    max_grad_norm: float = real(default=10.0, above=0.0)
+
+    @property
+    def run_defaults(self) -> RunDefaults:
+        return RunDefaults(update_every=1, update_after=1_000)
+
+    def make_buffer(self, num_envs: int, update_every: int) -> Buffer:
+        return replay_buffer(num_envs)
+
+    def check_run(
+        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+    ) -> None:
+        check_replay(self, num_envs, update_every, buffer)
+        if options["noise"] is not None:
+            raise ConfigError(
+                f"noise: got {options['noise']}, expected None: DQN explores by epsilon_start, "
+                "epsilon_end and epsilon_steps"
+            )
+
+    def init(self, key: jax.Array, spec: EnvSpec) -> DQNState:
+        if not isinstance(spec.action_space, Discrete):
+            raise ConfigError(
+                f"agent: DQN is for discrete actions, and {spec.name} has {spec.action_space}"
+            )
+        critic = self.make(self.critic, DefaultQNetwork, spec, "relu")
+        obs = example_obs(spec)
+        if spec.action_space.n > 1 and not is_q_critic(critic, obs):
+            raise ConfigError(
+                "DQN.critic: got a V critic, expected create_network(self, obs, action), or "
+                f"create_network(self, obs) with [B, {spec.action_space.n}] values"
+            )
+        params = init_critic(critic, key, obs)
+        return DQNState(params, params, self._optimizer().init(params), jnp.int32(0), critic)
+
+    def act(
+        self, state: DQNState, obs: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return self._explore(state, obs, key, self._epsilon()), {}
+
+    def policy(self, state: DQNState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
+        """The best action; with a key, a random one with probability `epsilon_end`."""
+        if key is not None:
+            return self._explore(state, obs, key, self.epsilon_end)
+        values = q_values(state.critic, state.params, obs)
+        return jnp.argmax(values, axis=-1).astype(jnp.int32)
+
+    def value(self, state: DQNState, obs: PyTree) -> jax.Array:
+        return jnp.max(q_values(state.critic, state.params, obs), axis=-1)
+
+    def update(
+        self, state: DQNState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
+    ) -> tuple[DQNState, BufferState, Losses]:
+        state, buffer_state, losses = replay(
+            self._learn,
+            state,
+            buffer,
+            buffer_state,
+            key,
+            num_steps=self.gradient_steps,
+            batch_size=self.batch_size,
+            n_step=self.n_step,
+        )
+        return state, buffer_state, {**losses, "epsilon": jnp.float32(self._epsilon())}
+
+    def _learn(self, state: DQNState, batch: Batch) -> tuple[DQNState, jax.Array, Losses]:
+        q_next, target_q_next = (
+            q_values(state.critic, params, batch["next_obs"])
+            for params in (state.params, state.target_params)
+        )
+        beyond = self.target_fn(q_next, target_q_next)
+        target = batch["reward"] + batch["discount"] * beyond
+
+        def loss_fn(params: PyTree) -> tuple[jax.Array, jax.Array]:
+            q = q_value(state.critic, params, batch["obs"], batch["action"])
+            return jnp.mean(batch["weight"] * optax.huber_loss(q, target)), q
+
+        (loss, q), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
+        steps = state.steps + 1
+        target_params = where(
+            steps % self.target_update_every == 0,
+            optax.incremental_update(params, state.target_params, self.tau),
+            state.target_params,
+        )
+        losses = {"loss": loss, "q": jnp.mean(q), "grad_norm": optax.tree.norm(grads)}
+        state = DQNState(params, target_params, opt_state, steps, state.critic)
+        return state, target - q, losses
+
+    def _explore(
+        self, state: DQNState, obs: PyTree, key: jax.Array, epsilon: jax.Array | float
+    ) -> jax.Array:
+        greedy = self.policy(state, obs)
+        which, how = jax.random.split(key)
+        drawn = jax.random.randint(how, greedy.shape, 0, state.critic.action_dim)
+        return jnp.where(jax.random.uniform(which, greedy.shape) < epsilon, drawn, greedy)
+
+    def _epsilon(self) -> jax.Array | float:
+        """The probability of a random action, as far as the run has come."""
+        if self.epsilon_steps is None:
+            fallen = 10.0 * self.progress
+        else:
+            fallen = self.progress * (self.total_timesteps or 0) / self.epsilon_steps
+        fallen = jnp.minimum(fallen, 1.0)
+        return self.epsilon_start + fallen * (self.epsilon_end - self.epsilon_start)
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        return adam(self.lr, self.max_grad_norm)

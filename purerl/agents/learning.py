@@ -1,0 +1,223 @@
+"""What agents learn with: losses over paths, gradient steps, minibatches, replay."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purerl.buffer import Batch, Buffer, BufferState
+from purerl.networks import Actor, apply
+
+PyTree = Any
+AgentState = Any
+Losses = dict[str, jax.Array]
+
+
+def masked_mean(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """Mean of x over the entries that are valid; 0 where none is."""
+    return jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def standardize(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """x, shifted and scaled so that its valid entries have mean 0 and standard deviation 1."""
+    centered = x - masked_mean(x, valid)
+    return centered / (jnp.sqrt(masked_mean(centered**2, valid)) + 1e-8)
+
+
+def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
+    """Adam on gradients whose global norm is clipped."""
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(lr, eps=1e-5))
+
+
+def descend(
+    optimizer: optax.GradientTransformation, grads: PyTree, opt_state: Any, params: PyTree
+) -> tuple[PyTree, Any]:
+    """Parameters and optimizer state after one step."""
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def flatten(batch: PyTree) -> PyTree:
+    """`[T, N, ...]` to `[T N, ...]`, leaf by leaf."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+
+def policy_gradient(
+    actor: Actor,
+    params: PyTree,
+    batch: Batch,
+    weight: jax.Array,
+    entropy_beta: jax.Array | float,
+) -> tuple[PyTree, Losses]:
+    """Gradient of the loss -(log pi(a | s) weight + entropy_beta entropy), mean over valid steps.
+
+    Args:
+        actor, params: the policy pi.
+        batch: obs, action, valid, `[B, ...]` each.
+        weight: `[B]`, how much better than the rest the action was.
+        entropy_beta: weight of the entropy bonus.
+    """
+
+    def loss_fn(params: PyTree) -> tuple[jax.Array, Losses]:
+        distribution = apply(actor, params, batch["obs"])
+        log_prob = distribution.log_prob(batch["action"])
+        policy_loss = -masked_mean(log_prob * weight, batch["valid"])
+        entropy = masked_mean(distribution.entropy(), batch["valid"])
+        loss = policy_loss - entropy_beta * entropy
+        return loss, {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
+
+    grads, losses = jax.grad(loss_fn, has_aux=True)(params)
+    return grads, {**losses, "grad_norm": optax.tree.norm(grads)}
+
+
+def fit_value(
+    value_fn: Callable[[PyTree], jax.Array],
+    params: PyTree,
+    opt_state: Any,
+    target: jax.Array,
+    valid: jax.Array,
+    optimizer: optax.GradientTransformation,
+    num_iters: int,
+) -> tuple[PyTree, Any, jax.Array]:
+    """Gradient steps on half the mean squared error of `value_fn(params)`, `[B]`.
+
+    Returns:
+        Parameters, the optimizer's state, and the mean of the losses.
+    """
+
+    def loss_fn(params: PyTree) -> jax.Array:
+        return 0.5 * masked_mean((value_fn(params) - target) ** 2, valid)
+
+    def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
+        params, opt_state = carry
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        return descend(optimizer, grads, opt_state, params), loss
+
+    (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), length=num_iters)
+    return params, opt_state, jnp.mean(losses)
+
+
+def replay(
+    learn: Callable[[AgentState, Batch], tuple[AgentState, jax.Array, Losses]],
+    state: AgentState,
+    buffer: Buffer,
+    buffer_state: BufferState,
+    key: jax.Array,
+    *,
+    num_steps: int,
+    batch_size: int,
+    n_step: int,
+) -> tuple[AgentState, BufferState, Losses]:
+    """Gradient steps on transitions drawn from a buffer, each noting their new priorities.
+
+    Args:
+        learn: from a state and a batch of B transitions to the state after one step, the errors
+            `[B]` and losses.
+        state, buffer, buffer_state, key: as in `Agent.update`.
+        num_steps: how many.
+        batch_size: B.
+        n_step: see `Buffer.sample`.
+
+    Returns:
+        State, buffer, and the losses' means.
+    """
+    keys = ("obs", "action", "reward", "next_obs")
+
+    def step(carry: tuple, key: jax.Array) -> tuple[tuple, Losses]:
+        state, buffer_state = carry
+        batch = buffer.sample(buffer_state, key, batch_size, keys=keys, n_step=n_step)
+        state, td_error, losses = learn(state, batch)
+        return (state, buffer.update_priorities(buffer_state, batch["indices"], td_error)), losses
+
+    carry, losses = jax.lax.scan(step, (state, buffer_state), jax.random.split(key, num_steps))
+    return *carry, jax.tree.map(jnp.mean, losses)
+
+
+def successor_values(
+    value_fn: Callable[[PyTree], jax.Array],
+    value: jax.Array,
+    next_obs: PyTree,
+    terminated: jax.Array,
+    truncated: jax.Array,
+) -> jax.Array:
+    """V of every transition's true successor, for the price of those that aren't known already.
+
+    Inside a path V(s_{t+1}) is the next row's value. Only where a path is cut does the successor
+    have to be looked at: N of them in the last row, and those of the truncated episodes, taken N
+    at a time, for as many as there are.
+
+    Args:
+        value_fn: `[N, *obs_shape]` to `[N]`, the function that gave `value`.
+        value: `[T, N]`, V(s_t).
+        next_obs: `[T, N, *obs_shape]`, true successors.
+        terminated, truncated: `[T, N]` bool.
+
+    Returns:
+        `[T, N]`; what stands beyond a termination is of no meaning.
+    """
+    num_steps, num_envs = value.shape
+    last = value_fn(jax.tree.map(lambda x: x[-1], next_obs))
+    shifted = jnp.concatenate([value[1:], last[None]]).reshape(-1)
+    # The last row is known by now; what is left are the time limits before it.
+    cut = (truncated & ~terminated).at[-1].set(False).reshape(-1)
+    count = jnp.sum(cut)
+    index = jnp.nonzero(cut, size=cut.size, fill_value=cut.size)[0].reshape(num_steps, num_envs)
+    flat_obs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), next_obs)
+
+    def more(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return carry[0] * num_envs < count
+
+    def look(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        row, values = carry
+        at = index[row]
+        seen = value_fn(jax.tree.map(lambda x: x.at[at].get(mode="clip"), flat_obs))
+        return row + 1, values.at[at].set(seen, mode="drop")
+
+    _, values = jax.lax.while_loop(more, look, (jnp.int32(0), shifted))
+    return values.reshape(num_steps, num_envs)
+
+
+class Minibatches(NamedTuple):
+    """Which transitions each gradient step sees.
+
+    Attributes:
+        blocks: `[num_epochs * num_minibatches, blocks]`, blocks of each minibatch.
+        block: how many environments, neighbours in one row, a block has.
+    """
+
+    blocks: jax.Array
+    block: int
+
+    def take(self, batch: PyTree, chosen: jax.Array) -> PyTree:
+        """One minibatch, `[batch_size, ...]`, of `[T, N, ...]`."""
+
+        def pick(x: jax.Array) -> jax.Array:
+            blocks = x.reshape(-1, self.block, *x.shape[2:])
+            return blocks[chosen].reshape(-1, *x.shape[2:])
+
+        return jax.tree.map(pick, batch)
+
+
+def shuffle(
+    key: jax.Array, num_steps: int, num_envs: int, batch_size: int, num_epochs: int
+) -> Minibatches:
+    """Minibatches in random order, every transition once an epoch.
+
+    What is shuffled are not single transitions but blocks of up to 16 environments at one time
+    step. Environments don't know of each other, so a block is as good a draw as its members drawn
+    alone; the permutation is shorter and the gather reads whole lines.
+
+    Args:
+        key: for the permutations.
+        num_steps, num_envs: T and N.
+        batch_size: transitions in a minibatch; divides T N.
+        num_epochs: how often all are gone through.
+    """
+    divides = [n for n in range(1, 17) if num_envs % n == 0 and batch_size % n == 0]
+    block = max(divides)
+    rows = num_steps * num_envs // block
+    keys = jax.random.split(key, num_epochs)
+    orders = jax.vmap(lambda key: jax.random.permutation(key, rows))(keys)
+    return Minibatches(orders.reshape(-1, batch_size // block), block)

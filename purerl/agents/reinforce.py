@@ -1,0 +1,178 @@
+"""REINFORCE (Williams 1992), with the discounted reward-to-go as the weight."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from purerl.agents.base import (
+    Losses,
+    NetworkAgent,
+    RunDefaults,
+    check_one_rollout,
+    check_paths,
+    example_obs,
+    module_field,
+)
+from purerl.agents.learning import (
+    adam,
+    descend,
+    fit_value,
+    flatten,
+    policy_gradient,
+    standardize,
+    successor_values,
+)
+from purerl.buffer import Buffer, BufferState
+from purerl.envs.base import EnvSpec
+from purerl.fields import ConfigError, flag, integer, real
+from purerl.networks import Actor, Critic, apply, takes_action
+from purerl.torsos import DefaultActor, DefaultCritic
+
+PyTree = Any
+
+
+class REINFORCEState(struct.PyTreeNode):
+    """Parameters and the optimizers' states of the actor, and of the baseline where there is one
+    (else None)."""
+
+    actor_params: PyTree
+    actor_opt: optax.OptState
+    critic_params: PyTree
+    critic_opt: optax.OptState
+    actor: Actor = struct.field(pytree_node=False)
+    critic: Critic = struct.field(pytree_node=False)
+
+
+class REINFORCE(NetworkAgent):
+    """Policy gradient from whole episodes.
+
+    The gradient is the mean over steps of grad log pi(a_t | s_t) G_t, where G_t is the discounted
+    sum of the rewards from t to the end. With `gamma=1` G_t is the plain reward-to-go. An episode
+    longer than `episode_length` is cut there; without a baseline nothing is known of what lies
+    beyond, and G_t counts the rewards up to the cut.
+
+    Attributes:
+        n_episodes: how many episodes each update learns from, side by side: the run's `num_envs`.
+        episode_length: most steps of an episode: the run's `update_every`.
+        actor: an uninstantiated `Actor`; None for the default.
+        lr: learning rate of Adam.
+        gamma: discount.
+        baseline: learn V(s) too, subtract it from G_t, and count it where an episode is cut.
+        critic: the baseline, an uninstantiated V `Critic`; None for the default.
+        train_v_iters: gradient steps of the baseline in each update.
+        normalize_advantage: G_t (less the baseline) to mean 0 and standard deviation 1 over each
+            update's steps.
+        entropy_beta: weight of an entropy bonus.
+        max_grad_norm: the gradient's global norm is clipped to it.
+    """
+
+    n_episodes: int = integer(default=8, at_least=1)
+    episode_length: int = integer(default=500, at_least=1)
+    actor: Callable[..., Actor] | None = module_field(base=Actor)
+    lr: float = real(default=1e-3, at_least=0.0)
+    gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
+    baseline: bool = flag(default=False)
+    critic: Callable[..., Critic] | None = module_field(base=Critic)
+    train_v_iters: int = integer(default=10, at_least=1)
+    normalize_advantage: bool = flag(default=True)
+    entropy_beta: float = real(default=0.0, at_least=0.0)
+    max_grad_norm: float = real(default=0.5, above=0.0)
+
+    def check(self) -> None:
+        super().check()
+        if self.critic is not None and not self.baseline:
+            raise ConfigError("REINFORCE.critic: is the baseline, for baseline=True")
+        if self.critic is not None and takes_action(self.critic):
+            raise ConfigError(
+                "REINFORCE.critic: got a Q critic, expected create_network(self, obs)"
+            )
+
+    @property
+    def run_defaults(self) -> RunDefaults:
+        return RunDefaults(self.n_episodes, self.episode_length, wait_end_path=True)
+
+    def check_run(
+        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+    ) -> None:
+        check_paths(self, num_envs, update_every)
+        check_one_rollout(self, num_envs, update_every, buffer, options)
+        if not options["wait_end_path"]:
+            raise ConfigError(
+                "wait_end_path: got False, expected True: REINFORCE learns from whole episodes"
+            )
+
+    def init(self, key: jax.Array, spec: EnvSpec) -> REINFORCEState:
+        actor = self.make(self.actor, DefaultActor, spec)
+        critic = self.make(self.critic, DefaultCritic, spec)
+        actor_key, critic_key = jax.random.split(key)
+        obs, optimizer = example_obs(spec), self._optimizer()
+        actor_params = actor.init(actor_key, obs)
+        critic_params = critic.init(critic_key, obs) if self.baseline else None
+        return REINFORCEState(
+            actor_params,
+            optimizer.init(actor_params),
+            critic_params,
+            optimizer.init(critic_params),
+            actor,
+            critic,
+        )
+
+    def act(
+        self, state: REINFORCEState, obs: PyTree, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        action = apply(state.actor, state.actor_params, obs).sample(key)
+        value = self.value(state, obs) if self.baseline else jnp.zeros(action.shape[0])
+        return action, {"value": value}
+
+    def policy(self, state: REINFORCEState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
+        distribution = apply(state.actor, state.actor_params, obs)
+        return distribution.mode() if key is None else distribution.sample(key)
+
+    def value(self, state: REINFORCEState, obs: PyTree) -> jax.Array:
+        if not self.baseline:
+            raise NotImplementedError("REINFORCE learns no value without baseline=True")
+        return apply(state.critic, state.critic_params, obs)
+
+    def update(
+        self, state: REINFORCEState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
+    ) -> tuple[REINFORCEState, BufferState, Losses]:
+        data = buffer.read(buffer_state)
+        next_value = jnp.zeros_like(data["value"])
+        if self.baseline:
+            next_value = successor_values(
+                lambda obs: self.value(state, obs),
+                *(data[name] for name in ("value", "next_obs", "terminated", "truncated")),
+            )
+        buffer_state = buffer.finish_path(buffer_state, next_value)
+        to_go = buffer_state.data["reward_to_go"]
+        weight = to_go - data["value"]
+        if self.normalize_advantage:
+            weight = standardize(weight, data["valid"])
+
+        names = ("obs", "action", "valid")
+        batch, weight, to_go = flatten(({name: data[name] for name in names}, weight, to_go))
+        grads, losses = policy_gradient(
+            state.actor, state.actor_params, batch, weight, self.entropy_beta
+        )
+        optimizer = self._optimizer()
+        actor_params, actor_opt = descend(optimizer, grads, state.actor_opt, state.actor_params)
+        state = state.replace(actor_params=actor_params, actor_opt=actor_opt)
+        if self.baseline:
+            critic_params, critic_opt, losses["value_loss"] = fit_value(
+                lambda params: apply(state.critic, params, batch["obs"]),
+                state.critic_params,
+                state.critic_opt,
+                to_go,
+                batch["valid"],
+                optimizer,
+                self.train_v_iters,
+            )
+            state = state.replace(critic_params=critic_params, critic_opt=critic_opt)
+        return state, buffer_state, losses
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        return adam(self.lr, self.max_grad_norm)

@@ -1,0 +1,253 @@
+"""The loop's state and its step: rollout, push, update."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+
+from purerl.agents.base import Agent
+from purerl.buffer import Buffer, BufferState
+from purerl.envs.base import Env, auto_reset, time_limit, vectorize, where
+from purerl.evaluate import evaluate
+from purerl.metrics import Episodes, Metrics, no_episodes
+from purerl.noise import Noise
+from purerl.normalize import RunningStats, init_stats, normalize, update_stats
+from purerl.rewarders import Rewarder
+from purerl.rollout import RolloutState, init_rollout, rollout
+from purerl.types import Transition
+
+PyTree = Any
+
+
+class RunState(NamedTuple):
+    """The whole of a run: save it, load it, go on.
+
+    Attributes:
+        agent: the agent's state.
+        buffer: what the buffer holds.
+        rollout: the environments, and the exploration noise.
+        obs_stats: running statistics of observations; None where they aren't normalised.
+        rewarder: the rewarder's state.
+        key: for what comes next.
+        eval_key: for evaluations, a stream of its own: they don't change what is learned.
+        num_updates: `[]` int32, how many rollouts were played, each with its update.
+        num_episodes: `[]` int32, how many episodes have ended.
+    """
+
+    agent: PyTree
+    buffer: BufferState
+    rollout: RolloutState
+    obs_stats: RunningStats | None
+    rewarder: PyTree
+    key: jax.Array
+    eval_key: jax.Array
+    num_updates: jax.Array
+    num_episodes: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A run put together: pure functions, to be scanned whole or in chunks.
+
+    Attributes:
+        env: the raw environment, with the run's frame skip and time limit.
+        agent: the agent.
+        buffer: the buffer, with its size and discounts.
+        rewarder: transforms rewards.
+        noise: explores; or None.
+        to_env: from the agent's actions to the environment's.
+        num_envs: N.
+        update_every: T.
+        num_updates: how many updates make the run.
+        first_update: how many rollouts are played before the one that is first learned from.
+        max_episodes: nothing changes any more once so many have ended; or None.
+        reset_each_episode: whether the buffer is emptied before each rollout.
+        wait_end_path: whether rollouts are episodic.
+        normalize_obs: whether observations are normalised.
+        eval_every: updates between evaluations, or None.
+        eval_max_episodes, eval_max_episode_steps: an evaluation's size.
+    """
+
+    env: Env
+    agent: Agent
+    buffer: Buffer
+    rewarder: Rewarder
+    noise: Noise | None
+    to_env: Callable[[jax.Array], jax.Array]
+    num_envs: int
+    update_every: int
+    num_updates: int
+    first_update: int
+    max_episodes: int | None
+    reset_each_episode: bool
+    wait_end_path: bool
+    normalize_obs: bool
+    eval_every: int | None
+    eval_max_episodes: int
+    eval_max_episode_steps: int
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps in each update, N T."""
+        return self.num_envs * self.update_every
+
+    def init(self, key: jax.Array) -> RunState:
+        """The state before the first update."""
+        key, eval_key, agent_key, env_key = jax.random.split(key, 4)
+        agent_state = self.agent.init(agent_key, self.env.spec)
+        envs = init_rollout(self._vector_env(), env_key, self.num_envs, self.noise)
+        first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
+        stats = init_stats(first_obs) if self.normalize_obs else None
+        play = jax.eval_shape(self.play, agent_state, envs, stats, key, jnp.int32(0))
+        example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), play[1])
+        return RunState(
+            agent=agent_state,
+            buffer=self.buffer.init(example, self.num_envs),
+            rollout=envs,
+            obs_stats=stats,
+            rewarder=self.rewarder.init(self.num_envs),
+            key=key,
+            eval_key=eval_key,
+            num_updates=jnp.int32(0),
+            num_episodes=jnp.int32(0),
+        )
+
+    def step(self, state: RunState, index: jax.Array) -> tuple[RunState, Metrics]:
+        """One update.
+
+        Args:
+            state: the run.
+            index: `[]` int32, how many updates were made before. It is in the state too; given
+                apart, a vmapped run has one index and not one each, and evaluation stays a branch.
+        """
+        key, play_key, update_key = jax.random.split(state.key, 3)
+        stats = state.obs_stats
+        envs, transitions, episodes = self.play(state.agent, state.rollout, stats, play_key, index)
+        ends = (transitions.terminated, transitions.truncated)
+        rewarder_state, reward = self.rewarder(state.rewarder, transitions.reward, *ends)
+        # A branch would copy the buffer, so nothing here is one: what may not be written is masked.
+        running = None
+        if self.max_episodes is not None:
+            running = state.num_episodes < self.max_episodes
+        agent_state, stored, losses = self._learn(
+            state, transitions._replace(reward=reward), running, update_key, index
+        )
+        # Statistics move between updates only: what acted and what learns saw the same numbers.
+        if stats is not None:
+            stats = update_stats(stats, transitions.obs, num_axes=2)
+        evaluation = None
+        if self.eval_every is not None:
+            evaluation = jax.lax.cond(
+                (index + 1) % self.eval_every == 0,
+                lambda: self._evaluate(agent_state, stats, state.eval_key, index),
+                no_episodes,
+            )
+        new = RunState(
+            agent=agent_state,
+            buffer=stored,
+            rollout=envs,
+            obs_stats=stats,
+            rewarder=rewarder_state,
+            key=key,
+            eval_key=state.eval_key,
+            num_updates=state.num_updates + 1,
+            num_episodes=state.num_episodes + episodes.num_episodes,
+        )
+        metrics = Metrics(**episodes._asdict(), losses=losses, eval=evaluation)
+        return (new, metrics) if running is None else _freeze(running, new, state, metrics)
+
+    def play(
+        self,
+        agent_state: PyTree,
+        envs: RolloutState,
+        stats: RunningStats | None,
+        key: jax.Array,
+        index: jax.Array,
+    ) -> tuple[RolloutState, Transition, Episodes]:
+        """One rollout."""
+        return rollout(
+            self._vector_env(),
+            self._agent(index),
+            agent_state,
+            envs,
+            key,
+            self.update_every,
+            obs_transform(stats),
+            self.to_env,
+            noise=self.noise,
+            episodic=self.wait_end_path,
+        )
+
+    def _learn(
+        self,
+        state: RunState,
+        transitions: Transition,
+        running: jax.Array | None,
+        key: jax.Array,
+        index: jax.Array,
+    ) -> tuple[PyTree, BufferState, dict[str, jax.Array]]:
+        """Agent and buffer after an update; as they were where the run is over, or hasn't come to
+        its first update."""
+        buffer = self.buffer.tell(
+            transform_obs=obs_transform(state.obs_stats),
+            progress=self._progress(index),
+            writable=running,
+        )
+        stored = buffer.reset(state.buffer) if self.reset_each_episode else state.buffer
+        stored = buffer.push(stored, transitions)
+        learning = running
+        if self.first_update > 0:
+            begun = index >= self.first_update
+            learning = begun if running is None else running & begun
+        agent_state, stored, losses = self._agent(index).update(
+            state.agent, buffer.tell(writable=learning), stored, key
+        )
+        if learning is not None:
+            agent_state = where(learning, agent_state, state.agent)
+            losses = {name: jnp.where(learning, x, jnp.nan) for name, x in losses.items()}
+        return agent_state, stored, losses
+
+    def _agent(self, index: jax.Array) -> Agent:
+        total = self.num_updates * self.steps_per_update
+        return self.agent.tell(total_timesteps=total, progress=self._progress(index))
+
+    def _progress(self, index: jax.Array) -> jax.Array:
+        return index.astype(jnp.float32) / self.num_updates
+
+    def _vector_env(self) -> Env:
+        env, limit = self.env, self.env.spec.max_episode_steps
+        if self.wait_end_path and (limit is None or limit > self.update_every):
+            env = time_limit(env, self.update_every)  # so that every environment comes to an end
+        return vectorize(auto_reset(env))
+
+    def _evaluate(
+        self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: jax.Array
+    ) -> Episodes:
+        transform = obs_transform(stats)
+
+        def policy(obs: PyTree, key: jax.Array) -> jax.Array:
+            return self.to_env(self.agent.policy(agent_state, transform(obs)))
+
+        key = jax.random.fold_in(key, index)
+        return evaluate(self.env, policy, key, self.eval_max_episodes, self.eval_max_episode_steps)
+
+
+def obs_transform(stats: RunningStats | None) -> Callable[[PyTree], PyTree]:
+    """From observations as the environment gives them to those that the agent sees."""
+    return (lambda obs: obs) if stats is None else (lambda obs: normalize(stats, obs))
+
+
+def _freeze(
+    running: jax.Array, new: RunState, old: RunState, metrics: Metrics
+) -> tuple[RunState, Metrics]:
+    """The new state and metrics while the run goes on; after that the old state, and the metrics of
+    nothing. The buffer sees to itself."""
+    rest = where(running, *(cast(Any, x)._replace(buffer=None) for x in (new, old)))
+    nothing = Metrics(
+        **no_episodes()._asdict(),
+        losses=dict.fromkeys(metrics.losses, jnp.float32(jnp.nan)),
+        eval=None if metrics.eval is None else no_episodes(),
+    )
+    return rest._replace(buffer=new.buffer), where(running, metrics, nothing)

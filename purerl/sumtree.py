@@ -1,0 +1,82 @@
+"""A sum tree: draws an index in proportion to its weight, in O(log n).
+
+A tree is a tuple of arrays. The first holds the weights; each entry of a level is the sum of
+`FANOUT` neighbours in the level below, up to a level of one block. A sum is always added up anew
+from its children and never corrected by a difference, so that nothing drifts, however often the
+weights change, and no sum of weights can turn negative.
+"""
+
+import jax
+import jax.numpy as jnp
+
+FANOUT = 16  # children of a node lie side by side: one gather reads them all
+
+Tree = tuple[jax.Array, ...]
+
+
+def init(num_leaves: int) -> Tree:
+    """A tree of zeros."""
+    levels = []
+    while True:
+        blocks = -(-num_leaves // FANOUT)
+        levels.append(jnp.zeros(blocks * FANOUT, jnp.float32))
+        if blocks == 1:
+            return tuple(levels)
+        num_leaves = blocks
+
+
+def write(tree: Tree, index: jax.Array, weight: jax.Array) -> Tree:
+    """Sets the weights of some leaves.
+
+    Args:
+        tree: as it is.
+        index: `[B]` int32; where one comes twice, either of its weights may stay. Those beyond the
+            last leaf are dropped.
+        weight: `[B]`, none negative.
+    """
+    return refresh((tree[0].at[index].set(weight, mode="drop"), *tree[1:]), index)
+
+
+def refresh(tree: Tree, index: jax.Array) -> Tree:
+    """Adds up the sums above some leaves anew: one leaf of each block that has changed will do."""
+    levels = [tree[0]]
+    for level in tree[1:]:
+        index = index // FANOUT
+        total = jnp.sum(_children(levels[-1], index), axis=-1)
+        levels.append(level.at[index].set(total, mode="drop"))
+    return tuple(levels)
+
+
+def total(tree: Tree) -> jax.Array:
+    """`[]`, the sum of all weights."""
+    return jnp.sum(tree[-1])
+
+
+def sample(tree: Tree, key: jax.Array, batch_size: int) -> jax.Array:
+    """Draws leaves with replacement, each in proportion to its weight.
+
+    A number is drawn for every level: a float32 has too few bits to tell a million leaves apart by
+    one. A leaf of weight 0 is never drawn while there is any other.
+
+    Returns:
+        `[B]` int32.
+    """
+    node = jnp.zeros(batch_size, jnp.int32)
+    uniform = jax.random.uniform(key, (len(tree), batch_size))
+    for level, u in zip(reversed(tree), uniform, strict=True):
+        weight = _children(level, node)
+        sums = [weight[:, 0]]
+        for k in range(1, FANOUT):
+            sums.append(sums[-1] + weight[:, k])
+        # Added one by one they never fall, and stand still at a child of weight 0; and u < 1 keeps
+        # the mark below the last.
+        mark = u * sums[-1]
+        child = sum(((x <= mark).astype(jnp.int32) for x in sums[:-1]), jnp.int32(0))
+        # Without the barrier XLA:CPU works out the whole descent again for whatever reads it.
+        node = jax.lax.optimization_barrier(node * FANOUT + child)
+    return node
+
+
+def _children(level: jax.Array, parent: jax.Array) -> jax.Array:
+    """`[B, FANOUT]`, the entries below the parents `[B]`."""
+    return level.reshape(-1, FANOUT).at[parent].get(mode="clip")
