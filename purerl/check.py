@@ -15,7 +15,7 @@ from purerl.envs.registry import as_env
 from purerl.fields import field_names
 from purerl.run import make_loop
 
-NUM_ENVS, NUM_STEPS = 4, 8
+NUM_ENVS = 4
 
 
 class AgentError(AssertionError):
@@ -82,15 +82,19 @@ def _require_shape(what: str, x: Any, shape: tuple, dtype: Any) -> None:
 
 
 def _trainer(agent: Agent, env: Env) -> Callable:
-    """Two updates of a small run, as a function of the key and of hyperparameters."""
+    """Two updates, as the agent is run by default, as a function of key and hyperparameters."""
+    defaults = agent.run_defaults
+    steps = defaults.num_envs * defaults.update_every
+    buffer = agent.make_buffer(defaults.num_envs, defaults.update_every)
+    buffer = buffer.replace(maxlen=min(buffer.num_rows(1), 16 * steps))
 
     def train(key: jax.Array, hyperparams: dict[str, Any]) -> Any:
         loop = make_loop(
             env,
             agent.replace(**hyperparams),
-            num_envs=NUM_ENVS,
-            total_timesteps=2 * NUM_ENVS * NUM_STEPS,
-            update_every=NUM_STEPS,
+            buffer,
+            total_timesteps=2 * steps,
+            update_after=0,
         )
         state, metrics = jax.lax.scan(loop.step, loop.init(key), jnp.arange(loop.num_updates))
         return state.agent, metrics.losses

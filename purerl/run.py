@@ -56,9 +56,9 @@ def make_loop(
     options = {"noise": noise, "wait_end_path": wait_end_path}
     agent.check_run(num_envs, update_every, buffer, options)
     buffer.num_rows(num_envs)
-    noise = defaults.noise if noise is None else noise
     if noise is not None and isinstance(raw_env.spec.action_space, Discrete):
         raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
+    noise = defaults.noise if noise is None else noise
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)

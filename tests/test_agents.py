@@ -5,26 +5,154 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from toys import reward_forever, target_env, walk
+from jax.experimental.key_reuse._core import check_key_reuse
+from toys import image_env, push_env, quick_jit, reward_forever, target_env, walk
 
 import purerl
-from purerl.agents.base import shuffle, successor_values
+from purerl.agents.learning import masked_mean, shuffle, standardize, successor_values
+from purerl.fields import field_names
 
-AGENTS = {name: cls() for name, cls in purerl.AGENTS.items()}
+BOTH = {
+    "PPO": purerl.PPO(target_kl=0.5),
+    "REINFORCE": purerl.REINFORCE(n_episodes=4, episode_length=8, baseline=True),
+    "ActorCritic, V": purerl.ActorCritic(n_episodes=4, critic_lr=1e-3),
+    "ActorCritic, Q": purerl.ActorCritic(n_episodes=4, critic=purerl.DefaultQCritic),
+}
+DISCRETE = BOTH | {"DQN": purerl.DQN(epsilon_steps=1e4, target_update_every=5, tau=0.5)}
+CONTINUOUS = BOTH | {"DDPG": purerl.DDPG(actor_lr=1e-3, critic_lr=1e-3)}
 ENVS = {
-    "discrete": walk(5, limit=3),
-    "time limit": reward_forever(10),
-    "continuous": target_env(),
-    "scalar action": target_env(0.0, 0.1, ()),
-    "matrix action": target_env(-1.0, 3.0, (2, 2)),
-    "image": "Breakout-MinAtar",
+    "discrete": (walk(5, limit=3), DISCRETE),
+    "time limit": (reward_forever(10), DISCRETE),
+    "image": (image_env(), DISCRETE),
+    "continuous": (push_env(), CONTINUOUS),
+    "one step": (target_env(), CONTINUOUS),
+    "scalar action": (target_env(0.0, 0.1, ()), CONTINUOUS),
+    "matrix action": (target_env(-1.0, 3.0, (2, 2)), CONTINUOUS),
+}
+CASES = [(agent, env) for env, (_, agents) in ENVS.items() for agent in agents]
+KINDS = [case for case in CASES if case[1] in ("discrete", "continuous")]
+
+
+def small_run(agent, env, num_updates, **options):
+    """A function that trains for a few updates with a small buffer, from key and hyperparameters.
+
+    Returns the agent's state and the losses of every update."""
+    size = {"num_envs": 4, "update_every": agent.run_defaults.update_every}
+    if isinstance(agent, purerl.PPO):
+        size["update_every"] = 8
+    buffer = agent.make_buffer(**size)
+    steps = 4 * size["update_every"]
+
+    def train(key, hyperparams):
+        state, metrics = purerl.run(
+            env,
+            agent.replace(**hyperparams),
+            buffer.replace(maxlen=min(buffer.maxlen, 64 * steps)),
+            key=key,
+            total_timesteps=num_updates * steps,
+            update_after=0,
+            **size,
+            **options,
+        )
+        return state.agent, metrics.losses
+
+    return train
+
+
+@pytest.mark.parametrize(("agent", "env"), KINDS)
+def test_contract(agent, env):
+    env, agents = ENVS[env]
+    purerl.check_agent(agents[agent], env)
+
+
+@pytest.mark.parametrize(("agent", "env"), [case for case in CASES if case not in KINDS])
+def test_other_kinds_of_environments(agent, env):
+    env, agents = ENVS[env]
+    train = small_run(agents[agent], env, 2)
+    shapes = jax.eval_shape(lambda key: train(key, {}), jax.random.key(0))
+    assert all(loss.shape == (2,) for loss in shapes[1].values())
+
+
+def test_every_agent_is_among_the_cases():
+    tested = {type(agent) for agent in (DISCRETE | CONTINUOUS).values()}
+    assert tested == set(purerl.AGENTS.values())
+
+
+def test_no_agent_takes_what_it_cannot():
+    spaces = r"DDPG is for continuous actions, and walk has Discrete\(2\)"
+    with pytest.raises(purerl.ConfigError, match=spaces):
+        purerl.TrainConfig(walk(), purerl.DDPG())
+    with pytest.raises(purerl.ConfigError, match="DQN is for discrete actions, and target has"):
+        purerl.TrainConfig(target_env(), purerl.DQN())
+
+
+# Valid, and as far out as anybody may go.
+EXTREMES = {
+    "lr": (0.0, 10.0),
+    "critic_lr": (10.0,),
+    "gamma": (0.0, 1.0),
+    "lam": (0.0, 1.0),
+    "tau": (0.0, 1.0),
+    "eps_clip": (1e-6,),
+    "max_grad_norm": (1e-8, 1e8),
+    "entropy_beta": (100.0,),
+    "value_coef": (1e4,),
+    "target_kl": (1e-9,),
+    "epsilon_start": (0.0,),
+    "epsilon_end": (1.0,),
+    "epsilon_steps": (1e-3, 1e12),
 }
 
 
-@pytest.mark.parametrize("env", ENVS)
-@pytest.mark.parametrize("agent", AGENTS)
-def test_contract(agent, env):
-    purerl.check_agent(AGENTS[agent], ENVS[env])
+@pytest.mark.parametrize(("agent", "env"), KINDS)
+def test_every_float_can_be_swept_to_its_extremes_and_matters(agent, env):
+    """A lane with nothing changed, and one for each extreme value of each float field: after 100
+    updates all are finite, and another agent than the first."""
+    env, agents = ENVS[env]
+    agent = agents[agent]
+    names = [n for n in field_names(type(agent), True) if getattr(agent, n) is not None]
+    if isinstance(agent, purerl.DDPG):
+        names.remove("lr")  # actor_lr and critic_lr stand in its place
+    lanes = [(n, x) for n in names for x in EXTREMES.get(n, (0.0,))]
+    assert len({n for n, _ in lanes}) == len(names)
+    values = {
+        n: jnp.array([getattr(agent, n), *(x if m == n else getattr(agent, n) for m, x in lanes)])
+        for n in names
+    }
+    train = small_run(agent, env, 100)
+    states, losses = quick_jit(jax.vmap(train, (None, 0)))(jax.random.key(0), values)
+    for leaf in jax.tree.leaves((states, losses)):
+        assert np.isfinite(leaf).all()
+    weights = [x for x in jax.tree.leaves(states) if jnp.issubdtype(x.dtype, jnp.floating)]
+    changed = {
+        name
+        for lane, (name, _) in enumerate(lanes, start=1)
+        if any(np.abs(w[0] - w[lane]).max() > 1e-7 for w in weights)
+    }
+    assert changed == set(names)
+
+
+@pytest.mark.parametrize(("agent", "env"), KINDS)
+def test_no_key_is_used_twice(agent, env):
+    env, agents = ENVS[env]
+    train = small_run(agents[agent], env, 2, eval_every=1, eval_max_episodes=2, normalize_obs=True)
+    check_key_reuse(lambda key: train(key, {}), jax.random.key(0))
+
+
+def test_the_checker_of_keys_does_check():
+    with pytest.raises(Exception, match="already consumed"):
+        check_key_reuse(lambda k: jax.random.normal(k) + jax.random.uniform(k), jax.random.key(1))
+
+
+def test_masked_means():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(3.0, 2.0, (5, 4)), jnp.float32)
+    valid = jnp.asarray(rng.random((5, 4)) < 0.6)
+    kept = np.asarray(x)[np.asarray(valid)]
+    assert float(masked_mean(x, valid)) == pytest.approx(kept.mean(), rel=1e-5)
+    expected = (kept - kept.mean()) / kept.std()
+    np.testing.assert_allclose(standardize(x, valid)[valid], expected, rtol=1e-4, atol=1e-5)
+    assert float(masked_mean(x, jnp.zeros_like(valid))) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -113,9 +241,9 @@ def test_successor_values_under_vmap():
 def test_check_agent_finds(changes, message):
     if message.startswith("another"):
         changes["init"] = lambda key, spec: jnp.zeros(3)
-        changes["act"] = lambda s, o, k: (jnp.zeros(4, jnp.int32), {"value": jnp.zeros(4)})
-        changes["policy"] = lambda s, o, k=None: jnp.zeros(4, jnp.int32)
-        changes["value"] = lambda s, o: jnp.zeros(4)
+        changes["act"] = lambda s, o, k: (jnp.zeros(len(o), jnp.int32), {})
+        changes["policy"] = lambda s, o, k=None: jnp.zeros(len(o), jnp.int32)
+        changes["value"] = lambda s, o: jnp.zeros(len(o))
     methods = {name: staticmethod(function) for name, function in changes.items()}
     broken = type("Broken", (purerl.PPO,), methods)
     with pytest.raises(purerl.AgentError, match=message):
@@ -126,7 +254,7 @@ def test_check_agent_finds_a_loss_that_is_not_a_float_scalar():
     class Chatty(purerl.PPO):
         def update(self, *args):
             state, buffer_state, losses = super().update(*args)
-            return state, buffer_state, {**losses, "count": state.updates}
+            return state, buffer_state, {**losses, "count": jnp.int32(1)}
 
     with pytest.raises(purerl.AgentError, match=r"loss 'count'.*int32"):
         purerl.check_agent(Chatty(), walk())

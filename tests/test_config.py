@@ -130,8 +130,8 @@ BAD_AGENT = [
     ({"critic": TwoValues()}, "pass the class itself, uninstantiated"),
     ({"actor": ThreeOutputs}, r"create_network: got shape \(2, 3\), expected \(2, 2\)"),
     ({"actor": ForgetsTheBatch}, r"create_network: got shape \(2,\), expected \(2, 2\)"),
-    ({"critic": TwoValues}, r"create_network: got shape \(2, 2\), expected"),
-    ({"critic": QCritic}, "PPO.critic: got a Q critic"),
+    ({"critic": TwoValues}, r"PPO.critic: TwoValues is a Q critic, expected .*\[B, 1\]"),
+    ({"critic": QCritic}, "PPO.critic: QCritic is a Q critic, expected"),
     (
         {"actor": Good, "critic": purerl.DefaultCritic, "hidden": (3,)},
         "PPO.hidden: is for the default networks",

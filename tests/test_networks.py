@@ -9,15 +9,8 @@ import pytest
 import purerl
 from purerl.distributions import Categorical, Normal, TanhNormal
 from purerl.envs import Box, Discrete
-from purerl.networks import (
-    Actor,
-    Critic,
-    DefaultActor,
-    DefaultCritic,
-    Torso,
-    _patches,
-    takes_action,
-)
+from purerl.networks import Actor, Critic, takes_action
+from purerl.torsos import DefaultActor, DefaultCritic, Torso, _patches
 
 OBS = jnp.ones((5, 3))
 

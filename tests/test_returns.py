@@ -48,6 +48,27 @@ def numpy_n_step(reward, next_value, terminated, truncated, gamma, n):
     return out
 
 
+def numpy_lambda_return(reward, next_value, terminated, truncated, gamma, lam):
+    """The mean of all n-step returns, weighed with (1 - lam) lam^(n-1), the longest with the rest
+    (Sutton and Barto 2018, eq. 12.3)."""
+    steps, envs = reward.shape
+    out = np.zeros_like(reward)
+    for env in range(envs):
+        for start in range(steps):
+            weight, total, discount = 1.0, 0.0, 1.0
+            for t in range(start, steps):
+                total += discount * reward[t, env]
+                discount *= gamma
+                value = 0.0 if terminated[t, env] else next_value[t, env]
+                last = terminated[t, env] or truncated[t, env] or t == steps - 1
+                share = weight if last else weight * (1 - lam)
+                out[start, env] += share * (total + discount * value)
+                weight -= share
+                if last:
+                    break
+    return out
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("gamma", "lam"), [(0.9, 0.8), (1.0, 1.0), (0.99, 0.0), (0.0, 0.5)])
 def test_gae_is_a_plain_loop(seed, gamma, lam):
@@ -78,6 +99,41 @@ def test_reward_to_go_is_a_plain_loop(seed, gamma):
     expected = numpy_n_step(reward, *rest, gamma, reward.shape[0])
     np.testing.assert_allclose(
         returns.reward_to_go(reward, *rest, gamma), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("gamma", "lam"), [(0.9, 0.8), (1.0, 1.0), (0.99, 0.0), (0.0, 0.5)])
+def test_lambda_return_is_a_plain_loop(seed, gamma, lam):
+    reward, _, *rest = paths(seed)
+    np.testing.assert_allclose(
+        returns.lambda_return(reward, *rest, gamma, lam),
+        numpy_lambda_return(reward, *rest, gamma, lam),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_lambda_return_between_one_step_and_the_whole_path():
+    reward, _, next_value, terminated, truncated = paths(3)
+    rest = (next_value, terminated, truncated, 0.9)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    whole = returns.lambda_return(reward, *rest, 1.0)
+    np.testing.assert_allclose(whole, returns.reward_to_go(reward, *rest), **close)
+    one_step = reward + 0.9 * np.where(terminated, 0, next_value)
+    np.testing.assert_allclose(returns.lambda_return(reward, *rest, 0.0), one_step, **close)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
+def test_lambda_return_is_the_value_and_its_advantage(lam):
+    # Where a path goes on the value beyond a step is that of the next: gae takes it from there.
+    reward, value, next_value, terminated, truncated = paths(4)
+    goes_on = ~(terminated | truncated)[:-1]
+    next_value[:-1] = np.where(goes_on, value[1:], next_value[:-1])
+    rest = (next_value, terminated, truncated, 0.9, lam)
+    advantage = returns.gae(reward, value, *rest)
+    np.testing.assert_allclose(
+        returns.lambda_return(reward, *rest), value + advantage, rtol=1e-4, atol=1e-5
     )
 
 

@@ -1,7 +1,20 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from test_returns import numpy_n_step, paths
 
-from purerl.rewarders import Identity, RunningNormalize
+from purerl.fields import ConfigError
+from purerl.rewarders import Clip, Identity, NStep, RunningNormalize, Scale
+
+
+def rewards(rewarder, reward, terminated=None, truncated=None):
+    """What the rewarder makes of a rollout's rewards; it has no state."""
+    no = np.zeros(np.shape(reward), bool)
+    terminated, truncated = (no if x is None else x for x in (terminated, truncated))
+    state, out = rewarder(rewarder.init(reward.shape[1]), reward, terminated, truncated)
+    assert state == ()
+    return out
 
 
 def test_identity():
@@ -32,3 +45,77 @@ def test_running_normalize_keeps_the_sign_and_clips():
     rewarder = RunningNormalize(gamma=0.9, clip=0.5)
     _, scaled = rewarder(rewarder.init(1), jnp.array([[-5.0], [9.0]]), no, no)
     np.testing.assert_allclose(scaled, [[-0.5], [0.5]])
+
+
+def test_scale_multiplies():
+    reward = np.array([[1.0, -2.0], [0.0, 4.0]], np.float32)
+    np.testing.assert_array_equal(rewards(Scale(-0.5), reward), [[-0.5, 1.0], [0.0, -2.0]])
+
+
+def test_clip_keeps_within_its_bounds():
+    reward = np.array([[-5.0, -0.5], [0.5, 5.0]], np.float32)
+    np.testing.assert_array_equal(rewards(Clip(), reward), [[-1.0, -0.5], [0.5, 1.0]])
+    np.testing.assert_array_equal(rewards(Clip(low=0.0, high=3.0), reward), [[0.0, 0.0], [0.5, 3]])
+
+
+def test_factors_and_bounds_are_mapped_over():
+    reward = np.array([[-5.0, 5.0]], np.float32)
+    scaled = jax.vmap(lambda factor: rewards(Scale(factor), reward))(jnp.array([1.0, 2.0]))
+    np.testing.assert_array_equal(scaled, [[[-5.0, 5.0]], [[-10.0, 10.0]]])
+    clipped = jax.vmap(lambda low: rewards(Clip(low=low), reward))(jnp.array([-3.0, 0.0]))
+    np.testing.assert_array_equal(clipped, [[[-3.0, 1.0]], [[0.0, 1.0]]])
+
+
+@pytest.mark.parametrize("n", [1, 3, 7])
+@pytest.mark.parametrize(("factor", "gamma"), [(1.0, 0.9), (-2.0, 1.0)])
+def test_n_step_is_a_plain_loop(n, factor, gamma):
+    reward, _, _, terminated, truncated = paths(n, shape=(7, 4))
+    nothing = np.zeros_like(reward)  # is what lies beyond the ends, of each kind
+    total = numpy_n_step(reward, nothing, terminated, truncated, gamma, n)
+    rewarder = NStep(n=n, factor=factor, gamma=gamma)
+    out = rewards(rewarder, reward, terminated, truncated)
+    np.testing.assert_allclose(out, factor * total, rtol=1e-4, atol=1e-5)
+    out = rewards(rewarder.replace(normalize=True), reward, terminated, truncated)
+    expected = factor * (total - total.mean()) / total.std()
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_n_step_is_cut_at_every_end():
+    # One column goes on, one terminates at the second step, one is truncated there.
+    reward = np.full((4, 3), 1.0, np.float32)
+    reward[2:] = 100.0
+    end = np.arange(4)[:, None] == 1
+    terminated, truncated = end & [False, True, False], end & [False, False, True]
+    out = rewards(NStep(n=3, gamma=0.5), reward, terminated, truncated)
+    expected = [[26.5, 1.5, 1.5], [76.0, 1.0, 1.0], [150.0] * 3, [100.0] * 3]
+    np.testing.assert_allclose(out, expected)
+
+
+def test_equal_rewards_are_normalised_to_zero():
+    out = rewards(NStep(n=1, gamma=0.9, normalize=True), np.full((3, 2), 2.0, np.float32))
+    np.testing.assert_array_equal(out, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Clip(low=1.0, high=0.5), "Clip.low: got 1.0, expected at most high=0.5"),
+        (lambda: Clip(low=2.0), "Clip.low"),
+        (lambda: Scale(), "Scale.factor: missing"),
+        (lambda: Scale(float("nan")), "Scale.factor: got nan"),
+        (lambda: NStep(), "NStep.n: missing"),
+        (lambda: NStep(n=0), "NStep.n: got 0"),
+        (lambda: NStep(n=2, gamma=1.1), "NStep.gamma: got 1.1"),
+        (
+            lambda: NStep(n=5).check_run(num_envs=2, update_every=3),
+            "NStep.n: got 5, expected at most update_every=3",
+        ),
+    ],
+)
+def test_what_a_rewarder_can_not_be(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_n_step_may_look_ahead_a_whole_rollout():
+    NStep(n=3).check_run(num_envs=2, update_every=3)

@@ -74,3 +74,38 @@ def target_env(low: float = -2.0, high: float = 2.0, shape: tuple[int, ...] = (1
         return state, TimeStep(jnp.ones(1), reward, ~FALSE, FALSE, {"action": action})
 
     return Env(reset, step, EnvSpec("target", Box(0.0, 1.0, (1,)), Box(low, high, shape)))
+
+
+def image_env() -> Env:
+    """A light in one of 5 x 6 cells; moving right with action 1, it leaves after some steps."""
+
+    def observe(column):
+        return jnp.zeros((5, 6, 2)).at[2, column, 0].set(1.0)
+
+    def reset(key):
+        column = jax.random.randint(key, (), 0, 3)
+        return observe(column), column
+
+    def step(key, column, action):
+        column = column + action
+        timestep = TimeStep(observe(column), action.astype(jnp.float32), column >= 6, FALSE, {})
+        return column, timestep
+
+    env = Env(reset, step, EnvSpec("image", Box(0.0, 1.0, (5, 6, 2)), Discrete(2)))
+    return purerl.time_limit(env, 20)
+
+
+def push_env() -> Env:
+    """Continuous: the action in [-2, 2] pushes a point, the reward is minus its squared distance to
+    0. It ends beyond 3, and is cut after 6 steps."""
+
+    def reset(key):
+        x = jax.random.uniform(key, (1,), minval=-1.0, maxval=1.0)
+        return x, x
+
+    def step(key, x, action):
+        x = x + 0.5 * action
+        return x, TimeStep(x, -jnp.sum(x**2), jnp.abs(x[0]) > 3.0, FALSE, {})
+
+    env = Env(reset, step, EnvSpec("push", Box(-jnp.inf, jnp.inf, (1,)), Box(-2.0, 2.0, (1,))))
+    return purerl.time_limit(env, 6)

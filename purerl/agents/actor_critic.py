@@ -20,6 +20,7 @@ from purerl.agents.base import (
 )
 from purerl.agents.learning import (
     adam,
+    annealed,
     descend,
     fit_value,
     flatten,
@@ -228,4 +229,4 @@ class ActorCritic(NetworkAgent):
         return jnp.mean(values, axis=0)
 
     def _optimizer(self, lr: Any) -> optax.GradientTransformation:
-        return adam(lr * (1.0 - self.progress) if self.anneal else lr, self.max_grad_norm)
+        return adam(annealed(lr, self.progress, self.anneal), self.max_grad_norm)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import EnvSpec
 from purerl.fields import ConfigError, Record, by_loop, choice, sizes, static
+from purerl.networks import Critic, is_q_critic
 from purerl.noise import Noise
 from purerl.torsos import ACTIVATIONS, NETWORKS
 
@@ -135,6 +136,15 @@ class NetworkAgent(Agent):
             hidden=self.hidden or (64, 64),
             activation=self.activation or activation,
             network=self.network or "auto",
+        )
+
+
+def check_v_critic(agent: Agent, critic: Critic, obs: PyTree) -> None:
+    """Raises ConfigError unless it is a V critic; obs is `[B, *obs_shape]`."""
+    if is_q_critic(critic, obs):
+        raise ConfigError(
+            f"{type(agent).__name__}.critic: {type(critic).__name__} is a Q critic, expected "
+            "create_network(self, obs) with one value an observation, [B] or [B, 1]"
         )
 
 

@@ -60,7 +60,7 @@ class DDPG(NetworkAgent):
         max_grad_norm: the gradients' global norms are clipped to it.
     """
 
-    batch_size: int = integer(default=256, at_least=1)
+    batch_size: int = integer(default=128, at_least=1)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
     lr: float = real(default=1e-3, at_least=0.0)
@@ -68,7 +68,7 @@ class DDPG(NetworkAgent):
     critic_lr: float | None = real(default=None, at_least=0.0, optional=True)
     gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
     tau: float = real(default=0.01, at_least=0.0, at_most=1.0)
-    gradient_steps: int = integer(default=4, at_least=1)
+    gradient_steps: int = integer(default=2, at_least=1)
     n_step: int = integer(default=1, at_least=1)
     max_grad_norm: float = real(default=10.0, above=0.0)
 

@@ -17,11 +17,11 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.learning import adam, descend, replay
+from purerl.agents.learning import adam, annealed, descend, replay
 from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec, where
 from purerl.envs.spaces import Discrete
-from purerl.fields import ConfigError, integer, named, real
+from purerl.fields import ConfigError, flag, integer, named, real
 from purerl.networks import Critic, init_critic, is_q_critic, q_value, q_values
 from purerl.torsos import DefaultQNetwork
 
@@ -70,6 +70,7 @@ class DQN(NetworkAgent):
         gradient_steps: in each update.
         n_step: rewards that are summed before the target network takes over.
         max_grad_norm: the gradient's global norm is clipped to it.
+        anneal: lower lr linearly to 0 over the run.
     """
 
     batch_size: int = integer(default=128, at_least=1)
@@ -85,8 +86,9 @@ class DQN(NetworkAgent):
     epsilon_end: float = real(default=0.05, at_least=0.0, at_most=1.0)
     epsilon_steps: float | None = real(default=None, above=0.0, optional=True)
     gradient_steps: int = integer(default=1, at_least=1)
-    n_step: int = integer(default=1, at_least=1)
+    n_step: int = integer(default=3, at_least=1)
     max_grad_norm: float = real(default=10.0, above=0.0)
+    anneal: bool = flag(default=True)
 
     @property
     def run_defaults(self) -> RunDefaults:
@@ -160,7 +162,7 @@ class DQN(NetworkAgent):
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, jax.Array]:
             q = q_value(state.critic, params, batch["obs"], batch["action"])
-            return jnp.mean(batch["weight"] * optax.huber_loss(q, target)), q
+            return 0.5 * jnp.mean(batch["weight"] * (q - target) ** 2), q
 
         (loss, q), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
@@ -192,4 +194,4 @@ class DQN(NetworkAgent):
         return self.epsilon_start + fallen * (self.epsilon_end - self.epsilon_start)
 
     def _optimizer(self) -> optax.GradientTransformation:
-        return adam(self.lr, self.max_grad_norm)
+        return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)

@@ -31,6 +31,11 @@ def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(lr, eps=1e-5))
 
 
+def annealed(lr: Any, progress: Any, anneal: bool) -> Any:
+    """The learning rate, lowered linearly to 0 over the run where it is to be."""
+    return lr * (1.0 - progress) if anneal else lr
+
+
 def descend(
     optimizer: optax.GradientTransformation, grads: PyTree, opt_state: Any, params: PyTree
 ) -> tuple[PyTree, Any]:

@@ -8,9 +8,17 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.agents.base import Losses, NetworkAgent, check_one_rollout, example_obs, module_field
+from purerl.agents.base import (
+    Losses,
+    NetworkAgent,
+    check_one_rollout,
+    check_v_critic,
+    example_obs,
+    module_field,
+)
 from purerl.agents.learning import (
     adam,
+    annealed,
     descend,
     masked_mean,
     shuffle,
@@ -20,7 +28,7 @@ from purerl.agents.learning import (
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import EnvSpec
 from purerl.fields import ConfigError, flag, integer, real
-from purerl.networks import Actor, Critic, apply, takes_action
+from purerl.networks import Actor, Critic, apply
 from purerl.torsos import DefaultActor, DefaultCritic
 
 PyTree = Any
@@ -72,11 +80,6 @@ class PPO(NetworkAgent):
     clip_value: bool = flag(default=True)
     normalize_advantage: bool = flag(default=True)
 
-    def check(self) -> None:
-        super().check()
-        if self.critic is not None and takes_action(self.critic):
-            raise ConfigError("PPO.critic: got a Q critic, expected create_network(self, obs)")
-
     def check_run(
         self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
     ) -> None:
@@ -93,6 +96,7 @@ class PPO(NetworkAgent):
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key = jax.random.split(key)
         obs = example_obs(spec)
+        check_v_critic(self, critic, obs)
         params = {"actor": actor.init(actor_key, obs), "critic": critic.init(critic_key, obs)}
         return PPOState(params, self._optimizer().init(params), actor, critic)
 
@@ -187,8 +191,7 @@ class PPO(NetworkAgent):
         }
 
     def _optimizer(self) -> optax.GradientTransformation:
-        lr = self.lr * (1.0 - self.progress) if self.anneal else self.lr
-        return adam(lr, self.max_grad_norm)
+        return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
 
 
 def _quarter(size: int) -> int:

@@ -14,6 +14,7 @@ from purerl.agents.base import (
     RunDefaults,
     check_one_rollout,
     check_paths,
+    check_v_critic,
     example_obs,
     module_field,
 )
@@ -29,7 +30,7 @@ from purerl.agents.learning import (
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import EnvSpec
 from purerl.fields import ConfigError, flag, integer, real
-from purerl.networks import Actor, Critic, apply, takes_action
+from purerl.networks import Actor, Critic, apply
 from purerl.torsos import DefaultActor, DefaultCritic
 
 PyTree = Any
@@ -86,10 +87,6 @@ class REINFORCE(NetworkAgent):
         super().check()
         if self.critic is not None and not self.baseline:
             raise ConfigError("REINFORCE.critic: is the baseline, for baseline=True")
-        if self.critic is not None and takes_action(self.critic):
-            raise ConfigError(
-                "REINFORCE.critic: got a Q critic, expected create_network(self, obs)"
-            )
 
     @property
     def run_defaults(self) -> RunDefaults:
@@ -110,6 +107,8 @@ class REINFORCE(NetworkAgent):
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key = jax.random.split(key)
         obs, optimizer = example_obs(spec), self._optimizer()
+        if self.baseline:
+            check_v_critic(self, critic, obs)
         actor_params = actor.init(actor_key, obs)
         critic_params = critic.init(critic_key, obs) if self.baseline else None
         return REINFORCEState(
