@@ -31,7 +31,7 @@ class BufferState(NamedTuple):
         data: entries by name, each `[L, N, ...]` with L = maxlen // N rows: obs, action, reward,
             next_obs, terminated, truncated, episode, valid, and what the agent records (value,
             log_prob, ...). With `value` come those that `finish_path` computes (advantage,
-            reward_to_go, td_error); with priorities, td_error.
+            reward_to_go, td_error); with priorities, td_error, 0 until it is known.
         position: `[]` int32, the row that is written next.
         size: `[]` int32, how many rows are written.
         priorities: with priority sampling, the sum tree over `priority`, which is
@@ -122,15 +122,22 @@ class Buffer(Record):
         start = jnp.int32(0) if num_steps == num_rows else state.position
         rows = (start + jnp.arange(num_steps)) % num_rows
         new = _entries(transitions)
+        if self.priority_sampling:
+            new["td_error"] = jnp.zeros_like(new["reward"])
         old = {name: state.data[name] for name in new}
         written = jax.tree.map(lambda ring, x: self._write(ring, rows, x), old, new)
         pushed = BufferState(
             {**state.data, **written},
             (start + num_steps) % num_rows,
             jnp.minimum(state.size + num_steps, num_rows),
-            self._new_priorities(state, rows, num_envs) if self.priority_sampling else (),
+            state.priorities,
             state.max_priority,
         )
+        if self.priority_sampling:
+            index = (rows[0] * num_envs + jnp.arange(num_steps * num_envs)) % (num_rows * num_envs)
+            to = self._droppable(index)
+            tree = sumtree.write_range(state.priorities, index, to, state.max_priority)
+            pushed = pushed._replace(priorities=tree)
         return self._keep(pushed, state, ("position", "size"))
 
     def read(self, state: BufferState) -> Batch:
@@ -186,18 +193,22 @@ class Buffer(Record):
             assert key is not None
             assert batch_size is not None
             indices = self._draw(state, key, batch_size)
-        # Else XLA:CPU draws again for every entry that is read.
-        indices = jax.lax.optimization_barrier(indices)
+        priority = self._priority(state, indices)
+        # All that is read of the tree is read before the indices are known, or XLA:CPU would keep a
+        # copy for later of what `update_priorities` writes. And without the barrier it would draw
+        # again for every entry that is read.
+        indices = indices + (0.0 * priority).astype(jnp.int32)
+        indices, priority = jax.lax.optimization_barrier((indices, priority))
         batch = self._look_ahead(state, indices, n_step)
         for name in known if keys is None else keys:
             if name == "priority":
-                batch[name] = state.priorities[0][indices]
+                batch[name] = priority
             elif name not in batch:
                 batch[name] = returns.take(state.data[name], indices)
         for name in {"obs", "next_obs"} & set(batch):
             batch[name] = self.transform_obs(batch[name])
         wanted = {*(known if keys is None else keys), "indices", "discount", "weight"}
-        batch |= {"indices": indices, "weight": self._weight(state, indices)}
+        batch |= {"indices": indices, "weight": self._weight(priority)}
         return {name: x for name, x in batch.items() if name in wanted}
 
     def update_priorities(
@@ -267,30 +278,25 @@ class Buffer(Record):
             return x if self.writable is None else jnp.where(self.writable, x, ring)
         return ring.at[self._droppable(rows)].set(x, mode="drop", unique_indices=True)
 
-    def _new_priorities(self, state: BufferState, rows: jax.Array, num_envs: int) -> sumtree.Tree:
-        leaves, *sums = state.priorities
-        count, end = len(rows) * num_envs, state.data["reward"].size
-        index = (rows[0] * num_envs + jnp.arange(count)) % end
-        weight = jnp.broadcast_to(state.max_priority, count)
-        leaves = leaves.at[self._droppable(index)].set(weight, mode="drop", unique_indices=True)
-        # One leaf of every block that has changed: each FANOUT-th, and the last before each end.
-        blocks = jnp.append(index[:: sumtree.FANOUT], jnp.stack([index[-1], jnp.int32(end - 1)]))
-        return sumtree.refresh((leaves, *sums), blocks)
-
     def _draw(self, state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
         if self.priority_sampling:
             return sumtree.sample(state.priorities, key, batch_size)
         written = state.size * state.data["reward"].shape[1]
         return jax.random.randint(key, (batch_size,), 0, written)
 
-    def _weight(self, state: BufferState, indices: jax.Array) -> jax.Array:
+    def _priority(self, state: BufferState, indices: jax.Array) -> jax.Array:
+        """`[B]`, proportional to the probability of each; ones where all are alike."""
         if not self.priority_sampling:
             return jnp.ones(indices.shape)
+        return jnp.maximum(state.priorities[0][indices], jnp.finfo(jnp.float32).tiny)
+
+    def _weight(self, priority: jax.Array) -> jax.Array:
+        if not self.priority_sampling:
+            return priority
         beta = DEFAULT_BETA if self.beta is None else self.beta
         if self.anneal_beta is not False:
             beta = beta + (1.0 - beta) * self.progress
         # Over the largest of the batch, the size and the sum of all priorities cancel out.
-        priority = jnp.maximum(state.priorities[0][indices], jnp.finfo(jnp.float32).tiny)
         return (jnp.min(priority) / priority) ** beta
 
     def _look_ahead(self, state: BufferState, indices: jax.Array, n_step: int) -> Batch:

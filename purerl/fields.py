@@ -41,6 +41,18 @@ SYNONYMS = {
     "normalize_observations": "normalize_obs",
     "normalize_rewards": "normalize_reward",
     "eval_freq": "eval_every",
+    "learning_starts": "update_after",
+    "train_freq": "update_every",
+    "training_interval": "update_every",
+    "buffer_size": "maxlen",
+    "polyak": "tau",
+    "target_update_interval": "target_update_every",
+    "target_network_frequency": "target_update_every",
+    "exploration_initial_eps": "epsilon_start",
+    "exploration_final_eps": "epsilon_end",
+    "action_noise": "noise",
+    "std": "sigma",
+    "std_dev": "sigma",
 }
 
 

@@ -30,11 +30,27 @@ def write(tree: Tree, index: jax.Array, weight: jax.Array) -> Tree:
 
     Args:
         tree: as it is.
-        index: `[B]` int32; where one comes twice, either of its weights may stay. Those beyond the
-            last leaf are dropped.
+        index: `[B]` int32; where one comes twice, either of its weights may stay. What is to be
+            dropped has one far beyond the last leaf, such as 2**30.
         weight: `[B]`, none negative.
     """
     return refresh((tree[0].at[index].set(weight, mode="drop"), *tree[1:]), index)
+
+
+def write_range(tree: Tree, index: jax.Array, to: jax.Array, weight: jax.Array) -> Tree:
+    """Gives one weight to neighbouring leaves, for the price of the blocks that they fill.
+
+    Args:
+        tree: as it is.
+        index: `[B]` int32, one after the other; they may go round once, from the last leaf that is
+            in use to the first.
+        to: `[B]`, the same, or beyond the last leaf where nothing is to be written.
+        weight: `[]`.
+    """
+    leaves = tree[0].at[to].set(weight, mode="drop", unique_indices=True)
+    # A leaf of every block that has changed: each FANOUT-th, the last, and both sides of the seam.
+    ends = jnp.stack([index[-1], jnp.max(index), jnp.min(index)])
+    return refresh((leaves, *tree[1:]), jnp.append(index[::FANOUT], ends))
 
 
 def refresh(tree: Tree, index: jax.Array) -> Tree:

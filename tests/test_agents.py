@@ -104,6 +104,7 @@ EXTREMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "env"), KINDS)
 def test_every_float_can_be_swept_to_its_extremes_and_matters(agent, env):
     """A lane with nothing changed, and one for each extreme value of each float field: after 100

@@ -384,11 +384,8 @@ def test_a_push_under_jit_with_donation_copies_nothing(priorities, told):
     assert memory.temp_size_in_bytes < held / 100
 
 
-COPIES = pytest.mark.xfail(strict=True, reason="XLA:CPU copies the leaves of the sum tree")
-
-
 @pytest.mark.parametrize("members", [None, 4])
-@pytest.mark.parametrize("priorities", [False, pytest.param(True, marks=COPIES)])
+@pytest.mark.parametrize("priorities", [False, True])
 def test_a_scan_of_everything_copies_no_buffer(priorities, members):
     buffer = Buffer(maxlen=100_000 * N, priority_sampling=priorities, gamma=0.9)
     keys = ("obs", "action", "reward", "next_obs")

@@ -35,12 +35,16 @@ class QCritic(purerl.Critic):
         return nn.Dense(1)(obs)
 
 
-class OnlyDiscrete(purerl.DefaultActor):
-    distribution = purerl.Categorical
-
-
 class Good(purerl.DefaultActor):
     """An actor of one's own."""
+
+
+class Noisy(purerl.DefaultActor):
+    distribution = purerl.Normal
+
+
+class OnlyDiscrete(purerl.DefaultActor):
+    distribution = purerl.Categorical
 
 
 def broken_network():
@@ -101,6 +105,126 @@ BAD = [
     ({**CART, "eval_max_episode_steps": "all"}, "eval_max_episode_steps: got 'all'"),
 ]
 
+PENDULUM = {"env": "Pendulum-v1", "agent": "ddpg"}
+DQN = {**CART, "agent": "dqn"}
+
+
+def agent(name, **fields):
+    """A mapping whose agent has these fields."""
+    env = {"env": "Pendulum-v1"} if name == "ddpg" else CART
+    return {**env, "agent": {"name": name, **fields}}
+
+
+# What came with the off-policy and the episodic agents.
+BAD_FIELDS = [
+    # The run's.
+    (
+        {**CART, "total_timesteps": None},
+        "total_timesteps: got None, expected an integer, or max",
+    ),
+    ({**CART, "max_episodes": 0}, "max_episodes: got 0, expected an integer >= 1 or None"),
+    ({**CART, "max_episodes": 2.5}, "max_episodes: got 2.5"),
+    ({**CART, "update_after": -1}, "update_after: got -1, expected an integer >= 0"),
+    ({**CART, "update_after": 10**6}, "update_after: got 1000000, expected less than the run's"),
+    ({**DQN, "total_timesteps": 500}, "update_after: got 1000, expected less than the run's 504"),
+    ({**CART, "learning_starts": 100}, "did you mean 'update_after'"),
+    ({**CART, "train_freq": 4}, "did you mean 'update_every'"),
+    ({**CART, "reset_each_episode": 1}, "reset_each_episode: got 1, expected True or False"),
+    ({**CART, "wait_end_path": "yes"}, "wait_end_path: got 'yes', expected True or False or None"),
+    # Noise.
+    ({**PENDULUM, "noise": "gauss"}, "noise: no noise 'gauss'; did you mean 'gaussian'"),
+    ({**PENDULUM, "noise": 0.1}, "TrainConfig.noise: got 0.1, expected a noise"),
+    ({**PENDULUM, "noise": purerl.GaussianNoise}, "call it: GaussianNoise()"),
+    ({**PENDULUM, "noise": {"sigma": 0.1}}, "noise: no name in .*; known: gaussian"),
+    ({**PENDULUM, "noise": {"name": "gaussian", "sigma": -1}}, "GaussianNoise.sigma: got -1"),
+    ({**PENDULUM, "noise": {"name": "gaussian", "std": 1}}, "no field 'std'; did you mean 'sigma'"),
+    (
+        {**PENDULUM, "noise": {"name": "ornstein_uhlenbeck", "theta": 0.0}},
+        "OrnsteinUhlenbeckNoise.theta: got 0.0, expected a float > 0.0",
+    ),
+    ({**PENDULUM, "noise": {"name": "gaussian", "noise_decay": 1.1}}, "noise_decay: got 1.1"),
+    ({**CART, "noise": "gaussian"}, "noise: got .*, expected None: PPO explores by its own"),
+    ({**DQN, "noise": "gaussian"}, "noise: got .*, expected None: DQN explores by epsilon_start"),
+    # Rewarders.
+    ({**CART, "rewarder": "scale"}, "Scale.factor: missing, expected a float"),
+    ({**CART, "rewarder": "clamp"}, "no rewarder 'clamp'"),
+    (
+        {**CART, "rewarder": {"name": "clip", "low": 2.0}},
+        "Clip.low: got 2.0, expected at most",
+    ),
+    ({**CART, "rewarder": {"name": "n_step", "n": 0}}, "NStep.n: got 0, expected an integer >= 1"),
+    (
+        {**DQN, "rewarder": {"name": "n_step", "n": 5}},
+        "NStep.n: got 5, expected at most update_every=1",
+    ),
+    # The buffer.
+    ({**DQN, "buffer": {"maxlen": 1001}}, "maxlen: got 1001, expected a multiple of num_envs=8"),
+    ({**DQN, "buffer": {"maxlen": 4}}, "maxlen: got 4, expected at least 8, one rollout"),
+    ({**DQN, "buffer": {"alpha": 0.5}}, "Buffer.alpha: is for priority_sampling=True"),
+    ({**DQN, "buffer": {"beta": 0.5}}, "Buffer.beta: is for priority_sampling=True"),
+    (
+        {**DQN, "buffer": {"priority_sampling": True, "alpha": -1.0}},
+        "Buffer.alpha: got -1.0, expected a float >= 0.0 or None",
+    ),
+    ({**DQN, "buffer": {"priority_sampling": True, "beta": 2}}, "Buffer.beta: got 2"),
+    ({**DQN, "buffer": {"priority_sampling": "yes"}}, "priority_sampling: got 'yes'"),
+    (
+        {**DQN, "buffer": {"priority_sample": 1}},
+        "did you mean 'priority_sampling'",
+    ),
+    ({**DQN, "buffer": {"lam": 0.9}}, "Buffer.lam: DQN uses no GAE"),
+    ({**DQN, "buffer": {"buffer_size": 10}}, "no field 'buffer_size'; did you mean 'maxlen'"),
+    (
+        {**CART, "buffer": {"priority_sampling": True}},
+        "priority_sampling: got True, expected",
+    ),
+    # REINFORCE and ActorCritic.
+    (agent("reinforce", n_episodes=0), "REINFORCE.n_episodes: got 0"),
+    (agent("reinforce", episode_length=0), "REINFORCE.episode_length: got 0"),
+    (agent("reinforce", critic=purerl.DefaultCritic), "critic: is the baseline, for baseline=True"),
+    (
+        agent("reinforce", baseline=True, critic=QCritic),
+        "REINFORCE.critic: QCritic is a Q critic",
+    ),
+    (
+        {**agent("reinforce"), "num_envs": 16},
+        "num_envs: got 16, expected 8: it is what REINF",
+    ),
+    ({**agent("reinforce"), "update_every": 64}, "update_every: got 64, expected 500"),
+    ({**agent("reinforce"), "wait_end_path": False}, "wait_end_path: got False, expected True"),
+    (agent("actor_critic", train_v_iters=0), "ActorCritic.train_v_iters: got 0"),
+    (agent("actor_critic", lam=1.5), "ActorCritic.lam: got 1.5"),
+    (
+        agent("actor_critic", critic=ThreeOutputs),
+        "critic: got .*ThreeOutputs.*, expected a",
+    ),
+    # DDPG and DQN.
+    ({**CART, "agent": "ddpg"}, "agent: DDPG is for continuous actions, and CartPole-v1 has Disc"),
+    ({**PENDULUM, "agent": "dqn"}, "agent: DQN is for discrete actions, and Pendulum-v1 has Box"),
+    (agent("ddpg", tau=1.5), "DDPG.tau: got 1.5, expected a float >= 0.0 and <= 1.0"),
+    (agent("ddpg", batch_size=0), "DDPG.batch_size: got 0"),
+    (agent("ddpg", actor=Noisy), "Noisy.distribution: got Normal, expected None"),
+    (
+        agent("ddpg", critic=purerl.DefaultCritic),
+        "DDPG.critic: got a V critic, expected",
+    ),
+    (agent("ddpg", polyak=0.005), "DDPG: no field 'polyak'; did you mean 'tau'"),
+    (
+        agent("dqn", target_fn="quadruple_q"),
+        "DQN.target_fn: got 'quadruple_q', expected",
+    ),
+    (agent("dqn", target_fn="doubleq"), "did you mean 'double_q'"),
+    (agent("dqn", critic=purerl.DefaultCritic), "DQN.critic: got a V critic, expected"),
+    (agent("dqn", critic=ThreeOutputs), "DQN.critic: got .*ThreeOutputs"),
+    (agent("dqn", epsilon_end=1.5), "DQN.epsilon_end: got 1.5"),
+    (agent("dqn", epsilon_steps=0), "DQN.epsilon_steps: got 0, expected a float > 0.0 or None"),
+    (agent("dqn", target_update_every=0), "target_update_every: got 0"),
+    (agent("dqn", target_update_interval=9), "did you mean 'target_update_every'"),
+    (agent("dqn", exploration_final_eps=0.1), "did you mean 'epsilon_end'"),
+    (agent("dqn", n_step=0), "DQN.n_step: got 0"),
+    (agent("dqn", actor=Good), "DQN: no field 'actor'"),
+]
+
 BAD_AGENT = [
     ({"learning_rate": 1e-3}, "PPO: no field 'learning_rate'; did you mean 'lr'"),
     ({"clip_range": 0.1}, "did you mean 'eps_clip'"),
@@ -146,13 +270,14 @@ def no_compilation(monkeypatch):
     def compiled(*args, **kwargs):
         pytest.fail("something was compiled before the message")
 
-    purerl.make("CartPole-v1")  # gymnax may do as it likes when it is imported
+    for name in ("CartPole-v1", "Pendulum-v1"):
+        purerl.make(name)  # gymnax may do as it likes when it is imported
     from jax._src import compiler
 
     monkeypatch.setattr(compiler, "compile_or_get_cached", compiled)
 
 
-@pytest.mark.parametrize(("values", "message"), BAD)
+@pytest.mark.parametrize(("values", "message"), BAD + BAD_FIELDS)
 def test_bad_configs(values, message, no_compilation):
     with pytest.raises(purerl.ConfigError, match=message.replace("()", r"\(\)")):
         TrainConfig.from_mapping(values)
@@ -165,7 +290,7 @@ def test_bad_agents(values, message, no_compilation):
 
 
 def test_messages_are_one_line():
-    for values, _ in BAD:
+    for values, _ in BAD + BAD_FIELDS:
         with pytest.raises(purerl.ConfigError) as caught:
             TrainConfig.from_mapping(values)
         assert "\n" not in str(caught.value)
@@ -214,6 +339,33 @@ def test_a_config_goes_to_plain_values_and_back():
     assert again.agent == config.agent
     with pytest.raises(purerl.ConfigError, match=r"PPO.actor: .* has no plain form"):
         config.replace(agent=purerl.PPO(actor=Good)).to_mapping()
+
+
+def test_every_part_goes_to_plain_values_and_back():
+    config = TrainConfig(
+        env="Pendulum-v1",
+        agent=purerl.DDPG(tau=0.02),
+        buffer=purerl.Buffer(maxlen=8_000, priority_sampling=True, alpha=0.7),
+        noise=purerl.OrnsteinUhlenbeckNoise(theta=0.3),
+        rewarder=purerl.Scale(0.1),
+        update_after=80,
+    )
+    plain = config.to_mapping()
+    assert plain["noise"]["name"] == "ornstein_uhlenbeck"
+    assert plain["rewarder"] == {"name": "scale", "factor": 0.1}
+    assert plain["buffer"]["alpha"] == 0.7
+    again = TrainConfig.from_mapping(plain)
+    assert again.to_mapping() == plain
+    assert (again.noise, again.rewarder, again.buffer) == (
+        config.noise,
+        config.rewarder,
+        config.buffer,
+    )
+    plain = TrainConfig("CartPole-v1", purerl.DQN(target_fn=purerl.q_target)).to_mapping()
+    assert plain["agent"]["target_fn"] == "q"
+    own = purerl.DQN(target_fn=lambda q, target: target.mean(-1))
+    with pytest.raises(purerl.ConfigError, match=r"DQN.target_fn: .* has no plain form"):
+        TrainConfig("CartPole-v1", own).to_mapping()
 
 
 def test_a_config_from_toml():

@@ -53,6 +53,76 @@ def test_a_policy_plays_in_gymnasiums_cartpole(cartpole_outs):
     assert np.mean(returns) >= 450
 
 
+def cartpole(agent, **options):
+    return purerl.TrainConfig("CartPole-v1", agent, total_timesteps=500_000, **options)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("critic", "least"),
+    [(None, 450), (purerl.DefaultQCritic, 400), (purerl.DefaultQNetwork, 400)],
+    ids=["V(s)", "Q(s, a)", "Q(s, .)"],
+)
+@pytest.mark.slow
+def test_actor_critic_on_cartpole(critic, least):
+    returns = final_returns(train(cartpole(purerl.ActorCritic(critic=critic)), 4), 50)
+    assert returns.mean() >= least
+    assert returns.min() >= least - 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("baseline", [False, True], ids=["plain", "baseline"])
+def test_reinforce_on_cartpole(baseline):
+    agent = purerl.REINFORCE(n_episodes=4, lr=3e-3, baseline=baseline)
+    returns = final_returns(train(cartpole(agent), 8), 20)
+    assert returns.mean() >= 450
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_dqn_on_cartpole():
+    returns = final_returns(train(cartpole(purerl.DQN()), 4), 1_000)
+    assert returns.mean() >= 450
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "noise",
+    [purerl.GaussianNoise(), purerl.OrnsteinUhlenbeckNoise(noise_decay=0.95)],
+    ids=["Gaussian", "Ornstein-Uhlenbeck"],
+)
+def test_ddpg_on_pendulum(noise):
+    config = purerl.TrainConfig("Pendulum-v1", purerl.DDPG(), 100_000, noise=noise)
+    returns = final_returns(train(config, 4), 500)
+    assert returns.mean() >= -200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ddpg_on_mountain_car():
+    """The reward is at the top of a hill, and every push costs: noise that keeps its direction
+    finds it."""
+    noise = purerl.OrnsteinUhlenbeckNoise(sigma=0.5)
+    config = purerl.TrainConfig("MountainCarContinuous-v0", purerl.DDPG(), 100_000, noise=noise)
+    returns = final_returns(train(config, 8), 1_000)
+    assert (returns >= 85).sum() >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_actor_critic_on_pendulum():
+    config = purerl.TrainConfig(
+        "Pendulum-v1",
+        purerl.ActorCritic(n_episodes=16, gamma=0.95, entropy_beta=0.0),
+        total_timesteps=1_000_000,
+        normalize_obs=True,
+        normalize_reward=True,
+    )
+    assert final_returns(train(config, 4), 100).mean() >= -700
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_acrobot():
@@ -73,7 +143,7 @@ def test_pendulum():
         normalize_reward=True,
     )
     returns = final_returns(train(config, 4))
-    assert returns.mean() >= -400
+    assert returns.mean() >= -250
 
 
 @pytest.mark.slow

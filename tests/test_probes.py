@@ -53,6 +53,15 @@ ONLY_CONTINUOUS = {
         REPLAY | {"noise": purerl.GaussianNoise(sigma=1.0)},
     ),
 }
+# Each agent once; the others take minutes.
+QUICK = {
+    ("PPO", DISCRETE),
+    ("REINFORCE", DISCRETE),
+    ("ActorCritic, V", CONTINUOUS),
+    ("ActorCritic, Q(s, a)", DISCRETE),
+    ("DQN", DISCRETE),
+    ("DDPG", CONTINUOUS),
+}
 CASES = [(name, case, DISCRETE) for name, case in (BOTH | ONLY_DISCRETE).items()] + [
     (name, case, CONTINUOUS) for name, case in (BOTH | ONLY_CONTINUOUS).items()
 ]
@@ -72,8 +81,15 @@ def learned_values(agent, options, actions, num_seeds=2):
 
 @pytest.mark.parametrize(
     ("case", "actions"),
-    [(case, actions) for _, case, actions in CASES],
-    ids=[f"{name} {type(actions).__name__}" for name, _, actions in CASES],
+    [
+        pytest.param(
+            case,
+            actions,
+            id=f"{name} {type(actions).__name__}",
+            marks=[] if (name, actions) in QUICK else [pytest.mark.slow],
+        )
+        for name, case, actions in CASES
+    ],
 )
 def test_values(case, actions):
     values = np.asarray(learned_values(*case, actions))

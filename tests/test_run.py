@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import quick_jit, reward_forever, target_env, walk
+from toys import push_env, quick_jit, reward_forever, target_env, walk
 
 import purerl
+from purerl.fields import real
+from purerl.noise import Noise
 from purerl.normalize import normalize
 
 OPTIONS = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
@@ -49,14 +51,6 @@ def test_chunked_is_whole_bit_for_bit(key):
         chunks.append(part)
     assert equal(state, whole)
     assert equal(jax.tree.map(lambda *xs: jnp.concatenate(xs), *chunks), metrics)
-
-
-def test_no_key_is_used_twice(key):
-    options = {**OPTIONS, "eval_every": 2, "normalize_obs": True}
-    with jax.debug_key_reuse(True):
-        jitted_run(walk(3), purerl.PPO(), key=key, **options)
-        with pytest.raises(Exception, match="already consumed"):  # the checker does check
-            quick_jit(lambda k: jax.random.normal(k) + jax.random.uniform(k))(jax.random.key(1))
 
 
 def test_evaluation_does_not_change_what_is_learned(key):
@@ -170,3 +164,191 @@ def test_arguments_that_do_not_fit_together(env, agent, buffer, options, message
     buffer = buffer and purerl.Buffer(maxlen=buffer)
     with pytest.raises(purerl.ConfigError, match=message):
         purerl.make_loop(env, purerl.PPO(**agent), buffer, **{**OPTIONS, **options})
+
+
+REPLAY = {"num_envs": 4, "update_every": 2, "total_timesteps": 80, "update_after": 0}
+
+
+class Ramp(Noise):
+    """1, 2, 3, ... since the start of the episode, in units of half the action's range."""
+
+    step_size: float = real(default=1.0)
+
+    def next_value(self, value, key):
+        return value + self.step_size
+
+
+@pytest.mark.parametrize("agent", [purerl.PPO(), purerl.DQN(batch_size=8)])
+@pytest.mark.parametrize("priorities", [False, True])
+def test_after_max_episodes_nothing_changes(agent, priorities, key):
+    """Episodes of 3 steps in 4 environments: 8 have ended after 6, in the third update of 2."""
+    replay = isinstance(agent, purerl.DQN)
+    if priorities and not replay:
+        pytest.skip("PPO doesn't sample")
+    buffer = purerl.Buffer(maxlen=16, priority_sampling=priorities) if replay else None
+    options = {**REPLAY, "max_episodes": 8, "normalize_obs": True, "eval_every": 1}
+    loop = purerl.make_loop(
+        walk(3), agent, buffer, rewarder=purerl.RunningNormalize(gamma=0.9), **options
+    )
+    step = quick_jit(loop.step)
+    state, states, metrics = quick_jit(loop.init)(key), [], []
+    for index in range(6):
+        state, row = step(state, jnp.int32(index))
+        states.append(state)
+        metrics.append(row)
+    assert [int(s.num_episodes) for s in states] == [0, 4, 8, 8, 8, 8]
+    assert [int(m.num_episodes) for m in metrics] == [0, 4, 4, 0, 0, 0]
+    assert not equal(states[1], states[2])
+    for later in states[3:]:
+        assert equal(later, states[2])
+    assert int(states[-1].num_updates) == 3
+    assert np.isfinite(metrics[2].losses["loss"])
+    assert np.isnan(metrics[3].losses["loss"])
+    assert np.isnan(metrics[3].episode_return)
+    assert int(metrics[3].eval.num_episodes) == 0
+
+
+def test_max_episodes_alone_says_how_long_it_can_take(key):
+    options = {"num_envs": 4, "update_every": 8, "max_episodes": 10}
+    loop = purerl.make_loop(reward_forever(10), purerl.PPO(), **options)
+    assert loop.num_updates == 4  # 10 episodes in 4 environments: 3 after each other, of 10 steps
+    state, _ = jitted_run(reward_forever(10), purerl.PPO(), key=key, **options)
+    assert int(state.num_episodes) >= 10
+    with pytest.raises(purerl.ConfigError, match="could take for ever"):
+        purerl.make_loop(walk(3), purerl.PPO(), **options)
+    with pytest.raises(purerl.ConfigError, match="or max_episodes"):
+        purerl.make_loop(walk(3), purerl.PPO(), num_envs=4)
+
+
+def test_a_run_that_ends_early_tells_its_timesteps(key):
+    config = purerl.TrainConfig(
+        walk(3), num_envs=4, update_every=8, total_timesteps=320, max_episodes=20
+    )
+    out = quick_jit(purerl.make_train(config))(key)
+    assert out.num_updates == 2  # 10 episodes in the first, 20 and more after the second
+    assert out.num_timesteps == 64
+    assert len(out.timesteps) == len(out.metrics.episode_return) == 10
+
+
+@pytest.mark.parametrize(("update_after", "first"), [(0, 0), (8, 0), (9, 1), (24, 2)])
+def test_before_update_after_nothing_is_learned(update_after, first, key):
+    options = {**REPLAY, "update_after": update_after}
+    loop = purerl.make_loop(push_env(), purerl.DDPG(batch_size=8), **options)
+    step = quick_jit(loop.step)
+    start = state = quick_jit(loop.init)(key)
+    for index in range(first + 1):
+        before = state
+        state, metrics = step(state, jnp.int32(index))
+        learned = index >= first
+        assert equal(before.agent, state.agent) != learned
+        assert np.isnan(metrics.losses["q"]) != learned
+        assert int(state.buffer.size) == 2 * (index + 1)  # experience is kept all the same
+    assert not equal(start.agent, state.agent)
+
+
+def test_reset_each_episode_empties_the_buffer_before_each_rollout(key):
+    def held(**options):
+        agent = purerl.DQN(batch_size=8)
+        state, _ = jitted_run(walk(3), agent, key=key, **{**REPLAY, **options})
+        return state.buffer
+
+    assert int(held().size) == 20
+    emptied = held(reset_each_episode=True)
+    assert int(emptied.size) == 2
+    np.testing.assert_array_equal(emptied.data["obs"][:2, 0, 1], [0, 1])  # steps 18 and 19 of 3
+
+
+def test_episodic_rollouts_start_anew_and_mask_what_follows(key):
+    options = {**OPTIONS, "total_timesteps": 64, "wait_end_path": True}
+    state, metrics = jitted_run(walk(5), purerl.PPO(), key=key, **options)
+    data = state.buffer.data
+    np.testing.assert_array_equal(data["obs"][:, 0, 1], [0, 1, 2, 3, 4, 0, 1, 2])
+    np.testing.assert_array_equal(data["valid"], (np.arange(8) < 5)[:, None] * np.ones((1, 4)))
+    # The second episodes aren't waited for, and don't count.
+    np.testing.assert_array_equal(metrics.num_episodes, 4)
+    np.testing.assert_array_equal(metrics.episode_length, 5)
+    # Episodes 0 and 1 in the first rollout, 2 and 3 in the second, which starts with a reset.
+    np.testing.assert_array_equal(data["episode"][:, 0], [2] * 5 + [3] * 3)
+
+
+def test_an_episode_longer_than_an_episodic_rollout_is_cut_and_not_dead(key):
+    options = {**OPTIONS, "wait_end_path": True}
+    state, metrics = jitted_run(walk(50), purerl.PPO(), key=key, **options)
+    np.testing.assert_array_equal(metrics.episode_length, 8)
+    assert state.buffer.data["truncated"][-1].all()
+    assert not state.buffer.data["terminated"].any()
+    assert state.buffer.data["valid"].all()
+
+
+def test_what_follows_an_end_does_not_teach(key):
+    """Rewards after the first end are changed, and the agent learns the same."""
+
+    class Later(purerl.Scale):
+        def __call__(self, state, reward, terminated, truncated):
+            after = jnp.cumsum(terminated, axis=0) - terminated > 0
+            return state, jnp.where(after, self.factor * reward, reward)
+
+    def params(factor):
+        options = {**OPTIONS, "total_timesteps": 32, "wait_end_path": True}
+        agent = purerl.PPO(batch_size=32)
+        run = jitted_run(walk(5), agent, key=key, rewarder=Later(factor), **options)
+        return run[0].agent.params
+
+    assert equal(params(1.0), params(100.0))
+
+
+def test_noise_is_added_clipped_stored_and_restarted(key):
+    class Middle(purerl.Actor):
+        distribution = None
+
+        def create_network(self, obs):
+            return jnp.zeros((obs.shape[0], 1))
+
+    options = {**REPLAY, "update_every": 10, "total_timesteps": 40}
+    agent = purerl.DDPG(actor=Middle, critic=purerl.DefaultQCritic, batch_size=8)
+    env = reward_forever(4)._replace(
+        spec=reward_forever(4).spec._replace(action_space=purerl.Box(-2.0, 6.0, (1,)))
+    )
+    noise = Ramp(step_size=0.4, noise_decay=0.5)
+    state, _ = jitted_run(env, agent, key=key, noise=noise, **options)
+    # From the middle, 2, in units of half the range, 4; halved after each episode of 4 steps.
+    ramp = 0.4 * np.array([1, 2, 3, 4])
+    expected = 2 + 4 * np.concatenate([ramp, ramp / 2, ramp[:2] / 4])
+    np.testing.assert_allclose(
+        state.buffer.data["action"][:10, 0, 0], np.minimum(expected, 6.0), rtol=1e-5
+    )
+    np.testing.assert_allclose(state.rollout.noise.scale, 0.25)
+
+
+def test_no_branch_takes_the_buffer():
+    """Under vmap a `cond` becomes a select that copies: none may have the buffer in it."""
+    options = {**REPLAY, "max_episodes": 8, "eval_every": 2, "update_after": 16}
+    buffer = purerl.Buffer(maxlen=4_004, priority_sampling=True)
+
+    def train(key):
+        return purerl.run(walk(3), purerl.DQN(batch_size=8), buffer, key=key, **options)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    text = str(jax.make_jaxpr(jax.vmap(train))(keys))
+    lines = [line for line in text.splitlines() if "3,1001,4" in line or "3,4016" in line]
+    assert lines
+    assert not [line for line in lines if "select_n" in line or " cond[" in line]
+
+
+def test_a_replay_run_holds_its_buffer_once():
+    buffer = purerl.Buffer(maxlen=400_000)
+    config = purerl.TrainConfig(
+        "CartPole-v1", purerl.DQN(), buffer=buffer, total_timesteps=2_000, max_episodes=10
+    )
+    train = purerl.make_train(config)
+    for function, keys, lanes in (
+        (train, jax.random.key(0), 1),
+        (jax.vmap(train), jax.random.split(jax.random.key(0), 3), 3),
+    ):
+        held = sum(
+            x.size * x.dtype.itemsize
+            for x in jax.tree.leaves(jax.eval_shape(function, keys).state.buffer)
+        )
+        memory = quick_jit(function).lower(keys).compile().memory_analysis()
+        assert held > lanes * 10_000_000
+        assert memory.temp_size_in_bytes < 0.2 * held

@@ -4,10 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_envs import pytree_env
-from toys import quick_jit, target_env, walk
+from toys import quick_jit, target_env
 
 import purerl
-from purerl.fields import field_names
 from purerl.train import TrainOutput
 
 SMALL = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
@@ -66,21 +65,6 @@ def test_one_trace_for_a_whole_sweep_and_each_member_as_alone():
     agent = purerl.PPO(lr=float(lrs[1]), gamma=float(gammas[1]))
     same = quick_jit(make(target_env(), agent))(keys[2])
     close(outs.member(1, 2).state.agent.params, same.state.agent.params, 1e-4)
-
-
-def test_every_float_hyperparameter_can_be_swept_and_matters():
-    agent = purerl.PPO(target_kl=0.5, batch_size=16, lr=1e-2)
-    names = field_names(purerl.PPO, traced=True)
-    low = dict.fromkeys(names, 0.0) | {"target_kl": 1e-9, "eps_clip": 1e-3, "max_grad_norm": 1e-6}
-    # One lane with nothing changed, and one for each hyperparameter, with that one changed.
-    lanes = [{}, *({name: low[name]} for name in names)]
-    values = {n: jnp.array([lane.get(n, getattr(agent, n)) for lane in lanes]) for n in names}
-    train = make(walk(5), agent, total_timesteps=64)
-    outs = quick_jit(jax.vmap(train, (None, 0)))(jax.random.key(0), values)
-    for lane, name in enumerate(names, start=1):
-        np.testing.assert_allclose(getattr(outs.agent, name), values[name], rtol=1e-6)
-        weights = jax.tree.leaves(outs.state.agent.params)
-        assert any(np.abs(w[0] - w[lane]).max() > 1e-6 for w in weights), name
 
 
 @pytest.mark.parametrize(
@@ -164,24 +148,3 @@ def test_pytree_observations_are_learned_from(key):
     out = quick_jit(make(pytree_env(), normalize_obs=True, eval_every=1))(key)
     assert out.value({"name": jnp.zeros((5, 1)), "time": jnp.zeros(5)}).shape == (5,)
     assert np.isfinite(out.metrics.losses["loss"]).all()
-
-
-def test_no_nan_at_extreme_hyperparameters():
-    agent = purerl.PPO(K_epochs=2)
-    extremes = [
-        {"lr": 0.0},
-        {"lr": 10.0},
-        {"gamma": 1.0, "lam": 1.0},
-        {"gamma": 0.0, "lam": 0.0},
-        {"eps_clip": 1e-6},
-        {"max_grad_norm": 1e-8},
-        {"entropy_beta": 100.0},
-        {"value_coef": 1e4},
-    ]
-    names = sorted({name for e in extremes for name in e})
-    values = {n: jnp.array([e.get(n, getattr(agent, n)) for e in extremes]) for n in names}
-    for env in (walk(5, limit=4), target_env()):
-        train = make(env, agent, total_timesteps=100 * 32)
-        outs = quick_jit(jax.vmap(train, (None, 0)))(jax.random.key(0), values)
-        for leaf in jax.tree.leaves((outs.state.agent.params, outs.metrics.losses)):
-            assert np.isfinite(leaf).all()
