@@ -44,9 +44,7 @@ def programs(env_name, num_envs, num_steps, num_updates):
     buffer = loop.buffer
 
     def play(state, envs, key):
-        return purerl.rollout(
-            vector_env, agent, state, envs, key, num_steps, lambda obs: obs, lambda action: action
-        )
+        return loop.play(state, envs, None, key, jnp.int32(0))
 
     def env_init(key):
         envs = init_rollout(vector_env, key, num_envs).env

@@ -12,7 +12,7 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 
 def test_code_blocks_run():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names = {}
     for block in blocks:
         # The same code on a budget that a test can pay.
