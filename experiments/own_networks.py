@@ -105,7 +105,8 @@ def main(steps=200_000, num_seeds=2):
     )
     pendulum = purerl.TrainConfig(
         env="Pendulum-v1",
-        agent=purerl.DDPG(actor=Torque, critic=LateAction, gamma=0.95),
+        agent=purerl.DDPG(actor=Torque, critic=LateAction, gamma=0.95, gradient_steps=4),
+        num_envs=4,  # with 4 gradient steps after each of their steps: one to every transition
         total_timesteps=max(steps // 10, 4_000),
     )
     return (

@@ -8,9 +8,10 @@ goal, so early on few transitions say anything, and sampling in proportion to th
 favour them. All but the sampling is the same in both runs, the seeds too. Writes a PNG.
 
 FrozenLake was chosen because the difference shows there, out of five environments that were tried;
-the default seeds are others than it was chosen on. In Catch there was none, MountainCar taught
-neither anything, FourRooms was too noisy to tell, and in DeepSea of size 10 priorities were behind
-uniform sampling with the default `beta`, and ahead of it with `beta=0, anneal_beta=False`.
+the default seeds are others than it was chosen on. In Catch and FourRooms priorities were ahead
+early and level at the end, MountainCar taught neither anything, and in DeepSea of size 10 they made
+no clear difference with the default `beta`: 14 of 24 seeds found the treasure, 12 without them, and
+22 with `beta=0, anneal_beta=False`.
 """
 
 import argparse

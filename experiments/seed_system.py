@@ -87,7 +87,8 @@ def chapter_buffer():
         truncated=never,
         episode=jnp.zeros_like(time),
         valid=~never,
-        extras={"value": jnp.zeros(time.shape)},  # what the agent wants back
+        # What the agent wants back.
+        extras={"value": jnp.zeros(time.shape), "log_prob": jnp.zeros(time.shape)},
     )
     state = buffer.init(jax.tree.map(lambda x: x[0], steps), num_envs)
     state = buffer.push(state, steps)
@@ -179,7 +180,7 @@ def chapter_ppo():
 
 def chapter_ddpg():
     """Off-policy: it learns from what the buffer kept, and explores by noise."""
-    agent = purerl.DDPG(actor=MyDeterministicActor, critic=MyQCritic, gamma=0.95)
+    agent = purerl.DDPG(actor=MyDeterministicActor, critic=MyQCritic, gamma=0.95, gradient_steps=4)
     noise = purerl.GaussianNoise(sigma=0.2)
     _, metrics = train("Pendulum-v1", agent, total_timesteps=16_000, noise=noise)
     return tell("DDPG", metrics)

@@ -46,16 +46,11 @@ class BufferState(NamedTuple):
     max_priority: jax.Array
 
 
-def _identity(obs: PyTree) -> PyTree:
-    return obs
-
-
 class Buffer(Record):
     """Spec of a buffer.
 
     Attributes:
-        maxlen: how many transitions it holds; None for one rollout (on-policy agents) or for a
-            tenth of a million (off-policy agents).
+        maxlen: how many transitions it holds; None for what the agent takes by default.
         priority_sampling: draw in proportion to (|td_error| + 1e-6) ** alpha instead of uniformly
             (Schaul et al. 2015, arXiv:1511.05952).
         gamma: discount of `reward_to_go`, `advantage` and n-step returns; None for the agent's.
@@ -76,7 +71,7 @@ class Buffer(Record):
     alpha: Any = real(default=None, at_least=0.0, optional=True)
     beta: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     anneal_beta: bool | None = flag(default=None, optional=True)
-    transform_obs: Callable[[PyTree], PyTree] = by_loop(default=_identity)
+    transform_obs: Callable[[PyTree], PyTree] = by_loop(default=lambda obs: obs)
     writable: Any = by_loop(traced=True)
     progress: Any = by_loop(default=0.0, traced=True)
 
@@ -141,10 +136,8 @@ class Buffer(Record):
         return self._keep(pushed, state, ("position", "size"))
 
     def read(self, state: BufferState) -> Batch:
-        """All rows as they lie, `[L, N, ...]`, observations transformed.
-
-        They are in order where one rollout fills the buffer; else `state.position` is the oldest of
-        a full buffer, and rows from `state.size` on are not written.
+        """All rows as they lie, `[L, N, ...]`, observations transformed: in order where one rollout
+        fills the buffer; else `state.position` is the oldest, and those from `state.size` on empty.
         """
         transformed = {name: self.transform_obs(state.data[name]) for name in ("obs", "next_obs")}
         data = {**state.data, **transformed}
@@ -194,9 +187,8 @@ class Buffer(Record):
             assert batch_size is not None
             indices = self._draw(state, key, batch_size)
         priority = self._priority(state, indices)
-        # All that is read of the tree is read before the indices are known, or XLA:CPU would keep a
-        # copy for later of what `update_priorities` writes. And without the barrier it would draw
-        # again for every entry that is read.
+        # The tree is read before the indices are known, or XLA:CPU would copy for later what
+        # `update_priorities` writes; without the barrier it would draw again for every entry.
         indices = indices + (0.0 * priority).astype(jnp.int32)
         indices, priority = jax.lax.optimization_barrier((indices, priority))
         batch = self._look_ahead(state, indices, n_step)

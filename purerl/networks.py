@@ -209,7 +209,8 @@ class Critic(nn.Module):
 def takes_action(critic: Callable[..., Critic]) -> bool:
     """Whether a critic takes the action: whether its `create_network` does."""
     cls: Any = getattr(critic, "func", critic)  # functools.partial
-    return len(inspect.signature(cls.create_network).parameters) > 2
+    parameters = inspect.signature(cls.create_network).parameters.values()
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) > 2
 
 
 def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:

@@ -49,16 +49,11 @@ def make_loop(
     update_after = defaults.update_after if update_after is None else update_after
     wait_end_path = defaults.wait_end_path if wait_end_path is None else wait_end_path
 
-    steps = num_envs * update_every
-    buffer = _own_discount(buffer or agent.make_buffer(num_envs, update_every), agent)
-    if buffer.maxlen is None:
-        buffer = buffer.replace(maxlen=agent.make_buffer(num_envs, update_every).maxlen)
+    buffer = _fit_buffer(buffer, agent, num_envs, update_every)
     options = {"noise": noise, "wait_end_path": wait_end_path}
     agent.check_run(num_envs, update_every, buffer, options)
-    buffer.num_rows(num_envs)
     if noise is not None and isinstance(raw_env.spec.action_space, Discrete):
         raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
-    noise = defaults.noise if noise is None else noise
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)
@@ -66,11 +61,11 @@ def make_loop(
     if wait_end_path:
         limit = min(limit or update_every, update_every)
     num_updates = _num_updates(total_timesteps, max_episodes, limit, num_envs, update_every)
-    first_update = max(-(-update_after // steps) - 1, 0)
+    first_update = max(-(-update_after // (num_envs * update_every)) - 1, 0)
     if first_update >= num_updates:
         raise ConfigError(
-            f"update_after: got {update_after}, expected less than the run's {num_updates * steps} "
-            "steps: nothing would be learned"
+            f"update_after: got {update_after}, expected less than the run's "
+            f"{num_updates * num_envs * update_every} steps: nothing would be learned"
         )
     if eval_every is not None and eval_every > num_updates:
         raise ConfigError(
@@ -81,7 +76,7 @@ def make_loop(
         agent=agent,
         buffer=buffer,
         rewarder=rewarder,
-        noise=noise,
+        noise=defaults.noise if noise is None else noise,
         to_env=action_map(raw_env, action_processor),
         num_envs=num_envs,
         update_every=update_every,
@@ -172,6 +167,16 @@ def action_map(
     if isinstance(space, Box):
         return lambda action: jnp.clip(action, space.low, space.high).astype(space.dtype)
     return lambda action: action
+
+
+def _fit_buffer(buffer: Buffer | None, agent: Agent, num_envs: int, update_every: int) -> Buffer:
+    """The buffer with what it leaves open filled in by the agent."""
+    own = agent.make_buffer(num_envs, update_every)
+    buffer = _own_discount(buffer or own, agent)
+    buffer = buffer.replace(maxlen=own.maxlen) if buffer.maxlen is None else buffer
+    if buffer.maxlen is not None and buffer.maxlen >= num_envs * update_every:
+        buffer.num_rows(num_envs)
+    return buffer
 
 
 def _num_updates(

@@ -188,22 +188,27 @@ def train_in_chunks(loop: Loop, keys: jax.Array, num_chunks: int = 50) -> Iterat
     Args:
         loop: the run.
         keys: `[S]`, one a seed.
-        num_chunks: how often, about; a chunk's length divides the run, so one program serves all.
+        num_chunks: how often, about; where its length can divide the run, one program serves all,
+            else the last chunk is shorter and has its own.
 
     Yields:
         None once everything is compiled, then metrics `[S, updates in the chunk]` as numpy arrays.
     """
-    ideal = math.ceil(loop.num_updates / num_chunks)
-    length = max(n for n in range(1, ideal + 1) if loop.num_updates % n == 0)
+    length = math.ceil(loop.num_updates / num_chunks)
+    divisors = [n for n in range(length // 2 + 1, length + 1) if loop.num_updates % n == 0]
+    length = max(divisors, default=length)
 
     def chunk(states: Any, indices: jax.Array) -> Any:
         return jax.vmap(lambda state: jax.lax.scan(loop.step, state, indices))(states)
 
     states = jax.jit(jax.vmap(loop.init))(keys)
-    compiled = jax.jit(chunk, donate_argnums=0).lower(states, jnp.arange(length)).compile()
+    train = jax.jit(chunk, donate_argnums=0)
+    compiled = train.lower(states, jnp.arange(length)).compile()
     yield None
     for start in range(0, loop.num_updates, length):
-        states, metrics = compiled(states, jnp.arange(start, start + length))
+        indices = jnp.arange(start, min(start + length, loop.num_updates))
+        run = compiled if len(indices) == length else train
+        states, metrics = run(states, indices)
         yield jax.tree.map(np.asarray, metrics)
 
 
