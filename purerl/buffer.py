@@ -177,7 +177,8 @@ class Buffer(Record):
             ConfigError: no such entry; neither or both of indices and batch_size.
         """
         known = [*state.data, *(["priority"] if self.priority_sampling else [])]
-        for name in known if keys is None else keys:
+        keys = known if keys is None else keys
+        for name in keys:
             if name not in known:
                 raise ConfigError(f"Buffer.sample: no entry {name!r}; {suggest(name, known)}")
         if (indices is None) == (key is None or batch_size is None):
@@ -186,21 +187,21 @@ class Buffer(Record):
             assert key is not None
             assert batch_size is not None
             indices = self._draw(state, key, batch_size)
-        priority = self._priority(state, indices)
-        # The tree is read before the indices are known, or XLA:CPU would copy for later what
-        # `update_priorities` writes; without the barrier it would draw again for every entry.
-        indices = indices + (0.0 * priority).astype(jnp.int32)
-        indices, priority = jax.lax.optimization_barrier((indices, priority))
-        batch = self._look_ahead(state, indices, n_step)
-        for name in known if keys is None else keys:
-            if name == "priority":
-                batch[name] = priority
-            elif name not in batch:
+        # What `update_priorities` writes is read before the indices are known, or XLA:CPU would
+        # copy it for later; without the barrier it would draw again for every entry.
+        read = {"priority": self._priority(state, indices)}
+        if self.priority_sampling and "td_error" in keys:
+            read["td_error"] = returns.take(state.data["td_error"], indices)
+        indices = indices + (0.0 * sum(read.values(), jnp.zeros(()))).astype(jnp.int32)
+        indices, read = jax.lax.optimization_barrier((indices, read))
+        batch = read | self._look_ahead(state, indices, n_step)
+        for name in keys:
+            if name not in batch:
                 batch[name] = returns.take(state.data[name], indices)
         for name in {"obs", "next_obs"} & set(batch):
             batch[name] = self.transform_obs(batch[name])
-        wanted = {*(known if keys is None else keys), "indices", "discount", "weight"}
-        batch |= {"indices": indices, "weight": self._weight(priority)}
+        batch |= {"indices": indices, "weight": self._weight(read["priority"])}
+        wanted = {*keys, "indices", "discount", "weight"}
         return {name: x for name, x in batch.items() if name in wanted}
 
     def update_priorities(
@@ -212,7 +213,7 @@ class Buffer(Record):
         priority = (jnp.abs(td_error) + 1e-6) ** self._alpha
         to = self._droppable(indices)
         errors = state.data["td_error"]
-        errors = errors.reshape(-1).at[to].set(td_error, mode="drop").reshape(errors.shape)
+        errors = errors.at[divmod(to, errors.shape[1])].set(td_error, mode="drop")
         noted = state._replace(
             data={**state.data, "td_error": errors},
             priorities=sumtree.write(state.priorities, to, priority),
