@@ -207,17 +207,21 @@ class Buffer(Record):
     def update_priorities(
         self, state: BufferState, indices: jax.Array, td_error: jax.Array
     ) -> BufferState:
-        """Notes the errors `[B]` of the transitions `[B]`; without priorities it does nothing."""
+        """Notes the errors `[B]` of the transitions `[B]`, the finite ones; without priorities it
+        does nothing."""
         if not self.priority_sampling:
             return state
-        priority = (jnp.abs(td_error) + 1e-6) ** self._alpha
-        to = self._droppable(indices)
+        priority = (jnp.abs(td_error) + 1e-6) ** (
+            DEFAULT_ALPHA if self.alpha is None else self.alpha
+        )
+        finite = jnp.isfinite(priority)
+        to = jnp.where(finite, self._droppable(indices), 2**30)
         errors = state.data["td_error"]
         errors = errors.at[divmod(to, errors.shape[1])].set(td_error, mode="drop")
         noted = state._replace(
             data={**state.data, "td_error": errors},
             priorities=sumtree.write(state.priorities, to, priority),
-            max_priority=jnp.maximum(state.max_priority, jnp.max(priority)),
+            max_priority=jnp.max(priority, initial=state.max_priority, where=finite),
         )
         return self._keep(noted, state, ("max_priority",))
 
@@ -249,10 +253,6 @@ class Buffer(Record):
             priorities=jax.tree.map(jnp.zeros_like, state.priorities),
         )
         return self._keep(empty, state, ("position", "size", "priorities"))
-
-    @property
-    def _alpha(self) -> Any:
-        return DEFAULT_ALPHA if self.alpha is None else self.alpha
 
     def _droppable(self, index: jax.Array) -> jax.Array:
         """The index, or one beyond every end where nothing may be written."""

@@ -65,6 +65,8 @@ class TrainConfig(Record):
         update_after: environment steps before anything is learned; None for the agent's default.
         buffer: None for the agent's own.
         normalize_obs: observations by running mean and variance over all environments.
+        stop_if_nonfinite: end the run once an update was skipped, since NaN or infinity came from
+            the environment or would have come into the agent; by default it goes on.
         normalize_reward: rewards by the running standard deviation of the discounted return.
         rewarder: another transform of the reward, in place of `normalize_reward`.
         noise: exploration noise, for deterministic agents; None for the agent's default.
@@ -100,6 +102,7 @@ class TrainConfig(Record):
     )
     normalize_obs: bool = flag(default=False)
     normalize_reward: bool = flag(default=False)
+    stop_if_nonfinite: bool = flag(default=False)
     rewarder: Rewarder | None = static(default=None, check=_function, expected="a rewarder")
     noise: Noise | None = static(
         default=None,

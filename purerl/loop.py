@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from purerl.agents.base import Agent
 from purerl.buffer import Buffer, BufferState
-from purerl.envs.base import Env, auto_reset, time_limit, vectorize, where
+from purerl.envs.base import Env, all_finite, auto_reset, time_limit, vectorize, where
 from purerl.evaluate import evaluate
 from purerl.metrics import Episodes, Metrics, no_episodes
 from purerl.noise import Noise
@@ -34,6 +34,7 @@ class RunState(NamedTuple):
         eval_key: for evaluations, a stream of its own: they don't change what is learned.
         num_updates: `[]` int32, how many rollouts were played, each with its update.
         num_episodes: `[]` int32, how many episodes have ended.
+        nonfinite_updates: `[]` int32, how many updates were skipped.
     """
 
     agent: PyTree
@@ -45,6 +46,7 @@ class RunState(NamedTuple):
     eval_key: jax.Array
     num_updates: jax.Array
     num_episodes: jax.Array
+    nonfinite_updates: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Loop:
         reset_each_episode: whether the buffer is emptied before each rollout.
         wait_end_path: whether rollouts are episodic.
         normalize_obs: whether observations are normalised.
+        stop_if_nonfinite: whether nothing changes any more once an update was skipped.
         eval_every: updates between evaluations, or None.
         eval_max_episodes, eval_max_episode_steps: an evaluation's size.
     """
@@ -84,6 +87,7 @@ class Loop:
     reset_each_episode: bool
     wait_end_path: bool
     normalize_obs: bool
+    stop_if_nonfinite: bool
     eval_every: int | None
     eval_max_episodes: int
     eval_max_episode_steps: int
@@ -112,6 +116,7 @@ class Loop:
             eval_key=eval_key,
             num_updates=jnp.int32(0),
             num_episodes=jnp.int32(0),
+            nonfinite_updates=jnp.int32(0),
         )
 
     def step(self, state: RunState, index: jax.Array) -> tuple[RunState, Metrics]:
@@ -125,18 +130,21 @@ class Loop:
         key, play_key, update_key = jax.random.split(state.key, 3)
         stats = state.obs_stats
         envs, transitions, episodes = self.play(state.agent, state.rollout, stats, play_key, index)
+        # NaN and infinity stay outside: of such a rollout nothing is stored, learned or counted in.
+        # A branch would copy the buffer, so nothing here is one: what may not be written is masked.
+        finite = all_finite(transitions)
+        running = self._running(state)
         ends = (transitions.terminated, transitions.truncated)
         rewarder_state, reward = self.rewarder(state.rewarder, transitions.reward, *ends)
-        # A branch would copy the buffer, so nothing here is one: what may not be written is masked.
-        running = None
-        if self.max_episodes is not None:
-            running = state.num_episodes < self.max_episodes
+        rewarder_state = where(finite, rewarder_state, state.rewarder)
         agent_state, stored, losses = self._learn(
-            state, transitions._replace(reward=reward), running, update_key, index
+            state, transitions._replace(reward=reward), finite, running, update_key, index
         )
+        finite = finite & all_finite(agent_state)
+        agent_state = where(finite, agent_state, state.agent)
         # Statistics move between updates only: what acted and what learns saw the same numbers.
         if stats is not None:
-            stats = update_stats(stats, transitions.obs, num_axes=2)
+            stats = where(finite, update_stats(stats, transitions.obs, num_axes=2), stats)
         evaluation = None
         if self.eval_every is not None:
             evaluation = jax.lax.cond(
@@ -154,8 +162,12 @@ class Loop:
             eval_key=state.eval_key,
             num_updates=state.num_updates + 1,
             num_episodes=state.num_episodes + episodes.num_episodes,
+            nonfinite_updates=state.nonfinite_updates + ~finite,
         )
-        metrics = Metrics(**episodes._asdict(), losses=losses, eval=evaluation)
+        skipped = (~finite).astype(jnp.int32)
+        metrics = Metrics(
+            **episodes._asdict(), losses=losses, nonfinite_updates=skipped, eval=evaluation
+        )
         return (new, metrics) if running is None else _freeze(running, new, state, metrics)
 
     def play(
@@ -180,20 +192,34 @@ class Loop:
             episodic=self.wait_end_path,
         )
 
+    def _running(self, state: RunState) -> jax.Array | None:
+        """Whether the run isn't over; None where nothing can end it before its last update."""
+        running = []
+        if self.max_episodes is not None:
+            running.append(state.num_episodes < self.max_episodes)
+        if self.stop_if_nonfinite:
+            running.append(state.nonfinite_updates == 0)
+        return jnp.all(jnp.array(running)) if running else None
+
     def _learn(
         self,
         state: RunState,
         transitions: Transition,
+        finite: jax.Array,
         running: jax.Array | None,
         key: jax.Array,
         index: jax.Array,
     ) -> tuple[PyTree, BufferState, dict[str, jax.Array]]:
         """Agent and buffer after an update; as they were where the run is over, or hasn't come to
         its first update."""
+        writable = running
+        # The next rollout takes the place of one that fills the buffer; else it is kept out.
+        if self.buffer.maxlen != self.steps_per_update:
+            writable = finite if running is None else finite & running
         buffer = self.buffer.tell(
             transform_obs=obs_transform(state.obs_stats),
             progress=self._progress(index),
-            writable=running,
+            writable=writable,
         )
         stored = buffer.reset(state.buffer) if self.reset_each_episode else state.buffer
         stored = buffer.push(stored, transitions)
@@ -248,6 +274,7 @@ def _freeze(
     nothing = Metrics(
         **no_episodes()._asdict(),
         losses=dict.fromkeys(metrics.losses, jnp.float32(jnp.nan)),
+        nonfinite_updates=jnp.int32(0),
         eval=None if metrics.eval is None else no_episodes(),
     )
     return rest._replace(buffer=new.buffer), where(running, metrics, nothing)

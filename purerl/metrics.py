@@ -33,6 +33,8 @@ class Metrics(NamedTuple):
     Attributes:
         episode_return, ... num_episodes: of training episodes, as in `Episodes`.
         losses: the agent's losses and diagnostics by name, `[]` float32.
+        nonfinite_updates: `[]` int32, 1 where the update was skipped, since NaN or infinity came
+            from the environment or would have come into the agent.
         eval: `Episodes` of the evaluation after this update, NaN and 0 where there was none; None
             where the run has no evaluation.
     """
@@ -45,6 +47,7 @@ class Metrics(NamedTuple):
     episode_length_max: jax.Array
     num_episodes: jax.Array
     losses: dict[str, jax.Array]
+    nonfinite_updates: jax.Array
     eval: Episodes | None
 
 

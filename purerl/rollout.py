@@ -90,7 +90,8 @@ def rollout(
         noise: added to the agent's actions, which then are clipped to their bounds; transitions
             hold the sum.
         episodic: all environments are reset first, and what follows the first end of each is not
-            `valid` and doesn't count in the statistics.
+            `valid` and doesn't count in the statistics (nor does an episode whose return isn't
+            finite).
 
     Returns:
         The environments after T steps, the transitions `[T, N, ...]`, and the statistics of the
@@ -135,7 +136,7 @@ def rollout(
             length=jnp.where(done, 0, length),
             noise=None if noise is None else noise.restart(noise_state, done),
         )
-        ended = done & transition.valid
+        ended = done & transition.valid & jnp.isfinite(returns)
         return (state, None if valid is None else valid & ~done), (
             transition,
             returns,

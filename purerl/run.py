@@ -32,6 +32,7 @@ def make_loop(
     noise: Noise | None = None,
     action_processor: Callable[[jax.Array], jax.Array] | None = None,
     normalize_obs: bool = False,
+    stop_if_nonfinite: bool = False,
     max_episode_steps: int | None = None,
     skip_frames: int = 1,
     reset_each_episode: bool = False,
@@ -86,6 +87,7 @@ def make_loop(
         reset_each_episode=reset_each_episode,
         wait_end_path=wait_end_path,
         normalize_obs=normalize_obs,
+        stop_if_nonfinite=stop_if_nonfinite,
         eval_every=eval_every,
         eval_max_episodes=eval_max_episodes,
         eval_max_episode_steps=eval_max_episode_steps or env.spec.max_episode_steps or 10_000,
@@ -117,6 +119,9 @@ def run(
         action_processor: from the agent's action to the environment's, just before the step; the
             buffer keeps the agent's own. None clips to a Box's bounds.
         normalize_obs: by running mean and variance over all environments.
+        stop_if_nonfinite: the run is over once NaN or infinity came from the environment or would
+            have come into the agent. Such an update is always skipped, and counted in the metrics;
+            by default the run goes on after it.
         max_episode_steps: a time limit: sets `truncated`, never `terminated`.
         skip_frames: how often each action is repeated; rewards are summed.
         reset_each_episode: empty the buffer before each rollout.

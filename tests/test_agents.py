@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from jax.experimental.key_reuse._core import check_key_reuse
-from toys import image_env, push_env, quick_jit, reward_forever, target_env, walk
+from toys import faulty, image_env, push_env, quick_jit, reward_forever, target_env, walk
 
 import purerl
 from purerl.agents.learning import masked_mean, shuffle, standardize, successor_values
@@ -33,27 +33,25 @@ CASES = [(agent, env) for env, (_, agents) in ENVS.items() for agent in agents]
 KINDS = [case for case in CASES if case[1] in ("discrete", "continuous")]
 
 
-def small_run(agent, env, num_updates, **options):
-    """A function that trains for a few updates with a small buffer, from key and hyperparameters.
-
-    Returns the agent's state and the losses of every update."""
+def small_options(agent):
+    """Arguments of a run of 4 environments with a small buffer."""
     size = {"num_envs": 4, "update_every": agent.run_defaults.update_every}
     if isinstance(agent, purerl.PPO):
         size["update_every"] = 8
     buffer = agent.make_buffer(**size)
-    steps = 4 * size["update_every"]
+    maxlen = min(buffer.maxlen, 64 * 4 * size["update_every"])
+    return {**size, "buffer": buffer.replace(maxlen=maxlen), "update_after": 0}
+
+
+def small_run(agent, env, num_updates, **options):
+    """A function that trains for a few updates with a small buffer, from key and hyperparameters.
+
+    Returns the agent's state and the losses of every update."""
+    options = small_options(agent) | options
+    options["total_timesteps"] = num_updates * options["num_envs"] * options["update_every"]
 
     def train(key, hyperparams):
-        state, metrics = purerl.run(
-            env,
-            agent.replace(**hyperparams),
-            buffer.replace(maxlen=min(buffer.maxlen, 64 * steps)),
-            key=key,
-            total_timesteps=num_updates * steps,
-            update_after=0,
-            **size,
-            **options,
-        )
+        state, metrics = purerl.run(env, agent.replace(**hyperparams), key=key, **options)
         return state.agent, metrics.losses
 
     return train
@@ -131,6 +129,41 @@ def test_every_float_can_be_swept_to_its_extremes_and_matters(agent, env):
         if any(np.abs(w[0] - w[lane]).max() > 1e-7 for w in weights)
     }
     assert changed == set(names)
+
+
+@pytest.mark.parametrize(("agent", "env"), KINDS)
+def test_nan_and_infinity_stay_outside(agent, env):
+    """Of 30 updates some are skipped: they leave the agent as it was, bit for bit; the others go
+    on learning. Nothing that stays is spoilt."""
+    env, agents = ENVS[env]
+    agent = agents[agent]
+    options = small_options(agent)
+    loop = purerl.make_loop(
+        faulty(env, 0.02),
+        agent,
+        total_timesteps=30 * options["num_envs"] * options["update_every"],
+        normalize_obs=True,
+        rewarder=purerl.RunningNormalize(gamma=0.9),
+        **options,
+    )
+
+    def step(state, index):
+        new, metrics = loop.step(state, index)
+        same = jax.tree.map(lambda x, y: jnp.all(x == y), new.agent, state.agent)
+        return new, (metrics, jnp.all(jnp.array(jax.tree.leaves(same))))
+
+    start = quick_jit(loop.init)(jax.random.key(1))
+    state, (metrics, same) = quick_jit(lambda s: jax.lax.scan(step, s, jnp.arange(30)))(start)
+    skipped = np.asarray(metrics.nonfinite_updates)
+    assert 2 <= skipped.sum() <= 28
+    assert int(state.nonfinite_updates) == skipped.sum()
+    np.testing.assert_array_equal(same, skipped == 1)
+    if options["buffer"].maxlen == loop.steps_per_update:
+        state = state._replace(buffer=None)  # the next rollout takes its place, whole
+    for leaf in jax.tree.leaves(state):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            assert np.isfinite(leaf).all()
+    np.testing.assert_array_equal(np.isfinite(metrics.episode_return), metrics.num_episodes > 0)
 
 
 @pytest.mark.parametrize(("agent", "env"), KINDS)

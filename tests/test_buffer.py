@@ -384,6 +384,16 @@ def test_a_push_under_jit_with_donation_copies_nothing(priorities, told):
     assert memory.temp_size_in_bytes < held / 100
 
 
+def test_errors_that_are_not_finite_are_not_noted():
+    buffer = Buffer(maxlen=4 * N, priority_sampling=True)
+    state = push(buffer, empty(buffer), steps(0, 4))
+    error = jnp.array([jnp.nan, 3.0, jnp.inf, -jnp.inf])
+    after = update_priorities(buffer, state, jnp.arange(4), error)
+    alone = update_priorities(buffer, state, jnp.array([1]), jnp.array([3.0]))
+    jax.tree.map(np.testing.assert_array_equal, after, alone)
+    assert float(after.max_priority) > 1.0
+
+
 @pytest.mark.parametrize("members", [None, 4])
 @pytest.mark.parametrize("priorities", [False, True])
 def test_a_scan_of_everything_copies_no_buffer(priorities, members):

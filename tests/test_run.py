@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import push_env, quick_jit, reward_forever, target_env, walk
+from toys import faulty, push_env, quick_jit, reward_forever, target_env, walk
 
 import purerl
 from purerl.fields import real
@@ -206,6 +206,29 @@ def test_after_max_episodes_nothing_changes(agent, priorities, key):
     assert np.isnan(metrics[3].losses["loss"])
     assert np.isnan(metrics[3].episode_return)
     assert int(metrics[3].eval.num_episodes) == 0
+
+
+def test_a_run_can_stop_where_something_is_not_finite(key):
+    env = faulty(walk(3), 0.003)
+    options = {**OPTIONS, "total_timesteps": 60 * 32}
+    after, metrics = jitted_run(env, purerl.PPO(), key=key, stop_if_nonfinite=True, **options)
+    first = int(np.flatnonzero(metrics.nonfinite_updates)[0])
+    assert 0 < first < 40
+    assert int(after.nonfinite_updates) == metrics.nonfinite_updates.sum() == 1
+    assert int(after.num_updates) == first + 1
+    assert np.isnan(metrics.losses["loss"][first + 1 :]).all()
+    _, metrics = jitted_run(env, purerl.PPO(), key=key, **options)
+    assert metrics.nonfinite_updates.sum() > 1
+    assert np.isfinite(metrics.losses["loss"][metrics.nonfinite_updates == 0]).all()
+
+
+def test_an_update_that_overflows_is_skipped(key):
+    """Rewards of 1e38 are finite, their sums are not."""
+    options = {**OPTIONS, "rewarder": purerl.Scale(1e38)}
+    state, metrics = jitted_run(walk(3), purerl.PPO(), key=key, **options)
+    assert metrics.nonfinite_updates.sum() == int(state.nonfinite_updates) == 3
+    for leaf in jax.tree.leaves(state.agent):
+        assert np.isfinite(leaf).all()
 
 
 def test_max_episodes_alone_says_how_long_it_can_take(key):

@@ -109,3 +109,25 @@ def push_env() -> Env:
 
     env = Env(reset, step, EnvSpec("push", Box(-jnp.inf, jnp.inf, (1,)), Box(-2.0, 2.0, (1,))))
     return purerl.time_limit(env, 6)
+
+
+def faulty(env: Env, share: float) -> Env:
+    """The environment, with a share of its steps broken: NaN in the observation, or infinity in
+    the reward, and a state that stays NaN until it is reset."""
+
+    def step(key, state, action):
+        fault_key, which_key, key = jax.random.split(key, 3)
+        after, timestep = env.step(key, state, action)
+        broken = jax.random.uniform(fault_key) < share
+        in_reward = jax.random.bernoulli(which_key)
+
+        def spoil(x, where, value):
+            floating = jnp.issubdtype(x.dtype, jnp.floating)
+            return jnp.where(where, value, x).astype(x.dtype) if floating else x
+
+        obs = jax.tree.map(lambda x: spoil(x, broken & ~in_reward, jnp.nan), timestep.obs)
+        reward = spoil(timestep.reward, broken & in_reward, jnp.inf)
+        after = jax.tree.map(lambda x: spoil(x, broken, jnp.nan), after)
+        return after, timestep._replace(obs=obs, reward=reward)
+
+    return Env(env.reset, step, env.spec)

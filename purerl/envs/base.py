@@ -78,6 +78,12 @@ def where(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
+def all_finite(tree: PyTree) -> jax.Array:
+    """`[]` bool, whether no float in it is NaN or infinite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
 def vectorize(env: Env) -> Env:
     """N independent copies: keys, states, actions and time steps all get a leading axis `[N]`.
 
@@ -104,6 +110,9 @@ def auto_reset(env: Env) -> Env:
     The time step keeps the true successor (`TimeStep.obs`); the new episode's first observation is
     in the state (`AutoResetState.obs`). Every episode draws its own initial state from a key of its
     own, and each initial state that is drawn for an episode is acted on.
+
+    An observation or reward that isn't finite cuts the episode too (`truncated`), so that a broken
+    simulation doesn't go on.
     """
 
     def reset(key: jax.Array) -> tuple[PyTree, AutoResetState]:
@@ -116,6 +125,8 @@ def auto_reset(env: Env) -> Env:
         step_key, reset_key = jax.random.split(key)
         inner, timestep = env.step(step_key, state.env, action)
         first_obs, first = env.reset(reset_key)
+        broken = ~all_finite((timestep.obs, timestep.reward)) & ~timestep.terminated
+        timestep = timestep._replace(truncated=timestep.truncated | broken)
         done = timestep.terminated | timestep.truncated
         obs = where(done, first_obs, timestep.obs)
         return AutoResetState(where(done, first, inner), obs), timestep
