@@ -48,8 +48,9 @@ from purerl.envs import (  # noqa: E402
     time_limit,
     vectorize,
 )
+from purerl.errors import ConfigError, RunError  # noqa: E402
 from purerl.evaluate import evaluate  # noqa: E402
-from purerl.fields import ConfigError  # noqa: E402
+from purerl.host.fit import Interrupted, Report, fit  # noqa: E402
 from purerl.loop import Loop, RunState  # noqa: E402
 from purerl.metrics import Episodes, Metrics  # noqa: E402
 from purerl.networks import Actor, Critic  # noqa: E402
@@ -100,6 +101,7 @@ __all__ = [
     "EnvSpec",
     "Episodes",
     "GaussianNoise",
+    "Interrupted",
     "Loop",
     "Metrics",
     "NStep",
@@ -107,7 +109,9 @@ __all__ = [
     "Noise",
     "Normal",
     "OrnsteinUhlenbeckNoise",
+    "Report",
     "RunDefaults",
+    "RunError",
     "RunState",
     "RunningNormalize",
     "Scale",
@@ -124,6 +128,7 @@ __all__ = [
     "double_q_target",
     "env_names",
     "evaluate",
+    "fit",
     "gae",
     "gymnax_env",
     "lambda_return",

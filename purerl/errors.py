@@ -46,6 +46,10 @@ class ConfigError(ValueError):
     """A value that a user gave can't be used: says which, what it was and what is allowed."""
 
 
+class RunError(RuntimeError):
+    """A run's folder can't be written or read: says which file, why, and what is still good."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """The rest of an error message: the nearest right spelling, or else every right one."""
     known = list(known)

@@ -97,6 +97,15 @@ class Loop:
         """Environment steps in each update, N T."""
         return self.num_envs * self.update_every
 
+    @property
+    def schedules(self) -> list[str]:
+        """What changes with the length of the run."""
+        agent, buffer = self.agent, self.buffer
+        names = [f"{type(agent).__name__}.{n}={getattr(agent, n)}" for n in agent.schedules]
+        if buffer.priority_sampling and buffer.anneal_beta is not False:
+            names.append(f"Buffer.anneal_beta={buffer.anneal_beta}")
+        return names
+
     def init(self, key: jax.Array) -> RunState:
         """The state before the first update."""
         key, eval_key, agent_key, env_key = jax.random.split(key, 4)
@@ -236,8 +245,8 @@ class Loop:
         return agent_state, stored, losses
 
     def _agent(self, index: jax.Array) -> Agent:
-        total = self.num_updates * self.steps_per_update
-        return self.agent.tell(total_timesteps=total, progress=self._progress(index))
+        timesteps = index.astype(jnp.float32) * self.steps_per_update
+        return self.agent.tell(timesteps=timesteps, progress=self._progress(index))
 
     def _progress(self, index: jax.Array) -> jax.Array:
         return index.astype(jnp.float32) / self.num_updates

@@ -196,7 +196,7 @@ def test_epsilon_falls_linearly():
     agent = dqn(epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200)
 
     def epsilon(agent, progress, total):
-        return float(agent.tell(progress=progress, total_timesteps=total)._epsilon())
+        return float(agent.tell(progress=progress, timesteps=progress * total)._epsilon())
 
     for step, expected in ((0, 0.9), (50, 0.7), (100, 0.5), (199, 0.104), (200, 0.1), (900, 0.1)):
         for total in (1_000, 5_000):

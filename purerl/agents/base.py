@@ -36,17 +36,23 @@ class Agent(Record):
     whether the loop can run it.
 
     Attributes:
-        total_timesteps: environment steps of the run, for schedules; the loop sets it.
-        progress: how much of the run is over, a float32 from 0 to 1; the loop sets it.
+        timesteps: `[]` float32, environment steps before this update; the loop sets it.
+        progress: `[]` float32, how much of the run is over, from 0 to 1; the loop sets it.
     """
 
-    total_timesteps: int | None = by_loop()
+    timesteps: Any = by_loop(default=0.0, traced=True)
     progress: Any = by_loop(default=0.0, traced=True)
 
     @property
     def run_defaults(self) -> RunDefaults:
         """How this agent is run where the user doesn't say."""
         return RunDefaults()
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        """Fields that make `progress` matter: with any, a longer run is not this one and a part
+        more, and a run that is over can't be extended."""
+        return ("anneal",) if getattr(self, "anneal", False) else ()
 
     def make_buffer(self, num_envs: int, update_every: int) -> Buffer:
         """The buffer that this agent takes where the user gives none: one rollout."""

@@ -94,6 +94,10 @@ class DQN(NetworkAgent):
     def run_defaults(self) -> RunDefaults:
         return RunDefaults(update_every=1, update_after=1_000)
 
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        return super().schedules + (("epsilon_steps",) if self.epsilon_steps is None else ())
+
     def make_buffer(self, num_envs: int, update_every: int) -> Buffer:
         return replay_buffer(num_envs)
 
@@ -189,7 +193,7 @@ class DQN(NetworkAgent):
         if self.epsilon_steps is None:
             fallen = 10.0 * self.progress
         else:
-            fallen = self.progress * (self.total_timesteps or 0) / self.epsilon_steps
+            fallen = self.timesteps / self.epsilon_steps
         fallen = jnp.minimum(fallen, 1.0)
         return self.epsilon_start + fallen * (self.epsilon_end - self.epsilon_start)
 

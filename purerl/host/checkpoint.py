@@ -1,0 +1,269 @@
+"""A run's folder: what the run is, its checkpoints, and the metrics up to each.
+
+    run.json        config, hyperparameters, seeds, versions and hardware
+    checkpoints/N/  the whole state after N updates, by orbax
+    metrics/        the metrics of the updates between two checkpoints, one .npz each
+    lock            held while a process trains here
+
+Every file is written under another name and then moved to its own, so that a kill at any moment
+leaves the last complete checkpoint. Loading reads arrays and JSON: no code comes from the files.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from purerl.errors import RunError
+
+PyTree = Any
+FORMAT = 1
+
+
+class RunFolder:
+    """The folder of one run, opened by the process that trains in it.
+
+    Args:
+        path: where it is, or is to be.
+        keep: how many checkpoints stay.
+
+    Raises:
+        RunError: it can't be made or written, or another process trains in it.
+    """
+
+    def __init__(self, path: str | os.PathLike, keep: int) -> None:
+        self.path = pathlib.Path(path).absolute()
+        self._exits = contextlib.ExitStack()
+        try:
+            for folder in ("checkpoints", "metrics"):
+                (self.path / folder).mkdir(parents=True, exist_ok=True)
+            self._exits.enter_context(_locked(self.path / "lock"))
+        except OSError as error:
+            raise RunError(f"run_dir: can't write into {self.path}: {_reason(error)}") from None
+        # Imported late: only those who save wait for it.
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(Exception):  # what failed has been told by `wait`
+            self._manager.close()
+        self._exits.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The updates of the newest complete checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def read_run(self) -> dict[str, Any] | None:
+        """What `write_run` has written; None where it hasn't.
+
+        Raises:
+            RunError: it can't be read, or was written by another version.
+        """
+        file = self.path / "run.json"
+        try:
+            run = json.loads(file.read_text())
+        except FileNotFoundError:
+            if self.latest is None:
+                return None
+            raise RunError(f"{self.path} has checkpoints but no run.json: what they are of is not "
+                           "known; nothing was changed") from None  # fmt: skip
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file} can't be read: {_reason(error)}; nothing was changed") from None
+        if not isinstance(run, dict) or run.get("format") != FORMAT:
+            found = run.get("format") if isinstance(run, dict) else None
+            raise RunError(
+                f"{file} has format {found}, expected {FORMAT}: it was written by another version "
+                "of purerl; nothing was changed"
+            )
+        return run
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Notes what the run is, in plain values."""
+        text = json.dumps({"format": FORMAT, **run}, indent=2)
+        with self._telling("what the run is"):
+            _write(self.path / "run.json", lambda file: file.write(text.encode()))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is still being written."""
+        return self._manager.is_saving_in_progress()
+
+    def save(self, num_updates: int, state: PyTree) -> None:
+        """Starts to save a state, and comes back while it is written.
+
+        Args:
+            num_updates: its number of updates.
+            state: stays as it is until all is written.
+
+        Raises:
+            RunError: it, or the one before, could not be written.
+        """
+        leaves = _by_name(state)
+        about = {"format": FORMAT, "state": _shapes(leaves)}
+        args = self._ocp.args
+        with self._telling("a checkpoint"):
+            self._manager.check_for_errors()
+            saved = args.StandardSave({n: x for n, x in leaves.items() if x.size})
+            self._manager.save(
+                num_updates, args=args.Composite(state=saved, about=args.JsonSave(about))
+            )
+
+    def wait(self) -> None:
+        """Comes back when all is written. Raises RunError where that failed."""
+        with self._telling("a checkpoint"):
+            self._manager.wait_until_finished()
+
+    def restore(self, num_updates: int, like: PyTree) -> PyTree:
+        """A state that was saved.
+
+        Args:
+            num_updates: which.
+            like: a state's shapes.
+
+        Raises:
+            RunError: it is damaged, or of another kind of state.
+        """
+        wanted = _by_name(like)
+        where = self.path / "checkpoints" / str(num_updates)
+        args = self._ocp.args
+        others = [step for step in self._manager.all_steps() if step < num_updates]
+        way = f"to go on from the one before, of update {max(others)}, remove" if others else (
+            "there is none before it; to start anew, remove")  # fmt: skip
+        try:
+            about = self._manager.restore(
+                num_updates, args=args.Composite(about=args.JsonRestore())
+            )
+            about = about["about"]
+            if about.get("format") == FORMAT and about["state"] == _shapes(wanted):
+                arrays = {n: _placed(x) for n, x in wanted.items() if x.size}
+                saved = args.Composite(state=args.StandardRestore(arrays))
+                leaves = self._manager.restore(num_updates, args=saved)["state"]
+                found = [leaves.get(n, x) for n, x in wanted.items()]
+                return jax.tree.unflatten(jax.tree.structure(like), found)
+        except Exception as error:  # orbax and its readers raise of every kind
+            raise RunError(
+                f"the checkpoint {where} is damaged ({type(error).__name__}: {_reason(error)}); "
+                f"nothing was changed: {way} that folder"
+            ) from error
+        raise RunError(
+            f"the checkpoint {where} is of another kind of run: {_difference(about, wanted)}; "
+            "nothing was changed"
+        )
+
+    def save_metrics(self, start: int, metrics: PyTree) -> None:
+        """Saves the metrics `[..., n]` of the updates from `start` on."""
+        arrays = _by_name(metrics)
+        stop = start + next(iter(arrays.values())).shape[-1]
+        file = self.path / "metrics" / f"{start:012d}-{stop:012d}.npz"
+        with self._telling("metrics"):
+            _write(file, lambda opened: np.savez(opened, **arrays))
+
+    def read_metrics(self, num_updates: int, like: PyTree) -> list[PyTree]:
+        """Metrics of the first updates, in pieces that follow each other.
+
+        Those of later updates, which a kill has left without their checkpoint, are removed.
+
+        Raises:
+            RunError: some are missing or damaged.
+        """
+        pieces, reached = [], 0
+        for file in sorted((self.path / "metrics").glob("*.npz")):
+            start, stop = (int(number) for number in file.stem.split("-"))
+            if start >= num_updates:
+                file.unlink()
+            elif start == reached and stop <= num_updates:
+                pieces.append(_load(file, like))
+                reached = stop
+        if reached != num_updates:
+            raise RunError(f"{self.path / 'metrics'}: the updates from {reached} to {num_updates} "
+                           "are missing; nothing was changed")  # fmt: skip
+        return pieces
+
+    @contextlib.contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax passes on errors of every kind from its threads
+            good = self.latest
+            rest = f"the checkpoint of update {good} is still good" if good else "there is none yet"
+            raise RunError(
+                f"run_dir: can't save {what} into {self.path}: {_reason(error)}; {rest}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _locked(file: pathlib.Path) -> Iterator[None]:
+    """Holds a lock that the system takes back when the process ends, however it does."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        yield
+        return
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"run_dir: another process is training in {file.parent}") from None
+        yield
+
+
+def _write(file: pathlib.Path, fill: Any) -> None:
+    """The file whole or not at all."""
+    part = file.with_name(file.name + ".part")
+    with part.open("wb") as opened:
+        fill(opened)
+        opened.flush()
+        os.fsync(opened.fileno())
+    part.replace(file)
+
+
+def _by_name(tree: PyTree) -> dict[str, Any]:
+    """Leaves by their path in the tree."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def _shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _difference(about: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first thing in which a checkpoint differs from what is wanted."""
+    if about.get("format") != FORMAT:
+        return f"format {about.get('format')}, expected {FORMAT}"
+    found, expected = about["state"], _shapes(wanted)
+    name = next(n for n in {**found, **expected} if found.get(n) != expected.get(n))
+    return f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
+
+
+def _load(file: pathlib.Path, like: PyTree) -> PyTree:
+    names = _by_name(like)
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in names])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"{file} is damaged: {_reason(error)}; nothing was changed") from None
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one line; the system's own word where it has one."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -1,0 +1,105 @@
+"""A run as a program for the host: one that makes any number of updates at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.config import TrainConfig, with_hyperparams
+from purerl.errors import ConfigError
+from purerl.metrics import Metrics
+from purerl.train import TrainOutput
+
+PyTree = Any
+CHUNK_BYTES = 2**24  # of metrics, at most, between two looks from the host
+
+
+class Program:
+    """A run's functions, over one agent or `[S]` of them, and what they are called with."""
+
+    def __init__(self, config: TrainConfig, keys: jax.Array, values: dict[str, np.ndarray]) -> None:
+        self.config, self.keys = config, keys
+        self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
+        self.loop = config.make_loop()
+        self.mapped = keys.ndim > 0
+        self.state_like = jax.eval_shape(self._over(self._init, (0, 0)), keys, self.values)
+        arguments = (self.state_like, self.values, 0, 0)
+        metrics = jax.eval_shape(self._over(self._step, (0, 0, None)), *arguments[:3])[1]
+        self.metrics_like = metrics
+        size = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves(metrics))
+        self.capacity = min(self.loop.num_updates, max(1, CHUNK_BYTES // size))
+
+    def compile(self) -> None:
+        """Compiles everything."""
+        init = jax.jit(self._over(self._init, (0, 0)))
+        self.init = init.lower(self.keys, self.values).compile()
+        # One program for chunks of any length: the number of updates is an argument.
+        chunk = jax.jit(self._over(self._chunk, (0, 0, None, None)), donate_argnums=0)
+        self._run = chunk.lower(self.state_like, self.values, 0, 0).compile()
+
+    def run(self, state: PyTree, start: int, stop: int) -> tuple[PyTree, Metrics]:
+        """The state after the updates from `start` up to `stop`, and their metrics on the host."""
+        state, rows = self._run(state, self.values, start, stop)
+        return state, jax.tree.map(lambda x: np.asarray(x)[..., : stop - start].copy(), rows)
+
+    def output(self, state: PyTree, metrics: Metrics) -> TrainOutput:
+        """What `make_train` would have given."""
+        shape = self.keys.shape
+        agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.loop.agent)
+        agent = agent.tell(**self.values)
+        return TrainOutput(state, metrics, agent, self.loop.steps_per_update)
+
+    def _over(self, function: Callable, axes: tuple) -> Callable:
+        return jax.vmap(function, axes) if self.mapped else function
+
+    def _init(self, key: jax.Array, values: dict[str, jax.Array]) -> PyTree:
+        return self.config.make_loop(values).init(key)
+
+    def _step(self, state: PyTree, values: dict[str, jax.Array], index: Any) -> PyTree:
+        return self.config.make_loop(values).step(state, jnp.asarray(index))
+
+    def _chunk(self, state: PyTree, values: dict[str, jax.Array], start: Any, stop: Any) -> PyTree:
+        like = jax.eval_shape(self._step, state, values, start)[1]
+        rows = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), like)
+        loop = self.config.make_loop(values)
+
+        def body(index: jax.Array, carry: tuple) -> tuple:
+            state, metrics = loop.step(carry[0], index)
+            at = index - start
+            return state, jax.tree.map(lambda row, x: row.at[at].set(x), carry[1], metrics)
+
+        return jax.lax.fori_loop(start, stop, body, (state, rows))
+
+
+def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] | None]:
+    """A key for each seed, `[S]`, and the seeds; one key where no seeds are given."""
+    if seeds is None:
+        return jax.random.key(0), None
+    listed = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    if isinstance(listed, (str, bool)) or not isinstance(listed, Sequence) or not listed:
+        raise ConfigError(f"seeds: got {seeds!r}, expected an integer >= 1, or a list of integers")
+    for seed in listed:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ConfigError(f"seeds: got {seed!r}, expected integers from 0 to {2**32 - 1}")
+    numbers = np.array(listed, np.uint32)
+    return jax.vmap(jax.random.key)(numbers), [int(n) for n in numbers]
+
+
+def hyperparam_arrays(
+    config: TrainConfig, values: Mapping[str, Any], count: int | None
+) -> dict[str, np.ndarray]:
+    """Each as an array, `[S]` or `[]`, checked value by value."""
+    arrays = {}
+    for name, value in values.items():
+        array = np.asarray(value, np.float32)
+        if array.shape not in {(), () if count is None else (count,)}:
+            expected = (
+                "a scalar" if count is None else f"a scalar, or one for each of {count} seeds"
+            )
+            raise ConfigError(f"hyperparams: {name} has shape {array.shape}, expected {expected}")
+        for x in np.unique(array):
+            with_hyperparams(config.agent, {name: float(x)})
+        arrays[name] = array if count is None else np.broadcast_to(array, (count,))
+    return arrays

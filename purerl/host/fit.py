@@ -1,0 +1,251 @@
+"""`fit`: training driven from the host in chunks: watched, stopped, killed and resumed."""
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.config import TrainConfig
+from purerl.fields import ConfigError
+from purerl.host.checkpoint import RunFolder
+from purerl.host.chunks import Program, hyperparam_arrays, seed_keys
+from purerl.host.identity import claim
+from purerl.metrics import Metrics
+from purerl.train import TrainOutput
+
+PyTree = Any
+
+
+class Report(NamedTuple):
+    """What is told after every chunk.
+
+    Attributes:
+        start, stop: the updates that were made, from `start` up to `stop`.
+        num_updates: how many make the run.
+        steps_per_update: environment steps in each, of each seed.
+        metrics: `Metrics` of numpy arrays, `[n]` or `[S, n]`, n = stop - start.
+        seconds: of training so far, in this process.
+        compile_seconds: what compiling took.
+    """
+
+    start: int
+    stop: int
+    num_updates: int
+    steps_per_update: int
+    metrics: Metrics
+    seconds: float
+    compile_seconds: float
+
+
+Callback = Callable[[Report], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal; all that was trained is saved where there is a folder."""
+
+
+def fit(
+    config: TrainConfig | Mapping[str, Any],
+    run_dir: str | os.PathLike | None = None,
+    *,
+    seeds: int | Sequence[int] | None = None,
+    hyperparams: Mapping[str, Any] | None = None,
+    resume: bool | None = None,
+    callback: Callback | None = None,
+    report_every: float = 2.0,
+    checkpoint_every: float = 30.0,
+    keep: int = 3,
+) -> TrainOutput:
+    """Trains as `make_train` does, bit for bit, and comes back to the host in between.
+
+    Args:
+        config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
+        run_dir: a folder for checkpoints and metrics; None for none. Called again with the same
+            arguments, training goes on from the newest checkpoint, also after a kill at any moment,
+            and ends in the very state that it would have ended in.
+        seeds: a number of seeds (0, 1, ...), or the seeds, each trained from the key
+            `jax.random.key(seed)`, all at once; None for one agent, with seed 0, without the axis.
+        hyperparams: float fields of the agent by name, scalars or `[S]`.
+        resume: True if there has to be a checkpoint, False if there must be none; None for either.
+        callback: called with a `Report` after each chunk.
+        report_every: seconds that a chunk is to take, about.
+        checkpoint_every: seconds between checkpoints. They are written while training goes on.
+        keep: how many of them stay.
+
+    Returns:
+        As of `make_train`, with metrics of the whole run; with `seeds`, all with an axis `[S]`.
+
+    Raises:
+        ConfigError: arguments that can't be used; the folder holds another run.
+        RunError: the folder can't be written or read.
+        Interrupted: after Ctrl-C or SIGTERM, once the state is saved. A second one interrupts at
+            once, without saving.
+    """
+    if not isinstance(config, TrainConfig):
+        config = TrainConfig.from_mapping(config)
+    for name, number, least in (
+        ("report_every", report_every, 0),
+        ("checkpoint_every", checkpoint_every, 0),
+        ("keep", keep, 1),
+    ):
+        if not isinstance(number, (int, float)) or not number >= least:
+            raise ConfigError(f"{name}: got {number!r}, expected a number >= {least}")
+    keys, listed = seed_keys(seeds)
+    values = hyperparam_arrays(config, hyperparams or {}, None if listed is None else len(listed))
+    program = Program(config, keys, values)
+    if run_dir is None:
+        if resume:
+            raise ConfigError("resume: got True, expected None where there is no run_dir")
+        return _train(_Training(program, None), callback, report_every, checkpoint_every)
+    run = {
+        "config": config.describe(),
+        "hyperparams": {name: x.tolist() for name, x in values.items()},
+        "seeds": listed,
+    }
+    with RunFolder(run_dir, keep) as folder:
+        claim(folder, run, program.loop, resume)
+        return _train(_Training(program, folder), callback, report_every, checkpoint_every)
+
+
+class _Training:
+    """A run on its way: its state, and how far that is saved."""
+
+    def __init__(self, program: Program, folder: RunFolder | None) -> None:
+        self.program, self.folder = program, folder
+        self.done = self.saved = (folder.latest or 0) if folder else 0
+        self.pieces: list[Metrics] = []
+        self.unsaved: list[Metrics] = []
+        self.state: PyTree = None
+        if folder and self.done:
+            self.pieces = folder.read_metrics(self.done, program.metrics_like)
+            self.state = folder.restore(self.done, program.state_like)
+
+    def start(self) -> None:
+        """Compiles, and makes the first state where there is none."""
+        self.program.compile()
+        if self.state is None:
+            self.state = self.program.init(self.program.keys, self.program.values)
+
+    def advance(self, upto: int) -> Metrics:
+        """Trains up to an update."""
+        self.state, metrics = self.program.run(self.state, self.done, upto)
+        self.pieces.append(metrics)
+        self.unsaved.append(metrics)
+        self.done = upto
+        return metrics
+
+    def save(self, *, finish: bool) -> None:
+        """Saves what isn't, and waits until all is written if it is to finish."""
+        if self.folder is None:
+            return
+        if finish:
+            self.folder.wait()
+        if self.unsaved and not self.folder.busy:
+            self.folder.save_metrics(self.saved, _joined(self.unsaved))
+            self.folder.save(self.done, _kept(self.state))
+            self.saved, self.unsaved = self.done, []
+        if finish:
+            self.folder.wait()
+
+    def output(self) -> TrainOutput:
+        return self.program.output(self.state, _joined(self.pieces))
+
+
+def _train(
+    training: _Training, callback: Callback | None, report_every: float, checkpoint_every: float
+) -> TrainOutput:
+    loop = training.program.loop
+    if training.done == loop.num_updates:
+        return training.output()
+    began = time.perf_counter()
+    training.start()
+    start = saved_at = time.perf_counter()
+    length = 1
+    with _Signals() as signals:
+        while training.done < loop.num_updates and not signals.asked:
+            chunk_start, before = time.perf_counter(), training.done
+            metrics = training.advance(min(before + length, loop.num_updates))
+            now = time.perf_counter()
+            # As many updates as take the asked time, by what the last ones took.
+            wanted = round(report_every * (training.done - before) / (now - chunk_start))
+            length = max(1, min(wanted, 10 * length, training.program.capacity))
+            if callback is not None:
+                callback(
+                    Report(
+                        before,
+                        training.done,
+                        loop.num_updates,
+                        loop.steps_per_update,
+                        metrics,
+                        seconds=now - start,
+                        compile_seconds=start - began,
+                    )
+                )
+            if now - saved_at >= checkpoint_every:
+                training.save(finish=False)
+                saved_at = time.perf_counter()
+        training.save(finish=True)
+        if training.done < loop.num_updates:
+            raise Interrupted(_farewell(training))
+    out = training.output()
+    _warn_of_nonfinite(out)
+    return out
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM ask for an end between two chunks; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _farewell(training: _Training) -> str:
+    at = f"interrupted after update {training.done} of {training.program.loop.num_updates}"
+    if training.folder is None:
+        return f"{at}; nothing is saved, since there is no run_dir"
+    return f"{at}, which is saved in {training.folder.path}: the same call again goes on from there"
+
+
+def _warn_of_nonfinite(out: TrainOutput) -> None:
+    skipped = np.asarray(out.state.nonfinite_updates)
+    if skipped.any():
+        warnings.warn(
+            f"NaN or infinity came up, and {skipped.sum()} updates were skipped"
+            + (f" (of each seed: {skipped.tolist()})" if skipped.ndim else ""),
+            stacklevel=4,
+        )
+
+
+def _kept(state: PyTree) -> PyTree:
+    """A state that stays as it is while the next chunk overwrites its memory."""
+    # Elsewhere it has been copied to the host by the time that saving has begun.
+    on_cpu = jax.default_backend() == "cpu"
+    return jax.tree.map(jnp.copy, state) if on_cpu else state
+
+
+def _joined(pieces: list[Metrics]) -> Metrics:
+    return jax.tree.map(lambda *xs: np.concatenate(xs, axis=-1), *pieces)
