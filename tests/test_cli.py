@@ -1,17 +1,16 @@
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import walk
 
 import purerl
 from purerl.host import cli
-from purerl.host.cli import config_from_args, main, train_in_chunks
+from purerl.host.cli import config_from_args, main
 
 QUICK = ["--total-timesteps", "4096", "--set", "update_every=32"]
 
@@ -42,7 +41,7 @@ def test_train_shows_a_curve_and_a_table(capsys):
 
     # What is shown is what train gives.
     config = purerl.TrainConfig("CartPole-v1", total_timesteps=4096, update_every=32)
-    keys = jax.random.split(jax.random.key(5), 3)
+    keys = jax.vmap(jax.random.key)(jnp.arange(5, 8, dtype=jnp.uint32))
     outs = jax.jit(jax.vmap(purerl.make_train(config)))(keys)
     last = np.asarray(outs.metrics.episode_return)[:, -1]
     mean = re.search(r"^return +([\d.]+)", out, re.M)
@@ -112,42 +111,42 @@ def test_help_teaches(capsys):
     assert "Example: purerl train CartPole-v1" in out
 
 
-def test_chunks_are_the_whole():
-    loop = purerl.make_loop(walk(3), purerl.PPO(), num_envs=4, update_every=8, total_timesteps=960)
-    keys = jax.random.split(jax.random.key(0), 2)
-    chunks = list(train_in_chunks(loop, keys, num_chunks=7))
-    assert chunks[0] is None
-    assert [c.num_episodes.shape for c in chunks[1:]] == [(2, 5)] * 6
+def test_ctrl_c_shows_what_was_trained_and_the_same_command_goes_on(capsys, monkeypatch, tmp_path):
+    real = cli.fit
 
-    def whole(key):
-        return jax.lax.scan(loop.step, loop.init(key), jnp.arange(loop.num_updates))[1]
+    def interrupted(*args, callback, **options):
+        def and_stop(report):
+            callback(report)
+            os.kill(os.getpid(), signal.SIGINT)
 
-    whole = jax.jit(jax.vmap(whole))(keys)
-    for x, y in zip(
-        jax.tree.leaves(jax.tree.map(lambda *xs: np.concatenate(xs, 1), *chunks[1:])),
-        jax.tree.leaves(whole),
-        strict=True,
-    ):
-        # Not to the bit: XLA compiles a scan whose start it is given otherwise than one whose
-        # start it computes itself.
-        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+        return real(*args, callback=and_stop, **options)
 
-
-def test_ctrl_c_shows_what_was_trained(capsys, monkeypatch):
-    real = cli.train_in_chunks
-
-    def interrupted(loop, keys):
-        for i, metrics in enumerate(real(loop, keys)):
-            if i == 4:
-                raise KeyboardInterrupt
-            yield metrics
-
-    monkeypatch.setattr(cli, "train_in_chunks", interrupted)
-    code, out, err = run(capsys, "train", "CartPole-v1", *QUICK)
+    command = ("train", "CartPole-v1", *QUICK, "--run-dir", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "fit", interrupted)
+        code, out, err = run(capsys, *command)
     assert code == 130
-    assert "interrupted: what you see is what was trained so far" in out
-    assert "768 " in out  # three updates
+    assert "interrupted after update 1 of 16, which is saved in" in out
+    assert "256 " in out  # the steps of one update
     assert err == ""
+    code, resumed, _ = run(capsys, *command)
+    assert code == 0
+    code, again, _ = run(capsys, *command)  # over, and nothing is left to do
+    assert code == 0
+    _, whole, _ = run(capsys, "train", "CartPole-v1", *QUICK)
+
+    def table(out):
+        return re.sub(r"compiled in.*\n", "", out)
+
+    assert table(resumed) == table(again) == table(whole)
+
+
+def test_a_folder_that_fails_is_one_line_and_exit_code_1(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    command = ("train", "CartPole-v1", *QUICK, "--run-dir", str(tmp_path / "file" / "run"))
+    code, _, err = run(capsys, *command)
+    assert code == 1
+    assert re.fullmatch(r"purerl: run_dir: can't write into .*\n", err)
 
 
 def test_the_installed_command_in_a_pipe():

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -38,12 +39,13 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike, keep: int) -> None:
-        self.path = pathlib.Path(path).absolute()
+        self.path = pathlib.Path(path).expanduser().absolute()
         self._exits = contextlib.ExitStack()
         try:
             for folder in ("checkpoints", "metrics"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
             self._exits.enter_context(_locked(self.path / "lock"))
+            _remove_rests(self.path / "checkpoints")
         except OSError as error:
             raise RunError(f"run_dir: can't write into {self.path}: {_reason(error)}") from None
         # Imported late: only those who save wait for it.
@@ -220,6 +222,13 @@ def _locked(file: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def _remove_rests(folder: pathlib.Path) -> None:
+    """Removes what a kill has left of a checkpoint that was just being removed."""
+    for checkpoint in folder.iterdir():
+        if checkpoint.name.isdigit() and not (checkpoint / "_CHECKPOINT_METADATA").exists():
+            shutil.rmtree(checkpoint)
+
+
 def _write(file: pathlib.Path, fill: Any) -> None:
     """The file whole or not at all."""
     part = file.with_name(file.name + ".part")
@@ -257,7 +266,7 @@ def _difference(about: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 def _load(file: pathlib.Path, like: PyTree) -> PyTree:
     names = _by_name(like)
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in names])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise RunError(f"{file} is damaged: {_reason(error)}; nothing was changed") from None

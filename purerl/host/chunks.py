@@ -19,6 +19,8 @@ CHUNK_BYTES = 2**24  # of metrics, at most, between two looks from the host
 class Program:
     """A run's functions, over one agent or `[S]` of them, and what they are called with."""
 
+    jit = staticmethod(jax.jit)
+
     def __init__(self, config: TrainConfig, keys: jax.Array, values: dict[str, np.ndarray]) -> None:
         self.config, self.keys = config, keys
         self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
@@ -33,10 +35,10 @@ class Program:
 
     def compile(self) -> None:
         """Compiles everything."""
-        init = jax.jit(self._over(self._init, (0, 0)))
+        init = self.jit(self._over(self._init, (0, 0)))
         self.init = init.lower(self.keys, self.values).compile()
         # One program for chunks of any length: the number of updates is an argument.
-        chunk = jax.jit(self._over(self._chunk, (0, 0, None, None)), donate_argnums=0)
+        chunk = self.jit(self._over(self._chunk, (0, 0, None, None)), donate_argnums=0)
         self._run = chunk.lower(self.state_like, self.values, 0, 0).compile()
 
     def run(self, state: PyTree, start: int, stop: int) -> tuple[PyTree, Metrics]:

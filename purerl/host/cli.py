@@ -4,13 +4,11 @@ import argparse
 import contextlib
 import math
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,11 +17,13 @@ from rich.table import Table
 from purerl.agents import AGENTS
 from purerl.config import TrainConfig
 from purerl.envs import env_names, make
-from purerl.fields import ConfigError, field_names, suggest
+from purerl.errors import ConfigError, RunError, suggest
+from purerl.fields import field_names
+from purerl.host.fit import Interrupted, Report, fit
 from purerl.loop import Loop
 from purerl.metrics import Metrics
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 COMMANDS = ("train", "envs")
 
 
@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments; None for those of the process.
 
     Returns:
-        The exit code: 0, 2 for a mistake in the arguments, 130 after Ctrl-C.
+        The exit code: 0, 1 where a run's folder fails, 2 for a mistake in the arguments, 130 after
+        Ctrl-C.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
@@ -53,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"purerl: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except RunError as error:
+        print(f"purerl: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,7 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("env", metavar="ENV", help="an environment: see purerl envs")
     train.add_argument("--agent", default="ppo", help=f"one of {', '.join(AGENTS)}")
     train.add_argument("--seeds", type=int, default=1, metavar="N", help="how many agents (1)")
-    train.add_argument("--seed", type=int, default=0, help="where the seeds start (0)")
+    train.add_argument("--seed", type=int, default=0, help="the first of the seeds (0)")
+    train.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="a folder for checkpoints and metrics: the same command again goes on from there",
+    )
     train.add_argument(
         "--total-timesteps", metavar="N", help="environment steps of each agent (500000)"
     )
@@ -151,65 +160,35 @@ def _train(args: argparse.Namespace, console: Console) -> int:
         f"{loop.num_envs} environments x {loop.update_every} steps, "
         f"{total:,} steps each"
     )
-    keys = jax.random.split(jax.random.key(args.seed), args.seeds)
-    chunks: list[Metrics] = []
-    start = time.perf_counter()
-    compiled = 0.0
-    interrupted = False
-    with _progress(console, loop.num_updates) as report:
+    reports: list[Report] = []
+    interrupted, metrics = None, None
+    with _progress(console, loop.num_updates) as show:
+
+        def callback(report: Report) -> None:
+            reports.append(report)
+            show(report)
+
         try:
-            for metrics in train_in_chunks(loop, keys):
-                # The first thing to come is no metrics but the word that all is compiled.
-                if metrics is None:
-                    compiled = time.perf_counter() - start
-                    continue
-                chunks.append(metrics)
-                report(metrics)
-        except KeyboardInterrupt:
-            interrupted = True
-    if chunks:
-        metrics = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *chunks)
+            seeds = list(range(args.seed, args.seed + args.seeds))
+            metrics = fit(config, args.run_dir, seeds=seeds, callback=callback).metrics
+        except Interrupted as error:
+            interrupted = error
+    if metrics is None and reports:
+        parts = [report.metrics for report in reports]
+        metrics = jax.tree.map(lambda *xs: np.concatenate(xs, axis=-1), *parts)
+    if metrics is not None:
         _show(console, loop, metrics)
-        seconds = time.perf_counter() - start - compiled
-        steps = metrics.num_episodes.size * loop.steps_per_update
+    if reports:
+        last = reports[-1]
+        steps = (last.stop - reports[0].start) * loop.steps_per_update * args.seeds
         console.print(
-            f"compiled in {compiled:.1f} s, trained in {seconds:.1f} s: "
-            f"{steps / seconds:,.0f} steps/s over all seeds"
+            f"compiled in {last.compile_seconds:.1f} s, trained in {last.seconds:.1f} s: "
+            f"{steps / last.seconds:,.0f} steps/s over all seeds"
         )
-    if interrupted:
-        console.print("interrupted: what you see is what was trained so far")
+    if interrupted is not None:
+        console.print(str(interrupted))
         return INTERRUPTED
     return 0
-
-
-def train_in_chunks(loop: Loop, keys: jax.Array, num_chunks: int = 50) -> Iterator[Metrics | None]:
-    """Trains one agent a key, and comes back for air some 50 times.
-
-    Args:
-        loop: the run.
-        keys: `[S]`, one a seed.
-        num_chunks: how often, about; where its length can divide the run, one program serves all,
-            else the last chunk is shorter and has its own.
-
-    Yields:
-        None once everything is compiled, then metrics `[S, updates in the chunk]` as numpy arrays.
-    """
-    length = math.ceil(loop.num_updates / num_chunks)
-    divisors = [n for n in range(length // 2 + 1, length + 1) if loop.num_updates % n == 0]
-    length = max(divisors, default=length)
-
-    def chunk(states: Any, indices: jax.Array) -> Any:
-        return jax.vmap(lambda state: jax.lax.scan(loop.step, state, indices))(states)
-
-    states = jax.jit(jax.vmap(loop.init))(keys)
-    train = jax.jit(chunk, donate_argnums=0)
-    compiled = train.lower(states, jnp.arange(length)).compile()
-    yield None
-    for start in range(0, loop.num_updates, length):
-        indices = jnp.arange(start, min(start + length, loop.num_updates))
-        run = compiled if len(indices) == length else train
-        states, metrics = run(states, indices)
-        yield jax.tree.map(np.asarray, metrics)
 
 
 @contextlib.contextmanager
@@ -226,13 +205,12 @@ def _progress(console: Console, num_updates: int) -> Iterator[Any]:
     ) as bar:
         task = bar.add_task("compiling", total=num_updates, note="")
 
-        def report(metrics: Metrics) -> None:
-            returns = _mean(np.asarray(metrics.episode_return))
+        def show(report: Report) -> None:
+            returns = _mean(np.asarray(report.metrics.episode_return))
             note = "" if math.isnan(returns) else f"return {returns:.1f}"
-            bar.update(task, description="training", note=note)
-            bar.advance(task, metrics.num_episodes.shape[1])
+            bar.update(task, description="training", note=note, completed=report.stop)
 
-        yield report
+        yield show
 
 
 def _mean(x: np.ndarray) -> float:

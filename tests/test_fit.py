@@ -1,0 +1,425 @@
+"""`fit`: chunked is whole, resumed is uninterrupted, and what can go wrong with files."""
+
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import killed
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from toys import faulty, push_env, quick_jit, walk
+
+import purerl
+from purerl.host.chunks import Program
+
+PRIORITIES = purerl.Buffer(maxlen=64, priority_sampling=True)
+REPLAY = {"num_envs": 4, "update_every": 2, "buffer": PRIORITIES, "update_after": 16}
+NOISE = purerl.OrnsteinUhlenbeckNoise(noise_decay=0.9)
+EVERYTHING = {
+    "normalize_obs": True,
+    "normalize_reward": True,
+    "eval_every": 2,
+    "eval_max_episodes": 2,
+}
+# Every agent, and whatever of the options it can take: 12 updates each.
+RUNS = {
+    "PPO": (walk(5, limit=3), purerl.PPO(), {"num_envs": 4, "update_every": 8}),
+    "REINFORCE": (
+        walk(5, limit=3),
+        purerl.REINFORCE(n_episodes=4, episode_length=8, baseline=True),
+        {},
+    ),
+    "ActorCritic, V": (push_env(), purerl.ActorCritic(n_episodes=4, episode_length=8), {}),
+    "ActorCritic, Q": (
+        walk(5, limit=3),
+        purerl.ActorCritic(n_episodes=4, episode_length=8, critic=purerl.DefaultQCritic),
+        {},
+    ),
+    "DQN": (walk(5, limit=3), purerl.DQN(batch_size=8), REPLAY),
+    "DDPG": (push_env(), purerl.DDPG(batch_size=8), {**REPLAY, "noise": NOISE}),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(tmp_path_factory):
+    """A run that goes on is compiled as often as it is called; here it is looked up."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Program, "jit", staticmethod(quick_jit))
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def small(name="PPO", num_updates=12, **options):
+    env, agent, own = RUNS[name]
+    options = {**own, **EVERYTHING, **options}
+    agent = options.pop("agent", agent)
+    loop = purerl.TrainConfig(env, agent, **options).make_loop()
+    return purerl.TrainConfig(
+        env, agent, total_timesteps=num_updates * loop.steps_per_update, **options
+    )
+
+
+def assert_equal(x, y):
+    def data(leaf):
+        key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if key else leaf)
+
+    assert jax.tree.structure(x) == jax.tree.structure(y)
+    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
+        np.testing.assert_array_equal(data(a), data(b))
+
+
+def stop_at(update, number=signal.SIGINT):
+    """A callback that sends a signal to this process in the chunk that reaches an update."""
+
+    def callback(report):
+        if report.start < update <= report.stop:
+            os.kill(os.getpid(), number)
+
+    return callback
+
+
+def test_fit_is_make_train_bit_for_bit():
+    config = small()
+    reports = []
+    out = purerl.fit(config, callback=reports.append, report_every=0.0)
+    assert_equal(out, quick_jit(purerl.make_train(config))(jax.random.key(0)))
+    assert [r.start for r in reports] == [0, *[r.stop for r in reports[:-1]]]
+    assert reports[-1].stop == reports[-1].num_updates == 12
+    rows = [r.metrics for r in reports]
+    assert_equal(jax.tree.map(lambda *xs: np.concatenate(xs), *rows), out.metrics)
+
+
+def test_seeds_and_hyperparameters_are_a_vmap_of_make_train():
+    config = small()
+    lrs = [1e-3, 1e-2]
+    out = purerl.fit(config, seeds=[5, 7], hyperparams={"lr": lrs, "gamma": 0.9})
+    keys = jnp.stack([jax.random.key(5), jax.random.key(7)])
+    values = {"lr": jnp.array(lrs), "gamma": jnp.array([0.9, 0.9])}
+    assert_equal(out, quick_jit(jax.vmap(purerl.make_train(config)))(keys, values))
+    assert out.member(1).policy(jnp.zeros((3, 2))).shape == (3,)
+    same = purerl.fit(config, seeds=2, report_every=0.0)
+    assert_equal(same.state.key[0], purerl.fit(config).state.key)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_resumed_is_uninterrupted_bit_for_bit(name, tmp_path):
+    config = small(name)
+    whole = purerl.fit(config, seeds=2)
+    options = {"seeds": 2, "report_every": 0.0, "checkpoint_every": 0.0}
+    for update in (5, 9):
+        with pytest.raises(purerl.Interrupted, match="the same call again goes on from there"):
+            purerl.fit(config, tmp_path, callback=stop_at(update), **options)
+    first = []
+    out = purerl.fit(config, tmp_path, callback=first.append, **options)
+    assert first[0].start == 9
+    assert_equal(out, whole)
+    # Once more: nothing is left to do, and nothing is done.
+    assert_equal(purerl.fit(config, tmp_path, callback=lambda _: 1 / 0, **options), whole)
+
+
+def test_every_agent_is_among_the_runs():
+    assert {type(agent) for _, agent, _ in RUNS.values()} == set(purerl.AGENTS.values())
+
+
+def test_every_checkpoint_that_is_kept_leads_to_the_same_end(tmp_path):
+    """They are written while training goes on in the same memory."""
+    config = small("DQN", 40)
+    options = {"report_every": 0.0, "checkpoint_every": 0.0, "keep": 100}
+    slowly = {"callback": lambda _: time.sleep(0.1)}
+    whole = purerl.fit(config, tmp_path / "whole", **slowly, **options)
+    steps = sorted(int(path.name) for path in (tmp_path / "whole" / "checkpoints").iterdir())
+    assert len(steps) >= 4
+    for step in steps[:-1:3]:
+        shutil.copytree(tmp_path / "whole", tmp_path / str(step))
+        for later in steps[steps.index(step) + 1 :]:
+            shutil.rmtree(tmp_path / str(step) / "checkpoints" / str(later))
+        seen = []
+        out = purerl.fit(config, tmp_path / str(step), callback=seen.append, **options)
+        assert seen[0].start == step
+        assert_equal(out, whole)
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    purerl.fit(small(), tmp_path, report_every=0.0, checkpoint_every=0.0, keep=2)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_sigterm_saves_too_and_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"after update 12? of 12"):
+        purerl.fit(small(), tmp_path, callback=stop_at(1, signal.SIGTERM), report_every=0.0)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    with pytest.raises(purerl.Interrupted, match="nothing is saved"):
+        purerl.fit(small(), callback=stop_at(1))
+
+
+def test_a_second_interrupt_comes_at_once(tmp_path):
+    def twice(report):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        purerl.fit(small(), tmp_path, callback=twice)
+    assert caught.type is KeyboardInterrupt
+
+
+def interrupted(tmp_path, config=None, update=4, **options):
+    """A folder with a run that was stopped."""
+    options = {"report_every": 0.0, "checkpoint_every": 0.0, **options}
+    with pytest.raises(purerl.Interrupted):
+        purerl.fit(config or small(), tmp_path, callback=stop_at(update), **options)
+    return tmp_path
+
+
+def contents(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"agent": purerl.PPO(lr=0.5)}, r"config.agent.lr is 0.001 there, got 0.5"),
+        ({"agent": purerl.PPO(actor=purerl.DefaultActor)}, "config.agent.actor is None there"),
+        ({"num_envs": 8}, "config.num_envs is 4 there, got 8"),
+        ({"total_timesteps": 640}, "PPO.anneal=True follows the length of the run"),
+    ],
+)
+def test_another_run_is_refused_and_nothing_is_changed(changes, message, tmp_path):
+    before = contents(interrupted(tmp_path))
+    config = small().replace(**changes)
+    with pytest.raises(purerl.ConfigError, match=message):
+        purerl.fit(config, tmp_path)
+    with pytest.raises(purerl.ConfigError, match=r"seeds is None there, got \[0, 1\]"):
+        purerl.fit(small(), tmp_path, seeds=2)
+    with pytest.raises(purerl.ConfigError, match=r"hyperparams.lr is None there, got 0.5"):
+        purerl.fit(small(), tmp_path, hyperparams={"lr": 0.5})
+    with pytest.raises(purerl.ConfigError, match=r"resume: got False, but .* holds a run"):
+        purerl.fit(small(), tmp_path, resume=False)
+    assert contents(tmp_path) == before
+
+
+def test_resume_wants_something_to_resume(tmp_path):
+    with pytest.raises(purerl.ConfigError, match=r"resume: got True, but .* no checkpoint yet"):
+        purerl.fit(small(), tmp_path, resume=True)
+    with pytest.raises(purerl.ConfigError, match="where there is no run_dir"):
+        purerl.fit(small(), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": 0}, "seeds: got 0"),
+        ({"seeds": True}, "seeds: got True"),
+        ({"seeds": [1, -1]}, "seeds: got -1"),
+        ({"seeds": [0.5]}, "seeds: got 0.5"),
+        ({"seeds": 2, "hyperparams": {"lr": [1.0, 2.0, 3.0]}}, "one for each of 2 seeds"),
+        ({"hyperparams": {"lr": [1.0]}}, "expected a scalar"),
+        ({"hyperparams": {"learning_rate": 1.0}}, "did you mean 'lr'"),
+        ({"seeds": 2, "hyperparams": {"lr": [0.1, -1.0]}}, "PPO.lr: got -1.0"),
+        ({"keep": 0}, "keep: got 0"),
+        ({"checkpoint_every": -1}, "checkpoint_every: got -1"),
+        ({"report_every": "2s"}, "report_every: got '2s'"),
+    ],
+)
+def test_bad_arguments(options, message, tmp_path):
+    with pytest.raises(purerl.ConfigError, match=message):
+        purerl.fit(small(), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_schedules_can_be_extended(tmp_path):
+    agent = purerl.DQN(batch_size=8, anneal=False, epsilon_steps=50)
+    buffer = PRIORITIES.replace(anneal_beta=False)
+    short = small("DQN", 12, agent=agent, buffer=buffer)
+    long = small("DQN", 20, agent=agent, buffer=buffer)
+    purerl.fit(short, tmp_path)
+    assert_equal(purerl.fit(long, tmp_path), purerl.fit(long))
+    with pytest.raises(purerl.ConfigError, match="has been trained for 160 steps already"):
+        purerl.fit(short, tmp_path)
+    annealing = small("DQN", 30, agent=agent)
+    with pytest.raises(purerl.ConfigError, match=r"buffer.anneal_beta is False there"):
+        purerl.fit(annealing, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("agent", "buffer", "names"),
+    [
+        (purerl.DQN(), None, ["DQN.anneal=True", "DQN.epsilon_steps=None"]),
+        (purerl.DQN(anneal=False, epsilon_steps=9), None, []),
+        (purerl.DQN(anneal=False, epsilon_steps=9), PRIORITIES, ["Buffer.anneal_beta=None"]),
+        (purerl.PPO(anneal=False), None, []),
+    ],
+)
+def test_schedules_are_named(agent, buffer, names):
+    assert purerl.make_loop(walk(3), agent, buffer, total_timesteps=4096).schedules == names
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_good(tmp_path):
+    config = small("DQN", 20)
+    whole = purerl.fit(config)
+    interrupted(tmp_path, config, 15)
+    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    newest = tmp_path / "checkpoints" / str(steps[-1])
+    for file in newest.glob("state/ocdbt.process_0/d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    before = contents(tmp_path)
+    with pytest.raises(purerl.RunError, match=f"damaged.* before, of update {steps[-2]}, remove"):
+        purerl.fit(config, tmp_path)
+    assert contents(tmp_path) == before
+    shutil.rmtree(newest)
+    seen = []
+    assert_equal(purerl.fit(config, tmp_path, callback=seen.append), whole)
+    assert seen[0].start == steps[-2]
+
+
+def test_a_foreign_checkpoint_is_told(tmp_path):
+    """The same config by every name in it, but another network under one of the names."""
+    interrupted(tmp_path / "a")
+    other = small(agent=purerl.PPO(hidden=(16,)))
+    interrupted(tmp_path / "b", other)
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    shutil.copytree(tmp_path / "b" / "checkpoints", tmp_path / "a" / "checkpoints")
+    with pytest.raises(purerl.RunError, match=r"another kind of run: agent.*is .*, expected .*64"):
+        purerl.fit(small(), tmp_path / "a")
+
+
+def test_what_is_no_run_is_told(tmp_path):
+    folder = interrupted(tmp_path)
+    text = (folder / "run.json").read_text()
+    for broken, message in (
+        (text.replace('"format": 1', '"format": 99'), "format 99, expected 1"),
+        (text[:40], "can't be read"),
+        ("[]", "format None"),
+    ):
+        (folder / "run.json").write_text(broken)
+        with pytest.raises(purerl.RunError, match=message):
+            purerl.fit(small(), folder)
+    (folder / "run.json").unlink()
+    with pytest.raises(purerl.RunError, match=r"checkpoints but no run.json"):
+        purerl.fit(small(), folder)
+
+
+def test_metrics_that_are_missing_or_damaged_are_told(tmp_path):
+    folder = interrupted(tmp_path)
+    file = min((folder / "metrics").iterdir())
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(purerl.RunError, match="is damaged"):
+        purerl.fit(small(), folder)
+    file.unlink()
+    with pytest.raises(purerl.RunError, match=r"the updates from 0 to .* are missing"):
+        purerl.fit(small(), folder)
+
+
+def test_metrics_without_their_checkpoint_are_made_again(tmp_path):
+    """As a kill leaves them between the two."""
+    folder = interrupted(tmp_path)
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(newest)
+    assert_equal(purerl.fit(small(), folder), purerl.fit(small()))
+
+
+def test_other_versions_are_told(tmp_path):
+    folder = interrupted(tmp_path)
+    run = json.loads((folder / "run.json").read_text())
+    assert run["versions"]["jax"] == jax.__version__
+    run["versions"]["jax"] = "0.1.0"
+    (folder / "run.json").write_text(json.dumps(run))
+    with pytest.warns(UserWarning, match=r"other versions.*'jax': \('0.1.0'"):
+        purerl.fit(small(), folder)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(purerl.RunError, match="can't write into"):
+        purerl.fit(small(), tmp_path / "file" / "run")
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    def again(report):
+        with pytest.raises(purerl.RunError, match="another process is training in"):
+            purerl.fit(small(), tmp_path)
+
+    purerl.fit(small(), tmp_path, callback=again)
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_good(tmp_path):
+    config = small("DQN", 30)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(report):
+        if report.stop >= 10:  # no file may grow beyond a few bytes from here on
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+
+    options = {"report_every": 0.0, "checkpoint_every": 0.0}
+    try:
+        with pytest.raises(purerl.RunError, match=r"File too large.*is still good"):
+            purerl.fit(config, tmp_path, callback=fill, **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    seen = []
+    assert_equal(purerl.fit(config, tmp_path, callback=seen.append), purerl.fit(config))
+    assert 0 < seen[0].start <= 11
+
+
+def test_skipped_updates_are_told():
+    config = purerl.TrainConfig(
+        faulty(walk(3), 0.05), purerl.PPO(), 320, num_envs=4, update_every=8
+    )
+    with pytest.warns(UserWarning, match=r"updates were skipped \(of each seed: \["):
+        out = purerl.fit(config, seeds=2)
+    assert out.state.nonfinite_updates.shape == (2,)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_20_random_moments_it_ends_in_the_same_state(tmp_path):
+    """SIGKILL, some time after the first chunk: in training, in saving, between the two. What it
+    left, the same call goes on from. All agents take turns."""
+    rng = np.random.default_rng(0)
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    script = str(pathlib.Path(__file__).with_name("killed.py"))
+    for turn in range(20):
+        name = list(RUNS)[turn % len(RUNS)]
+        command = [sys.executable, script, name, str(tmp_path / name)]
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, text=True
+        ) as process:
+            first = process.stdout.readline()
+            time.sleep(rng.uniform(0.0, 0.8))
+            process.kill()
+            rest = process.stdout.read()
+        assert process.returncode == -signal.SIGKILL
+        print(name, "killed after update", [first, *rest.split()][-1].strip())
+    for name in RUNS:
+        config = small(name, killed.NUM_UPDATES)
+        seen = []
+        end = purerl.fit(config, tmp_path / name, seeds=2, callback=seen.append)
+        assert 0 < seen[0].start < killed.NUM_UPDATES
+        assert_equal(end, purerl.fit(config, seeds=2))
