@@ -199,9 +199,10 @@ def train_in_chunks(loop: Loop, keys: jax.Array, num_chunks: int = 50) -> Iterat
     length = max(divisors, default=length)
 
     def chunk(states: Any, indices: jax.Array) -> Any:
-        return jax.vmap(lambda state: jax.lax.scan(loop.step, state, indices))(states)
+        scan = loop.spread(lambda state, indices: jax.lax.scan(loop.step, state, indices), 1)
+        return jax.vmap(scan, (0, None))(states, indices)
 
-    states = jax.jit(jax.vmap(loop.init))(keys)
+    states = jax.jit(jax.vmap(loop.start))(keys)
     train = jax.jit(chunk, donate_argnums=0)
     compiled = train.lower(states, jnp.arange(length)).compile()
     yield None
