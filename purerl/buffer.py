@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl import returns, sumtree
+from purerl import devices, returns, sumtree
 from purerl.envs.base import where
 from purerl.fields import ConfigError, Record, by_loop, flag, integer, real, suggest
 from purerl.types import Transition
@@ -34,8 +34,7 @@ class BufferState(NamedTuple):
             reward_to_go, td_error); with priorities, td_error, 0 until it is known.
         position: `[]` int32, the row that is written next.
         size: `[]` int32, how many rows are written.
-        priorities: with priority sampling, the sum tree over `priority`, which is
-            (|td_error| + 1e-6) ** alpha; else nothing.
+        priorities: with priority sampling, the sum tree over `priority`; else nothing.
         max_priority: `[]` float32, the highest priority so far, that of new transitions.
     """
 
@@ -62,6 +61,7 @@ class Buffer(Record):
             by the statistics of the moment what is stored as the environment gave it.
         writable: `[]` bool; writes into a buffer that isn't are dropped. None for always.
         progress: `[]` float32, how much of the run is over, from 0 to 1.
+        axis_name: where the run is over devices, each with a buffer and a share of each batch.
     """
 
     maxlen: int | None = integer(default=None, at_least=1, optional=True)
@@ -74,6 +74,7 @@ class Buffer(Record):
     transform_obs: Callable[[PyTree], PyTree] = by_loop(default=lambda obs: obs)
     writable: Any = by_loop(traced=True)
     progress: Any = by_loop(default=0.0, traced=True)
+    axis_name: str | None = by_loop()
 
     def check(self) -> None:
         for name in ("alpha", "beta", "anneal_beta"):
@@ -137,8 +138,7 @@ class Buffer(Record):
 
     def read(self, state: BufferState) -> Batch:
         """All rows as they lie, `[L, N, ...]`, observations transformed: in order where one rollout
-        fills the buffer; else `state.position` is the oldest, and those from `state.size` on empty.
-        """
+        fills the buffer; else row `position` is the oldest, and those from `size` on are empty."""
         transformed = {name: self.transform_obs(state.data[name]) for name in ("obs", "next_obs")}
         data = {**state.data, **transformed}
         if self.priority_sampling:
@@ -178,9 +178,8 @@ class Buffer(Record):
         """
         known = [*state.data, *(["priority"] if self.priority_sampling else [])]
         keys = known if keys is None else keys
-        for name in keys:
-            if name not in known:
-                raise ConfigError(f"Buffer.sample: no entry {name!r}; {suggest(name, known)}")
+        for name in set(keys) - set(known):
+            raise ConfigError(f"Buffer.sample: no entry {name!r}; {suggest(name, known)}")
         if (indices is None) == (key is None or batch_size is None):
             raise ConfigError("Buffer.sample: expected either key and batch_size, or indices")
         if indices is None:
@@ -200,7 +199,7 @@ class Buffer(Record):
                 batch[name] = returns.take(state.data[name], indices)
         for name in {"obs", "next_obs"} & set(batch):
             batch[name] = self.transform_obs(batch[name])
-        batch |= {"indices": indices, "weight": self._weight(read["priority"])}
+        batch |= {"indices": indices, "weight": self._weight(state, read["priority"])}
         wanted = {*keys, "indices", "discount", "weight"}
         return {name: x for name, x in batch.items() if name in wanted}
 
@@ -211,9 +210,8 @@ class Buffer(Record):
         does nothing."""
         if not self.priority_sampling:
             return state
-        priority = (jnp.abs(td_error) + 1e-6) ** (
-            DEFAULT_ALPHA if self.alpha is None else self.alpha
-        )
+        alpha = DEFAULT_ALPHA if self.alpha is None else self.alpha
+        priority = (jnp.abs(td_error) + 1e-6) ** alpha
         finite = jnp.isfinite(priority)
         to = jnp.where(finite, self._droppable(indices), 2**30)
         errors = state.data["td_error"]
@@ -226,7 +224,7 @@ class Buffer(Record):
         return self._keep(noted, state, ("max_priority",))
 
     def finish_path(self, state: BufferState, next_value: jax.Array) -> BufferState:
-        """Fills in advantage (GAE), reward_to_go and td_error of a full buffer.
+        """Fills in advantage (GAE), reward_to_go and td_error.
 
         Args:
             state: full, its rows in order (position 0), as after one rollout's push.
@@ -283,14 +281,16 @@ class Buffer(Record):
             return jnp.ones(indices.shape)
         return jnp.maximum(state.priorities[0][indices], jnp.finfo(jnp.float32).tiny)
 
-    def _weight(self, priority: jax.Array) -> jax.Array:
+    def _weight(self, state: BufferState, priority: jax.Array) -> jax.Array:
         if not self.priority_sampling:
             return priority
+        if self.axis_name is not None:  # how likely it is depends on the rest of its own buffer
+            priority /= sumtree.total(state.priorities)
         beta = DEFAULT_BETA if self.beta is None else self.beta
         if self.anneal_beta is not False:
             beta = beta + (1.0 - beta) * self.progress
-        # Over the largest of the batch, the size and the sum of all priorities cancel out.
-        return (jnp.min(priority) / priority) ** beta
+        # Over the largest of the batch the size cancels out, and in one buffer the sum as well.
+        return (devices.pmin(jnp.min(priority), self.axis_name) / priority) ** beta
 
     def _look_ahead(self, state: BufferState, indices: jax.Array, n_step: int) -> Batch:
         """Entries that depend on the steps after: `n_step` of them, or fewer where a path ends."""

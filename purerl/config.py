@@ -81,6 +81,8 @@ class TrainConfig(Record):
         eval_max_episodes: episodes in each evaluation.
         eval_max_episode_steps: where an evaluation's episodes stop; None for the environment's
             limit.
+        num_devices: D, how many devices (of all hosts) the environments are spread over; it divides
+            num_envs, batch sizes, the buffer and eval_max_episodes, which all are totals.
 
     Raises:
         ConfigError: says which field, what it got, what is allowed, and the nearest right spelling.
@@ -120,6 +122,7 @@ class TrainConfig(Record):
     eval_every: int | None = integer(default=None, at_least=1, optional=True)
     eval_max_episodes: int = integer(default=10, at_least=1)
     eval_max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
+    num_devices: int = integer(default=1, at_least=1)
 
     def check(self) -> None:
         """Everything that can be known before compiling: the networks too are built, on paper."""

@@ -2,56 +2,34 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
+from purerl import devices
 from purerl.agents.base import Agent
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import Env, all_finite, auto_reset, time_limit, vectorize, where
 from purerl.evaluate import evaluate
-from purerl.metrics import Episodes, Metrics, no_episodes
+from purerl.metrics import Episodes, Metrics, no_episodes, pool
 from purerl.noise import Noise
 from purerl.normalize import RunningStats, init_stats, normalize, update_stats
 from purerl.rewarders import Rewarder
 from purerl.rollout import RolloutState, init_rollout, rollout
+from purerl.state import OWN, RunState
 from purerl.types import Transition
 
 PyTree = Any
 
 
-class RunState(NamedTuple):
-    """The whole of a run: save it, load it, go on.
-
-    Attributes:
-        agent: the agent's state.
-        buffer: what the buffer holds.
-        rollout: the environments, and the exploration noise.
-        obs_stats: running statistics of observations; None where they aren't normalised.
-        rewarder: the rewarder's state.
-        key: for what comes next.
-        eval_key: for evaluations, a stream of its own: they don't change what is learned.
-        num_updates: `[]` int32, how many rollouts were played, each with its update.
-        num_episodes: `[]` int32, how many episodes have ended.
-        nonfinite_updates: `[]` int32, how many updates were skipped.
-    """
-
-    agent: PyTree
-    buffer: BufferState
-    rollout: RolloutState
-    obs_stats: RunningStats | None
-    rewarder: PyTree
-    key: jax.Array
-    eval_key: jax.Array
-    num_updates: jax.Array
-    num_episodes: jax.Array
-    nonfinite_updates: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """A run put together: pure functions, to be scanned whole or in chunks.
+
+    Of a run over devices, `init` and `step` are what each of them does, with its share of the
+    environments, of the buffer and of every batch; `start` and `spread` are what all do together.
+    With one device these are the same.
 
     Attributes:
         env: the raw environment, with the run's frame skip and time limit.
@@ -60,7 +38,7 @@ class Loop:
         rewarder: transforms rewards.
         noise: explores; or None.
         to_env: from the agent's actions to the environment's.
-        num_envs: N.
+        num_envs: N, of each device.
         update_every: T.
         num_updates: how many updates make the run.
         first_update: how many rollouts are played before the one that is first learned from.
@@ -70,7 +48,9 @@ class Loop:
         normalize_obs: whether observations are normalised.
         stop_if_nonfinite: whether nothing changes any more once an update was skipped.
         eval_every: updates between evaluations, or None.
-        eval_max_episodes, eval_max_episode_steps: an evaluation's size.
+        eval_max_episodes, eval_max_episode_steps: an evaluation's size, on each device.
+        num_devices: D.
+        axis_name: by which devices meet; None where there is one.
     """
 
     env: Env
@@ -91,11 +71,30 @@ class Loop:
     eval_every: int | None
     eval_max_episodes: int
     eval_max_episode_steps: int
+    num_devices: int = 1
+    axis_name: str | None = None
 
     @property
     def steps_per_update(self) -> int:
-        """Environment steps in each update, N T."""
-        return self.num_envs * self.update_every
+        """Environment steps in each update, over all devices: D N T."""
+        return self.num_devices * self.num_envs * self.update_every
+
+    def start(self, key: jax.Array) -> RunState:
+        """The state before the first update, over all devices."""
+        return devices.spread(self.init, self.num_devices, args=(False,), result=OWN)(key)
+
+    def spread(self, fn: Callable[..., tuple[RunState, PyTree]], num_args: int = 0) -> Callable:
+        """A function of one device's state, such as a scan of `step`, over all devices.
+
+        Composes with `jit` and `vmap`. Donate the state, and it is updated in place.
+
+        Args:
+            fn: `(state, *args) -> (state, result)`. Arguments and result are the same on all
+                devices, as the metrics of `step` are.
+            num_args: how many arguments there are besides the state.
+        """
+        args = (OWN, *[False] * num_args)
+        return devices.spread(fn, self.num_devices, args=args, result=(OWN, False))
 
     @property
     def schedules(self) -> list[str]:
@@ -107,9 +106,10 @@ class Loop:
         return names
 
     def init(self, key: jax.Array) -> RunState:
-        """The state before the first update."""
+        """One device's state before the first update."""
         key, eval_key, agent_key, env_key = jax.random.split(key, 4)
         agent_state = self.agent.init(agent_key, self.env.spec)
+        env_key = devices.own_key(env_key, self.axis_name)
         envs = init_rollout(self._vector_env(), env_key, self.num_envs, self.noise)
         first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
         stats = init_stats(first_obs) if self.normalize_obs else None
@@ -129,7 +129,7 @@ class Loop:
         )
 
     def step(self, state: RunState, index: jax.Array) -> tuple[RunState, Metrics]:
-        """One update.
+        """One update, on one device.
 
         Args:
             state: the run.
@@ -137,11 +137,12 @@ class Loop:
                 apart, a vmapped run has one index and not one each, and evaluation stays a branch.
         """
         key, play_key, update_key = jax.random.split(state.key, 3)
+        play_key, update_key = (devices.own_key(k, self.axis_name) for k in (play_key, update_key))
         stats = state.obs_stats
         envs, transitions, episodes = self.play(state.agent, state.rollout, stats, play_key, index)
         # NaN and infinity stay outside: of such a rollout nothing is stored, learned or counted in.
         # A branch would copy the buffer, so nothing here is one: what may not be written is masked.
-        finite = all_finite(transitions)
+        finite = devices.pall(all_finite(transitions), self.axis_name)
         running = self._running(state)
         ends = (transitions.terminated, transitions.truncated)
         rewarder_state, reward = self.rewarder(state.rewarder, transitions.reward, *ends)
@@ -153,7 +154,8 @@ class Loop:
         agent_state = where(finite, agent_state, state.agent)
         # Statistics move between updates only: what acted and what learns saw the same numbers.
         if stats is not None:
-            stats = where(finite, update_stats(stats, transitions.obs, num_axes=2), stats)
+            seen = update_stats(stats, transitions.obs, 2, self.axis_name)
+            stats = where(finite, seen, stats)
         evaluation = None
         if self.eval_every is not None:
             evaluation = jax.lax.cond(
@@ -187,8 +189,8 @@ class Loop:
         key: jax.Array,
         index: jax.Array,
     ) -> tuple[RolloutState, Transition, Episodes]:
-        """One rollout."""
-        return rollout(
+        """One rollout; the statistics are of all devices' episodes."""
+        envs, transitions, episodes = rollout(
             self._vector_env(),
             self._agent(index),
             agent_state,
@@ -200,6 +202,7 @@ class Loop:
             noise=self.noise,
             episodic=self.wait_end_path,
         )
+        return envs, transitions, pool(episodes, self.axis_name)
 
     def _running(self, state: RunState) -> jax.Array | None:
         """Whether the run isn't over; None where nothing can end it before its last update."""
@@ -223,7 +226,7 @@ class Loop:
         its first update."""
         writable = running
         # The next rollout takes the place of one that fills the buffer; else it is kept out.
-        if self.buffer.maxlen != self.steps_per_update:
+        if self.buffer.maxlen != self.num_envs * self.update_every:
             writable = finite if running is None else finite & running
         buffer = self.buffer.tell(
             transform_obs=obs_transform(state.obs_stats),
@@ -239,6 +242,7 @@ class Loop:
         agent_state, stored, losses = self._agent(index).update(
             state.agent, buffer.tell(writable=learning), stored, key
         )
+        losses = devices.pmean(losses, self.axis_name)
         if learning is not None:
             agent_state = where(learning, agent_state, state.agent)
             losses = {name: jnp.where(learning, x, jnp.nan) for name, x in losses.items()}
@@ -265,8 +269,9 @@ class Loop:
         def policy(obs: PyTree, key: jax.Array) -> jax.Array:
             return self.to_env(self.agent.policy(agent_state, transform(obs)))
 
-        key = jax.random.fold_in(key, index)
-        return evaluate(self.env, policy, key, self.eval_max_episodes, self.eval_max_episode_steps)
+        key = devices.own_key(jax.random.fold_in(key, index), self.axis_name)
+        size = (self.eval_max_episodes, self.eval_max_episode_steps)
+        return pool(evaluate(self.env, policy, key, *size), self.axis_name)
 
 
 def obs_transform(stats: RunningStats | None) -> Callable[[PyTree], PyTree]:

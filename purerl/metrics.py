@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl.devices import pmin, psum
+
 
 class Episodes(NamedTuple):
     """Returns and lengths of the episodes that ended.
@@ -69,6 +71,25 @@ def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episo
         return mean, jnp.where(count > 0, low, jnp.nan), jnp.where(count > 0, high, jnp.nan)
 
     return Episodes(*reduce(returns), *reduce(lengths), num_episodes=count)
+
+
+def pool(episodes: Episodes, axis_name: str | None) -> Episodes:
+    """The statistics of all devices' episodes, from those of each device's own."""
+    if axis_name is None:
+        return episodes
+    means = jnp.stack([episodes.episode_return, episodes.episode_length])
+    lows = jnp.stack([episodes.episode_return_min, episodes.episode_length_min])
+    highs = jnp.stack([episodes.episode_return_max, episodes.episode_length_max])
+    seen = episodes.num_episodes > 0
+    sums = jnp.where(seen, means * episodes.num_episodes, 0.0)
+    sums, count = psum((sums, episodes.num_episodes), axis_name)
+    ends = jnp.where(seen, jnp.concatenate([lows, -highs]), jnp.inf)
+    ends = jnp.where(count > 0, pmin(ends, axis_name), jnp.nan)
+    (mean_return, mean_length), (low_return, low_length) = sums / count, ends[:2]
+    high_return, high_length = -ends[2:]
+    return Episodes(
+        *(mean_return, low_return, high_return), *(mean_length, low_length, high_length), count
+    )
 
 
 def no_episodes() -> Episodes:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purerl.devices import axis_size, pmean
+
 PyTree = Any
 
 
@@ -34,17 +36,20 @@ def init_stats(example: PyTree) -> RunningStats:
     )
 
 
-def update_stats(stats: RunningStats, batch: PyTree, num_axes: int) -> RunningStats:
+def update_stats(
+    stats: RunningStats, batch: PyTree, num_axes: int, axis_name: str | None = None
+) -> RunningStats:
     """Adds a batch (Chan, Golub and LeVeque 1979, the parallel algorithm).
 
     Args:
         stats: so far.
         batch: pytree of `[*batch_shape, *shape]`.
         num_axes: how many axes `batch_shape` has.
+        axis_name: where it is one device's batch of several, equally large: all are added.
     """
     axes = tuple(range(num_axes))
     shape = jax.tree.leaves(batch)[0].shape[:num_axes]
-    size = 1
+    size = axis_size(axis_name)
     for length in shape:
         size *= length
     total = stats.size + size
@@ -52,7 +57,7 @@ def update_stats(stats: RunningStats, batch: PyTree, num_axes: int) -> RunningSt
 
     def merge(mean: jax.Array, var: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = x.astype(jnp.float32)
-        batch_mean, batch_var = jnp.mean(x, axes), jnp.var(x, axes)
+        batch_mean, batch_var = mean_and_var(x, axes, axis_name)
         delta = batch_mean - mean
         spread = delta**2 * weight * (1.0 - weight)
         return mean + weight * delta, (1.0 - weight) * var + weight * batch_var + spread
@@ -62,6 +67,17 @@ def update_stats(stats: RunningStats, batch: PyTree, num_axes: int) -> RunningSt
         jax.tree.structure(stats.mean), jax.tree.structure((0, 0)), merged
     )
     return RunningStats(total, mean, var)
+
+
+def mean_and_var(
+    x: jax.Array, axes: tuple[int, ...], axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance over some axes, and over all devices' x of the same shape."""
+    mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+    if axis_name is None:
+        return mean, var
+    whole = pmean(mean, axis_name)
+    return whole, pmean(var + (mean - whole) ** 2, axis_name)
 
 
 def normalize(stats: RunningStats, x: PyTree, clip: float = 10.0) -> PyTree:

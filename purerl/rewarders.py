@@ -5,8 +5,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from purerl.fields import ConfigError, Record, flag, integer, real
-from purerl.normalize import RunningStats, init_stats, update_stats
+from purerl.fields import ConfigError, Record, by_loop, flag, integer, real
+from purerl.normalize import RunningStats, init_stats, mean_and_var, update_stats
 from purerl.returns import n_step_return
 
 PyTree = Any
@@ -91,12 +91,14 @@ class NStep(Record):
         factor: what the sum is multiplied with.
         gamma: discount; None for the agent's.
         normalize: to mean 0 and standard deviation 1 over the rollout, before `factor`.
+        axis_name: where the run is spread over devices; the loop sets it.
     """
 
     n: int = integer(at_least=1)
     factor: float = real(default=1.0)
     gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     normalize: bool = flag(default=False)
+    axis_name: str | None = by_loop()
 
     def check_run(self, num_envs: int, update_every: int) -> None:
         """Raises ConfigError where rollouts are too short to look ahead in."""
@@ -115,7 +117,8 @@ class NStep(Record):
         nothing = jnp.zeros_like(reward)
         total = n_step_return(reward, nothing, terminated, truncated, self.gamma, self.n)
         if self.normalize:
-            total = (total - total.mean()) / (total.std() + 1e-8)
+            mean, var = mean_and_var(total, (0, 1), self.axis_name)
+            total = (total - mean) / (jnp.sqrt(var) + 1e-8)
         return state, self.factor * total
 
 
@@ -135,10 +138,12 @@ class RunningNormalize(Record):
     Attributes:
         gamma: discount; None for the agent's.
         clip: largest absolute value of a normalised reward.
+        axis_name: where the run is spread over devices; the loop sets it.
     """
 
     gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     clip: float = real(default=10.0, above=0.0)
+    axis_name: str | None = by_loop()
 
     def init(self, num_envs: int) -> RunningNormalizeState:
         stats = init_stats(jax.ShapeDtypeStruct((), jnp.float32))
@@ -157,7 +162,7 @@ class RunningNormalize(Record):
             return jnp.where(done, 0.0, discounted), discounted
 
         discounted, seen = jax.lax.scan(step, state.discounted, (reward, terminated | truncated))
-        stats = update_stats(state.stats, seen, num_axes=2)
+        stats = update_stats(state.stats, seen, num_axes=2, axis_name=self.axis_name)
         scaled = jnp.clip(reward * jax.lax.rsqrt(stats.var + 1e-8), -self.clip, self.clip)
         return RunningNormalizeState(discounted, stats), scaled
 

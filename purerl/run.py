@@ -1,5 +1,6 @@
 """`run`: a loop put together from its arguments, and scanned. One for every agent."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from purerl.agents.base import Agent
 from purerl.buffer import Buffer
+from purerl.devices import AXIS, check_divides
 from purerl.envs.base import Env, action_repeat, time_limit
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Box, Discrete
@@ -40,6 +42,7 @@ def make_loop(
     eval_every: int | None = None,
     eval_max_episodes: int = 10,
     eval_max_episode_steps: int | None = None,
+    num_devices: int = 1,
 ) -> Loop:
     """Puts a run together; `run` says what the arguments mean."""
     raw_env = as_env(env)
@@ -72,7 +75,7 @@ def make_loop(
         raise ConfigError(
             f"eval_every: got {eval_every}, expected at most {num_updates}, the updates of the run"
         )
-    return Loop(
+    loop = Loop(
         env=env,
         agent=agent,
         buffer=buffer,
@@ -92,6 +95,7 @@ def make_loop(
         eval_max_episodes=eval_max_episodes,
         eval_max_episode_steps=eval_max_episode_steps or env.spec.max_episode_steps or 10_000,
     )
+    return loop if num_devices == 1 else _share(loop, num_devices)
 
 
 def run(
@@ -132,6 +136,9 @@ def run(
         eval_max_episodes: episodes in each evaluation.
         eval_max_episode_steps: an evaluation's episodes stop there; None for the environment's own
             limit, or 10,000 where it has none.
+        num_devices: D, the devices (of all hosts) that the environments are spread over. Sizes stay
+            totals: each device has a D-th of the environments, of the buffer, of every batch and of
+            an evaluation's episodes. What is learned is the same on all.
 
     Returns:
         The run's final state, and metrics with a leading axis `[num_updates]`.
@@ -140,7 +147,30 @@ def run(
         ConfigError: arguments that don't fit together.
     """
     loop = make_loop(env, agent, buffer, **options)
-    return jax.lax.scan(loop.step, loop.init(key), jnp.arange(loop.num_updates))
+    indices = jnp.arange(loop.num_updates)
+    return loop.spread(lambda state: jax.lax.scan(loop.step, state, indices))(loop.start(key))
+
+
+def _share(loop: Loop, num_devices: int) -> Loop:
+    """One device's part of the run. Raises ConfigError where D doesn't divide it."""
+    maxlen, evaluated = loop.buffer.maxlen, loop.eval_max_episodes
+    assert maxlen is not None  # `_fit_buffer` saw to it
+    sizes = {"num_envs": loop.num_envs, "Buffer.maxlen": maxlen}
+    if loop.eval_every is not None:
+        sizes["eval_max_episodes"] = evaluated
+    for name, size in sizes.items():
+        check_divides(num_devices, name, size)
+    rewarder: Any = loop.rewarder
+    return dataclasses.replace(
+        loop,
+        agent=loop.agent.share(num_devices, AXIS),
+        buffer=loop.buffer.tell(maxlen=maxlen // num_devices, axis_name=AXIS),
+        rewarder=rewarder.tell(axis_name=AXIS) if hasattr(rewarder, "axis_name") else rewarder,
+        num_envs=loop.num_envs // num_devices,
+        eval_max_episodes=evaluated // num_devices,
+        num_devices=num_devices,
+        axis_name=AXIS,
+    )
 
 
 def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import struct
 
 from purerl.agents import Agent
-from purerl.config import TrainConfig
+from purerl.config import TrainConfig, with_hyperparams
 from purerl.fields import ConfigError
 from purerl.loop import RunState, obs_transform
 from purerl.metrics import Metrics
@@ -23,7 +23,8 @@ class TrainOutput:
     """What training leaves: a pytree, so it comes out of `jit` and `vmap` whole.
 
     Attributes:
-        state: the run's final `RunState`.
+        state: the run's final `RunState`; over devices buffer, environments and rewarder have a
+            leading axis `[D]`, the rest is as of one.
         metrics: `Metrics`, each `[num_updates]`.
         agent: the agent, with the hyperparameters that it was trained with.
         steps_per_update: environment steps in each update.
@@ -104,8 +105,10 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
         check_key(key)
         loop = config.make_loop(hyperparams)
         indices = jnp.arange(loop.num_updates)
-        state, metrics = jax.lax.scan(loop.step, loop.init(key), indices)
-        return TrainOutput(state, metrics, loop.agent, loop.steps_per_update)
+        scan = loop.spread(lambda state: jax.lax.scan(loop.step, state, indices))
+        state, metrics = scan(loop.start(key))
+        agent = with_hyperparams(config.agent, hyperparams or {})
+        return TrainOutput(state, metrics, agent, loop.steps_per_update)
 
     return train
 

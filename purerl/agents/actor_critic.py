@@ -173,12 +173,12 @@ class ActorCritic(NetworkAgent):
             advantage = buffer_state.data["advantage"]
         target = returns.lambda_return(data["reward"], next_value, *ends, buffer.gamma, buffer.lam)
         if self.normalize_advantage:
-            advantage = standardize(advantage, data["valid"])
+            advantage = standardize(advantage, data["valid"], self.axis_name)
 
         names = ("obs", "action", "valid")
         batch, advantage, target = flatten(({n: data[n] for n in names}, advantage, target))
         grads, losses = policy_gradient(
-            state.actor, state.actor_params, batch, advantage, self.entropy_beta
+            state.actor, state.actor_params, batch, advantage, self.entropy_beta, self.axis_name
         )
         actor_params, actor_opt = descend(
             self._optimizer(self.lr), grads, state.actor_opt, state.actor_params
@@ -197,6 +197,7 @@ class ActorCritic(NetworkAgent):
             batch["valid"],
             self._optimizer(self.lr if self.critic_lr is None else self.critic_lr),
             self.train_v_iters,
+            self.axis_name,
         )
         state = state.replace(
             actor_params=actor_params,

@@ -1,11 +1,12 @@
 """The agent protocol, and what agents share."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 
 from purerl.buffer import Buffer, BufferState
+from purerl.devices import check_divides
 from purerl.envs.base import EnvSpec
 from purerl.fields import ConfigError, Record, by_loop, choice, sizes, static
 from purerl.networks import Critic, is_q_critic
@@ -38,10 +39,13 @@ class Agent(Record):
     Attributes:
         timesteps: `[]` float32, environment steps before this update; the loop sets it.
         progress: `[]` float32, how much of the run is over, from 0 to 1; the loop sets it.
+        axis_name: where the run is spread over devices, what its update meets the others by; the
+            loop sets it. Gradients taken by `purerl.devices.value_and_grad` are averaged.
     """
 
     timesteps: Any = by_loop(default=0.0, traced=True)
     progress: Any = by_loop(default=0.0, traced=True)
+    axis_name: str | None = by_loop()
 
     @property
     def run_defaults(self) -> RunDefaults:
@@ -69,6 +73,19 @@ class Agent(Record):
             options: `noise`, `wait_end_path` and `reset_each_episode`.
         """
 
+    def share(self, num_devices: int, axis_name: str) -> Self:
+        """One device's part of an agent that is spread over D: sizes that a user gives are totals.
+
+        Raises:
+            ConfigError: a size that D doesn't divide.
+        """
+        told = self.tell(axis_name=axis_name)
+        batch_size = getattr(self, "batch_size", None)
+        if batch_size is None:
+            return told
+        check_divides(num_devices, f"{type(self).__name__}.batch_size", batch_size)
+        return told.tell(batch_size=batch_size // num_devices)
+
     def init(self, key: jax.Array, spec: EnvSpec) -> AgentState:
         """A new agent's state."""
         raise NotImplementedError
@@ -91,7 +108,10 @@ class Agent(Record):
     def update(
         self, state: AgentState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
     ) -> tuple[AgentState, BufferState, Losses]:
-        """Learns from the buffer; returns losses and the like as float32 scalars by name."""
+        """Learns from the buffer; returns losses and the like as float32 scalars by name.
+
+        Over devices, buffer and key are each device's own, and the state is the same on all: what
+        comes into it has to be averaged. Losses may be each one's own, the loop averages them."""
         raise NotImplementedError
 
 

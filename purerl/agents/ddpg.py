@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purerl import devices
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -147,15 +148,17 @@ class DDPG(NetworkAgent):
             q = apply(state.critic, params, batch["obs"], batch["action"])
             return 0.5 * jnp.mean(batch["weight"] * (q - target) ** 2), q
 
-        (value_loss, q), critic_grads = jax.value_and_grad(critic_loss, has_aux=True)(
-            state.params["critic"]
-        )
+        (value_loss, q), critic_grads = devices.value_and_grad(
+            critic_loss, self.axis_name, has_aux=True
+        )(state.params["critic"])
 
         def actor_loss(params: PyTree) -> jax.Array:
             action = apply(state.actor, params, batch["obs"])
             return -jnp.mean(apply(state.critic, state.params["critic"], batch["obs"], action))
 
-        policy_loss, actor_grads = jax.value_and_grad(actor_loss)(state.params["actor"])
+        policy_loss, actor_grads = devices.value_and_grad(actor_loss, self.axis_name)(
+            state.params["actor"]
+        )
         (_, actor_adam), (_, critic_adam) = self._each()
         actor, actor_opt = descend(actor_adam, actor_grads, state.actor_opt, state.params["actor"])
         critic, critic_opt = descend(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purerl import devices
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -168,7 +169,9 @@ class DQN(NetworkAgent):
             q = q_value(state.critic, params, batch["obs"], batch["action"])
             return 0.5 * jnp.mean(batch["weight"] * (q - target) ** 2), q
 
-        (loss, q), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, q), grads = devices.value_and_grad(loss_fn, self.axis_name, has_aux=True)(
+            state.params
+        )
         params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
         steps = state.steps + 1
         target_params = where(

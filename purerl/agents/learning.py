@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from purerl import devices
 from purerl.buffer import Batch, Buffer, BufferState
 from purerl.networks import Actor, apply
 
@@ -15,15 +16,25 @@ AgentState = Any
 Losses = dict[str, jax.Array]
 
 
-def masked_mean(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """Mean of x over the entries that are valid; 0 where none is."""
-    return jnp.sum(jnp.where(valid, x, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+def masked_mean(x: jax.Array, valid: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """Mean of x over the entries that are valid; 0 where none is.
+
+    Of several devices it is each one's share: the mean of the shares is that of all entries, and so
+    is it with their gradients, however many are valid where.
+    """
+    count = jnp.maximum(devices.psum(jnp.sum(valid), axis_name), 1)
+    return jnp.sum(jnp.where(valid, x, 0.0)) / devices.share(count, axis_name)
 
 
-def standardize(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """x, shifted and scaled so that its valid entries have mean 0 and standard deviation 1."""
-    centered = x - masked_mean(x, valid)
-    return centered / (jnp.sqrt(masked_mean(centered**2, valid)) + 1e-8)
+def standardize(x: jax.Array, valid: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """x, shifted and scaled so that its valid entries, those of all devices together, have mean 0
+    and standard deviation 1."""
+
+    def mean(x: jax.Array) -> jax.Array:
+        return devices.pmean(masked_mean(x, valid, axis_name), axis_name)
+
+    centered = x - mean(x)
+    return centered / (jnp.sqrt(mean(centered**2)) + 1e-8)
 
 
 def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
@@ -55,6 +66,7 @@ def policy_gradient(
     batch: Batch,
     weight: jax.Array,
     entropy_beta: jax.Array | float,
+    axis_name: str | None = None,
 ) -> tuple[PyTree, Losses]:
     """Gradient of the loss -(log pi(a | s) weight + entropy_beta entropy), mean over valid steps.
 
@@ -63,17 +75,18 @@ def policy_gradient(
         batch: obs, action, valid, `[B, ...]` each.
         weight: `[B]`, how much better than the rest the action was.
         entropy_beta: weight of the entropy bonus.
+        axis_name: the agent's.
     """
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, Losses]:
         distribution = apply(actor, params, batch["obs"])
         log_prob = distribution.log_prob(batch["action"])
-        policy_loss = -masked_mean(log_prob * weight, batch["valid"])
-        entropy = masked_mean(distribution.entropy(), batch["valid"])
+        policy_loss = -masked_mean(log_prob * weight, batch["valid"], axis_name)
+        entropy = masked_mean(distribution.entropy(), batch["valid"], axis_name)
         loss = policy_loss - entropy_beta * entropy
         return loss, {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
 
-    grads, losses = jax.grad(loss_fn, has_aux=True)(params)
+    (_, losses), grads = devices.value_and_grad(loss_fn, axis_name, has_aux=True)(params)
     return grads, {**losses, "grad_norm": optax.tree.norm(grads)}
 
 
@@ -85,6 +98,7 @@ def fit_value(
     valid: jax.Array,
     optimizer: optax.GradientTransformation,
     num_iters: int,
+    axis_name: str | None = None,
 ) -> tuple[PyTree, Any, jax.Array]:
     """Gradient steps on half the mean squared error of `value_fn(params)`, `[B]`.
 
@@ -93,11 +107,11 @@ def fit_value(
     """
 
     def loss_fn(params: PyTree) -> jax.Array:
-        return 0.5 * masked_mean((value_fn(params) - target) ** 2, valid)
+        return 0.5 * masked_mean((value_fn(params) - target) ** 2, valid, axis_name)
 
     def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
         params, opt_state = carry
-        loss, grads = jax.value_and_grad(loss_fn)(params)
+        loss, grads = devices.value_and_grad(loss_fn, axis_name)(params)
         return descend(optimizer, grads, opt_state, params), loss
 
     (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), length=num_iters)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purerl import devices
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -47,7 +48,8 @@ class PPO(NetworkAgent):
     """PPO with a clipped ratio, for discrete and for continuous actions.
 
     Attributes:
-        batch_size: transitions in a minibatch; None for a quarter of the rollout.
+        batch_size: transitions in a minibatch; None for a quarter of the rollout (where
+            4 divides it, or each device's share of it; else all).
         actor, critic: an uninstantiated `Actor` and V `Critic`; None for the defaults.
         lr: learning rate of Adam.
         K_epochs: how often each update goes through the rollout.
@@ -131,24 +133,26 @@ class PPO(NetworkAgent):
         batch_size = self.batch_size or _quarter(num_steps * num_envs)
         batches = shuffle(key, num_steps, num_envs, batch_size, self.K_epochs)
         optimizer = self._optimizer()
+        loss_and_grad = devices.value_and_grad(self._loss, self.axis_name, has_aux=True)
 
         def step(carry: tuple, blocks: jax.Array) -> tuple[tuple, Losses]:
             params, opt_state, stopped = carry
             minibatch = batches.take(batch, blocks)
-            grads, losses = jax.grad(self._loss, has_aux=True)(params, state, minibatch)
+            (_, losses), grads = loss_and_grad(params, state, minibatch)
             new = descend(optimizer, grads, opt_state, params)
             losses["grad_norm"] = optax.tree.norm(grads)
             if self.target_kl is None:
                 return (*new, stopped), losses
-            stopped = stopped | (losses["approx_kl"] > self.target_kl)
+            approx_kl = devices.pmean(losses["approx_kl"], self.axis_name)
+            stopped = stopped | (approx_kl > self.target_kl)
             kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), (params, opt_state), new)
             return (*kept, stopped), {**losses, "stopped": stopped.astype(jnp.float32)}
 
         start = (state.params, state.opt_state, jnp.bool_(False))
         (params, opt_state, _), losses = jax.lax.scan(step, start, batches.blocks)
         losses = jax.tree.map(jnp.mean, losses)
-        residual = _variance(batch["target"] - batch["value"], batch["valid"])
-        spread = _variance(batch["target"], batch["valid"])
+        residual = self._variance(batch["target"] - batch["value"], batch["valid"])
+        spread = self._variance(batch["target"], batch["valid"])
         losses["explained_variance"] = 1.0 - residual / (spread + 1e-8)
         return PPOState(params, opt_state, state.actor, state.critic), buffer_state, losses
 
@@ -159,11 +163,11 @@ class PPO(NetworkAgent):
         value = apply(state.critic, params["critic"], batch["obs"])
 
         def mean(x: jax.Array) -> jax.Array:
-            return masked_mean(x, batch["valid"])
+            return masked_mean(x, batch["valid"], self.axis_name)
 
         advantage = batch["advantage"]
         if self.normalize_advantage:
-            advantage = standardize(advantage, batch["valid"])
+            advantage = standardize(advantage, batch["valid"], self.axis_name)
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
         # Far beyond any clipping of the ratio, and exp stays finite.
         log_ratio = jnp.clip(log_ratio, -20.0, 20.0)
@@ -190,6 +194,11 @@ class PPO(NetworkAgent):
             "clip_fraction": mean((jnp.abs(ratio - 1.0) > self.eps_clip).astype(jnp.float32)),
         }
 
+    def _variance(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        mean = devices.pmean(masked_mean(x, valid, self.axis_name), self.axis_name)
+        variance = masked_mean((x - mean) ** 2, valid, self.axis_name)
+        return devices.pmean(variance, self.axis_name)
+
     def _optimizer(self) -> optax.GradientTransformation:
         return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
 
@@ -197,7 +206,3 @@ class PPO(NetworkAgent):
 def _quarter(size: int) -> int:
     """The minibatch where the user doesn't say: a quarter of the rollout where 4 divides it."""
     return size // 4 if size % 4 == 0 else size
-
-
-def _variance(x: jax.Array, valid: jax.Array) -> jax.Array:
-    return masked_mean((x - masked_mean(x, valid)) ** 2, valid)

@@ -150,12 +150,12 @@ class REINFORCE(NetworkAgent):
         to_go = buffer_state.data["reward_to_go"]
         weight = to_go - data["value"]
         if self.normalize_advantage:
-            weight = standardize(weight, data["valid"])
+            weight = standardize(weight, data["valid"], self.axis_name)
 
         names = ("obs", "action", "valid")
         batch, weight, to_go = flatten(({name: data[name] for name in names}, weight, to_go))
         grads, losses = policy_gradient(
-            state.actor, state.actor_params, batch, weight, self.entropy_beta
+            state.actor, state.actor_params, batch, weight, self.entropy_beta, self.axis_name
         )
         optimizer = self._optimizer()
         actor_params, actor_opt = descend(optimizer, grads, state.actor_opt, state.actor_params)
@@ -169,6 +169,7 @@ class REINFORCE(NetworkAgent):
                 batch["valid"],
                 optimizer,
                 self.train_v_iters,
+                self.axis_name,
             )
             state = state.replace(critic_params=critic_params, critic_opt=critic_opt)
         return state, buffer_state, losses

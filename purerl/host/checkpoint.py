@@ -133,7 +133,7 @@ class RunFolder:
 
         Args:
             num_updates: which.
-            like: a state's shapes.
+            like: a state's shapes, and where they are to lie.
 
         Raises:
             RunError: it is damaged, or of another kind of state.
@@ -150,7 +150,7 @@ class RunFolder:
             )
             about = about["about"]
             if about.get("format") == FORMAT and about["state"] == _shapes(wanted):
-                arrays = {n: _placed(x) for n, x in wanted.items() if x.size}
+                arrays = {n: x for n, x in wanted.items() if x.size}
                 saved = args.Composite(state=args.StandardRestore(arrays))
                 leaves = self._manager.restore(num_updates, args=saved)["state"]
                 found = [leaves.get(n, x) for n, x in wanted.items()]
@@ -247,11 +247,6 @@ def _by_name(tree: PyTree) -> dict[str, Any]:
 
 def _shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
-
-
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _difference(about: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

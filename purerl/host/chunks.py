@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl import devices
 from purerl.config import TrainConfig, with_hyperparams
 from purerl.errors import ConfigError
 from purerl.metrics import Metrics
+from purerl.state import OWN
 from purerl.train import TrainOutput
 
 PyTree = Any
@@ -26,7 +28,8 @@ class Program:
         self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
         self.loop = config.make_loop()
         self.mapped = keys.ndim > 0
-        self.state_like = jax.eval_shape(self._over(self._init, (0, 0)), keys, self.values)
+        state = jax.eval_shape(self._over(self._init, (0, 0)), keys, self.values)
+        self.state_like = devices.place(state, self.loop.num_devices, OWN, keys.ndim)
         arguments = (self.state_like, self.values, 0, 0)
         metrics = jax.eval_shape(self._over(self._step, (0, 0, None)), *arguments[:3])[1]
         self.metrics_like = metrics
@@ -49,7 +52,7 @@ class Program:
     def output(self, state: PyTree, metrics: Metrics) -> TrainOutput:
         """What `make_train` would have given."""
         shape = self.keys.shape
-        agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.loop.agent)
+        agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.config.agent)
         agent = agent.tell(**self.values)
         return TrainOutput(state, metrics, agent, self.loop.steps_per_update)
 
@@ -57,22 +60,27 @@ class Program:
         return jax.vmap(function, axes) if self.mapped else function
 
     def _init(self, key: jax.Array, values: dict[str, jax.Array]) -> PyTree:
-        return self.config.make_loop(values).init(key)
+        return self.config.make_loop(values).start(key)
 
     def _step(self, state: PyTree, values: dict[str, jax.Array], index: Any) -> PyTree:
-        return self.config.make_loop(values).step(state, jnp.asarray(index))
+        loop = self.config.make_loop(values)
+        return loop.spread(loop.step, 1)(state, jnp.asarray(index))
 
     def _chunk(self, state: PyTree, values: dict[str, jax.Array], start: Any, stop: Any) -> PyTree:
-        like = jax.eval_shape(self._step, state, values, start)[1]
-        rows = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), like)
         loop = self.config.make_loop(values)
 
-        def body(index: jax.Array, carry: tuple) -> tuple:
-            state, metrics = loop.step(carry[0], index)
-            at = index - start
-            return state, jax.tree.map(lambda row, x: row.at[at].set(x), carry[1], metrics)
+        def updates(state: PyTree, start: jax.Array, stop: jax.Array) -> PyTree:
+            like = jax.eval_shape(loop.step, state, start)[1]
+            rows = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), like)
 
-        return jax.lax.fori_loop(start, stop, body, (state, rows))
+            def body(index: jax.Array, carry: tuple) -> tuple:
+                state, metrics = loop.step(carry[0], index)
+                at = index - start
+                return state, jax.tree.map(lambda row, x: row.at[at].set(x), carry[1], metrics)
+
+            return jax.lax.fori_loop(start, stop, body, (state, rows))
+
+        return loop.spread(updates, 2)(state, jnp.asarray(start), jnp.asarray(stop))
 
 
 def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] | None]:
