@@ -213,6 +213,28 @@ def start_hosts(
         ) from error
 
 
+def is_first_host() -> bool:
+    """Whether this process is the one that writes files and talks, of several hosts' or alone."""
+    return jax.process_index() == 0
+
+
+def of_all_hosts(*values: float) -> np.ndarray:
+    """`[hosts, values]` float64, what every process has called it with; all have to."""
+    if jax.process_count() == 1:
+        return np.array([values], np.float64)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(np.array(values, np.float32)), np.float64)
+
+
+def wait_for_all_hosts(name: str) -> None:
+    """Comes back once every process has called it, with the same name."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(name)
+
+
 def configure_cpu() -> None:
     """Keeps XLA:CPU from deadlocks: under vmapped training loops, and of several host devices.
 

@@ -21,6 +21,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from purerl import devices
 from purerl.errors import RunError
 
 PyTree = Any
@@ -41,6 +42,17 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike, keep: int) -> None:
         self.path = pathlib.Path(path).expanduser().absolute()
         self._exits = contextlib.ExitStack()
+        if devices.is_first_host():
+            self._make()
+        devices.wait_for_all_hosts("run_dir")
+        # Imported late: only those who save wait for it.
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
+
+    def _make(self) -> None:
         try:
             for folder in ("checkpoints", "metrics"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
@@ -48,12 +60,6 @@ class RunFolder:
             _remove_rests(self.path / "checkpoints")
         except OSError as error:
             raise RunError(f"run_dir: can't write into {self.path}: {_reason(error)}") from None
-        # Imported late: only those who save wait for it.
-        import orbax.checkpoint as ocp
-
-        self._ocp = ocp
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +173,8 @@ class RunFolder:
 
     def save_metrics(self, start: int, metrics: PyTree) -> None:
         """Saves the metrics `[..., n]` of the updates from `start` on."""
+        if not devices.is_first_host():
+            return
         arrays = _by_name(metrics)
         stop = start + next(iter(arrays.values())).shape[-1]
         file = self.path / "metrics" / f"{start:012d}-{stop:012d}.npz"
@@ -185,7 +193,7 @@ class RunFolder:
         for file in sorted((self.path / "metrics").glob("*.npz")):
             start, stop = (int(number) for number in file.stem.split("-"))
             if start >= num_updates:
-                file.unlink()
+                file.unlink(missing_ok=True)
             elif start == reached and stop <= num_updates:
                 pieces.append(_load(file, like))
                 reached = stop

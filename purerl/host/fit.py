@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl import devices
 from purerl.config import TrainConfig
 from purerl.fields import ConfigError
 from purerl.host.checkpoint import RunFolder
@@ -111,7 +112,9 @@ def fit(
         "seeds": listed,
     }
     with RunFolder(run_dir, keep) as folder:
-        claim(folder, run, program.loop, resume)
+        if devices.is_first_host():
+            claim(folder, run, program.loop, resume)
+        devices.wait_for_all_hosts("claimed")
         return _train(_Training(program, folder), callback, report_every, checkpoint_every)
 
 
@@ -142,17 +145,23 @@ class _Training:
         self.done = upto
         return metrics
 
-    def save(self, *, finish: bool) -> None:
-        """Saves what isn't, and waits until all is written if it is to finish."""
-        if self.folder is None:
-            return
-        if finish:
-            self.folder.wait()
-        if self.unsaved and not self.folder.busy:
+    @property
+    def busy(self) -> bool:
+        """Whether what was saved before is still being written."""
+        return self.folder is not None and self.folder.busy
+
+    def save(self) -> None:
+        """Saves what isn't."""
+        if self.folder and self.unsaved:
             self.folder.save_metrics(self.saved, _joined(self.unsaved))
             self.folder.save(self.done, _kept(self.state))
             self.saved, self.unsaved = self.done, []
-        if finish:
+
+    def finish(self) -> None:
+        """Saves what isn't, and comes back when all is written."""
+        if self.folder:
+            self.folder.wait()
+            self.save()
             self.folder.wait()
 
     def output(self) -> TrainOutput:
@@ -168,31 +177,34 @@ def _train(
     began = time.perf_counter()
     training.start()
     start = saved_at = time.perf_counter()
-    length = 1
+    length, asked = 1.0, 0.0
     with _Signals() as signals:
-        while training.done < loop.num_updates and not signals.asked:
+        while training.done < loop.num_updates and not asked:
             chunk_start, before = time.perf_counter(), training.done
-            metrics = training.advance(min(before + length, loop.num_updates))
+            metrics = training.advance(min(before + int(length), loop.num_updates))
             now = time.perf_counter()
-            # As many updates as take the asked time, by what the last ones took.
-            wanted = round(report_every * (training.done - before) / (now - chunk_start))
-            length = max(1, min(wanted, 10 * length, training.program.capacity))
             if callback is not None:
-                callback(
-                    Report(
-                        before,
-                        training.done,
-                        loop.num_updates,
-                        loop.steps_per_update,
-                        metrics,
-                        seconds=now - start,
-                        compile_seconds=start - began,
-                    )
+                report = Report(
+                    before,
+                    training.done,
+                    loop.num_updates,
+                    loop.steps_per_update,
+                    metrics,
+                    seconds=now - start,
+                    compile_seconds=start - began,
                 )
-            if now - saved_at >= checkpoint_every:
-                training.save(finish=False)
+                callback(report)
+            # As many updates as take the asked time, by what the last ones took.
+            wanted = report_every * (training.done - before) / (now - chunk_start)
+            length = max(1.0, min(wanted, 10.0 * length, training.program.capacity))
+            due = now - saved_at >= checkpoint_every and not training.busy
+            # Hosts have to do the same: stop where any is asked to, else what the first one says.
+            said = devices.of_all_hosts(signals.asked, due, length)
+            asked, (_, due, length) = said[:, 0].max(), said[0]
+            if due:
+                training.save()
                 saved_at = time.perf_counter()
-        training.save(finish=True)
+        training.finish()
         if training.done < loop.num_updates:
             raise Interrupted(_farewell(training))
     out = training.output()
