@@ -1,8 +1,10 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -355,3 +357,51 @@ def test_sizes_given_are_totals():
 def test_start_hosts_says_what_is_missing():
     with pytest.raises(purerl.ConfigError, match="process_id missing, expected all three or none"):
         devices.start_hosts("127.0.0.1:1", 2)
+
+
+def hosts(num_processes, local, *rest):
+    """Processes that find each other on this machine, each with its own devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    return [
+        child("ppo", coordinator, num_processes, i, *rest, num_devices=local)
+        for i in range(num_processes)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "local"), [(2, 2), (4, 1)])
+def test_processes_train_as_one(num_processes, local):
+    """Replicas are the same on all devices of all, and as in one process with as many devices."""
+    seen = [finish(process) for process in hosts(num_processes, local)]
+    alone = finish(child("ppo", num_devices=num_processes * local))
+    for process in seen:
+        assert (process["devices"], process["local"]) == (num_processes * local, local)
+        for path, digests in process["replicas"].items():
+            assert set(digests) == set(alone["replicas"][path]), path
+    played = [digest for process in seen for digest in process["own"]]
+    assert sorted(played) == sorted(alone["own"])
+    assert len(set(alone["own"])) == num_processes * local
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "victim"), [(2, 0), (2, 1), (4, 2)])
+def test_a_killed_process_ends_the_others(num_processes, victim):
+    processes = hosts(num_processes, 1, "forever")
+    try:
+        for process in processes:
+            assert json.loads(process.stdout.readline())["devices"] == num_processes
+        processes[victim].kill()
+        killed = time.monotonic()
+        for i, process in enumerate(processes):
+            if i != victim:
+                _, err = process.communicate(timeout=60)
+                assert process.returncode != 0
+                assert err, "it ended without a word"
+        print(f"all ended {time.monotonic() - killed:.1f} s after the kill")
+        assert time.monotonic() - killed < 60
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
