@@ -10,7 +10,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from purerl.devices import configure_cpu
+from purerl.devices import configure_cpu, use_all_cores
 
 configure_cpu()
 
@@ -50,6 +50,8 @@ from purerl.envs import (  # noqa: E402
 )
 from purerl.evaluate import evaluate  # noqa: E402
 from purerl.fields import ConfigError  # noqa: E402
+from purerl.host.sweep import sweep  # noqa: E402
+from purerl.host.sweep_result import SweepResult  # noqa: E402
 from purerl.loop import Loop, RunState  # noqa: E402
 from purerl.metrics import Episodes, Metrics  # noqa: E402
 from purerl.networks import Actor, Critic  # noqa: E402
@@ -58,6 +60,7 @@ from purerl.returns import gae, lambda_return, n_step_return, reward_to_go  # no
 from purerl.rewarders import Clip, NStep, RunningNormalize, Scale  # noqa: E402
 from purerl.rollout import rollout  # noqa: E402
 from purerl.run import make_loop, run  # noqa: E402
+from purerl.sweep import Choice, LogUniform, Uniform  # noqa: E402
 from purerl.torsos import (  # noqa: E402
     DefaultActor,
     DefaultCritic,
@@ -87,6 +90,7 @@ __all__ = [
     "Buffer",
     "BufferState",
     "Categorical",
+    "Choice",
     "Clip",
     "ConfigError",
     "Critic",
@@ -100,6 +104,7 @@ __all__ = [
     "EnvSpec",
     "Episodes",
     "GaussianNoise",
+    "LogUniform",
     "Loop",
     "Metrics",
     "NStep",
@@ -111,12 +116,14 @@ __all__ = [
     "RunState",
     "RunningNormalize",
     "Scale",
+    "SweepResult",
     "TanhNormal",
     "TimeStep",
     "Torso",
     "TrainConfig",
     "TrainOutput",
     "Transition",
+    "Uniform",
     "action_repeat",
     "auto_reset",
     "check_agent",
@@ -136,6 +143,8 @@ __all__ = [
     "reward_to_go",
     "rollout",
     "run",
+    "sweep",
     "time_limit",
+    "use_all_cores",
     "vectorize",
 ]

@@ -89,6 +89,8 @@ def test_arrows_point_one_way():
     }
     for path in ROOT.rglob("*.py"):
         room = path.relative_to(ROOT).parts[0]
+        if path == ROOT / "__init__.py":  # the public names, of all rooms
+            continue
         forbidden = below["host"] if room != "host" else ()
         forbidden += below.get(room, ()) if room != "host" else ()
         for module in imports(path):
