@@ -61,24 +61,24 @@ def run_apart(payload: bytes) -> Any:
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     environment = {**all_cores_environment(), "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     with tempfile.TemporaryDirectory(prefix="purerl-sweep-") as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-c", CODE, folder],
-            stdin=subprocess.PIPE,
-            env={**os.environ, **environment},
-        )
-        assert process.stdin is not None
-        try:
-            process.stdin.write(len(payload).to_bytes(8, "little") + payload)
-            process.stdin.flush()  # and stays open: the process ends when it closes
-            code = process.wait()
-        except BrokenPipeError:
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
+        command = [sys.executable, "-c", CODE, folder]
+        environment = {**os.environ, **environment}
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
+            assert process.stdin is not None
+            try:
+                # The process ends when its input closes, so it stays open until then.
+                process.stdin.write(len(payload).to_bytes(8, "little") + payload)
+                process.stdin.flush()
+                process.wait()
+            except BrokenPipeError:
+                pass
+            finally:
+                process.kill()
         answer = Path(folder, ANSWER)
         if not answer.exists():
-            raise SweepProcessError(f"the sweep's process ended with code {code} and no result")
+            raise SweepProcessError(
+                f"the sweep's process ended with code {process.returncode} and no result"
+            )
         result, error, text = cloudpickle.loads(answer.read_bytes())
     if isinstance(error, ConfigError):
         raise error
