@@ -1,6 +1,6 @@
-"""Environment steps per second of a sweep (CartPole PPO, seeds x learning rates), layout by layout.
+"""Environment steps per second of a sweep (CartPole PPO, seeds x learning rates), by layout.
 
-    python benchmarks/sweep.py                                  # 64 seeds x 4 rates, 100k steps each
+    python benchmarks/sweep.py    # 64 seeds x 4 rates, 100k steps each
     python benchmarks/sweep.py --seeds 16 --steps 10000         # a quick look
     python benchmarks/sweep.py --seeds 16 --steps 10000 --slices 4 8 16 32 64
     python benchmarks/sweep.py --variants vmap devices processes

@@ -98,7 +98,7 @@ def _plain_bytes(x: np.ndarray) -> np.ndarray:
 def _read(
     file: Path, size: int, shapes: list[jax.ShapeDtypeStruct]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    with np.load(file, allow_pickle=False) as arrays:
+    with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
         places = arrays["places"]
         leaves = [arrays[f"leaf_{i:03d}"] for i in range(len(arrays.files) - 1)]
     if places.ndim != 1 or not np.all((places >= 0) & (places < size)):
