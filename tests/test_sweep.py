@@ -50,7 +50,7 @@ class Tiny(purerl.Agent):
         data = buffer.read(buffer_state)
         gain = jnp.exp(self.gamma * data["reward"])[..., None]
         step = jnp.mean(gain * (data["action"] - state["w"]), axis=(0, 1))
-        w = state["w"] + self.lr * self.repeats * step + (self.bias or 0.0)
+        w = state["w"] + self.lr * self.repeats * step + (0.0 if self.bias is None else self.bias)
         new = {"w": w, "calls": state["calls"] + 1}
         return new, buffer_state, {"loss": jnp.sum(step**2)}
 
@@ -134,7 +134,7 @@ def test_static_fields_are_looped_over(compiled):
         result
     )
     np.testing.assert_array_equal(result.table["num_envs"], [4, 4, 4, 4, 8, 8, 8, 8] * 2)
-    np.testing.assert_array_equal(result.table["num_timesteps"], [32] * 4 + [64] * 4)
+    np.testing.assert_array_equal(result.table["num_timesteps"], ([32] * 4 + [64] * 4) * 2)
     # One update each, so that they can be put together.
     assert result.metrics.num_episodes.shape == (16, 1)
     np.testing.assert_array_equal(result.metrics.num_episodes[:, 0], result.table["num_timesteps"])
