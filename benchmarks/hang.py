@@ -2,6 +2,10 @@
 
     python benchmarks/hang.py                       # as purerl sets things
     python benchmarks/hang.py --scheduler on        # with XLA's own choice, which hangs on JAX 0.10
+    python benchmarks/hang.py --layout devices --runs 50 --steps 30000     # sweep, a device a core
+    python benchmarks/hang.py --layout devices --threads 2          # with as few threads as devices
+
+All runs compile the same program, so that it is kept on disk between them (not with --no-cache).
 
 A process that doesn't end within --limit seconds counts as hung and is killed.
 """
@@ -10,9 +14,11 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from importlib.metadata import version
 
-from purerl.devices import SCHEDULER_FLAG
+from purerl.machine import SCHEDULER_FLAG
 
 TRAIN = """
 import jax, purerl
@@ -20,6 +26,14 @@ config = purerl.TrainConfig("CartPole-v1", total_timesteps={steps}, num_envs=4)
 out = jax.jit(jax.vmap(purerl.make_train(config)))(jax.random.split(jax.random.key({seed}), 16))
 jax.block_until_ready(out)
 print("done", out.num_timesteps)
+"""
+SWEEP = """
+import purerl
+purerl.use_all_cores()
+config = purerl.TrainConfig("CartPole-v1", total_timesteps={steps}, num_envs=4)
+result = purerl.sweep(config, seeds=range({seed}, {seed} + 16), all_cores=False)
+assert result.effort.devices > 1
+print("done", result.table["num_timesteps"].sum())
 """
 BUSY = "while True: pass"
 
@@ -30,15 +44,25 @@ def main():
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--limit", type=float, default=180.0, help="seconds")
     parser.add_argument("--scheduler", choices=["off", "on"], default="off")
+    parser.add_argument("--layout", choices=["vmap", "devices"], default="vmap")
+    parser.add_argument("--threads", type=int, help="XLA's, in place of purerl's choice")
+    parser.add_argument("--no-cache", action="store_true", help="compile in each run")
     args = parser.parse_args()
 
     flags = f"{SCHEDULER_FLAG}=true" if args.scheduler == "on" else ""
     env = {**os.environ, "XLA_FLAGS": flags}
+    if args.threads:
+        env["NPROC"] = str(args.threads)
+    cache = tempfile.TemporaryDirectory()
+    if not args.no_cache:
+        env["JAX_COMPILATION_CACHE_DIR"] = cache.name
+        env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    train = TRAIN if args.layout == "vmap" else SWEEP
     busy = subprocess.Popen([sys.executable, "-c", BUSY])
     hung = failed = 0
     try:
         for run in range(args.runs):
-            code = TRAIN.format(steps=args.steps, seed=run)
+            code = train.format(steps=args.steps, seed=run)
             start = time.perf_counter()
             try:
                 done = subprocess.run(
@@ -52,7 +76,8 @@ def main():
             print(f"run {run + 1}: {word} after {time.perf_counter() - start:.0f} s", flush=True)
     finally:
         busy.kill()
-    print(f"{hung} of {args.runs} hung, {failed} failed")
+        cache.cleanup()
+    print(f"JAX {version('jax')}: {hung} of {args.runs} hung, {failed} failed")
     return 1 if hung or failed else 0
 
 

@@ -10,7 +10,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from purerl.devices import configure_cpu
+from purerl.machine import configure_cpu, use_all_cores
 
 configure_cpu()
 
@@ -51,6 +51,8 @@ from purerl.envs import (  # noqa: E402
 from purerl.errors import ConfigError, RunError  # noqa: E402
 from purerl.evaluate import evaluate  # noqa: E402
 from purerl.host.fit import Interrupted, Report, fit  # noqa: E402
+from purerl.host.sweep import sweep  # noqa: E402
+from purerl.host.sweep_result import SweepResult  # noqa: E402
 from purerl.loop import Loop, RunState  # noqa: E402
 from purerl.metrics import Episodes, Metrics  # noqa: E402
 from purerl.networks import Actor, Critic  # noqa: E402
@@ -59,6 +61,7 @@ from purerl.returns import gae, lambda_return, n_step_return, reward_to_go  # no
 from purerl.rewarders import Clip, NStep, RunningNormalize, Scale  # noqa: E402
 from purerl.rollout import rollout  # noqa: E402
 from purerl.run import make_loop, run  # noqa: E402
+from purerl.sweep import Choice, LogUniform, Uniform  # noqa: E402
 from purerl.torsos import (  # noqa: E402
     DefaultActor,
     DefaultCritic,
@@ -88,6 +91,7 @@ __all__ = [
     "Buffer",
     "BufferState",
     "Categorical",
+    "Choice",
     "Clip",
     "ConfigError",
     "Critic",
@@ -102,6 +106,7 @@ __all__ = [
     "Episodes",
     "GaussianNoise",
     "Interrupted",
+    "LogUniform",
     "Loop",
     "Metrics",
     "NStep",
@@ -115,12 +120,14 @@ __all__ = [
     "RunState",
     "RunningNormalize",
     "Scale",
+    "SweepResult",
     "TanhNormal",
     "TimeStep",
     "Torso",
     "TrainConfig",
     "TrainOutput",
     "Transition",
+    "Uniform",
     "action_repeat",
     "auto_reset",
     "check_agent",
@@ -141,6 +148,8 @@ __all__ = [
     "reward_to_go",
     "rollout",
     "run",
+    "sweep",
     "time_limit",
+    "use_all_cores",
     "vectorize",
 ]

@@ -1,4 +1,4 @@
-"""Devices: one program on several of them, what it says across, and what the machine is told.
+"""Devices: one program on several of them, and what it says across.
 
 All that is collective is here. A run over D devices is the same `shard_map` body on each of them
 (what `pmap` has become in JAX, and unlike it goes under `jit` also where the devices belong to
@@ -6,8 +6,6 @@ several processes), over one mesh axis, `AXIS`. Functions that meet the other de
 `axis_name`; with None there are no others, and they return what they were given.
 """
 
-import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purerl.errors import ConfigError
+from purerl.machine import COUNT_FLAG
 
 PyTree = Any
 
 AXIS = "devices"
-SCHEDULER_FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler"
-COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
 def spread(fn: Callable, num_devices: int, *, args: tuple, result: Any) -> Callable:
@@ -67,6 +64,18 @@ def _where_own(own: Any, tree: PyTree, fn: Callable) -> PyTree:
 
 def _specs(own: Any) -> Any:
     return jax.tree.map(lambda own: PartitionSpec(AXIS) if own else PartitionSpec(), own)
+
+
+def map_members(fn: Callable) -> Callable:
+    """`fn` of one member as a jitted function of many: arguments and results get a leading axis
+    `[S]`, laid over all devices of this process; S is a multiple of their number."""
+    devices = jax.local_devices()
+    mapped = jax.vmap(fn)
+    if len(devices) > 1:
+        spec = PartitionSpec("members")
+        mesh = Mesh(np.array(devices), ("members",))
+        mapped = jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.jit(mapped)
 
 
 def place(like: PyTree, num_devices: int, own: Any, num_axes: int) -> PyTree:
@@ -233,38 +242,3 @@ def wait_for_all_hosts(name: str) -> None:
         from jax.experimental.multihost_utils import sync_global_devices
 
         sync_global_devices(name)
-
-
-def configure_cpu() -> None:
-    """Keeps XLA:CPU from deadlocks: under vmapped training loops, and of several host devices.
-
-    XLA reads these settings when its first backend comes up, so `import purerl` calls this. What
-    the user has set stands. Where a backend is up already and JAX is of a version that hangs, it
-    warns.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    up = _backend_is_up()
-    count = flags.rpartition(f"{COUNT_FLAG}=")[2].split(" ")[0]
-    if count.isdigit() and int(count) > 1 and not up:
-        # Host devices wait for each other in XLA's threads, of which it makes one a core or NPROC.
-        os.environ.setdefault("NPROC", str(max(4 * int(count), os.cpu_count() or 1)))
-    if SCHEDULER_FLAG in flags:
-        return
-    if up:
-        if jax.__version_info__ < (0, 11):
-            warnings.warn(
-                "purerl was imported after JAX had started: on a CPU, vmapped training may hang. "
-                f"Import purerl first, or set XLA_FLAGS={SCHEDULER_FLAG}=false",
-                stacklevel=3,
-            )
-        return
-    os.environ["XLA_FLAGS"] = f"{flags} {SCHEDULER_FLAG}=false".strip()
-
-
-def _backend_is_up() -> bool:
-    try:
-        from jax._src import xla_bridge
-
-        return bool(xla_bridge.backends_are_initialized())
-    except (ImportError, AttributeError):  # no public function tells
-        return False

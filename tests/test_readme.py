@@ -17,9 +17,8 @@ def test_code_blocks_run(tmp_path, monkeypatch):
     names = {}
     for block in blocks:
         # The same code on a budget that a test can pay.
-        block = (
-            re.sub("[25]00_000", "2_048", block).replace(", 64)", ", 2)").replace("-2, 8)", "-2, 2)")
-        )
+        block = re.sub("[25]00_000", "2_048", block)
+        block = block.replace(", 64)", ", 2)").replace("-2, 8)", "-2, 2)")
         exec(block, names)
     assert names["outs"].metrics.episode_return.shape == (2, 2, 2)
     config = purerl.TrainConfig("CartPole-v1", names["agent"])

@@ -1,0 +1,115 @@
+"""What the machine needs to be told before JAX starts, and what it tells."""
+
+import math
+import os
+import warnings
+from pathlib import Path
+
+import jax
+
+from purerl.errors import ConfigError
+
+SCHEDULER_FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler"
+COUNT_FLAG = "--xla_force_host_platform_device_count"
+
+
+def configure_cpu() -> None:
+    """Keeps XLA:CPU from deadlocks: under vmapped training loops, and of several host devices.
+
+    XLA reads these settings when its first backend comes up, so `import purerl` calls this. What
+    the user has set stands. Where a backend is up already and JAX is of a version that hangs, it
+    warns.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    up = _backend_is_up()
+    count = flags.rpartition(f"{COUNT_FLAG}=")[2].split(" ")[0]
+    if count.isdigit() and int(count) > 1 and not up:
+        # Host devices wait for each other in XLA's threads, of which it makes one a core or NPROC.
+        os.environ.setdefault("NPROC", str(max(4 * int(count), os.cpu_count() or 1)))
+    if SCHEDULER_FLAG in flags:
+        return
+    if up:
+        if jax.__version_info__ < (0, 11):
+            warnings.warn(
+                "purerl was imported after JAX had started: on a CPU, vmapped training may hang. "
+                f"Import purerl first, or set XLA_FLAGS={SCHEDULER_FLAG}=false",
+                stacklevel=3,
+            )
+        return
+    os.environ["XLA_FLAGS"] = f"{flags} {SCHEDULER_FLAG}=false".strip()
+
+
+def use_all_cores() -> None:
+    """Makes each core of a CPU a device of JAX, for `sweep` to lay its members over.
+
+    Call it first of all: JAX reads the setting when it starts. What the user has set stands.
+
+    Raises:
+        ConfigError: JAX has started already (making a config starts it).
+    """
+    if COUNT_FLAG in os.environ.get("XLA_FLAGS", ""):
+        return
+    if _backend_is_up():
+        raise ConfigError(
+            "use_all_cores: JAX has started already, expected a call before anything else of it, "
+            "configs included"
+        )
+    os.environ.update(all_cores_environment())
+
+
+def all_cores_environment() -> dict[str, str]:
+    """Environment variables of a process whose CPU is to be one device a core."""
+    cores = num_cores()
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {COUNT_FLAG}={cores}".strip()
+    # Devices wait for each other's threads, of which XLA has one a core unless told otherwise.
+    return {"XLA_FLAGS": flags, "NPROC": os.environ.get("NPROC", str(4 * cores))}
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def free_memory() -> float:
+    """Bytes that a program may take on each device of this process; infinity where nothing tells.
+
+    Of a CPU half of what the machine has free, shared by its devices; of another device nine tenths
+    of what nobody holds.
+    """
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return 0.9 * (stats["bytes_limit"] - stats["bytes_in_use"])
+    if device.platform != "cpu":
+        return math.inf
+    free = min(_meminfo_free(), _cgroup_free())
+    return 0.5 * free / jax.local_device_count()
+
+
+def _meminfo_free() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024.0 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return math.inf
+
+
+def _cgroup_free() -> float:
+    """What a container's limit leaves."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())  # "max" where there is none
+        return float(limit - int((folder / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return math.inf
+
+
+def _backend_is_up() -> bool:
+    try:
+        from jax._src import xla_bridge
+
+        return bool(xla_bridge.backends_are_initialized())
+    except (ImportError, AttributeError):  # no public function tells
+        return False
