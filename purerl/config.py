@@ -1,7 +1,6 @@
 """`TrainConfig`: what a user may say about a run, and every check of it."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
@@ -176,11 +175,6 @@ class TrainConfig(Record):
         """
         return _plain(self)
 
-    def describe(self) -> dict[str, Any]:
-        """Plain values that tell this config from others: as `to_mapping`, but with the names of
-        functions and classes, which `from_mapping` can't take back."""
-        return _plain(self, _name_of)
-
 
 def _from_plain(field: str, spec: str | Mapping[str, Any]) -> Any:
     """An agent, noise, rewarder or buffer from its name, or from a mapping with the name in it."""
@@ -216,22 +210,19 @@ def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
     return agent.replace(**hyperparams)
 
 
-def _plain(record: Record, name_of: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+def _plain(record: Record) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name in field_names(type(record)):
         value = getattr(record, name)
         if value is not None:
-            plain[name] = _plain_value(type(record), name, value, name_of)
+            plain[name] = _plain_value(type(record), name, value)
     return plain
 
 
-def _plain_value(
-    cls: type, name: str, value: Any, name_of: Callable[[Any], Any] | None = None
-) -> Any:
+def _plain_value(cls: type, name: str, value: Any) -> Any:
     for kind, known in REGISTRIES.get(name, {}).items():
         if type(value) is known:
-            about = {"name": kind} if name != "buffer" else {}
-            return about | _plain(cast(Record, value), name_of)
+            return ({"name": kind} if name != "buffer" else {}) | _plain(cast(Record, value))
     options = {f.name: f for f in dataclasses.fields(cls)}[name].metadata.get("options", {})
     for word, known in options.items():
         if value is known:
@@ -243,18 +234,5 @@ def _plain_value(
     if isinstance(value, tuple):
         return list(value)
     if not isinstance(value, (bool, int, float, str)):
-        if name_of is not None:
-            return name_of(value)
         raise ConfigError(f"{cls.__name__}.{name}: {value!r} has no plain form")
     return value
-
-
-def _name_of(value: Any) -> Any:
-    """What tells a function, a class or a user's own record from another."""
-    if isinstance(value, Record):
-        return {"name": _name_of(type(value))} | _plain(value, _name_of)
-    if isinstance(value, functools.partial):
-        arguments = [*map(repr, value.args), *(f"{k}={v!r}" for k, v in value.keywords.items())]
-        return f"{_name_of(value.func)}({', '.join(arguments)})"
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"

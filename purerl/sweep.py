@@ -12,7 +12,7 @@ import numpy as np
 
 from purerl.config import TrainConfig
 from purerl.fields import ConfigError, check_value, field_names, suggest
-from purerl.train import check_key
+from purerl.train import check_key, list_seeds, list_values
 
 Values = dict[str, Any]
 
@@ -68,7 +68,7 @@ class Choice:
     options: Sequence[Any]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(_sequence("Choice", self.options)))
+        object.__setattr__(self, "options", tuple(list_values("Choice", self.options)))
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
         """That many values."""
@@ -133,7 +133,7 @@ def make_plan(
         raise ConfigError(
             "num_devices: a sweep lays whole members over the devices, leave it out of the config"
         )
-    seeds = _seeds(seeds)
+    seeds = list_seeds(seeds)
     points = _grid(grid)
     draws = _draw(samples, num_samples, key)
     names = [*points[0], *draws[0]]
@@ -146,38 +146,11 @@ def make_plan(
     )
 
 
-def _seeds(seeds: Any) -> tuple[int, ...]:
-    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise ConfigError(f"seeds: got {seeds}, expected an integer >= 1, or a sequence")
-        return tuple(range(seeds))
-    values = _sequence("seeds", seeds)
-    for seed in values:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ConfigError(f"seeds: got {seed!r} among them, expected integers 0 <= s < 2**32")
-    if len(set(values)) < len(values):
-        raise ConfigError("seeds: some are there twice")
-    return tuple(values)
-
-
-def _sequence(what: str, values: Any) -> list[Any]:
-    """The values as Python's own; raises ConfigError unless there are some."""
-    if isinstance(values, (np.ndarray, jax.Array)):
-        if values.ndim != 1:
-            raise ConfigError(f"{what}: got an array of shape {values.shape}, expected [values]")
-        values = np.asarray(values).tolist()
-    if not isinstance(values, (Sequence, range)) or isinstance(values, (str, bytes)):
-        raise ConfigError(f"{what}: got {values!r}, expected a sequence of values")
-    if not values:
-        raise ConfigError(f"{what}: got no values, expected at least one")
-    return [x.item() if isinstance(x, np.generic) else x for x in values]
-
-
 def _grid(grid: Mapping[str, Any] | None) -> list[Values]:
     """Every point of it, the last name changing fastest."""
     if grid is not None and not isinstance(grid, Mapping):
         raise ConfigError(f"grid: got {grid!r}, expected a mapping of names to values")
-    axes = {name: _sequence(f"grid[{name!r}]", values) for name, values in (grid or {}).items()}
+    axes = {name: list_values(f"grid[{name!r}]", values) for name, values in (grid or {}).items()}
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 

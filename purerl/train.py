@@ -1,6 +1,6 @@
 """`make_train`: from a config to a pure function that trains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -122,3 +122,35 @@ def check_key(key: Any) -> None:
         raise ConfigError(
             f"key: got {key.shape[0]} keys, expected one; for many agents, jax.vmap(train)(keys)"
         )
+
+
+def list_seeds(seeds: Any) -> tuple[int, ...]:
+    """Seeds, each the key `jax.random.key(seed)`, from their number or from a sequence of them.
+
+    Raises:
+        ConfigError: it is neither, or one is there twice.
+    """
+    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise ConfigError(f"seeds: got {seeds}, expected an integer >= 1, or a sequence")
+        return tuple(range(seeds))
+    values = list_values("seeds", seeds)
+    for seed in values:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ConfigError(f"seeds: got {seed!r} among them, expected integers 0 <= s < 2**32")
+    if len(set(values)) < len(values):
+        raise ConfigError("seeds: some are there twice")
+    return tuple(values)
+
+
+def list_values(what: str, values: Any) -> list[Any]:
+    """The values as Python's own; raises ConfigError unless there are some."""
+    if isinstance(values, (np.ndarray, jax.Array)):
+        if values.ndim != 1:
+            raise ConfigError(f"{what}: got an array of shape {values.shape}, expected [values]")
+        values = np.asarray(values).tolist()
+    if not isinstance(values, (Sequence, range)) or isinstance(values, (str, bytes)):
+        raise ConfigError(f"{what}: got {values!r}, expected a sequence of values")
+    if not values:
+        raise ConfigError(f"{what}: got no values, expected at least one")
+    return [x.item() if isinstance(x, np.generic) else x for x in values]

@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -23,6 +22,7 @@ import numpy as np
 
 from purerl import devices
 from purerl.errors import RunError
+from purerl.host.files import DAMAGED, reason, write_whole
 
 PyTree = Any
 FORMAT = 1
@@ -59,7 +59,7 @@ class RunFolder:
             self._exits.enter_context(_locked(self.path / "lock"))
             _remove_rests(self.path / "checkpoints")
         except OSError as error:
-            raise RunError(f"run_dir: can't write into {self.path}: {_reason(error)}") from None
+            raise RunError(f"run_dir: can't write into {self.path}: {reason(error)}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +89,7 @@ class RunFolder:
             raise RunError(f"{self.path} has checkpoints but no run.json: what they are of is not "
                            "known; nothing was changed") from None  # fmt: skip
         except (OSError, ValueError) as error:
-            raise RunError(f"{file} can't be read: {_reason(error)}; nothing was changed") from None
+            raise RunError(f"{file} can't be read: {reason(error)}; nothing was changed") from None
         if not isinstance(run, dict) or run.get("format") != FORMAT:
             found = run.get("format") if isinstance(run, dict) else None
             raise RunError(
@@ -102,7 +102,7 @@ class RunFolder:
         """Notes what the run is, in plain values."""
         text = json.dumps({"format": FORMAT, **run}, indent=2)
         with self._telling("what the run is"):
-            _write(self.path / "run.json", lambda file: file.write(text.encode()))
+            write_whole(self.path / "run.json", lambda file: file.write(text.encode()))
 
     @property
     def busy(self) -> bool:
@@ -163,7 +163,7 @@ class RunFolder:
                 return jax.tree.unflatten(jax.tree.structure(like), found)
         except Exception as error:  # orbax and its readers raise of every kind
             raise RunError(
-                f"the checkpoint {where} is damaged ({type(error).__name__}: {_reason(error)}); "
+                f"the checkpoint {where} is damaged ({type(error).__name__}: {reason(error)}); "
                 f"nothing was changed: {way} that folder"
             ) from error
         raise RunError(
@@ -179,7 +179,7 @@ class RunFolder:
         stop = start + next(iter(arrays.values())).shape[-1]
         file = self.path / "metrics" / f"{start:012d}-{stop:012d}.npz"
         with self._telling("metrics"):
-            _write(file, lambda opened: np.savez(opened, **arrays))
+            write_whole(file, lambda opened: np.savez(opened, **arrays))
 
     def read_metrics(self, num_updates: int, like: PyTree) -> list[PyTree]:
         """Metrics of the first updates, in pieces that follow each other.
@@ -210,7 +210,7 @@ class RunFolder:
             good = self.latest
             rest = f"the checkpoint of update {good} is still good" if good else "there is none yet"
             raise RunError(
-                f"run_dir: can't save {what} into {self.path}: {_reason(error)}; {rest}"
+                f"run_dir: can't save {what} into {self.path}: {reason(error)}; {rest}"
             ) from error
 
 
@@ -237,16 +237,6 @@ def _remove_rests(folder: pathlib.Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-def _write(file: pathlib.Path, fill: Any) -> None:
-    """The file whole or not at all."""
-    part = file.with_name(file.name + ".part")
-    with part.open("wb") as opened:
-        fill(opened)
-        opened.flush()
-        os.fsync(opened.fileno())
-    part.replace(file)
-
-
 def _by_name(tree: PyTree) -> dict[str, Any]:
     """Leaves by their path in the tree."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -271,11 +261,5 @@ def _load(file: pathlib.Path, like: PyTree) -> PyTree:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in names])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{file} is damaged: {_reason(error)}; nothing was changed") from None
-
-
-def _reason(error: BaseException) -> str:
-    """An error in one line; the system's own word where it has one."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    except DAMAGED as error:
+        raise RunError(f"{file} is damaged: {reason(error)}; nothing was changed") from None

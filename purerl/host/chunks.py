@@ -12,7 +12,7 @@ from purerl.config import TrainConfig, with_hyperparams
 from purerl.errors import ConfigError
 from purerl.metrics import Metrics
 from purerl.state import OWN
-from purerl.train import TrainOutput
+from purerl.train import TrainOutput, list_seeds
 
 PyTree = Any
 CHUNK_BYTES = 2**24  # of metrics, at most, between two looks from the host
@@ -87,14 +87,8 @@ def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] |
     """A key for each seed, `[S]`, and the seeds; one key where no seeds are given."""
     if seeds is None:
         return jax.random.key(0), None
-    listed = list(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
-    if isinstance(listed, (str, bool)) or not isinstance(listed, Sequence) or not listed:
-        raise ConfigError(f"seeds: got {seeds!r}, expected an integer >= 1, or a list of integers")
-    for seed in listed:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ConfigError(f"seeds: got {seed!r}, expected integers from 0 to {2**32 - 1}")
-    numbers = np.array(listed, np.uint32)
-    return jax.vmap(jax.random.key)(numbers), [int(n) for n in numbers]
+    listed = list_seeds(seeds)
+    return jax.vmap(jax.random.key)(np.array(listed, np.uint32)), list(listed)
 
 
 def hyperparam_arrays(

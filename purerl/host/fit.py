@@ -18,6 +18,7 @@ from purerl.config import TrainConfig
 from purerl.fields import ConfigError
 from purerl.host.checkpoint import RunFolder
 from purerl.host.chunks import Program, hyperparam_arrays, seed_keys
+from purerl.host.files import describe
 from purerl.host.identity import claim
 from purerl.metrics import Metrics
 from purerl.train import TrainOutput
@@ -107,7 +108,7 @@ def fit(
             raise ConfigError("resume: got True, expected None where there is no run_dir")
         return _train(_Training(program, None), callback, report_every, checkpoint_every)
     run = {
-        "config": config.describe(),
+        "config": describe(config),
         "hyperparams": {name: x.tolist() for name, x in values.items()},
         "seeds": listed,
     }

@@ -1,22 +1,17 @@
 """Finished slices of a sweep on disk, to go on from after the process has died."""
 
 import dataclasses
-import functools
-import importlib.metadata
 import json
 import os
-import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from purerl.envs.base import Env
 from purerl.errors import ConfigError
-from purerl.fields import Record, field_names
+from purerl.host.files import DAMAGED, describe, differences, versions, write_whole
 from purerl.sweep import Plan
 
 DESCRIPTION = "sweep.json"
@@ -47,7 +42,7 @@ class Store:
         for file in sorted(self.path.glob(f"group-{group:03d}-members-*.npz")):
             try:
                 yield _read(file, size, shapes)
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            except DAMAGED:
                 file.unlink()
 
 
@@ -71,23 +66,13 @@ def open_store(run_dir: str | os.PathLike[str], description: dict[str, Any]) -> 
         there = json.loads(file.read_text())
     except (OSError, ValueError):
         raise ConfigError(f"run_dir: {file} can't be read, expected a sweep's own") from None
-    differences = list(_differences(there, description))
-    if differences:
+    differing = next(differences(there, description), None)
+    if differing is not None:
         raise ConfigError(
-            f"run_dir: {path} has another sweep, expected the same or a new folder. "
-            f"There and here: {'; '.join(differences[:5])}"
+            f"run_dir: {path} holds another sweep: {differing}; choose another folder (nothing was "
+            "changed)"
         )
     return Store(path)
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Writes a file that is there whole or not at all, even after a power cut."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _plain_bytes(x: np.ndarray) -> np.ndarray:
@@ -112,7 +97,6 @@ def _read(
 
 def describe_sweep(plan: Plan, keep_buffer: bool) -> dict[str, Any]:
     """What makes a sweep that one and no other, in plain values."""
-    packages = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax")
     return {
         "format": 1,
         "config": describe(plan.config),
@@ -120,45 +104,5 @@ def describe_sweep(plan: Plan, keep_buffer: bool) -> dict[str, Any]:
         "combinations": [describe(values) for values in plan.combinations],
         "seeds": list(plan.seeds),
         "keep_buffer": keep_buffer,
-        "versions": {name: _version(name) for name in packages},
+        "versions": versions(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def describe(value: Any) -> Any:
-    """A value in plain ones. Functions and classes are their names: what they do isn't seen."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Record):
-        fields = {name: describe(getattr(value, name)) for name in field_names(type(value))}
-        return {"class": type(value).__qualname__, **fields}
-    if isinstance(value, Env):
-        return {"env": value.spec.name, "spec": re.sub(r" at 0x\w+", "", repr(value.spec))}
-    if isinstance(value, Mapping):
-        return {str(name): describe(x) for name, x in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [describe(x) for x in value]
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return np.asarray(value).tolist()
-    if isinstance(value, functools.partial):
-        return {"partial": describe(value.func), "args": describe(value.args), **value.keywords}
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    return re.sub(r" at 0x\w+", "", repr(value))
-
-
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    """What two descriptions differ in, by its full name."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in {**there, **here}:
-            inside = f"{name}.{key}" if name else key
-            yield from _differences(there.get(key), here.get(key), inside)
-    elif there != here or type(there) is not type(here):
-        texts = (json.dumps(x) for x in (there, here))
-        yield f"{name} {' and '.join(x if len(x) < 80 else x[:77] + '...' for x in texts)}"

@@ -1,0 +1,87 @@
+"""What the host writes: files whole or not at all, and plain words for what a run is."""
+
+import functools
+import json
+import os
+import platform
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purerl.envs.base import Env
+from purerl.fields import Record, field_names
+
+PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint")
+# What numpy raises where an npz file is not what it was.
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Writes a file that is there whole or not at all, even after a power cut."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line; the system's own word where it has one."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of what numbers depend on."""
+
+    def known(package: str) -> str | None:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return None
+
+    return {"python": platform.python_version(), **{name: known(name) for name in PACKAGES}}
+
+
+def describe(value: Any) -> Any:
+    """A value in plain ones. Functions and classes are their names: what they do isn't seen."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Record):
+        fields = {name: describe(getattr(value, name)) for name in field_names(type(value))}
+        return {"class": type(value).__qualname__, **fields}
+    if isinstance(value, Env):
+        return {"env": value.spec.name, "spec": re.sub(r" at 0x\w+", "", repr(value.spec))}
+    if isinstance(value, Mapping):
+        return {str(name): describe(x) for name, x in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [describe(x) for x in value]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return np.asarray(value).tolist()
+    if isinstance(value, functools.partial):
+        return {
+            "partial": describe(value.func),
+            "args": describe(value.args),
+            **describe(value.keywords),
+        }
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return re.sub(r" at 0x\w+", "", repr(value))
+
+
+def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """What two descriptions differ in, by its full name."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in {**there, **here}:
+            inside = f"{name}.{key}" if name else key
+            yield from differences(there.get(key), here.get(key), inside)
+    elif there != here or type(there) is not type(here):
+        old, new = (x if len(x) < 80 else x[:77] + "..." for x in map(json.dumps, (there, here)))
+        yield f"{name} is {old} there, got {new}"
