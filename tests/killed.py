@@ -1,28 +1,50 @@
-"""Trains in a folder, as a process that a test kills: `python killed.py RUN FOLDER`."""
+"""Trains in a folder, as a process that a test kills.
 
+    python killed.py RUN FOLDER [COORDINATOR NUM_PROCESSES PROCESS_ID]
+
+With the last three it is one of several, which train over two devices together. Prints each update
+that was reached, and at the end what tells states apart.
+"""
+
+import hashlib
 import sys
 import time
 
-import test_fit
-from toys import quick_jit
+import jax
+import numpy as np
 
 import purerl
+from purerl import devices
 from purerl.host.chunks import Program
 
 NUM_UPDATES = 60
 
 
-def main(name, folder):
+def digest(out):
+    """Of what is the same on all devices."""
+    state = out.state._replace(buffer=None, rollout=None, rewarder=None)
+    keys = jax.random.key_data(state.key), jax.random.key_data(state.eval_key)
+    leaves = jax.tree.leaves((state._replace(key=None, eval_key=None), keys, out.metrics))
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def main(name, folder, coordinator=None, num_processes="1", process_id="0"):
+    if int(num_processes) > 1:
+        devices.start_hosts(coordinator, int(num_processes), int(process_id), heartbeat_seconds=10)
+    import test_fit  # these start JAX
+    from toys import quick_jit
+
     Program.jit = staticmethod(quick_jit)
     config = test_fit.small(name, NUM_UPDATES)
-    purerl.fit(
-        config,
+    out = purerl.fit(
+        config if coordinator is None else config.replace(num_devices=2),
         folder,
         seeds=2,
         callback=lambda report: (print(report.stop, flush=True), time.sleep(0.03)),
         report_every=0.0,
         checkpoint_every=0.0,
     )
+    print("end", digest(out), flush=True)
 
 
 if __name__ == "__main__":

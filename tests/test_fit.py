@@ -6,6 +6,7 @@ import pathlib
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -393,33 +394,70 @@ def test_skipped_updates_are_told():
     assert out.state.nonfinite_updates.shape == (2,)
 
 
+def start(name, folder, *arguments, num_devices=1):
+    """A process that trains in a folder."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    script = str(pathlib.Path(__file__).with_name("killed.py"))
+    command = [sys.executable, script, name, str(folder), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def updates(output):
+    return [int(line) for line in output.splitlines() if line.isdigit()]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_20_random_moments_it_ends_in_the_same_state(tmp_path):
     """SIGKILL, some time after the first chunk: in training, in saving, between the two. What it
     left, the same call goes on from. All agents take turns."""
     rng = np.random.default_rng(0)
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    script = str(pathlib.Path(__file__).with_name("killed.py"))
     for turn in range(20):
         name = list(RUNS)[turn % len(RUNS)]
-        command = [sys.executable, script, name, str(tmp_path / name)]
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, text=True
-        ) as process:
+        with start(name, tmp_path / name) as process:
             first = process.stdout.readline()
             time.sleep(rng.uniform(0.0, 0.8))
             process.kill()
-            rest = process.stdout.read()
+            reached = updates(first + process.stdout.read())
         assert process.returncode == -signal.SIGKILL
-        print(name, "killed after update", [first, *rest.split()][-1].strip())
+        print(name, "killed after update", reached[-1])
     for name in RUNS:
         config = small(name, killed.NUM_UPDATES)
         seen = []
         end = purerl.fit(config, tmp_path / name, seeds=2, callback=seen.append)
         assert 0 < seen[0].start < killed.NUM_UPDATES
         assert_equal(end, purerl.fit(config, seeds=2))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["PPO", "DQN"])
+def test_another_number_of_processes_goes_on_exactly(name, tmp_path):
+    """Two processes with a device each, of which one is killed: the other ends too, and one process
+    with two devices goes on, to the end that it would have come to by itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with (
+        start(name, tmp_path / "run", address, 2, 0) as one,
+        start(name, tmp_path / "run", address, 2, 1) as other,
+    ):
+        while not updates(line := other.stdout.readline()) or updates(line)[0] < 20:
+            assert line
+        other.kill()
+        assert one.wait(60) != 0
+        assert updates(one.stdout.read())[-1] < killed.NUM_UPDATES
+    ends = {}
+    for folder in ("run", "alone"):
+        with start(name, tmp_path / folder, address, 1, 0, num_devices=2) as process:
+            output = process.stdout.read()
+        ends[folder] = output.splitlines()[-1]
+        first = updates(output)[0]
+        assert (first == 1) == (folder == "alone")
+    assert ends["run"].startswith("end ")
+    assert ends["run"] == ends["alone"]
