@@ -12,7 +12,8 @@ Variants:
     processes   one process a core, each with its part of the members in slices like sweep's
 
 Each variant has processes of its own, all of them alive at the same time, of which one variant
-works at a time, in turns. Medians; compiling apart.
+works at a time, in turns. Medians; compiling apart. Beside the clock's time that of the processor,
+over all threads, which other work on the machine stretches less.
 """
 
 import argparse
@@ -43,18 +44,23 @@ def main():
         args.variants = [f"devices:{size}" for size in args.slices]
     workers = {variant: start(variant, args) for variant in args.variants}
     seconds = {variant: [] for variant in workers}
+    processor = {variant: [] for variant in workers}
     for _ in range(args.repeats):
         for variant, processes in workers.items():
             start_time = time.perf_counter()
             for process in processes:
                 print("go", file=process.stdin, flush=True)
-            steps = sum(int(process.stdout.readline()) for process in processes)
+            done = [json.loads(process.stdout.readline()) for process in processes]
+            steps = sum(one["steps"] for one in done)
             seconds[variant].append((time.perf_counter() - start_time) / steps)
+            processor[variant].append(sum(one["processor"] for one in done) / steps)
             print(f"{variant}: {1 / seconds[variant][-1]:,.0f} steps/s", flush=True)
     print("medians:")
     rates = {variant: 1 / statistics.median(x) for variant, x in seconds.items()}
     for variant, rate in rates.items():
-        print(f"{variant:12} {rate:9,.0f} steps/s {rate / next(iter(rates.values())):.2f}")
+        spent = 1e6 * statistics.median(processor[variant])
+        ratio = rate / next(iter(rates.values()))
+        print(f"{variant:12} {rate:9,.0f} steps/s {ratio:5.2f} {spent:6.2f} core us a step")
         for process in workers[variant]:
             process.stdin.close()
             process.wait()
@@ -131,9 +137,12 @@ def work(args):
     slices = f"slices of {program.slice_size}, " if variant in ("devices", "processes") else ""
     print(f"JAX {jax.__version__}, {num_members} members, {slices}compiled in {seconds:.1f} s")
     sys.stdout.flush()
+    steps = num_members * loop.num_updates * loop.steps_per_update
     for _ in sys.stdin:
+        begin = time.process_time()
         train()
-        print(num_members * loop.num_updates * loop.steps_per_update, flush=True)
+        spent = time.process_time() - begin
+        print(json.dumps({"steps": steps, "processor": spent}), flush=True)
 
 
 if __name__ == "__main__":

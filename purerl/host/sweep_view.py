@@ -38,7 +38,7 @@ def overview(result: SweepResult) -> Any:
             cells.append(str(skipped[i]))
         table.add_row(*cells)
     lines = [f"{_count(len(order), 'combination')} x {_count(seeds, 'seed')}"]
-    lines[0] += ": mean return at the end, its standard deviation over seeds, minimum, maximum"
+    lines[0] += ": final return, mean ± standard deviation over seeds"
     below = [f"and {len(order) - ROWS} more"] if len(order) > ROWS else []
     return Group(*lines, table, *below, *_took(result))
 
