@@ -30,6 +30,7 @@ from purerl.agents import (  # noqa: E402
 from purerl.buffer import Buffer, BufferState  # noqa: E402
 from purerl.check import AgentError, check_agent  # noqa: E402
 from purerl.config import TrainConfig  # noqa: E402
+from purerl.devices import start_hosts  # noqa: E402
 from purerl.distributions import Categorical, Normal, TanhNormal  # noqa: E402
 from purerl.envs import (  # noqa: E402
     Box,
@@ -148,6 +149,7 @@ __all__ = [
     "reward_to_go",
     "rollout",
     "run",
+    "start_hosts",
     "sweep",
     "time_limit",
     "use_all_cores",
