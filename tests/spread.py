@@ -51,12 +51,18 @@ def report(jax, np, out):
             x = jax.random.key_data(x)
         seen = [digest(np.asarray(shard.data)) for shard in x.addressable_shards]
         replicas[jax.tree_util.keystr(path)] = seen
+    params = {
+        jax.tree_util.keystr(path): np.asarray(x).ravel().tolist()
+        for path, x in jax.tree_util.tree_leaves_with_path(out.state.agent)
+        if ".params" in jax.tree_util.keystr(path)
+    }
     own = out.state.rollout.env.obs.addressable_shards
     return {
         "version": jax.__version__,
         "devices": jax.device_count(),
         "local": jax.local_device_count(),
         "replicas": replicas,
+        "params": params,
         "own": [digest(np.asarray(shard.data)) for shard in own],
         "skipped": int(np.asarray(out.state.nonfinite_updates).sum()),
         "learned": all(
