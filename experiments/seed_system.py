@@ -129,6 +129,8 @@ def chapter_run():
         eval_every=20,
         eval_max_episodes=4,
         eval_max_episode_steps=50,
+        num_devices=1,  # the environments of one agent can lie on several
+        stop_if_nonfinite=False,  # an update that yields NaN is skipped and counted
     )
     evaluated = int(np.sum(np.asarray(metrics.eval.num_episodes)))
     print(

@@ -371,6 +371,8 @@ def test_a_full_disk_leaves_the_older_checkpoint_good(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(report):
+        while report.stop > 2 and not any(tmp_path.glob("checkpoints/*/_CHECKPOINT_METADATA")):
+            time.sleep(0.01)
         if report.stop >= 10:  # no file may grow beyond a few bytes from here on
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
 

@@ -415,12 +415,12 @@ def test_a_damaged_slice_is_trained_anew(compiled, tmp_path, damage):
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"num_envs": 8}, {}, "config.num_envs 4 and 8"),
-        ({"agent": Tiny(gamma=0.9)}, {}, "config.agent.gamma 0.99 and 0.9"),
-        ({}, {"seeds": 3}, r"seeds \[0, 1\] and \[0, 1, 2\]"),
-        ({}, {"grid": {"lr": [1e-3]}}, "names.*combinations"),
-        ({}, {"keep_buffer": True}, "keep_buffer false and true"),
-        ({"action_processor": jnp.tanh}, {}, "config.action_processor null and .*tanh"),
+        ({"num_envs": 8}, {}, "config.num_envs is 4 there, got 8"),
+        ({"agent": Tiny(gamma=0.9)}, {}, "config.agent.gamma is 0.99 there, got 0.9"),
+        ({}, {"seeds": 3}, r"seeds is \[0, 1\] there, got \[0, 1, 2\]"),
+        ({}, {"grid": {"lr": [1e-3]}}, r"names is \[\] there, got \['lr'\]"),
+        ({}, {"keep_buffer": True}, "keep_buffer is False there, got True"),
+        ({"action_processor": jnp.tanh}, {}, "config.action_processor is None there, got .*tanh"),
     ],
 )
 def test_another_sweep_is_not_overwritten(tmp_path, changes, options, message, monkeypatch):

@@ -10,6 +10,7 @@ leaves the last complete checkpoint. Loading reads arrays and JSON: no code come
 """
 
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -179,7 +180,8 @@ class RunFolder:
         stop = start + next(iter(arrays.values())).shape[-1]
         file = self.path / "metrics" / f"{start:012d}-{stop:012d}.npz"
         with self._telling("metrics"):
-            write_whole(file, lambda opened: np.savez(opened, **arrays))
+            np.savez(packed := io.BytesIO(), **arrays)  # which complains at exit where a disk is full
+            write_whole(file, lambda opened: opened.write(packed.getbuffer()))
 
     def read_metrics(self, num_updates: int, like: PyTree) -> list[PyTree]:
         """Metrics of the first updates, in pieces that follow each other.

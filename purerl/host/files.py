@@ -1,7 +1,6 @@
 """What the host writes: files whole or not at all, and plain words for what a run is."""
 
 import functools
-import json
 import os
 import platform
 import re
@@ -83,5 +82,5 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
             inside = f"{name}.{key}" if name else key
             yield from differences(there.get(key), here.get(key), inside)
     elif there != here or type(there) is not type(here):
-        old, new = (x if len(x) < 80 else x[:77] + "..." for x in map(json.dumps, (there, here)))
+        old, new = (x if len(x) < 80 else x[:77] + "..." for x in map(repr, (there, here)))
         yield f"{name} is {old} there, got {new}"
