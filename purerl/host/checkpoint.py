@@ -180,7 +180,7 @@ class RunFolder:
         stop = start + next(iter(arrays.values())).shape[-1]
         file = self.path / "metrics" / f"{start:012d}-{stop:012d}.npz"
         with self._telling("metrics"):
-            np.savez(packed := io.BytesIO(), **arrays)  # which complains at exit where a disk is full
+            np.savez(packed := io.BytesIO(), **arrays)  # it complains twice where a disk is full
             write_whole(file, lambda opened: opened.write(packed.getbuffer()))
 
     def read_metrics(self, num_updates: int, like: PyTree) -> list[PyTree]:
