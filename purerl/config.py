@@ -15,6 +15,7 @@ from purerl.fields import (
     Record,
     check_value,
     field_names,
+    field_options,
     flag,
     integer,
     static,
@@ -32,7 +33,7 @@ REGISTRIES: dict[str, Mapping[str, type]] = {
     "rewarder": REWARDERS,
     "buffer": {"buffer": Buffer},
 }
-DEFAULT_NAMES = {"agent": "ppo", "buffer": "buffer"}
+DEFAULT_NAMES = {"agent": "ppo", "buffer": "buffer", "noise": "gaussian"}
 
 
 def _instance(base: type) -> Callable[[Any], Any]:
@@ -173,7 +174,7 @@ class TrainConfig(Record):
             ConfigError: a field holds a function, a class or an environment, which have no plain
                 form (an environment made from its name has).
         """
-        return _plain(self)
+        return to_plain(self)
 
 
 def _from_plain(field: str, spec: str | Mapping[str, Any]) -> Any:
@@ -210,19 +211,36 @@ def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
     return agent.replace(**hyperparams)
 
 
-def _plain(record: Record) -> dict[str, Any]:
+def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> dict[str, Any]:
+    """Plain values of a record's fields, those that aren't their default `None`.
+
+    Args:
+        record: a config, or a part of one.
+        left: takes the full names of fields without a plain form; None raises for them.
+        path: what stands before their names.
+
+    Raises:
+        ConfigError: as `TrainConfig.to_mapping`.
+    """
     plain: dict[str, Any] = {}
-    for name in field_names(type(record)):
+    for name, field in field_options(type(record)).items():
         value = getattr(record, name)
-        if value is not None:
-            plain[name] = _plain_value(type(record), name, value)
+        if value is None and field.default is None:
+            continue
+        try:
+            plain[name] = _plain_value(type(record), name, value, left, path + name)
+        except ConfigError:
+            if left is None:
+                raise
+            left.append(path + name)
     return plain
 
 
-def _plain_value(cls: type, name: str, value: Any) -> Any:
+def _plain_value(cls: type, name: str, value: Any, left: list[str] | None, path: str) -> Any:
     for kind, known in REGISTRIES.get(name, {}).items():
         if type(value) is known:
-            return ({"name": kind} if name != "buffer" else {}) | _plain(cast(Record, value))
+            named = {"name": kind} if name != "buffer" else {}
+            return named | to_plain(cast(Record, value), left, f"{path}.")
     options = {f.name: f for f in dataclasses.fields(cls)}[name].metadata.get("options", {})
     for word, known in options.items():
         if value is known:
@@ -233,6 +251,6 @@ def _plain_value(cls: type, name: str, value: Any) -> Any:
         return value.spec.name
     if isinstance(value, tuple):
         return list(value)
-    if not isinstance(value, (bool, int, float, str)):
+    if value is not None and not isinstance(value, (bool, int, float, str)):
         raise ConfigError(f"{cls.__name__}.{name}: {value!r} has no plain form")
     return value

@@ -32,6 +32,18 @@ def evaluate(
     Returns:
         Statistics over all of them.
     """
+    returns, lengths = play_episodes(env, policy, key, num_episodes, max_steps)
+    return summarize(returns, lengths, jnp.ones(num_episodes, bool))
+
+
+def play_episodes(
+    env: Env,
+    policy: Callable[[PyTree, jax.Array], jax.Array],
+    key: jax.Array,
+    num_episodes: int,
+    max_steps: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Plays as `evaluate` does; the return and the length of each episode, `[num_episodes]`."""
     env = vectorize(env)
     reset_key, play_key = jax.random.split(key)
     obs, env_state = env.reset(jax.random.split(reset_key, num_episodes))
@@ -53,4 +65,4 @@ def evaluate(
         return time + 1, timestep.obs, env_state, over, returns, lengths
 
     _, _, _, _, returns, lengths = jax.lax.while_loop(going, step, start)
-    return summarize(returns, lengths, jnp.ones(num_episodes, bool))
+    return returns, lengths

@@ -219,6 +219,12 @@ def field_names(cls: type, traced: bool | None = None) -> list[str]:
     return [f.name for f in _fields(cls, traced) if f.init]
 
 
+def field_options(cls: type) -> dict[str, dataclasses.Field]:
+    """The fields that a user may give, by name, with their default, and in `metadata` what is
+    `expected`."""
+    return {f.name: f for f in _fields(cls) if f.init}
+
+
 def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field]:
     fields = dataclasses.fields(cls)
     return [f for f in fields if traced is None or f.metadata.get("traced", False) == traced]

@@ -7,8 +7,13 @@ the spec are those that the environment really returns, bounds that are known to
 up, and states keep their dtypes.
 """
 
+import ast
+import contextlib
 import functools
 import importlib
+import importlib.util
+import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -25,8 +30,25 @@ WRONG_BOUNDS = ("MemoryChain-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
 
 
 def names() -> list[str]:
-    """Names of the registered gymnax environments. Imports gymnax, which takes seconds."""
+    """Names of the registered gymnax environments.
+
+    Importing gymnax takes seconds: before that is needed, its list is read from its source.
+    """
+    if "gymnax" not in sys.modules:
+        with contextlib.suppress(Exception):  # a gymnax that is written otherwise is imported
+            return _names_in_source()
     return list(importlib.import_module("gymnax").registered_envs)
+
+
+def _names_in_source() -> list[str]:
+    spec = importlib.util.find_spec("gymnax")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    source = pathlib.Path(spec.submodule_search_locations[0], "registration.py").read_text()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_BUILTIN_ENV_IDS":
+            return ast.literal_eval(node.value)
+    raise LookupError
 
 
 def make_gymnax(name: str, **kwargs: Any) -> Env:

@@ -1,5 +1,6 @@
 """Names to environments: `make("CartPole-v1")`, `register("my-env", factory)`."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,8 @@ def make(name: str, **kwargs: Any) -> Env:
     """An environment by its name.
 
     Args:
-        name: one of `env_names()`.
+        name: one of `env_names()`, or `"module:name"` for an environment of one's own in a module
+            that can be imported: an `Env`, a gymnax `Environment`, or what returns one.
         **kwargs: for the environment's constructor.
 
     Raises:
@@ -43,9 +45,29 @@ def make(name: str, **kwargs: Any) -> Env:
     """
     if name in _factories:
         return _factories[name](**kwargs)
+    if ":" in name:
+        return _import(name, kwargs)
     if name not in gymnax.names():
         raise ConfigError(f"env: no environment {name!r}; {suggest(name, env_names())}")
     return gymnax.make_gymnax(name, **kwargs)
+
+
+def _import(name: str, kwargs: dict[str, Any]) -> Env:
+    """An environment of a user's own module, which is named as it was asked for."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises
+        what = str(error) or type(error).__name__
+        raise ConfigError(f"env: can't import {module_name!r} of {name!r}: {what}") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        known = [word for word in vars(module) if not word.startswith("_")]
+        raise ConfigError(f"env: {module_name!r} has no {attribute!r}; {suggest(attribute, known)}")
+    if callable(found) and not isinstance(found, Env):
+        found = found(**kwargs)
+    env = as_env(found)
+    return env._replace(spec=env.spec._replace(name=name))
 
 
 def as_env(env: Any) -> Env:

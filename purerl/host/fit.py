@@ -5,9 +5,9 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,38 +20,23 @@ from purerl.host.checkpoint import RunFolder
 from purerl.host.chunks import Program, hyperparam_arrays, seed_keys
 from purerl.host.files import describe
 from purerl.host.identity import claim
+from purerl.host.report import Report
+from purerl.host.run_files import RunFiles
+from purerl.host.sinks import Sink, list_sinks
 from purerl.metrics import Metrics
 from purerl.train import TrainOutput
 
 PyTree = Any
 
 
-class Report(NamedTuple):
-    """What is told after every chunk.
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal; all that was trained is saved where there is a folder.
 
     Attributes:
-        start, stop: the updates that were made, from `start` up to `stop`.
-        num_updates: how many make the run.
-        steps_per_update: environment steps in each, of each seed.
-        metrics: `Metrics` of numpy arrays, `[n]` or `[S, n]`, n = stop - start.
-        seconds: of training so far, in this process.
-        compile_seconds: what compiling took.
+        output: what training left so far.
     """
 
-    start: int
-    stop: int
-    num_updates: int
-    steps_per_update: int
-    metrics: Metrics
-    seconds: float
-    compile_seconds: float
-
-
-Callback = Callable[[Report], None]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal; all that was trained is saved where there is a folder."""
+    output: TrainOutput | None = None
 
 
 def fit(
@@ -61,7 +46,7 @@ def fit(
     seeds: int | Sequence[int] | None = None,
     hyperparams: Mapping[str, Any] | None = None,
     resume: bool | None = None,
-    callback: Callback | None = None,
+    callback: Sink | Sequence[Sink] | None = None,
     report_every: float = 2.0,
     checkpoint_every: float = 30.0,
     keep: int = 3,
@@ -70,14 +55,16 @@ def fit(
 
     Args:
         config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
-        run_dir: a folder for checkpoints and metrics; None for none. Called again with the same
-            arguments, training goes on from the newest checkpoint, also after a kill at any moment,
-            and ends in the very state that it would have ended in.
+        run_dir: a folder for checkpoints, `config.toml`, `metrics.csv`, `summary.json` and the
+            seeds' policies; None for none. Called again with the same arguments, training goes on
+            from the newest checkpoint, also after a kill at any moment, and ends in the very state
+            that it would have ended in.
         seeds: a number of seeds (0, 1, ...), or the seeds, each trained from the key
             `jax.random.key(seed)`, all at once; None for one agent, with seed 0, without the axis.
         hyperparams: float fields of the agent by name, scalars or `[S]`.
         resume: True if there has to be a checkpoint, False if there must be none; None for either.
-        callback: called with a `Report` after each chunk.
+        callback: called with a `Report` after each chunk; several are called in turn. Those that
+            have a `close` are closed at the end. `purerl.tensorboard_sink` and its like are some.
         report_every: seconds that a chunk is to take, about.
         checkpoint_every: seconds between checkpoints. They are written while training goes on.
         keep: how many of them stay.
@@ -103,27 +90,40 @@ def fit(
     keys, listed = seed_keys(seeds)
     values = hyperparam_arrays(config, hyperparams or {}, None if listed is None else len(listed))
     program = Program(config, keys, values)
+    sinks = list_sinks(callback)
+    seeds_told = (0,) if listed is None else tuple(listed)
     if run_dir is None:
         if resume:
             raise ConfigError("resume: got True, expected None where there is no run_dir")
-        return _train(_Training(program, None), callback, report_every, checkpoint_every)
+        training = _Training(program, None, seeds_told, None)
+        return _train(training, sinks, report_every, checkpoint_every)
     run = {
         "config": describe(config),
         "hyperparams": {name: x.tolist() for name, x in values.items()},
         "seeds": listed,
     }
+    files = None
     with RunFolder(run_dir, keep) as folder:
         if devices.is_first_host():
             claim(folder, run, program.loop, resume)
+            files = RunFiles(folder.path, config, seeds_told)
+            sinks.insert(0, files)
         devices.wait_for_all_hosts("claimed")
-        return _train(_Training(program, folder), callback, report_every, checkpoint_every)
+        training = _Training(program, folder, seeds_told, files)
+        return _train(training, sinks, report_every, checkpoint_every)
 
 
 class _Training:
     """A run on its way: its state, and how far that is saved."""
 
-    def __init__(self, program: Program, folder: RunFolder | None) -> None:
-        self.program, self.folder = program, folder
+    def __init__(
+        self,
+        program: Program,
+        folder: RunFolder | None,
+        seeds: tuple[int, ...],
+        files: RunFiles | None,
+    ) -> None:
+        self.program, self.folder, self.seeds, self.files = program, folder, seeds, files
         self.done = self.saved = (folder.latest or 0) if folder else 0
         self.pieces: list[Metrics] = []
         self.unsaved: list[Metrics] = []
@@ -166,11 +166,15 @@ class _Training:
             self.folder.wait()
 
     def output(self) -> TrainOutput:
-        return self.program.output(self.state, _joined(self.pieces))
+        """What training has left so far; it is in the folder's files too then."""
+        out = self.program.output(self.state, _joined(self.pieces))
+        if self.files is not None:
+            self.files.end(out, finished=self.done == self.program.loop.num_updates)
+        return out
 
 
 def _train(
-    training: _Training, callback: Callback | None, report_every: float, checkpoint_every: float
+    training: _Training, sinks: list[Sink], report_every: float, checkpoint_every: float
 ) -> TrainOutput:
     loop = training.program.loop
     if training.done == loop.num_updates:
@@ -184,17 +188,18 @@ def _train(
             chunk_start, before = time.perf_counter(), training.done
             metrics = training.advance(min(before + int(length), loop.num_updates))
             now = time.perf_counter()
-            if callback is not None:
-                report = Report(
-                    before,
-                    training.done,
-                    loop.num_updates,
-                    loop.steps_per_update,
-                    metrics,
-                    seconds=now - start,
-                    compile_seconds=start - began,
-                )
-                callback(report)
+            report = Report(
+                before,
+                training.done,
+                loop.num_updates,
+                loop.steps_per_update,
+                metrics,
+                seconds=now - start,
+                compile_seconds=start - began,
+                seeds=training.seeds,
+            )
+            for sink in sinks:
+                sink(report)
             # As many updates as take the asked time, by what the last ones took.
             wanted = report_every * (training.done - before) / (now - chunk_start)
             length = max(1.0, min(wanted, 10.0 * length, training.program.capacity))
@@ -206,9 +211,13 @@ def _train(
                 training.save()
                 saved_at = time.perf_counter()
         training.finish()
-        if training.done < loop.num_updates:
-            raise Interrupted(_farewell(training))
     out = training.output()
+    for sink in sinks:
+        getattr(sink, "close", lambda: None)()
+    if training.done < loop.num_updates:
+        interrupted = Interrupted(_farewell(training))
+        interrupted.output = out
+        raise interrupted
     _warn_of_nonfinite(out)
     return out
 

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import math
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError
+from purerl.host.files import write_whole
 from purerl.metrics import Metrics
 from purerl.slices import Program, from_host
 from purerl.sweep import Group, Plan, configure
@@ -183,12 +185,18 @@ class SweepResult:
         values = dict(self.plan.combinations[combination])
         return Best(values, mean, std, member, self.member(member))
 
+    @property
+    def has_returns(self) -> bool:
+        """Whether an episode of any member has ended."""
+        return bool(np.any(np.isfinite(self.table["final_return"])))
+
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes the table, its columns' names in the first line."""
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self.table)
-            writer.writerows(zip(*self.table.values(), strict=True))
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(self.table)
+        writer.writerows(zip(*self.table.values(), strict=True))
+        write_whole(Path(path), lambda file: file.write(text.getvalue().encode()))
 
     def __rich__(self) -> Any:
         from purerl.host.sweep_view import overview

@@ -1,0 +1,164 @@
+"""`purerl envs`, `agents`, `presets`, `check-env` and `bench`."""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from purerl.agents import AGENTS
+from purerl.envs import check_env, env_names, make
+from purerl.envs.check import EnvError
+from purerl.errors import ConfigError, suggest
+from purerl.fields import field_options
+from purerl.host.cli import FAILED, Parser
+from purerl.host.cli.flags import (
+    UNSPOKEN,
+    Flag,
+    add_config_flags,
+    config_from,
+    documented,
+    integers,
+    told,
+)
+from purerl.presets import list_presets
+from purerl.train import make_train
+
+
+def add_envs(parser: Parser, argv: Sequence[str]) -> None:
+    """No arguments."""
+    del parser, argv
+
+
+def run_envs(args: argparse.Namespace, console: Console) -> int:
+    """Lists environments: their spaces and time limits."""
+    del args
+    table = Table("name", "observation", "action", "time limit", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for name in env_names():
+        try:
+            spec = make(name).spec
+        except ConfigError as error:
+            table.add_row(name, str(error).rpartition(": ")[2])
+            continue
+        limit = spec.max_episode_steps
+        space = spec.observation_space
+        table.add_row(name, str(space.shape), str(spec.action_space), str(limit or "none"))
+    console.print(table)
+    return 0
+
+
+def add_agents(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `agents`."""
+    del argv
+    parser.add_argument("agent", nargs="?", metavar="AGENT", help="its hyperparameters only")
+
+
+def run_agents(args: argparse.Namespace, console: Console) -> int:
+    """Lists agents, or one's hyperparameters."""
+    if args.agent is None:
+        for name, cls in AGENTS.items():
+            console.print(f"  [bold]{name:<13}[/] {(cls.__doc__ or '').splitlines()[0]}")
+        console.print("\npurerl agents AGENT lists the hyperparameters of one.")
+        return 0
+    name = args.agent.lower()
+    if name not in AGENTS:
+        raise ConfigError(f"AGENT: no agent {args.agent!r}; {suggest(args.agent, AGENTS)}")
+    texts = documented(AGENTS[name])
+    table = Table("flag", "default", "", box=None, pad_edge=False)
+    for field, option in field_options(AGENTS[name]).items():
+        if field not in UNSPOKEN:
+            default = getattr(option.default, "__name__", str(option.default))
+            table.add_row(Flag("agent", field, AGENTS[name]).word, default, texts.get(field, ""))
+    console.print(table)
+    return 0
+
+
+def add_presets(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `presets`."""
+    del argv
+    parser.add_argument("env", nargs="?", metavar="ENV", help="those of one environment")
+
+
+def run_presets(args: argparse.Namespace, console: Console) -> int:
+    """Lists presets: what differs from the defaults."""
+    presets = list_presets()
+    if args.env is not None and args.env not in presets:
+        raise ConfigError(f"ENV: no preset for {args.env!r}; {suggest(args.env, presets)}")
+    table = Table("environment", "agent", "what differs", box=None, pad_edge=False)
+    for env, agents in presets.items():
+        if args.env in (None, env):
+            for agent, fields in agents.items():
+                table.add_row(env, agent, ", ".join(told(fields)))
+    console.print(table)
+    console.print("\npurerl train ENV --agent AGENT finds them by itself.")
+    return 0
+
+
+def add_check_env(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `check-env`."""
+    del argv
+    parser.add_argument("env", metavar="ENV", help="module:name, or a name")
+
+
+def run_check_env(args: argparse.Namespace, console: Console) -> int:
+    """Checks an environment."""
+    env = make(args.env)
+    try:
+        check_env(env)
+    except EnvError as error:
+        print(f"purerl: {args.env}: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    spec = env.spec
+    console.print(
+        f"{spec.name} is right: observations {spec.observation_space}, actions "
+        f"{spec.action_space}, time limit {spec.max_episode_steps or 'none'}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def add_bench(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `bench`."""
+    parser.usage = "purerl bench ENV [--agent NAME] [--seeds N] [--FIELD VALUE ...]"
+    parser.add_argument("env", metavar="ENV", nargs="?", default="CartPole-v1")
+    parser.add_argument("--seeds", default="1", metavar="N", help="trained at once (1)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements (5)")
+    add_config_flags(parser, argv)
+
+
+def run_bench(args: argparse.Namespace, console: Console) -> int:
+    """Times the whole of training, compiling apart."""
+    if args.repeats < 1:
+        raise ConfigError(f"--repeats: got {args.repeats}, expected an integer >= 1")
+    config, _ = config_from(args)
+    seeds: Any = integers("--seeds", args.seeds)
+    seeds = np.array(range(seeds) if isinstance(seeds, int) else seeds, np.uint32)
+    keys = jax.vmap(jax.random.key)(seeds)
+    lowered = jax.jit(jax.vmap(make_train(config))).lower(keys)
+    began = time.perf_counter()
+    train = lowered.compile()
+    compiling = time.perf_counter() - began
+    out = jax.block_until_ready(train(keys))
+    seconds = []
+    for _ in range(args.repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(train(keys))
+        seconds.append(time.perf_counter() - began)
+    steps = len(seeds) * out.metrics.num_episodes.shape[-1] * int(out.steps_per_update)
+    median = statistics.median(seconds)
+    console.print(
+        f"{config.env.spec.name}, {type(config.agent).__name__}, {len(seeds)} seeds: "
+        f"{steps / median:,.0f} steps/s over all seeds (median of {args.repeats}: "
+        f"{steps / max(seconds):,.0f} to {steps / min(seconds):,.0f}); {steps:,} steps in "
+        f"{median:.2f} s; compiled in {compiling:.1f} s\n"
+        f"JAX {jax.__version__}, {len(jax.devices())} x {jax.devices()[0].device_kind}",
+        soft_wrap=True,
+    )
+    return 0

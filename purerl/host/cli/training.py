@@ -1,0 +1,158 @@
+"""`purerl train` and `purerl resume`."""
+
+import argparse
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from purerl.config import TrainConfig
+from purerl.errors import ConfigError, RunError
+from purerl.host.cli import INTERRUPTED, Parser
+from purerl.host.cli.flags import add_config_flags, config_from, integers, read_config, told
+from purerl.host.console import console_sink, show_curve
+from purerl.host.fit import Interrupted, fit
+from purerl.host.run_files import CONFIG, read_summary
+from purerl.host.sinks import Sink, tensorboard_sink, wandb_sink
+
+RUNS = Path("runs")
+EPILOG = """\
+A run's folder has its config, metrics, checkpoints, policies, TensorBoard events and learning
+curve. Ctrl-C saves; purerl resume goes on, to the very same end.
+
+Examples:
+  purerl train CartPole-v1 --seeds 8
+  purerl train Pendulum-v1 --agent ddpg --noise ornstein_uhlenbeck --noise.sigma 0.3
+  purerl train my_module:MyEnv --lr 3e-4 --num-envs 64 --hidden 128,128 --normalize-obs
+  purerl train --config runs/CartPole-v1-ppo-1/config.toml --seeds 100,101,102
+"""
+
+
+def add_train(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `train`."""
+    parser.epilog = EPILOG
+    parser.usage = "purerl train ENV [--agent NAME] [--seeds N] [--FIELD VALUE ...]"
+    parser.add_argument("env", metavar="ENV", nargs="?", help="see purerl envs, or module:name")
+    parser.add_argument("--seeds", default="1", metavar="N", help="how many, or which: 3,7,12 (1)")
+    parser.add_argument("--run-dir", metavar="DIR", help="by default a new one in runs/")
+    _add_log_flags(parser)
+    add_config_flags(parser, argv)
+
+
+def _add_log_flags(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--report-every", type=float, default=2.0, metavar="S", help="seconds, about (2)")
+    add("--checkpoint-every", type=float, default=30.0, metavar="S", help="seconds (30)")
+    add("--no-tensorboard", action="store_true", help="write no TensorBoard events")
+    add("--wandb", metavar="PROJECT", help="log to Weights & Biases as well")
+
+
+def run_train(args: argparse.Namespace, console: Console) -> int:
+    """Trains."""
+    config, preset = config_from(args)
+    seeds = integers("--seeds", args.seeds)
+    if preset:
+        name = preset["agent"]["name"]
+        said = ", ".join(told(preset)) or "the agent's own defaults"
+        console.print(f"preset for {args.env} and {name}: {escape(said)} (--no-preset for none)")
+    folder = Path(args.run_dir) if args.run_dir else new_folder(config)
+    return _train(config, seeds, folder, args, console)
+
+
+def new_folder(config: TrainConfig, kind: str = "") -> Path:
+    """The first of runs/ENV-agent-1, -2, ... that isn't there."""
+    env = re.sub(r"[^\w.-]+", "-", config.env.spec.name)
+    stem = "-".join(filter(None, (env, type(config.agent).__name__.lower(), kind)))
+    return next(folder for i in itertools.count(1) if not (folder := RUNS / f"{stem}-{i}").exists())
+
+
+def add_resume(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `resume`."""
+    del argv
+    parser.add_argument("run", metavar="RUN", nargs="?", help="its folder (the newest in runs/)")
+    parser.add_argument("--total-timesteps", type=float, metavar="N", help="train for longer")
+    parser.add_argument("--env", metavar="MODULE:NAME", help="the environment, where it is yours")
+    _add_log_flags(parser)
+
+
+def run_resume(args: argparse.Namespace, console: Console) -> int:
+    """Goes on with a run."""
+    folder = Path(args.run) if args.run else newest_run()
+    file = folder / "run.json"
+    try:
+        run = json.loads(file.read_text())
+        seeds, hyperparams = run["seeds"], run["hyperparams"]
+    except FileNotFoundError:
+        raise RunError(f"{folder} is no run's folder: it has no run.json") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{file} can't be read: {error}") from None
+    mapping = read_config(folder / CONFIG)
+    if args.env is not None:
+        mapping["env"] = args.env
+    elif ":" in str(mapping.get("env")):
+        # A folder may come from anywhere: no code is imported because a file says so.
+        raise ConfigError(f"--env: expected --env {mapping['env']}, whose code this run needs")
+    if args.total_timesteps is not None:
+        mapping["total_timesteps"] = args.total_timesteps
+    config = TrainConfig.from_mapping(mapping)
+    return _train(config, seeds, folder, args, console, hyperparams, resume=True)
+
+
+def newest_run() -> Path:
+    """The run's folder in runs/ that was written last. Raises RunError where there is none."""
+    runs = [file.parent for file in RUNS.glob("*/run.json")]
+    if not runs:
+        raise RunError("there is no run in runs/: name a run's folder")
+    return max(runs, key=lambda folder: (folder / "lock").stat().st_mtime)
+
+
+def _train(
+    config: TrainConfig,
+    seeds: Any,
+    folder: Path,
+    args: argparse.Namespace,
+    console: Console,
+    hyperparams: Any = None,
+    resume: bool | None = None,
+) -> int:
+    live = console_sink(config, seeds, folder, console)
+    sinks: list[Sink] = [live]
+    if not args.no_tensorboard:
+        sinks.append(tensorboard_sink(folder / "tensorboard"))
+    if args.wandb:
+        sinks.append(wandb_sink(project=args.wandb, name=folder.name))
+    options = {"report_every": args.report_every, "checkpoint_every": args.checkpoint_every}
+    with live:
+        try:
+            out = fit(config, folder, seeds=seeds, hyperparams=hyperparams, resume=resume,
+                      callback=sinks, **options)  # fmt: skip
+        except Interrupted as error:
+            if error.output is None:
+                raise
+            out = error.output
+    show_curve(console, out.metrics, out.steps_per_update)
+    draw(folder)
+    summary = read_summary(folder)
+    if summary["finished"]:
+        console.print(f"all of it is in {folder}/", soft_wrap=True)
+        return 0
+    console.print(
+        f"interrupted after {summary['timesteps']:,} steps of each seed, which are saved; to go on:"
+        f"\n  purerl resume {folder}",
+        soft_wrap=True,
+    )
+    return INTERRUPTED
+
+
+def draw(folder: Path) -> None:
+    """Draws `curve.png` in a run's folder, where an episode has ended."""
+    from purerl.host.plotting import plot_curves, read_run
+
+    curves = read_run(folder)
+    if curves.num_episodes.any():
+        plot_curves([curves], folder / "curve.png")

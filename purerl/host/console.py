@@ -1,0 +1,193 @@
+"""A run on the screen: live while it trains, its curve and its end afterwards."""
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from purerl.config import TrainConfig
+from purerl.host.report import Report, means
+from purerl.metrics import Metrics
+
+# Of the losses, the live line has as many as fit beside the rest.
+LIVE_LOSSES = 2
+
+
+class console_sink:  # noqa: N801 - called as a function
+    """Shows how training goes: a bar, steps a second, time left, return over seeds, losses.
+
+    In a pipe it says only how the run begins and how long it took. Use it in a `with` statement.
+
+    Args:
+        config: what is trained.
+        seeds: a number of seeds, or the seeds.
+        folder: the run's, to be told.
+        console: where to; None for standard output.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        seeds: Any = 1,
+        folder: Path | str | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.console = console or Console(highlight=False)
+        self.config, self.folder = config, folder
+        self.num_seeds = 1 if seeds is None else seeds if isinstance(seeds, int) else len(seeds)
+        self.first: Report | None = None
+        self.last: Report | None = None
+        self._screen: Any = None
+
+    def __enter__(self) -> Self:
+        loop = self.config.make_loop()
+        total = loop.num_updates * loop.steps_per_update
+        self.console.print(
+            f"[bold]{escape(self.config.env.spec.name)}[/], {type(loop.agent).__name__}, "
+            f"{_count(self.num_seeds, 'seed')}: {loop.num_updates:,} updates of {loop.num_envs} "
+            f"environments x {loop.update_every} steps, {total:,} steps each"
+            + (f" -> {self.folder}/" if self.folder else ""),
+            soft_wrap=True,
+        )
+        if self.console.is_terminal:
+            columns = (BarColumn(24), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+            self._bar = Progress(TextColumn("{task.description}"), *columns)
+            self._task = self._bar.add_task("compiling", total=loop.num_updates, start=False)
+            self._screen = Live(self._bar, console=self.console, transient=True)
+            self._screen.start()
+        return self
+
+    def __call__(self, report: Report) -> None:
+        if self.first is None:
+            self.first = report
+            said = f"compiled in {report.compile_seconds:.1f} s"
+            if report.start:
+                said += f", going on after {report.start * report.steps_per_update:,} steps"
+            self.console.print(said)
+        self.last = report
+        if self._screen is not None:
+            if report.start == self.first.start:
+                self._bar.start_task(self._task)
+            self._bar.update(self._task, completed=report.stop, description="training ")
+            self._screen.update(self._panel(report))
+
+    def _panel(self, report: Report) -> Table:
+        """The bar, and below it the numbers of the last report."""
+        table = means(report)
+        line = [f"{self.speed:,.0f} steps/s"]
+        returns = table["episode_return"]
+        if np.any(np.isfinite(returns)):
+            line.append(f"return {_spread(returns)}")
+        if "eval_return" in table and np.any(np.isfinite(table["eval_return"])):
+            line.append(f"evaluation {_spread(table['eval_return'])}")
+        losses = list(report.metrics.losses)[:LIVE_LOSSES]
+        line += [f"{name.replace('_', ' ')} {_mean(table[name]):.3g}" for name in losses]
+        if report.metrics.nonfinite_updates.any():
+            line.append(f"[red]{int(report.metrics.nonfinite_updates.sum())} updates skipped[/]")
+        grid = Table.grid()
+        grid.add_row(self._bar)
+        grid.add_row("   ".join(line))
+        return grid
+
+    @property
+    def speed(self) -> float:
+        """Environment steps a second, over all seeds."""
+        if self.first is None or self.last is None or not self.last.seconds:
+            return 0.0
+        steps = (self.last.stop - self.first.start) * self.last.steps_per_update
+        return steps * self.num_seeds / self.last.seconds
+
+    def __exit__(self, *error: object) -> None:
+        if self._screen is not None:
+            with contextlib.suppress(Exception):
+                self._screen.stop()
+            self._screen = None
+        if self.last is not None:
+            self.console.print(
+                f"trained in {self.last.seconds:.1f} s: {self.speed:,.0f} steps/s over all seeds"
+            )
+
+
+def show_curve(console: Console, metrics: Metrics, steps_per_update: int, rows: int = 20) -> None:
+    """The learning curve, a row a stretch of training, and the end of the run.
+
+    Args:
+        console: where to.
+        metrics: of numpy arrays, `[S, n]` or `[n]`.
+        steps_per_update: environment steps in each, of each seed.
+        rows: of the curve, at most.
+    """
+    returns = np.atleast_2d(np.asarray(metrics.episode_return))
+    num_updates = returns.shape[1]
+    edges = np.array_split(np.arange(num_updates), max(1, min(rows, num_updates)))
+    told = [means(_part(metrics, part, steps_per_update)) for part in edges]
+    per_seed = [part["episode_return"] for part in told]
+    seen = np.concatenate(per_seed) if per_seed else np.zeros(0)
+    seen = seen[np.isfinite(seen)]
+    if not seen.size:
+        console.print("no episode ended: the return is not known; train for longer")
+        return
+    low, high = min(0.0, float(seen.min())), max(0.0, float(seen.max()))
+    curve = Table("steps", "return", "min", "max", "", box=None, pad_edge=False)
+    for column in curve.columns[:4]:
+        column.justify = "right"
+    for part, values in zip(edges, per_seed, strict=True):
+        steps, known = f"{int(part[-1] + 1) * steps_per_update:,}", values[np.isfinite(values)]
+        if known.size:
+            filled = round(40 * (known.mean() - low) / (high - low or 1.0))
+            cells = (f"{x:.1f}" for x in (known.mean(), known.min(), known.max()))
+            curve.add_row(steps, *cells, "█" * filled)
+        else:
+            curve.add_row(steps, "-", "-", "-", "")
+    console.print(curve)
+    _show_end(console, told[-1], metrics)
+
+
+def _show_end(console: Console, end: dict[str, np.ndarray], metrics: Metrics) -> None:
+    table = Table("at the end", "mean over seeds", "min", "max", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    shown = {"return": end["episode_return"], "episode length": end["episode_length"]}
+    shown |= {name: end[name] for name in metrics.losses}
+    if metrics.eval is not None:
+        evaluated = np.atleast_2d(metrics.eval.episode_return)
+        lasts = [seed[np.isfinite(seed)][-1:] for seed in evaluated]
+        shown["evaluation's return"] = np.concatenate(lasts)
+    for name, values in shown.items():
+        known = values[np.isfinite(values)]
+        if known.size:
+            numbers = (f"{x:.4g}" for x in (known.mean(), known.min(), known.max()))
+            table.add_row(name.replace("_", " "), *numbers)
+    console.print(table)
+
+
+def _part(metrics: Metrics, part: np.ndarray, steps_per_update: int) -> Report:
+    """Some updates of a run, as a report."""
+    start, stop = int(part[0]), int(part[-1]) + 1
+    own = jax.tree.map(lambda x: np.asarray(x)[..., start:stop], metrics)
+    return Report(start, stop, stop, steps_per_update, own, 0.0, 0.0)
+
+
+def _mean(x: np.ndarray) -> float:
+    """Mean of what is known."""
+    known = x[np.isfinite(x)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _spread(x: np.ndarray) -> str:
+    """Mean over seeds, and their range."""
+    known = x[np.isfinite(x)]
+    text = f"{known.mean():.1f}"
+    return text if known.size < 2 else f"{text} ({known.min():.1f} to {known.max():.1f})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

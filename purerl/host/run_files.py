@@ -1,0 +1,137 @@
+"""What people and other programs read of a run's folder.
+
+    config.toml   the config; None is "none"
+    metrics.csv   a row an update and seed
+    summary.json  the end of the run in numbers, and on what it was made
+    policies/     a file for each seed: `purerl.load_policy`
+
+`run.json`, `metrics/` and `checkpoints/` beside them are what the run goes on from.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tomli_w
+
+from purerl.config import TrainConfig, to_plain
+from purerl.errors import RunError
+from purerl.host.files import DAMAGED, reason, versions, write_whole
+from purerl.host.policy_file import save_policy
+from purerl.host.report import Report
+from purerl.host.sinks import csv_sink
+from purerl.host.sweep_result import final_return
+from purerl.train import TrainOutput
+
+CONFIG, METRICS, SUMMARY, POLICIES = "config.toml", "metrics.csv", "summary.json", "policies"
+
+
+class RunFiles:
+    """Writes the files of a run: called with each report, and told the end.
+
+    Args:
+        folder: the run's.
+        config: what is trained.
+        seeds: with which seeds.
+
+    Raises:
+        RunError: from everything, where a file can't be written.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, seeds: tuple[int, ...]) -> None:
+        self.folder, self.config, self.seeds = folder, config, seeds
+        self.csv = csv_sink(folder / METRICS)
+        self.compile_seconds = 0.0
+        left: list[str] = []
+        text = config_text(to_plain(config, left))
+        if left:
+            text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
+        self._write(CONFIG, text)
+
+    def __call__(self, report: Report) -> None:
+        self.csv(report)
+        self.compile_seconds = report.compile_seconds
+
+    def end(self, out: TrainOutput, finished: bool) -> None:
+        """Writes `summary.json`, and the policies of what training left so far.
+
+        Args:
+            out: as of `fit`, with or without an axis of seeds.
+            finished: whether the run is over.
+        """
+        took = {"seconds": round(self.csv.seconds, 3), "compile_seconds": self.compile_seconds}
+        if not self.csv.seconds:  # nothing was left to do: what it took is known from before
+            with contextlib.suppress(RunError, KeyError):
+                before = read_summary(self.folder)
+                took = {name: before[name] for name in took}
+        if np.ndim(out.state.num_updates) == 0:
+            out = jax.tree.map(lambda x: x[None], out)
+        about = {"seeds": list(self.seeds), "finished": finished, **took}
+        summary = summarize(self.config, out) | about | {"versions": versions()}
+        self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
+        try:
+            (self.folder / POLICIES).mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"can't write {self.folder / POLICIES}: {reason(error)}") from error
+        for i, seed in enumerate(self.seeds):
+            save_policy(out.member(i).policy, self.folder / POLICIES / f"seed-{seed}.policy")
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            write_whole(self.folder / name, lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise RunError(f"can't write {self.folder / name}: {reason(error)}") from error
+
+
+def config_text(mapping: Mapping[str, Any]) -> str:
+    """A config's plain values as TOML."""
+    return tomli_w.dumps(_without_none(mapping))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_none(x) for name, x in value.items()}
+    return "none" if value is None else value
+
+
+def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
+    """The end of a run in numbers; every part of `out` has an axis `[S]`."""
+    updates = np.asarray(out.state.num_updates, np.int64)
+    metrics = jax.tree.map(np.asarray, out.metrics)
+    returns = final_return(metrics, updates)
+    known = returns[np.isfinite(returns)]
+    return {
+        "env": config.env.spec.name,
+        "agent": type(config.agent).__name__,
+        "steps_per_update": out.steps_per_update,
+        "num_updates": int(updates.max()),
+        "timesteps": int(updates.max()) * out.steps_per_update,
+        "final_return": {
+            "of": "training episodes of the last tenth of the updates, each counted once",
+            "mean": float(known.mean()) if known.size else None,
+            "std": float(known.std(ddof=1)) if known.size > 1 else None,
+            "by_seed": [None if math.isnan(x) else float(x) for x in returns],
+        },
+        "num_episodes": int(metrics.num_episodes.sum()),
+        "nonfinite_updates": int(metrics.nonfinite_updates.sum()),
+    }
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What `write_summary` has written.
+
+    Raises:
+        RunError: there is none, or it can't be read.
+    """
+    try:
+        return json.loads((folder / SUMMARY).read_text())
+    except FileNotFoundError:
+        what = "is no run's folder" if folder.is_dir() else "doesn't exist"
+        raise RunError(f"{folder} {what}: it has no {SUMMARY}") from None
+    except DAMAGED as error:
+        raise RunError(f"{folder / SUMMARY} can't be read: {reason(error)}") from None
