@@ -23,6 +23,7 @@ from purerl.fields import (
 )
 from purerl.loop import Loop
 from purerl.noise import NOISES, Noise
+from purerl.purejaxrl import from_purejaxrl
 from purerl.rewarders import REWARDERS, Rewarder, RunningNormalize
 from purerl.run import make_loop
 
@@ -166,6 +167,17 @@ class TrainConfig(Record):
             if isinstance(values.get(field), (str, Mapping)):
                 values[field] = _from_plain(field, values[field])
         return cls(**values)
+
+    @classmethod
+    def from_purejaxrl(cls, config: Mapping[str, Any]) -> Self:
+        """A config from PureJaxRL's upper-case keys, those of its PPO or of its DQN.
+
+        What differs is told in one `UserWarning`.
+
+        Raises:
+            ConfigError: a key that PureJaxRL doesn't have, or see the class.
+        """
+        return cls.from_mapping(from_purejaxrl(config))
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values again, those that aren't None; `from_mapping` takes them.

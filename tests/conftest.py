@@ -14,3 +14,23 @@ def key():
 @pytest.fixture(scope="session")
 def cartpole():
     return purerl.make("CartPole-v1")
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Runs the command in a folder of its own: exit code, standard output and standard error."""
+    from toys import quick_jit
+
+    from purerl.host.chunks import Program
+    from purerl.host.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # nothing is written beside the folder
+    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
+
+    def run(*argv):
+        code = main([str(word) for word in argv])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run

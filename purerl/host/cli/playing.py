@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from purerl.envs import Env, action_repeat, make, time_limit
+from purerl.envs import Env, make
 from purerl.errors import ConfigError, RunError
 from purerl.evaluate import play_episodes
 from purerl.host.cli import Parser

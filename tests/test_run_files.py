@@ -1,0 +1,99 @@
+"""A run's folder, as others read it."""
+
+import json
+import tomllib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import quick_jit, walk
+
+import purerl
+from purerl.host.chunks import Program
+from purerl.host.cli.flags import read_config
+from purerl.host.run_files import config_text
+from purerl.host.sweep_result import final_return
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
+
+
+def config(**options):
+    options = {"num_envs": 4, "update_every": 8, "total_timesteps": 320, **options}
+    return purerl.TrainConfig(walk(5, limit=3), options.pop("agent", purerl.PPO()), **options)
+
+
+def test_the_summary_is_that_of_the_run(tmp_path):
+    out = purerl.fit(config(), tmp_path, seeds=[4, 9])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["seeds"] == [4, 9]
+    assert summary["agent"] == "PPO"
+    assert summary["finished"] is True
+    assert summary["num_updates"] == 10
+    assert summary["timesteps"] == 320
+    assert summary["num_episodes"] == out.metrics.num_episodes.sum()
+    returns = final_return(out.metrics, np.array([10, 10]))
+    np.testing.assert_allclose(summary["final_return"]["by_seed"], returns)
+    np.testing.assert_allclose(summary["final_return"]["mean"], returns.mean())
+    np.testing.assert_allclose(summary["final_return"]["std"], returns.std(ddof=1))
+    assert summary["seconds"] > 0
+    # The same again: nothing was trained, and what it took is still known.
+    purerl.fit(config(), tmp_path, seeds=[4, 9])
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_each_seed_has_its_policy(tmp_path):
+    out = purerl.fit(config(), tmp_path, seeds=[4, 9])
+    obs = jnp.ones((3, 2))
+    for i, seed in enumerate((4, 9)):
+        policy = purerl.load_policy(tmp_path / "policies" / f"seed-{seed}.policy")
+        np.testing.assert_array_equal(policy(obs), out.member(i).policy(obs))
+        np.testing.assert_array_equal(policy.value(obs), out.member(i).policy.value(obs))
+
+
+def test_one_agent_without_seeds_has_the_files_too(tmp_path):
+    purerl.fit(config(), tmp_path)
+    assert (tmp_path / "policies" / "seed-0.policy").exists()
+    assert json.loads((tmp_path / "summary.json").read_text())["final_return"]["std"] is None
+
+
+CONFIGS = [
+    purerl.TrainConfig("CartPole-v1"),
+    purerl.TrainConfig("CartPole-v1", total_timesteps=None, max_episodes=7, skip_frames=2),
+    purerl.TrainConfig(
+        "Pendulum-v1",
+        purerl.DDPG(hidden=(8, 8), actor_lr=3e-4),
+        noise=purerl.OrnsteinUhlenbeckNoise(sigma=0.3),
+        rewarder=purerl.Scale(0.1),
+        buffer=purerl.Buffer(maxlen=1024, priority_sampling=True, anneal_beta=False),
+    ),
+    purerl.TrainConfig("CartPole-v1", purerl.DQN(target_fn="q", epsilon_steps=100)),
+    purerl.TrainConfig("Pendulum-v1", purerl.ActorCritic(activation="relu"), normalize_obs=True),
+    purerl.TrainConfig("CartPole-v1", purerl.REINFORCE(baseline=True)),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c.agent).__name__)
+def test_a_config_comes_back_from_its_file(config, tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text(config_text(config.to_mapping()))
+    again = purerl.TrainConfig.from_mapping(read_config(file))
+    assert again.to_mapping() == config.to_mapping()
+    assert again.replace(env="CartPole-v1").agent == config.agent
+
+
+def test_what_has_no_form_in_a_file_is_named(tmp_path):
+    purerl.fit(
+        config(agent=purerl.PPO(actor=purerl.DefaultActor), action_processor=lambda a: a), tmp_path
+    )
+    text = (tmp_path / "config.toml").read_text()
+    assert "since it has no form there: agent.actor, action_processor" in text
+    assert tomllib.loads(text)["num_envs"] == 4
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "metrics.csv").mkdir()
+    with pytest.raises(purerl.RunError, match=r"can't write metrics into .*metrics.csv"):
+        purerl.fit(config(), tmp_path)
