@@ -168,7 +168,7 @@ def performance_profile(
 
 
 def bin_curves(
-    x: np.ndarray, returns: np.ndarray, num_episodes: np.ndarray, num_bins: int = 100
+    x: Any, returns: Any, num_episodes: Any, num_bins: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
     """Curves without gaps, of few points: the mean return of the episodes of each bin.
 
@@ -193,9 +193,7 @@ def bin_curves(
     return np.asarray(x)[edges[1:] - 1], np.take_along_axis(_ratio(total, count), latest, axis=1)
 
 
-def final_returns(
-    returns: np.ndarray, num_episodes: np.ndarray, num_updates: np.ndarray | None = None
-) -> np.ndarray:
+def final_returns(returns: Any, num_episodes: Any, num_updates: Any = None) -> np.ndarray:
     """Each seed's mean return over the last tenth of its updates (rounded up), each episode
     counted once.
 
@@ -215,7 +213,7 @@ def final_returns(
     return _ratio(total.sum(axis=1), count.sum(axis=1))
 
 
-def _totals(returns: np.ndarray, num_episodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _totals(returns: Any, num_episodes: Any) -> tuple[np.ndarray, np.ndarray]:
     """Sums of the episodes' returns, and how many episodes they are of."""
     returns = np.asarray(returns, np.float64)
     count = np.where(np.isfinite(returns), num_episodes, 0)

@@ -91,8 +91,8 @@ class Curves:
         returns = np.atleast_2d(np.asarray(metrics.episode_return, np.float64))
         if returns.ndim != 2:
             raise ConfigError(
-                f"{name}: the metrics have shape {returns.shape}, expected [U] or [S, U]: choose by "
-                "out.member(i)"
+                f"{name}: the metrics have shape {returns.shape}, expected [U] or [S, U]: choose "
+                "by out.member(i)"
             )
         num_episodes = np.atleast_2d(np.asarray(metrics.num_episodes))
         updates = np.arange(1, returns.shape[1] + 1, dtype=np.int64)
@@ -181,7 +181,7 @@ def _columns(rows: Any) -> dict[str, np.ndarray]:
     Raises:
         ValueError: one is missing, or something is no number.
     """
-    header = next(rows, [])
+    header: list[str] = next(rows, [])
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise ValueError(f"it has no column {missing[0]!r}")
@@ -212,25 +212,27 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
     for column in ("seed", "update", "timesteps", "num_episodes"):
         if not np.all(np.isfinite(table[column])):
             raise ValueError(f"{column} is empty in some row")
+    if not len(table["seed"]):
+        raise ValueError("it has no rows")
     seeds, seed = np.unique(table["seed"], return_inverse=True)
-    updates, update = np.unique(table["update"], return_inverse=True)
-    rows = np.zeros((len(seeds), len(updates)), np.int64)
+    first = table["update"].min()
+    update = (table["update"] - first).astype(np.int64)
+    if len(seeds) * update.max() > len(update):  # before memory is taken for what isn't there
+        raise ValueError(f"{len(update)} rows are too few for {len(seeds)} seeds up to update "
+                         f"{table['update'].max():.0f}")  # fmt: skip
+    rows = np.zeros((len(seeds), update.max() + 1), np.int64)
     np.add.at(rows, (seed, update), 1)
-    complete = len(updates)
-    if complete > 1 and np.any(rows[:, -1] == 0):
-        complete -= 1
-    wrong = np.argwhere(rows[:, :complete] != 1)
-    if not len(seeds) or len(wrong):
-        where = "" if not len(wrong) else (
-            f"seed {seeds[wrong[0][0]]:.0f} has {rows[tuple(wrong[0])]} rows of update "
-            f"{updates[wrong[0][1]]:.0f}, expected one"
-        )  # fmt: skip
-        raise ValueError(where or "it has no rows")
+    num_updates = rows.shape[1]
+    if num_updates > 1 and np.any(rows[:, -1] == 0):
+        num_updates -= 1
+    for i, j in np.argwhere(rows[:, :num_updates] != 1):
+        what = f"seed {seeds[i]:.0f} has {rows[i, j]} rows of update {first + j:.0f}"
+        raise ValueError(f"{what}, expected one")
     grids = {}
     for column, values in table.items():
-        grids[column] = np.full(rows.shape, np.nan)
-        grids[column][seed, update] = values
-    grids = {column: grid[:, :complete] for column, grid in grids.items()}
+        grid = np.full(rows.shape, np.nan)
+        grid[seed, update] = values
+        grids[column] = grid[:, :num_updates]
     seconds = grids["seconds"].max(axis=0) if "seconds" in grids else np.array([np.nan])
     return Curves(
         name,
