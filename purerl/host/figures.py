@@ -76,6 +76,16 @@ def write_numbers(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(engineering))
 
 
+def write_decades(axis: Any, span: float) -> None:
+    """Has a logarithmic axis, of values that span a factor, written in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    subs = (1, 2, 5) if span < 50 else (1, 3) if span < 5000 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(engineering))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str], width: int) -> None:
     """Below the panels, where it hides nothing; what it takes, the figure grows by.
 

@@ -112,16 +112,19 @@ def _draw_one(axes: "Axes", levels: Levels, scores: np.ndarray, over: str) -> No
     at = np.arange(len(levels.texts)) if levels.numbers is None else levels.numbers
     means, lows, highs = _by_level(scores, levels.places, len(at))
     color, point = figures.COLORS[0], figures.COLORS[1]
-    axes.scatter(np.repeat(at[levels.places], scores.shape[1]), scores.ravel(), s=18, color=point,
-                 alpha=0.8, linewidths=0)  # fmt: skip
-    caption = f"points: single agents; line: interquartile mean over {over}"
-    several = scores.size > len(at)
-    if several and levels.numbers is not None and len(at) > 1:
-        axes.fill_between(at, lows, highs, color=color, alpha=0.2, linewidth=0)
-        caption += ",\nband: 95 % bootstrap interval"
-    elif several:
-        axes.errorbar(at, means, (means - lows, highs - means), fmt="none", ecolor=color, capsize=4)
-        caption += ",\nbars: 95 % bootstrap interval"
+    if scores.size > len(at):
+        axes.scatter(
+            np.repeat(at[levels.places], scores.shape[1]), scores.ravel(), s=24, color=point,
+            edgecolors="white", linewidths=0.5, zorder=4,
+        )  # fmt: skip
+        caption = f"points: single agents; line: interquartile mean over {over},\n"
+        if levels.numbers is not None and len(at) > 1:
+            axes.fill_between(at, lows, highs, color=color, alpha=0.2, linewidth=0)
+            caption += "band: 95 % bootstrap interval"
+        else:
+            bars = (means - lows, highs - means)
+            axes.errorbar(at, means, bars, fmt="none", ecolor=color, capsize=4)
+            caption += "bars: 95 % bootstrap interval"
     else:
         caption = "one agent of each value, no interval"
     axes.plot(at, means, color=color, marker="o", linewidth=2, markersize=6, zorder=3)
@@ -140,12 +143,15 @@ def _draw_two(x: Levels, y: Levels, scores: np.ndarray, over: str, title: str | 
     shape = (len(y.texts), len(x.texts))
     cells, _, _ = _by_level(scores, y.places * shape[1] + x.places, shape[0] * shape[1])
     cells = cells.reshape(shape)
+    single = scores.shape[1] == 1 and len(set(zip(x.places, y.places, strict=True))) == len(scores)
     caption = f"interquartile mean of the final returns over {over}"
+    caption = "final return of one agent each" if single else caption
     drawn = x.numbers is not None and y.numbers is not None
     if drawn and np.isfinite(cells).sum() < cells.size / 2:
         figure = figures.new_figure(6.4, 4.8, title)
         axes = figure.add_subplot()
         shown = _draw_points(axes, x, y, cells)
+        caption += "; the circle: the highest"
     else:
         width = min(14.0, max(5.6, 0.75 * shape[1] + 2.2))
         height = min(14.0, max(3.6, 0.5 * shape[0] + 1.6))
@@ -207,7 +213,9 @@ def _number_axis(set_scale: Callable[[str], None], axis: Any, levels: Levels) ->
     if len(places) <= 8 and np.all(gaps > 0.09):
         axis.set_ticks(levels.numbers, levels.texts)
         axis.set_ticks([], minor=True)
-    elif not levels.logarithmic:
+    elif levels.logarithmic:
+        figures.write_decades(axis, levels.numbers[-1] / levels.numbers[0])
+    else:
         figures.write_numbers(axis)
 
 
