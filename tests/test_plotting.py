@@ -176,6 +176,15 @@ def test_ticks_are_short(value, text):
     assert figures.engineering(value) == text
 
 
+def test_ticks_close_together_are_written_out():
+    run = dataclasses.replace(curves(), returns=curves().returns / 1000 - 1500)
+    figure = plot_curves(run)
+    figure.canvas.draw()
+    labels = [x.get_text() for x in figure.axes[0].get_yticklabels()]
+    assert "\N{MINUS SIGN}1,500" in labels
+    assert len(set(labels)) == len(labels) > 2
+
+
 def lines_of(axes):
     return {line.get_marker(): line for line in axes.lines}
 
@@ -261,6 +270,7 @@ assert dict.__getitem__(matplotlib.rcParams, "backend") is before
             lambda: plot_curves(dataclasses.replace(curves("A"), seconds=None), x="seconds"),
             "they aren't known of 'A'",
         ),
+        (lambda: Curves.of("A", curves()), "out: got Curves, expected a TrainOutput or Metrics"),
         (lambda: plot_curves(silent()), "A: no episode ended, train"),
         (lambda: plot_comparison([silent(until=30)]), "A: no episode ended in the last tenth"),
         (lambda: Curves("A", np.ones(3), np.ones(3), np.ones(3)), r"A: returns have shape \(3,\)"),
@@ -457,7 +467,7 @@ def test_a_sweep_over_words():
     axes = figure.axes[0]
     assert [x.get_text() for x in axes.get_xticklabels()] == words
     np.testing.assert_allclose(axes.lines[-1].get_ydata(), [1.5, nan, 3])
-    assert "no episode ended in the end: relu" in axes.get_title(loc="left")
+    assert "no final return: relu" in axes.get_title(loc="left")
     check_layout(figure)
 
 
@@ -557,6 +567,7 @@ def test_what_was_trained_is_drawn(tmp_path):
     one = Curves.of("walk", result.member(1))
     np.testing.assert_array_equal(one.returns, run.returns[1:2])
     np.testing.assert_array_equal(one.timesteps, np.arange(16, 336, 16))
+    assert one.num_updates.tolist() == [20]
     assert len(plot_sweep_curves(result).axes[0].lines) == 2
     with pytest.raises(purerl.ConfigError, match="steps_per_update: got None"):
         Curves.of("walk", result.metrics)

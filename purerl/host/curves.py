@@ -79,15 +79,16 @@ class Curves:
             seconds: `[U]`, wall-clock time after each update.
 
         Raises:
-            ConfigError: the metrics have other axes, or `steps_per_update` is not known.
+            ConfigError: `out` is neither, it has other axes, or `steps_per_update` is not known.
         """
         metrics, num_updates = out, None
         if isinstance(out, TrainOutput):
             metrics, steps_per_update = out.metrics, out.steps_per_update
             num_updates = np.atleast_1d(out.state.num_updates)
+        if not isinstance(metrics, Metrics):
+            raise ConfigError(f"out: got {type(out).__name__}, expected a TrainOutput or Metrics")
         if steps_per_update is None:
             raise ConfigError("steps_per_update: got None, expected it together with metrics")
-        assert isinstance(metrics, Metrics)
         returns = np.atleast_2d(np.asarray(metrics.episode_return, np.float64))
         if returns.ndim != 2:
             raise ConfigError(

@@ -70,10 +70,16 @@ def engineering(value: float, _: Any = None) -> str:
 
 
 def write_numbers(axis: Any) -> None:
-    """Has an axis written as `engineering` does."""
+    """Has an axis written as `engineering` does, unless it has no thousands between its ends."""
     from matplotlib.ticker import FuncFormatter
 
-    axis.set_major_formatter(FuncFormatter(engineering))
+    def write(value: float, _: Any = None) -> str:
+        low, high = axis.get_view_interval()
+        if abs(high - low) >= 1000:
+            return engineering(value)
+        return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}", 1)
+
+    axis.set_major_formatter(FuncFormatter(write))
 
 
 def write_decades(axis: Any, span: float) -> None:

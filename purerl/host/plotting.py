@@ -197,10 +197,11 @@ def _draw_pairs(
         _bar(axes, chance.low, chance.high, row, figures.COLORS[0])
         axes.plot(chance.value, row, "o", color=figures.COLORS[0], markersize=6)
         axes.annotate(
-            f"{chance.value:.2f}", (float(chance.value), row), (0, 5), textcoords="offset points",
+            f"{chance.value:.2f}", (float(chance.value), row), (0, 6), textcoords="offset points",
             ha="center", fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2},
         )  # fmt: skip
-    axes.axvline(0.5, color=figures.GREY, linewidth=1, linestyle="--")
+    axes.axvline(0.5, color=figures.GREY, linewidth=1, linestyle="--", zorder=0.5)
     limits = (len(pairs) - 0.4, -0.8)
     ticks = range(len(pairs))
     axes.set_yticks(ticks, [_wrapped(names[i]) for i, _ in pairs], fontsize=9, parse_math=False)

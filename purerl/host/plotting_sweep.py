@@ -130,7 +130,7 @@ def _draw_one(axes: "Axes", levels: Levels, scores: np.ndarray, over: str) -> No
     axes.plot(at, means, color=color, marker="o", linewidth=2, markersize=6, zorder=3)
     missing = [text for text, mean in zip(levels.texts, means, strict=True) if np.isnan(mean)]
     if missing:
-        caption += f"\nno episode ended in the end: {', '.join(missing[:5])}"
+        caption += f"\nno final return: {', '.join(missing[:5])}"
         caption += ", ..." if len(missing) > 5 else ""
     axes.set_ylabel("final return")
     figures.write_numbers(axes.yaxis)
