@@ -17,7 +17,7 @@ import killed
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from toys import Tiny, faulty, push_env, quick_jit, walk
+from toys import Tiny, faulty, mostly_slow, push_env, quick_jit, walk
 
 import purerl
 from purerl.host.chunks import Program
@@ -52,7 +52,6 @@ RUNS = {
 
 # For what doesn't depend on the agent.
 TINY = (push_env(), Tiny(), {"num_envs": 4, "update_every": 8})
-QUICKEST = ("PPO", "DQN")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,9 +127,7 @@ def test_seeds_and_hyperparameters_are_a_vmap_of_make_train():
     assert_equal(same.state.key[0], purerl.fit(config).state.key)
 
 
-@pytest.mark.parametrize(
-    "name", [x if x in QUICKEST else pytest.param(x, marks=pytest.mark.slow) for x in RUNS]
-)
+@pytest.mark.parametrize("name", mostly_slow(RUNS, ("PPO", "DQN")))
 def test_resumed_is_uninterrupted_bit_for_bit(name, tmp_path):
     config = small(name)
     whole = purerl.fit(config, seeds=2)

@@ -59,7 +59,11 @@ def assert_close(x, y, tolerance=1e-4):
 
 
 @pytest.mark.parametrize(
-    ("agent", "lrs"), [(Tiny(), LRS), (purerl.PPO(hidden=(8,)), [1e-3, 1e-2])], ids=["tiny", "ppo"]
+    ("agent", "lrs"),
+    [
+        pytest.param(Tiny(), LRS, id="tiny"),
+        pytest.param(purerl.PPO(hidden=(8,)), [1e-3, 1e-2], id="ppo", marks=pytest.mark.slow),
+    ],
 )
 def test_a_member_is_what_it_is_alone(compiled, agent, lrs):
     """To rounding, as under `vmap`: 1e-4 after 3 updates (48 gradient steps of PPO)."""
@@ -488,6 +492,7 @@ def run_python(code, **environ):
     )
 
 
+@pytest.mark.slow
 def test_several_devices_train_the_same(compiled):
     """Two devices in a process that says so first; a process apart that sweep starts by itself."""
     code = """

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
@@ -15,6 +16,11 @@ from purerl.fields import flag, integer, real
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
 
 FALSE = jnp.zeros((), bool)
+
+
+def mostly_slow(names, quick):
+    """Parameters of a test of which only the quick ones are in the default suite."""
+    return [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in names]
 
 
 class Tiny(purerl.Agent):
