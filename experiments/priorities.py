@@ -1,6 +1,5 @@
 """What prioritised replay is worth: DQN with and without it, side by side.
 
-    pip install 'purerl[plot]'
     python experiments/priorities.py            # about two minutes on two CPU cores
 
 FrozenLake is 16 cells of ice on which two steps of three slip aside. The only reward is 1 at the
@@ -15,7 +14,6 @@ no clear difference with the default `beta`: 14 of 24 seeds found the treasure, 
 """
 
 import argparse
-import sys
 import time
 
 import jax
@@ -69,10 +67,8 @@ def report(curves):
 
 def plot(curves, steps, path):
     """Mean over seeds, and a band of one standard error to each side."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        sys.exit("experiments/priorities.py needs matplotlib: pip install 'purerl[plot]'")
+    import matplotlib as mpl
+
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import faulty, push_env, quick_jit, walk
+from toys import faulty, mostly_slow, push_env, quick_jit, walk
 
 import purerl
 from purerl import devices
@@ -59,7 +59,7 @@ def equal(x):
     return len({np.asarray(row).tobytes() for row in x}) == 1
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", mostly_slow(AGENTS, ("ppo", "dqn")))
 def test_replicas_stay_identical(agent):
     """Over real devices, two seeds, to the bit."""
     seen = finish(child(agent))
@@ -165,7 +165,7 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", mostly_slow(WHOLE, ("ppo", "reinforce")))
 def test_an_update_over_devices_is_that_of_the_whole_batch(name, key):
     """Masked, standardised, with differently many valid steps on each device."""
     agent = WHOLE[name]

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import faulty, push_env, quick_jit, reward_forever, target_env, walk
+from toys import Tiny, faulty, push_env, quick_jit, reward_forever, target_env, walk
 
 import purerl
 from purerl.fields import real
@@ -26,7 +26,7 @@ def jitted_run(*args, key, **options):
 
 
 def test_the_run_state_is_one_pytree_and_counts(key):
-    state, metrics = jitted_run(walk(3), purerl.PPO(), key=key, **OPTIONS)
+    state, metrics = jitted_run(walk(3), Tiny(), key=key, **OPTIONS)
     assert int(state.num_updates) == 3
     assert metrics.episode_return.shape == metrics.losses["loss"].shape == (3,)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
@@ -55,7 +55,7 @@ def test_chunked_is_whole_bit_for_bit(key):
 
 def test_evaluation_does_not_change_what_is_learned(key):
     def train(**options):
-        return jitted_run(walk(3), purerl.PPO(), key=key, **OPTIONS, **options)
+        return jitted_run(walk(3), Tiny(), key=key, **OPTIONS, **options)
 
     without, metrics = train()
     assert metrics.eval is None
@@ -67,7 +67,7 @@ def test_evaluation_does_not_change_what_is_learned(key):
 
 def test_an_evaluation_stops_at_its_step_limit(key):
     _, metrics = jitted_run(
-        reward_forever(50), purerl.PPO(), key=key, eval_every=1, eval_max_episode_steps=5, **OPTIONS
+        reward_forever(50), Tiny(), key=key, eval_every=1, eval_max_episode_steps=5, **OPTIONS
     )
     np.testing.assert_array_equal(metrics.eval.episode_return, 5.0)
 
@@ -75,7 +75,7 @@ def test_an_evaluation_stops_at_its_step_limit(key):
 def test_under_vmap_an_evaluation_stays_a_branch():
     # A select would evaluate after every update.
     def train(key):
-        return purerl.run(walk(3), purerl.PPO(), key=key, eval_every=2, **OPTIONS)
+        return purerl.run(walk(3), Tiny(), key=key, eval_every=2, **OPTIONS)
 
     keys = jax.random.split(jax.random.key(0), 2)
     assert " cond[" in str(jax.make_jaxpr(jax.vmap(train))(keys))
@@ -103,8 +103,8 @@ def test_statistics_of_observations_are_kept_once_and_learned_with(key):
 def test_a_rewarder_changes_what_is_learned_from_and_not_what_is_told(key):
     options = {**OPTIONS, "total_timesteps": 32}
     rewarder = purerl.RunningNormalize()
-    state, metrics = jitted_run(walk(3), purerl.PPO(), key=key, rewarder=rewarder, **options)
-    plain, _ = jitted_run(walk(3), purerl.PPO(), key=key, **options)
+    state, metrics = jitted_run(walk(3), Tiny(), key=key, rewarder=rewarder, **options)
+    plain, _ = jitted_run(walk(3), Tiny(), key=key, **options)
     assert float(metrics.episode_return[0]) == 6.0
     std = np.sqrt(float(state.rewarder.stats.var))
     np.testing.assert_allclose(
@@ -112,22 +112,21 @@ def test_a_rewarder_changes_what_is_learned_from_and_not_what_is_told(key):
     )
 
 
-def test_discounts_are_the_agents_unless_said_otherwise(key):
-    def advantage(agent, buffer=None):
-        state, _ = jitted_run(walk(3), agent, buffer, key=key, **{**OPTIONS, "total_timesteps": 32})
-        return np.asarray(state.buffer.data["advantage"])
+def test_discounts_are_the_agents_unless_said_otherwise():
+    def discounts(agent, buffer=None):
+        buffer = purerl.make_loop(walk(3), agent, buffer, **OPTIONS).buffer
+        return buffer.gamma, buffer.lam
 
-    plain = advantage(purerl.PPO(gamma=0.5, lam=0.3))
-    np.testing.assert_array_equal(
-        plain, advantage(purerl.PPO(gamma=0.9, lam=0.9), purerl.Buffer(gamma=0.5, lam=0.3))
-    )
-    assert np.abs(plain - advantage(purerl.PPO(gamma=0.9, lam=0.9))).max() > 0.1
+    agent = purerl.PPO(gamma=0.9, lam=0.8)
+    assert discounts(agent) == (0.9, 0.8)
+    assert discounts(agent, purerl.Buffer(gamma=0.5, lam=0.3)) == (0.5, 0.3)
+    assert discounts(agent, purerl.Buffer(lam=0.3)) == (0.9, 0.3)
 
 
 def test_time_limit_and_frame_skip(key):
     options = {**OPTIONS, "total_timesteps": 32}
     state, metrics = jitted_run(
-        walk(100), purerl.PPO(), key=key, max_episode_steps=2, skip_frames=3, **options
+        walk(100), Tiny(), key=key, max_episode_steps=2, skip_frames=3, **options
     )
     # Two decisions of three frames: rewards 1 + 2 + 3, then 4 + 5 + 6.
     np.testing.assert_array_equal(metrics.episode_return, 21.0)
@@ -140,10 +139,10 @@ def test_time_limit_and_frame_skip(key):
 def test_action_processor(key):
     options = {**OPTIONS, "total_timesteps": 32}
     state, metrics = jitted_run(
-        target_env(), purerl.PPO(), key=key, action_processor=lambda a: jnp.ones_like(a), **options
+        target_env(), Tiny(), key=key, action_processor=lambda a: jnp.ones_like(a), **options
     )
     np.testing.assert_allclose(metrics.episode_return, 0.0)  # 1 is the target
-    assert np.asarray(state.buffer.data["action"]).std() > 0.5  # the agent's own
+    assert np.asarray(state.buffer.data["action"]).std() > 0.05  # the agent's own
 
 
 @pytest.mark.parametrize(
@@ -178,13 +177,13 @@ class Ramp(Noise):
         return value + self.step_size
 
 
-@pytest.mark.parametrize("agent", [purerl.PPO(), purerl.DQN(batch_size=8)])
+@pytest.mark.parametrize("agent", [Tiny(), purerl.DQN(batch_size=8)])
 @pytest.mark.parametrize("priorities", [False, True])
 def test_after_max_episodes_nothing_changes(agent, priorities, key):
     """Episodes of 3 steps in 4 environments: 8 have ended after 6, in the third update of 2."""
     replay = isinstance(agent, purerl.DQN)
     if priorities and not replay:
-        pytest.skip("PPO doesn't sample")
+        pytest.skip("Tiny doesn't sample")
     buffer = purerl.Buffer(maxlen=16, priority_sampling=priorities) if replay else None
     options = {**REPLAY, "max_episodes": 8, "normalize_obs": True, "eval_every": 1}
     loop = purerl.make_loop(
@@ -211,13 +210,13 @@ def test_after_max_episodes_nothing_changes(agent, priorities, key):
 def test_a_run_can_stop_where_something_is_not_finite(key):
     env = faulty(walk(3), 0.003)
     options = {**OPTIONS, "total_timesteps": 60 * 32}
-    after, metrics = jitted_run(env, purerl.PPO(), key=key, stop_if_nonfinite=True, **options)
+    after, metrics = jitted_run(env, Tiny(), key=key, stop_if_nonfinite=True, **options)
     first = int(np.flatnonzero(metrics.nonfinite_updates)[0])
     assert 0 < first < 40
     assert int(after.nonfinite_updates) == metrics.nonfinite_updates.sum() == 1
     assert int(after.num_updates) == first + 1
     assert np.isnan(metrics.losses["loss"][first + 1 :]).all()
-    _, metrics = jitted_run(env, purerl.PPO(), key=key, **options)
+    _, metrics = jitted_run(env, Tiny(), key=key, **options)
     assert metrics.nonfinite_updates.sum() > 1
     assert np.isfinite(metrics.losses["loss"][metrics.nonfinite_updates == 0]).all()
 
@@ -225,7 +224,7 @@ def test_a_run_can_stop_where_something_is_not_finite(key):
 def test_an_update_that_overflows_is_skipped(key):
     """Rewards of 1e38 are finite, their sums are not."""
     options = {**OPTIONS, "rewarder": purerl.Scale(1e38)}
-    state, metrics = jitted_run(walk(3), purerl.PPO(), key=key, **options)
+    state, metrics = jitted_run(walk(3), Tiny(), key=key, **options)
     assert metrics.nonfinite_updates.sum() == int(state.nonfinite_updates) == 3
     for leaf in jax.tree.leaves(state.agent):
         assert np.isfinite(leaf).all()
@@ -233,19 +232,19 @@ def test_an_update_that_overflows_is_skipped(key):
 
 def test_max_episodes_alone_says_how_long_it_can_take(key):
     options = {"num_envs": 4, "update_every": 8, "max_episodes": 10}
-    loop = purerl.make_loop(reward_forever(10), purerl.PPO(), **options)
+    loop = purerl.make_loop(reward_forever(10), Tiny(), **options)
     assert loop.num_updates == 4  # 10 episodes in 4 environments: 3 after each other, of 10 steps
-    state, _ = jitted_run(reward_forever(10), purerl.PPO(), key=key, **options)
+    state, _ = jitted_run(reward_forever(10), Tiny(), key=key, **options)
     assert int(state.num_episodes) >= 10
     with pytest.raises(purerl.ConfigError, match="could take for ever"):
-        purerl.make_loop(walk(3), purerl.PPO(), **options)
+        purerl.make_loop(walk(3), Tiny(), **options)
     with pytest.raises(purerl.ConfigError, match="or max_episodes"):
-        purerl.make_loop(walk(3), purerl.PPO(), num_envs=4)
+        purerl.make_loop(walk(3), Tiny(), num_envs=4)
 
 
 def test_a_run_that_ends_early_tells_its_timesteps(key):
     config = purerl.TrainConfig(
-        walk(3), num_envs=4, update_every=8, total_timesteps=320, max_episodes=20
+        walk(3), Tiny(), num_envs=4, update_every=8, total_timesteps=320, max_episodes=20
     )
     out = quick_jit(purerl.make_train(config))(key)
     assert out.num_updates == 2  # 10 episodes in the first, 20 and more after the second
@@ -283,7 +282,7 @@ def test_reset_each_episode_empties_the_buffer_before_each_rollout(key):
 
 def test_episodic_rollouts_start_anew_and_mask_what_follows(key):
     options = {**OPTIONS, "total_timesteps": 64, "wait_end_path": True}
-    state, metrics = jitted_run(walk(5), purerl.PPO(), key=key, **options)
+    state, metrics = jitted_run(walk(5), Tiny(), key=key, **options)
     data = state.buffer.data
     np.testing.assert_array_equal(data["obs"][:, 0, 1], [0, 1, 2, 3, 4, 0, 1, 2])
     np.testing.assert_array_equal(data["valid"], (np.arange(8) < 5)[:, None] * np.ones((1, 4)))
@@ -296,7 +295,7 @@ def test_episodic_rollouts_start_anew_and_mask_what_follows(key):
 
 def test_an_episode_longer_than_an_episodic_rollout_is_cut_and_not_dead(key):
     options = {**OPTIONS, "wait_end_path": True}
-    state, metrics = jitted_run(walk(50), purerl.PPO(), key=key, **options)
+    state, metrics = jitted_run(walk(50), Tiny(), key=key, **options)
     np.testing.assert_array_equal(metrics.episode_length, 8)
     assert state.buffer.data["truncated"][-1].all()
     assert not state.buffer.data["terminated"].any()
@@ -358,6 +357,7 @@ def test_no_branch_takes_the_buffer():
     assert not [line for line in lines if "select_n" in line or " cond[" in line]
 
 
+@pytest.mark.slow
 def test_a_replay_run_holds_its_buffer_once():
     buffer = purerl.Buffer(maxlen=400_000)
     config = purerl.TrainConfig(

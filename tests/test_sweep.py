@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import push_env, quick_jit, target_env
+from toys import Tiny, push_env, quick_jit, target_env
 
 import purerl
 from purerl import slices
-from purerl.fields import flag, integer, real
 from purerl.host import sweep as host_sweep
 from purerl.host import sweep_apart
 from purerl.host.sweep_result import final_return
@@ -24,35 +23,6 @@ from purerl.sweep import configure, make_plan
 
 SMALL = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
 LRS = [0.3, 1.0]  # of Tiny, for which they make a difference
-
-
-class Tiny(purerl.Agent):
-    """An agent that compiles in no time: one number, pulled to where rewards were high."""
-
-    lr: float = real(default=0.1, at_least=0.0)
-    gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
-    bias: float | None = real(default=None, optional=True)
-    repeats: int = integer(default=1, at_least=1)
-    flip: bool = flag(default=False)
-
-    def init(self, key, spec):
-        return {"w": jax.random.normal(key, spec.action_space.shape), "calls": jnp.int32(0)}
-
-    def act(self, state, obs, key):
-        mean = self.policy(state, obs)
-        return mean + 0.1 * jax.random.normal(key, mean.shape), {}
-
-    def policy(self, state, obs, key=None):
-        w = -state["w"] if self.flip else state["w"]
-        return jnp.broadcast_to(w, (len(obs), *w.shape))
-
-    def update(self, state, buffer, buffer_state, key):
-        data = buffer.read(buffer_state)
-        gain = jnp.exp(self.gamma * data["reward"])[..., None]
-        step = jnp.mean(gain * (data["action"] - state["w"]), axis=(0, 1))
-        w = state["w"] + self.lr * self.repeats * step + (0.0 if self.bias is None else self.bias)
-        new = {"w": w, "calls": state["calls"] + 1}
-        return new, buffer_state, {"loss": jnp.sum(step**2)}
 
 
 def config(env=None, agent=None, **changes):
@@ -89,7 +59,11 @@ def assert_close(x, y, tolerance=1e-4):
 
 
 @pytest.mark.parametrize(
-    ("agent", "lrs"), [(Tiny(), LRS), (purerl.PPO(hidden=(8,)), [1e-3, 1e-2])], ids=["tiny", "ppo"]
+    ("agent", "lrs"),
+    [
+        pytest.param(Tiny(), LRS, id="tiny"),
+        pytest.param(purerl.PPO(hidden=(8,)), [1e-3, 1e-2], id="ppo", marks=pytest.mark.slow),
+    ],
 )
 def test_a_member_is_what_it_is_alone(compiled, agent, lrs):
     """To rounding, as under `vmap`: 1e-4 after 3 updates (48 gradient steps of PPO)."""
@@ -518,6 +492,7 @@ def run_python(code, **environ):
     )
 
 
+@pytest.mark.slow
 def test_several_devices_train_the_same(compiled):
     """Two devices in a process that says so first; a process apart that sweep starts by itself."""
     code = """

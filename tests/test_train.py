@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_envs import pytree_env
-from toys import quick_jit, target_env
+from toys import Tiny, quick_jit, target_env
 
 import purerl
 from purerl.train import TrainOutput
@@ -23,7 +23,7 @@ def close(x, y, tolerance):
 
 
 def test_timesteps_are_rounded_up_and_told(key):
-    out = quick_jit(make(total_timesteps=100))(key)
+    out = quick_jit(make(target_env(), Tiny(), total_timesteps=100))(key)
     assert out.num_updates == 4
     assert out.num_timesteps == 128
     np.testing.assert_array_equal(out.timesteps, [32, 64, 96, 128])
@@ -101,7 +101,7 @@ def test_memory_does_not_grow_with_the_budget():
         train = make(
             "CartPole-v1", num_envs=64, update_every=64, total_timesteps=4096 * num_updates
         )
-        return jax.jit(train).lower(jax.random.key(0)).compile().memory_analysis()
+        return quick_jit(train).lower(jax.random.key(0)).compile().memory_analysis()
 
     short, long = memory(5), memory(500)
     metrics = len(jax.tree.leaves(jax.eval_shape(make(), jax.random.key(0)).metrics))
@@ -141,7 +141,7 @@ def test_outputs_of_many_runs():
 
 def test_a_mapping_will_do(key):
     train = purerl.make_train({"env": "CartPole-v1", "agent": {"name": "ppo", "lr": 1e-2}, **SMALL})
-    assert float(train(key).agent.lr) == pytest.approx(1e-2)
+    assert float(quick_jit(train)(key).agent.lr) == pytest.approx(1e-2)
 
 
 def test_pytree_observations_are_learned_from(key):

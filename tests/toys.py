@@ -5,15 +5,60 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
 from purerl.envs.check import QUICK_COMPILE
+from purerl.fields import flag, integer, real
 
 # For programs so small that compiling them takes the time.
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
 
 FALSE = jnp.zeros((), bool)
+
+
+def mostly_slow(names, quick):
+    """Parameters of a test of which only the quick ones are in the default suite."""
+    return [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in names]
+
+
+class Tiny(purerl.Agent):
+    """An agent that compiles in no time, where it doesn't matter which one learns: actions around a
+    number that is pulled to where rewards were high, or drawn with logits that move likewise."""
+
+    lr: float = real(default=0.1, at_least=0.0)
+    gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
+    bias: float | None = real(default=None, optional=True)
+    repeats: int = integer(default=1, at_least=1)
+    flip: bool = flag(default=False)
+
+    def init(self, key, spec):
+        space = spec.action_space
+        kind, shape = ("logits", (space.n,)) if isinstance(space, Discrete) else ("w", space.shape)
+        return {kind: jax.random.normal(key, shape), "calls": jnp.int32(0)}
+
+    def act(self, state, obs, key):
+        if "logits" in state:
+            return jax.random.categorical(key, state["logits"], shape=(len(obs),)), {}
+        mean = self.policy(state, obs)
+        return mean + 0.1 * jax.random.normal(key, mean.shape), {}
+
+    def policy(self, state, obs, key=None):
+        if "logits" in state:
+            return jnp.full(len(obs), jnp.argmax(state["logits"]))
+        w = -state["w"] if self.flip else state["w"]
+        return jnp.broadcast_to(w, (len(obs), *w.shape))
+
+    def update(self, state, buffer, buffer_state, key):
+        data = buffer.read(buffer_state)
+        name = "logits" if "logits" in state else "w"
+        action = data["action"] if name == "w" else data["action"].astype(jnp.float32)[..., None]
+        gain = jnp.exp(self.gamma * data["reward"])[..., None]
+        step = jnp.mean(gain * (action - state[name]), axis=(0, 1))
+        w = state[name] + self.lr * self.repeats * step + (0.0 if self.bias is None else self.bias)
+        new = {name: w, "calls": state["calls"] + 1}
+        return new, buffer_state, {"loss": jnp.sum(step**2)}
 
 
 def reward_forever(horizon: int = 10, *, deadly: bool = False) -> Env:

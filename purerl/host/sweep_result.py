@@ -16,11 +16,9 @@ from purerl.errors import ConfigError
 from purerl.host.files import write_whole
 from purerl.metrics import Metrics
 from purerl.slices import Program, from_host
+from purerl.statistics import final_returns
 from purerl.sweep import Group, Plan, configure
 from purerl.train import TrainOutput
-
-# The end of a run, which its final return is of.
-END = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,13 +261,7 @@ def _column(values: list[Any]) -> np.ndarray:
 
 def final_return(metrics: Metrics, num_updates: np.ndarray) -> np.ndarray:
     """`[S]`, as `SweepResult.table` has it, of metrics `[S, num_updates]`."""
-    update = np.arange(metrics.num_episodes.shape[1])
-    first = num_updates - np.ceil(END * num_updates).astype(np.int64)
-    counted = (update >= first[:, None]) & (update < num_updates[:, None])
-    counts = np.where(counted, metrics.num_episodes, 0)
-    total = np.sum(np.where(counts > 0, metrics.episode_return, 0.0) * counts, axis=1)
-    episodes = counts.sum(axis=1)
-    return np.where(episodes > 0, total / np.maximum(episodes, 1), np.nan)
+    return final_returns(metrics.episode_return, metrics.num_episodes, num_updates)
 
 
 def _last_eval(metrics: Metrics) -> np.ndarray:

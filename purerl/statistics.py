@@ -1,0 +1,281 @@
+"""What few seeds tell: robust means with their intervals, and comparisons. Plain numpy.
+
+After Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
+Scores are an array with an axis of seeds first; where there are several environments, a list of
+such arrays, one each. A seed without a number has NaN.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from purerl.errors import ConfigError
+
+Scores = np.ndarray | Sequence[Any]
+Seed = np.random.Generator | int
+Interval = tuple[np.ndarray, np.ndarray]
+
+# Numbers that the bootstrap holds in one array; it goes on in chunks beyond.
+CHUNK = 2**21
+
+
+class Estimate(NamedTuple):
+    """A statistic, and the two ends of its confidence interval; arrays of one shape."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def iqm(scores: Any, axis: int | None = None) -> np.ndarray:
+    """The interquartile mean: of the middle half of the scores.
+
+    Of n scores, n // 4 are left out at each end, as by `scipy.stats.trim_mean` with 0.25: none of
+    fewer than four, and where n is no multiple of four somewhat more than half of them count. NaN
+    is no score: n counts the others.
+
+    Args:
+        scores: `[...]`.
+        axis: the one that is reduced; None for all of them.
+
+    Returns:
+        float64, NaN where there is no score.
+    """
+    ordered = np.sort(np.asarray(scores, np.float64), axis)  # NaN comes last
+    axis = -1 if axis is None else axis
+    count = np.sum(~np.isnan(ordered), axis, keepdims=True)
+    shape = np.ones(ordered.ndim, int)
+    shape[axis] = -1
+    place = np.arange(ordered.shape[axis]).reshape(shape)
+    cut = count // 4
+    middle = (place >= cut) & (place < count - cut)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is wanted
+        return np.sum(ordered, axis, where=middle) / np.squeeze(count - 2 * cut, axis)
+
+
+def bootstrap_interval(
+    statistic: Callable[..., Any],
+    scores: Scores,
+    *,
+    num_samples: int = 2000,
+    confidence: float = 0.95,
+    rng: Seed = 0,
+) -> Interval:
+    """A confidence interval by the stratified bootstrap, percentile method.
+
+    Seeds are drawn with replacement, each with all that it scored, within each environment as many
+    as it has. Of very few seeds (of one at all) the interval is too narrow: they can't tell what
+    other seeds would do.
+
+    Args:
+        statistic: called as `statistic(x, axis=1)` with `x` `[n, S, ...]`, the seeds of all
+            environments in one axis, to reduce that axis; such as `iqm` or `numpy.mean`. What is
+            NaN of it doesn't count.
+        scores: `[S, ...]`, such as final returns `[S]` or curves `[S, U]`; or a list of arrays
+            `[S_e, ...]`, one for each environment.
+        num_samples: how many times seeds are drawn.
+        confidence: the interval's, between 0 and 1.
+        rng: a `numpy.random.Generator`, or the seed of one.
+
+    Returns:
+        Its low and its high ends, `[...]` float64 each; NaN where the statistic is.
+
+    Raises:
+        ConfigError: no scores, scores that don't fit each other, or an argument out of its range.
+    """
+    _check(num_samples, confidence)
+    strata = _strata(scores)
+    shape = strata[0].shape[1:]
+    columns = [x.reshape(len(x), -1) for x in strata]
+    seeds = np.random.default_rng(rng).integers(2**63, size=len(strata))
+    number, width = columns[0].shape[1], max(1, CHUNK // num_samples)
+    ends = np.full((2, number), np.nan)
+    for start in range(0, number, width):
+        # Each block draws from the same seeds anew, so that a curve's points stay together.
+        block = [x[:, start : start + width] for x in columns]
+        drawn = _distribution(statistic, block, seeds, num_samples)
+        ends[:, start : start + width] = _quantiles(drawn, confidence)
+    return ends[0].reshape(shape), ends[1].reshape(shape)
+
+
+def probability_of_improvement(
+    x: Scores,
+    y: Scores,
+    *,
+    num_samples: int = 2000,
+    confidence: float = 0.95,
+    rng: Seed = 0,
+) -> Estimate:
+    """How likely a run of X scores higher than one of Y, a tie being half: the mean over
+    environments of Mann and Whitney's U / (m n).
+
+    Args:
+        x, y: `[m]` and `[n]` scores, or lists of them, one for each environment, in the same
+            order. NaN is no score.
+        num_samples, confidence, rng: as of `bootstrap_interval`; runs of X and Y are drawn apart.
+
+    Raises:
+        ConfigError: no scores, other environments in X than in Y, or as `bootstrap_interval`.
+    """
+    _check(num_samples, confidence)
+    xs, ys = _seen(x), _seen(y)
+    if len(xs) != len(ys):
+        raise ConfigError(f"y: got {len(ys)} environments, expected {len(xs)}, as many as of x")
+    rng = np.random.default_rng(rng)
+    value, drawn = 0.0, np.zeros(num_samples)
+    for a, b in zip(xs, ys, strict=True):
+        better = (a[:, None] > b) + 0.5 * (a[:, None] == b)
+        value += better.mean() / len(xs)
+        # How often each run is drawn tells as much as which ones are.
+        of_a = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), num_samples)
+        of_b = rng.multinomial(len(b), np.full(len(b), 1 / len(b)), num_samples)
+        drawn += np.sum((of_a @ better) * of_b, axis=1) / better.size / len(xs)
+    low, high = _quantiles(drawn[:, None], confidence)[:, 0]
+    return Estimate(np.asarray(value), low, high)
+
+
+def performance_profile(
+    scores: Scores,
+    thresholds: Any,
+    *,
+    num_samples: int = 2000,
+    confidence: float = 0.95,
+    rng: Seed = 0,
+) -> Estimate:
+    """The share of runs that score above each threshold, the mean over environments.
+
+    Args:
+        scores: `[S]`, or a list of them, one for each environment. NaN is no score.
+        thresholds: `[T]`.
+        num_samples, confidence, rng: as of `bootstrap_interval`.
+
+    Returns:
+        Arrays `[T]`.
+
+    Raises:
+        ConfigError: as `bootstrap_interval`.
+    """
+    strata, thresholds = _seen(scores), np.asarray(thresholds, np.float64)
+    if thresholds.ndim != 1:
+        raise ConfigError(f"thresholds: got shape {thresholds.shape}, expected [T]")
+    mean_size = sum(map(len, strata)) / len(strata)
+    # With these weights the mean over all runs is the mean over environments of their means.
+    above = [(x[:, None] > thresholds) * (mean_size / len(x)) for x in strata]
+    options = {"num_samples": num_samples, "confidence": confidence, "rng": rng}
+    interval = bootstrap_interval(np.mean, above, **options)  # type: ignore[arg-type]
+    return Estimate(np.concatenate(above).mean(axis=0), *interval)
+
+
+def bin_curves(
+    x: Any, returns: Any, num_episodes: Any, num_bins: int = 100
+) -> tuple[np.ndarray, np.ndarray]:
+    """Curves without gaps, of few points: the mean return of the episodes of each bin.
+
+    Each episode counts once. A bin in which a seed ended no episode has the seed's value of the
+    bin before; NaN before its first episode.
+
+    Args:
+        x: `[U]`, environment steps or seconds after each update.
+        returns: `[S, U]`, of the episodes that ended in each update: their mean, NaN where none.
+        num_episodes: `[S, U]`, how many ended.
+        num_bins: how many bins the updates are put into, equally; at most U are made.
+
+    Returns:
+        x at the bins' ends, `[bins]`, and the curves, `[S, bins]` float64.
+    """
+    updates = np.shape(returns)[1]
+    edges = np.linspace(0, updates, min(num_bins, updates) + 1).round().astype(int)
+    total, count = _totals(returns, num_episodes)
+    total, count = (np.add.reduceat(z, edges[:-1], axis=1) for z in (total, count))
+    latest = np.where(count > 0, np.arange(count.shape[1]), 0)
+    latest = np.maximum.accumulate(latest, axis=1)
+    return np.asarray(x)[edges[1:] - 1], np.take_along_axis(_ratio(total, count), latest, axis=1)
+
+
+def final_returns(returns: Any, num_episodes: Any, num_updates: Any = None) -> np.ndarray:
+    """Each seed's mean return over the last tenth of its updates (rounded up), each episode
+    counted once.
+
+    Args:
+        returns, num_episodes: `[S, U]`, as of `bin_curves`.
+        num_updates: `[S]`, how many each seed ran; None for all.
+
+    Returns:
+        `[S]` float64, NaN where no episode ended.
+    """
+    seeds, updates = np.shape(returns)
+    stop = np.full(seeds, updates) if num_updates is None else np.asarray(num_updates)
+    start = stop - -(-stop // 10)
+    update = np.arange(updates)
+    counted = (update >= start[:, None]) & (update < stop[:, None])
+    total, count = _totals(returns, np.where(counted, num_episodes, 0))
+    return _ratio(total.sum(axis=1), count.sum(axis=1))
+
+
+def _totals(returns: Any, num_episodes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the episodes' returns, and how many episodes they are of."""
+    returns = np.asarray(returns, np.float64)
+    count = np.where(np.isfinite(returns), num_episodes, 0)
+    return np.where(count > 0, returns, 0.0) * count, count
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _distribution(
+    statistic: Callable[..., Any], strata: list[np.ndarray], seeds: np.ndarray, num_samples: int
+) -> np.ndarray:
+    """The statistic `[num_samples, C]` of strata `[S_e, C]`, drawn anew each time."""
+    rngs = [np.random.default_rng(seed) for seed in seeds]  # chunks don't change what is drawn
+    size = max(1, CHUNK // sum(x.size for x in strata))
+    parts = []
+    for start in range(0, num_samples, size):
+        count = min(size, num_samples - start)
+        drawn = [
+            x[rng.integers(len(x), size=(count, len(x)))]
+            for rng, x in zip(rngs, strata, strict=True)
+        ]
+        parts.append(np.asarray(statistic(np.concatenate(drawn, axis=1), axis=1)))
+    return np.concatenate(parts)
+
+
+def _quantiles(drawn: np.ndarray, confidence: float) -> np.ndarray:
+    """Both ends `[2, C]` of the middle share of `[n, C]`, without NaN."""
+    shares = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
+    ends = np.quantile(drawn, shares, axis=0)
+    for column in np.flatnonzero(np.isnan(ends[0])):
+        known = drawn[~np.isnan(drawn[:, column]), column]
+        ends[:, column] = np.quantile(known, shares) if known.size else np.nan
+    return ends
+
+
+def _strata(scores: Scores) -> list[np.ndarray]:
+    """Scores as a list of arrays, one for each environment, that fit each other."""
+    several = isinstance(scores, (list, tuple)) and any(np.ndim(x) > 0 for x in scores)
+    strata = [np.asarray(x, np.float64) for x in (scores if several else [scores])]
+    if any(x.ndim == 0 or not len(x) for x in strata):
+        raise ConfigError("scores: got no scores, expected at least one seed of each environment")
+    if len({x.shape[1:] for x in strata}) > 1:
+        shapes = ", ".join(str(x.shape) for x in strata)
+        raise ConfigError(f"scores: got shapes {shapes}, which may differ in their first axis only")
+    return strata
+
+
+def _seen(scores: Scores) -> list[np.ndarray]:
+    """Scores `[S]` of each environment, without NaN."""
+    strata = _strata(scores)
+    if strata[0].ndim > 1:
+        raise ConfigError(
+            f"scores: got shape {strata[0].shape}, expected [S], or a list of them, one an "
+            "environment"
+        )
+    return _strata([x[~np.isnan(x)] for x in strata])
+
+
+def _check(num_samples: int, confidence: float) -> None:
+    if not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
+        raise ConfigError(f"num_samples: got {num_samples!r}, expected an integer >= 1")
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence: got {confidence!r}, expected a number between 0 and 1")
