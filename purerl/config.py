@@ -215,11 +215,13 @@ def _plain(record: Record) -> dict[str, Any]:
     for name in field_names(type(record)):
         value = getattr(record, name)
         if value is not None:
-            plain[name] = _plain_value(type(record), name, value)
+            plain[name] = plain_value(type(record), name, value)
     return plain
 
 
-def _plain_value(cls: type, name: str, value: Any) -> Any:
+def plain_value(cls: type, name: str, value: Any) -> Any:
+    """A field's value in plain ones, which the constructor takes. Raises ConfigError where there
+    are none."""
     for kind, known in REGISTRIES.get(name, {}).items():
         if type(value) is known:
             return ({"name": kind} if name != "buffer" else {}) | _plain(cast(Record, value))
