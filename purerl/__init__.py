@@ -53,7 +53,9 @@ from purerl.errors import ConfigError, RunError  # noqa: E402
 from purerl.evaluate import evaluate  # noqa: E402
 from purerl.host.export import export_policy  # noqa: E402
 from purerl.host.fit import Interrupted, Report, fit  # noqa: E402
+from purerl.host.gymnasium_env import evaluate_in_gymnasium, to_gymnasium  # noqa: E402
 from purerl.host.policy_file import load_policy, save_policy  # noqa: E402
+from purerl.host.render import render  # noqa: E402
 from purerl.host.sweep import sweep  # noqa: E402
 from purerl.host.sweep_result import SweepResult  # noqa: E402
 from purerl.loop import Loop, RunState  # noqa: E402
@@ -153,6 +155,7 @@ __all__ = [
     "n_step_return",
     "q_target",
     "register",
+    "render",
     "reward_to_go",
     "rollout",
     "run",

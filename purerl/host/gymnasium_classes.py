@@ -2,7 +2,7 @@
 
 import functools
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import jax
@@ -16,7 +16,8 @@ from purerl.errors import ConfigError
 from purerl.host.drawing import draw
 
 PyTree = Any
-METADATA = {"render_modes": ["rgb_array"], "render_fps": 30}
+METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}
+VECTOR_METADATA = {**METADATA, "autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
 
 
 def as_gymnasium_space(space: Any) -> gymnasium.Space:
@@ -60,7 +61,7 @@ def _next_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 class GymnasiumEnv(gymnasium.Env):
     """One environment; `to_gymnasium` makes it."""
 
-    metadata: ClassVar[dict[str, Any]] = METADATA
+    metadata = METADATA
 
     def __init__(self, env: Env, render_mode: str | None = None) -> None:
         self.env, self.render_mode = env, render_mode
@@ -116,10 +117,7 @@ class GymnasiumEnv(gymnasium.Env):
 class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
     """N environments, stepped at once; `to_gymnasium` makes it."""
 
-    metadata: ClassVar[dict[str, Any]] = {
-        **METADATA,
-        "autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP,
-    }
+    metadata = VECTOR_METADATA
 
     def __init__(self, env: Env, num_envs: int, render_mode: str | None = None) -> None:
         self.env, self.num_envs, self.render_mode = env, num_envs, render_mode
@@ -159,8 +157,9 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         return self._seen[0], {}
 
     def _seeds(self, seed: int | list[int | None] | None) -> list[int]:
-        given = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
-        given = [None] * self.num_envs if given is None else list(given)
+        if isinstance(seed, int):
+            return [(seed + i) % 2**32 for i in range(self.num_envs)]
+        given = [None] * self.num_envs if seed is None else list(seed)
         if len(given) != self.num_envs:
             raise ConfigError(f"seed: got {len(given)}, expected one for each of {self.num_envs}")
         drawn = self.np_random.integers(2**32, size=self.num_envs)
@@ -197,7 +196,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
             return None
         if self._keys is None:
             raise gymnasium.error.ResetNeeded("call reset before the first render")
-        together = jax.tree.map(np.asarray, (self._state, self._seen))
+        together = (self._state, self._seen)
         each = [jax.tree.map(lambda x, i=i: x[i], together) for i in range(self.num_envs)]
         return tuple(np.asarray(draw(self.env.spec, state, *seen)) for state, seen in each)
 

@@ -90,12 +90,10 @@ def evaluate_in_gymnasium(
 
 def _play(env: Any, act: Callable[[Any], Any], seed: int, max_steps: int) -> tuple[float, int]:
     obs, _ = env.reset(seed=seed)
-    total = 0.0
-    for length in range(1, max_steps + 1):
+    total, length, over = 0.0, 0, False
+    while not over and length < max_steps:
         obs, reward, terminated, truncated, _ = env.step(act(obs))
-        total += float(reward)
-        if terminated or truncated:
-            break
+        total, length, over = total + float(reward), length + 1, terminated or truncated
     return total, length
 
 
@@ -103,9 +101,7 @@ def _gymnasium() -> Any:
     try:
         return importlib.import_module("gymnasium")
     except ImportError:
-        raise ConfigError(
-            "gymnasium isn't installed: pip install 'purerl[gymnasium]'"
-        ) from None
+        raise ConfigError("gymnasium isn't installed: pip install 'purerl[gymnasium]'") from None
 
 
 def _make(gymnasium: Any, name: str) -> Any:

@@ -34,8 +34,6 @@ ABOUT = "about"
 NETWORKS: dict[str, Any] = {
     c.__name__: c for c in (DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork)
 }
-    c.__name__: c for c in (DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork)
-}
 
 
 def save_policy(policy: Policy, path: str | os.PathLike) -> None:
@@ -61,8 +59,6 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
     path = Path(path).expanduser()
     leaves = _leaves(policy.state, policy.obs_stats)
     arrays: dict[str, Any] = {name: _stored(x) for name, x in leaves.items()}
-        name: _stored(x) for name, x in _leaves(policy.state, policy.obs_stats).items()
-    }
     processor, spec = policy.interface.action_processor, policy.spec
     about = {
         "kind": KIND,
@@ -211,11 +207,11 @@ def _plain_agent(agent: Agent) -> dict[str, Any]:
     cls = type(agent)
     fields, networks, own, none = {}, {}, {}, []
     for name in field_names(cls):
-        value: Any = getattr(agent, name)
+        value = getattr(agent, name)
         if value is None:
             none.append(name)
         elif NETWORKS.get(getattr(value, "__name__", "")) is value:
-            networks[name] = value.__name__
+            networks[name] = _last(_name(value))
         else:
             try:
                 fields[name] = plain_value(cls, name, value)
