@@ -4,7 +4,6 @@ import functools
 import zlib
 
 import jax
-import jax.numpy as jnp
 from toys import image_env, push_env, quick_jit, walk
 
 import purerl
@@ -25,30 +24,42 @@ AGENTS = {
 
 
 def observations(space, num=64, seed=5):
-    """`[num, *obs_shape]`, of a space or a pytree of them."""
+    """Random ones, `[num, *obs_shape]`, of a space or a pytree of them."""
     leaves, structure = jax.tree.flatten(space, is_leaf=lambda x: hasattr(x, "shape"))
     keys = jax.random.split(jax.random.key(seed), len(leaves) * num).reshape(len(leaves), num)
-    drawn = [jax.vmap(s.sample)(k) for s, k in zip(leaves, keys, strict=True)]
+    drawn = [_draw(space, key) for space, key in zip(leaves, keys, strict=True)]
     return structure.unflatten(drawn)
+
+
+def _draw(space, keys):
+    if isinstance(space, purerl.Discrete) or space.bounded:
+        return quick_jit(jax.vmap(space.sample))(keys)
+    return 3.0 * quick_jit(jax.vmap(lambda key: jax.random.normal(key, space.shape)))(keys)
 
 
 def make_policy(agent, env, *, normalize_obs=False, action_processor=None):
     """A policy with random parameters, large enough that observations matter."""
-    state = agent.init(jax.random.key(0), env.spec)
 
     def disturb(path, x):
         key = jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode()))
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        return x + 0.5 * jax.random.normal(key, x.shape, x.dtype) if floating else x
+        return x + jax.random.normal(key, x.shape, x.dtype) if x.ndim > 1 else x
 
-    state = jax.tree_util.tree_map_with_path(disturb, state)
+    def init(key):
+        state = agent.for_acting(agent.init(key, env.spec))
+        return jax.tree_util.tree_map_with_path(disturb, state)
+
+    state = quick_jit(init)(jax.random.key(0))
     stats = None
     if normalize_obs:
         space = env.spec.observation_space
         stats = update_stats(init_stats(space), observations(space, seed=1), 1)
-    return purerl.Policy(
-        agent, agent.for_acting(state), stats, Interface(env.spec, action_processor)
-    )
+    return purerl.Policy(agent, state, stats, Interface(env.spec, action_processor))
+
+
+@quick_jit
+def actions(policy, obs, key):
+    """The agent's own, a sample, and the environment's."""
+    return policy(obs), policy(obs, key), policy.act(obs)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """A policy apart from its run: the same actions, and one at a time outside of JAX."""
 
+import functools
+
 import flax.linen as nn
 import gymnasium
 import jax
@@ -40,13 +42,21 @@ def test_it_plays_in_gymnasium():
 @pytest.mark.parametrize("name", AGENTS)
 def test_it_acts_as_the_agent_with_its_whole_state(name):
     agent, env = AGENTS[name][0], AGENTS[name][1]()
-    state = agent.init(jax.random.key(0), env.spec)
+    state = quick_jit(lambda key: agent.init(key, env.spec))(jax.random.key(0))
     policy = purerl.Policy(agent, agent.for_acting(state), None, Interface(env.spec))
     obs, key = observations(env.spec.observation_space), jax.random.key(2)
-    np.testing.assert_array_equal(policy(obs), agent.policy(state, obs))
-    np.testing.assert_array_equal(policy(obs, key), agent.policy(state, obs, key))
-    if name != "reinforce, continuous":  # which has no baseline
-        np.testing.assert_array_equal(policy.value(obs), agent.value(state, obs))
+
+    has_value = name != "reinforce, continuous"  # which has no baseline
+
+    def results(act, value):
+        return act(obs), act(obs, key), value(obs) if has_value else 0
+
+    found = quick_jit(lambda policy: results(policy, policy.value))(policy)
+    expected = quick_jit(
+        lambda state: results(*(functools.partial(f, state) for f in (agent.policy, agent.value)))
+    )(state)
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(policy)]
     assert not [path for path in paths if "opt" in path or "target" in path]
     assert len(jax.tree.leaves(policy)) < len(jax.tree.leaves((agent, state)))

@@ -52,6 +52,11 @@ def _on_host(space: gymnasium.Space, obs: Any) -> Any:
     return array[()] if isinstance(space, gymnasium.spaces.Discrete) else array
 
 
+def _first(env: Env, key: jax.Array) -> tuple[jax.Array, Any, PyTree]:
+    """A reset: the key for a reset that follows without a step, the observation, the state."""
+    return jax.random.fold_in(key, 0), *env.reset(key)
+
+
 def _next_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The key to go on with, one for a step, and one for the reset after it."""
     key, step_key, reset_key = jax.random.split(key, 3)
@@ -79,7 +84,7 @@ class GymnasiumEnv(gymnasium.Env):
             key, step_key, reset_key = _next_keys(key)
             return (key, reset_key), *env.step(step_key, state, action)
 
-        self._reset, self._step = jax.jit(env.reset), step
+        self._reset, self._step = jax.jit(functools.partial(_first, env)), step
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -89,7 +94,8 @@ class GymnasiumEnv(gymnasium.Env):
             seed = int(self.np_random.integers(2**32)) if seed is None else seed
             key, _, reset_key = _next_keys(jax.random.key(seed % 2**32))
             self._keys = key, reset_key
-        obs, self._state = self._reset(self._keys[1])
+        again, obs, self._state = self._reset(self._keys[1])
+        self._keys = self._keys[0], again
         obs = _on_host(self.observation_space, obs)
         self._seen = obs, 0, 0.0
         return obs, {}
@@ -128,7 +134,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         self._keys: tuple[jax.Array, jax.Array] | None = None  # each [N]
         self._state: PyTree = None
         self._seen: tuple[Any, np.ndarray, np.ndarray] = (None, np.zeros(0), np.zeros(0))
-        self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(self._play))
+        self._reset = jax.jit(jax.vmap(functools.partial(_first, env)))
+        self._step = jax.jit(jax.vmap(self._play))
 
     def _play(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
         """A step of one, and a reset where it ends the episode."""
@@ -151,7 +158,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         if seed is not None or self._keys is None:
             seeds = np.asarray(self._seeds(seed), np.uint32)
             self._keys = jax.vmap(lambda s: _next_keys(jax.random.key(s))[::2])(seeds)
-        obs, self._state = self._reset(self._keys[1])
+        again, obs, self._state = self._reset(self._keys[1])
+        self._keys = self._keys[0], again
         zeros = np.zeros(self.num_envs)
         self._seen = _on_host(self.observation_space, obs), zeros.astype(int), zeros
         return self._seen[0], {}

@@ -125,10 +125,12 @@ def load_policy(
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no archive")
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with path.open("rb") as opened:
+            if not zipfile.is_zipfile(opened):
+                raise ValueError("it is no archive")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
         about = json.loads(arrays.pop(ABOUT).tobytes())
         kind = about.get("kind")
     except OSError as error:
