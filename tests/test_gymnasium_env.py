@@ -88,7 +88,9 @@ def test_without_gymnasium(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized")
 @pytest.mark.filterwarnings("ignore:.*infinity. This is probably too")
-@pytest.mark.parametrize("env", [walk(3), push_env(), dict_env(), discrete_env()], ids=str)
+@pytest.mark.parametrize(
+    "env", [walk(3), push_env(), dict_env(), discrete_env()], ids=lambda env: env.spec.name
+)
 def test_gymnasiums_own_check(env):
     check_env(purerl.to_gymnasium(env))
 
@@ -122,7 +124,7 @@ def test_an_episode():
         env.step([1])
 
 
-@pytest.mark.parametrize("make", [lambda: walk(3), push_env, dict_env])
+@pytest.mark.parametrize("make", [walk, push_env, dict_env])
 def test_a_vector_plays_what_single_environments_play(make):
     num, env = 3, make()
     vector = purerl.to_gymnasium(env, num)

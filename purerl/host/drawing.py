@@ -90,9 +90,12 @@ class _Canvas:
         self.text(8, -TITLE + 6, text, 14)
 
     def _scaled(self, points: Any) -> list[tuple[float, float]]:
-        # A state that has come to NaN or infinity is drawn too, if nowhere in particular.
-        finite = np.clip(np.nan_to_num(np.asarray(points, float)), -FAR, FAR)
-        return [(OVER * x, OVER * (y + TITLE)) for x, y in finite.tolist()]
+        return [(OVER * float(x), OVER * (float(y) + TITLE)) for x, y in points]
+
+
+def _number(x: Any) -> float:
+    """A state that has come to NaN or infinity is drawn too, if nowhere in particular."""
+    return float(np.clip(np.nan_to_num(float(x)), -FAR, FAR))
 
 
 @functools.cache
@@ -111,17 +114,17 @@ def _innermost(state: PyTree) -> PyTree:
 
 def _draw_cartpole(canvas: _Canvas, state: Any) -> None:
     scale = WIDTH / 4.8  # the track is as wide as where episodes end, 2.4 either way
-    x, ground = WIDTH / 2 + float(state.x) * scale, 200.0
+    x, ground = WIDTH / 2 + _number(state.x) * scale, 200.0
     canvas.line([(0, ground), (WIDTH, ground)], INK)
     canvas.box(x - 25, ground - 15, x + 25, ground + 15, INK)
-    canvas.rod(x, ground - 12, float(state.theta), scale, 9, WOOD)
+    canvas.rod(x, ground - 12, _number(state.theta), scale, 9, WOOD)
     canvas.disc(x, ground - 12, 4, "#8184cb")
 
 
 def _draw_pendulum(canvas: _Canvas, state: Any) -> None:
-    x, y, torque = WIDTH / 2, HEIGHT / 2, float(state.last_u)
+    x, y, torque = WIDTH / 2, HEIGHT / 2, _number(state.last_u)
     # The angle is from straight up, counterclockwise.
-    canvas.rod(x, y, -float(state.theta), 100, 18, "#cd4d4d")
+    canvas.rod(x, y, -_number(state.theta), 100, 18, "#cd4d4d")
     canvas.disc(x, y, 5, INK)
     canvas.text(10, HEIGHT - 24, f"torque {torque:+.2f}", 12)
     ends = sorted((x, x + 40 * torque))
@@ -131,10 +134,10 @@ def _draw_pendulum(canvas: _Canvas, state: Any) -> None:
 def _draw_acrobot(canvas: _Canvas, state: Any) -> None:
     scale = HEIGHT / 4.4
     x, y = WIDTH / 2, HEIGHT / 2
-    first = math.pi - float(state.joint_angle1)  # from hanging down, counterclockwise
+    first = math.pi - _number(state.joint_angle1)  # from hanging down, counterclockwise
     canvas.line([(0, y - scale), (WIDTH, y - scale)], RED)  # the goal: one link above the joint
     elbow = canvas.rod(x, y, first, scale, 10, "#00a3a3")
-    canvas.rod(elbow[0], elbow[1], first - float(state.joint_angle2), scale, 10, "#00cccc")
+    canvas.rod(elbow[0], elbow[1], first - _number(state.joint_angle2), scale, 10, "#00cccc")
     for joint in ((x, y), elbow):
         canvas.disc(joint[0], joint[1], 5, "#cccc00")
 
@@ -151,7 +154,7 @@ def _draw_mountain_car(canvas: _Canvas, state: Any, goal: float) -> None:
     (x, y), pole = at(goal), 32
     canvas.line([(x, y), (x, y - pole)], INK)
     canvas.polygon([(x, y - pole), (x + 16, y - pole + 6), (x, y - pole + 12)], "#cccc00")
-    position = float(state.position)
+    position = _number(state.position)
     (x, y), slope = at(position), math.atan(0.9 * 1.35 * math.cos(3 * position))
     along, up = (math.cos(slope), -math.sin(slope)), (-math.sin(slope), -math.cos(slope))
 
