@@ -17,7 +17,7 @@ from purerl.host.files import reason, write_whole
 from purerl.policy import Policy
 
 PyTree = Any
-MOST_FRAMES = 500
+MOST_FRAMES = 500  # and the first
 MILLISECONDS = 40  # a frame
 PAUSE = 1_000  # on the last one
 STEPS_WITHOUT_LIMIT = 500
@@ -79,7 +79,7 @@ def render(
 
 def _shown(length: int) -> list[int]:
     """Which of the moments 0 to `length` are drawn: evenly, and the last."""
-    every = -(-(length + 1) // MOST_FRAMES)
+    every = max(1, -(-length // MOST_FRAMES))
     return sorted({*range(0, length + 1, every), length})
 
 
