@@ -51,13 +51,18 @@ from purerl.envs import (  # noqa: E402
 )
 from purerl.errors import ConfigError, RunError  # noqa: E402
 from purerl.evaluate import evaluate  # noqa: E402
+from purerl.host.export import export_policy  # noqa: E402
 from purerl.host.fit import Interrupted, Report, fit  # noqa: E402
+from purerl.host.gymnasium_env import evaluate_in_gymnasium, to_gymnasium  # noqa: E402
+from purerl.host.policy_file import load_policy, save_policy  # noqa: E402
+from purerl.host.render import render  # noqa: E402
 from purerl.host.sweep import sweep  # noqa: E402
 from purerl.host.sweep_result import SweepResult  # noqa: E402
 from purerl.loop import Loop, RunState  # noqa: E402
 from purerl.metrics import Episodes, Metrics  # noqa: E402
 from purerl.networks import Actor, Critic  # noqa: E402
 from purerl.noise import GaussianNoise, Noise, OrnsteinUhlenbeckNoise  # noqa: E402
+from purerl.policy import Policy  # noqa: E402
 from purerl.returns import gae, lambda_return, n_step_return, reward_to_go  # noqa: E402
 from purerl.rewarders import Clip, NStep, RunningNormalize, Scale  # noqa: E402
 from purerl.rollout import rollout  # noqa: E402
@@ -115,6 +120,7 @@ __all__ = [
     "Noise",
     "Normal",
     "OrnsteinUhlenbeckNoise",
+    "Policy",
     "Report",
     "RunDefaults",
     "RunError",
@@ -136,22 +142,28 @@ __all__ = [
     "double_q_target",
     "env_names",
     "evaluate",
+    "evaluate_in_gymnasium",
+    "export_policy",
     "fit",
     "gae",
     "gymnax_env",
     "lambda_return",
+    "load_policy",
     "make",
     "make_loop",
     "make_train",
     "n_step_return",
     "q_target",
     "register",
+    "render",
     "reward_to_go",
     "rollout",
     "run",
+    "save_policy",
     "start_hosts",
     "sweep",
     "time_limit",
+    "to_gymnasium",
     "use_all_cores",
     "vectorize",
 ]

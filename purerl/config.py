@@ -240,7 +240,7 @@ def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> d
         if value is None and field.default is None:
             continue
         try:
-            plain[name] = _plain_value(type(record), name, value, left, path + name)
+            plain[name] = plain_value(type(record), name, value, left, path + name)
         except ConfigError:
             if left is None:
                 raise
@@ -248,7 +248,10 @@ def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> d
     return plain
 
 
-def _plain_value(cls: type, name: str, value: Any, left: list[str] | None, path: str) -> Any:
+def plain_value(
+    cls: type, name: str, value: Any, left: list[str] | None = None, path: str = ""
+) -> Any:
+    """A field's value in plain ones, as `to_plain` has it. Raises ConfigError where there is none."""
     for kind, known in REGISTRIES.get(name, {}).items():
         if type(value) is known:
             named = {"name": kind} if name != "buffer" else {}

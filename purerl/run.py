@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from purerl.agents.base import Agent
 from purerl.buffer import Buffer
 from purerl.devices import AXIS, check_divides
-from purerl.envs.base import Env, action_repeat, time_limit
+from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Box, Discrete
 from purerl.fields import ConfigError
@@ -81,7 +81,7 @@ def make_loop(
         buffer=buffer,
         rewarder=rewarder,
         noise=defaults.noise if noise is None else noise,
-        to_env=action_map(raw_env, action_processor),
+        to_env=action_map(raw_env.spec, action_processor),
         num_envs=num_envs,
         update_every=update_every,
         num_updates=num_updates,
@@ -193,10 +193,10 @@ def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
 
 
 def action_map(
-    env: Env, action_processor: Callable[[jax.Array], jax.Array] | None
+    spec: EnvSpec, action_processor: Callable[[jax.Array], jax.Array] | None
 ) -> Callable[[jax.Array], jax.Array]:
     """From the agent's actions `[N, *action_shape]` to the environment's: inside its bounds."""
-    space = env.spec.action_space
+    space = spec.action_space
     if action_processor is not None:
         return action_processor
     if isinstance(space, Box):

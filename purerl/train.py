@@ -1,5 +1,6 @@
 """`make_train`: from a config to a pure function that trains."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ from flax import struct
 from purerl.agents import Agent
 from purerl.config import TrainConfig, with_hyperparams
 from purerl.fields import ConfigError
-from purerl.loop import RunState, obs_transform
+from purerl.loop import RunState
 from purerl.metrics import Metrics
+from purerl.policy import Interface, Policy
 
 PyTree = Any
 Train = Callable[..., "TrainOutput"]
@@ -28,28 +30,25 @@ class TrainOutput:
         metrics: `Metrics`, each `[num_updates]`.
         agent: the agent, with the hyperparameters that it was trained with.
         steps_per_update: environment steps in each update.
+        interface: what lies between the policy and the environment.
     """
 
     state: RunState
     metrics: Metrics
     agent: Agent
     steps_per_update: int = struct.field(pytree_node=False)
+    interface: Interface = struct.field(pytree_node=False)
 
-    def policy(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
-        """Actions for observations as the environment gives them.
-
-        Args:
-            obs: `[B, *obs_shape]`.
-            key: to sample from the policy; None for its mode.
-
-        Returns:
-            `[B, *action_shape]`, the agent's own (continuous ones may have to be clipped).
-        """
-        return self._one().agent.policy(self.state.agent, self._seen(obs), key)
+    @functools.cached_property
+    def policy(self) -> Policy:
+        """What was learned, apart from the run: `out.policy(obs)` are actions for observations
+        `[B, *obs_shape]`, `out.policy.step(obs)` is one for an environment outside of JAX."""
+        state = self.agent.for_acting(self.state.agent)
+        return Policy(self.agent, state, self.state.obs_stats, self.interface)
 
     def value(self, obs: PyTree) -> jax.Array:
         """Values `[B]` of observations `[B, *obs_shape]`."""
-        return self._one().agent.value(self.state.agent, self._seen(obs))
+        return self.policy.value(obs)
 
     @property
     def num_updates(self) -> int:
@@ -70,18 +69,6 @@ class TrainOutput:
     def member(self, *index: int) -> "TrainOutput":
         """One member of a vmapped run, by its index along each mapped axis."""
         return jax.tree.map(lambda x: x[index], self)
-
-    def _one(self) -> "TrainOutput":
-        if jnp.ndim(self.state.num_updates) > 0:
-            axes = np.shape(self.state.num_updates)
-            raise ValueError(
-                f"this is the output of {axes} runs: choose one by out.member(i), or map over them "
-                "by jax.vmap(lambda out: out.policy(obs))(outs)"
-            )
-        return self
-
-    def _seen(self, obs: PyTree) -> PyTree:
-        return obs_transform(self.state.obs_stats)(obs)
 
 
 def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
@@ -108,7 +95,8 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
         scan = loop.spread(lambda state: jax.lax.scan(loop.step, state, indices))
         state, metrics = scan(loop.start(key))
         agent = with_hyperparams(config.agent, hyperparams or {})
-        return TrainOutput(state, metrics, agent, loop.steps_per_update)
+        interface = Interface(loop.env.spec, config.action_processor)
+        return TrainOutput(state, metrics, agent, loop.steps_per_update, interface)
 
     return train
 

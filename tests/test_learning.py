@@ -1,8 +1,6 @@
 """Training for real: thresholds that a broken agent misses, several seeds each."""
 
-import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,17 +36,8 @@ def test_cartpole(cartpole_outs):
 @pytest.mark.timeout(600)
 def test_a_policy_plays_in_gymnasiums_cartpole(cartpole_outs):
     """Learned on gymnax's CartPole, played on another implementation."""
-    policy = jax.jit(cartpole_outs.member(0).policy)
-    env = gymnasium.make("CartPole-v1")
-    returns = []
-    for episode in range(20):
-        obs, _ = env.reset(seed=episode)
-        total, over = 0.0, False
-        while not over:
-            action = int(policy(jnp.asarray(obs)[None])[0])
-            obs, reward, terminated, truncated, _ = env.step(action)
-            total, over = total + float(reward), terminated or truncated
-        returns.append(total)
+    policy = cartpole_outs.member(0).policy
+    returns, _ = purerl.evaluate_in_gymnasium(policy, "CartPole-v1", 20)
     print("returns in gymnasium:", returns)
     assert np.mean(returns) >= 450
 

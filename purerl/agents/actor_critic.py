@@ -143,6 +143,9 @@ class ActorCritic(NetworkAgent):
         distribution = apply(state.actor, state.actor_params, obs)
         return distribution.mode() if key is None else distribution.sample(key)
 
+    def for_acting(self, state: ActorCriticState) -> ActorCriticState:
+        return state.replace(actor_opt=None, critic_opt=None)
+
     def value(self, state: ActorCriticState, obs: PyTree) -> jax.Array:
         """`[N]`, V(s); of a Q critic, its mean over a discrete policy, or Q of a continuous one's
         mode."""

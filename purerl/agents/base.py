@@ -101,6 +101,10 @@ class Agent(Record):
         """Acting: `[N, *obs_shape]` to actions, the mode, or a sample where a key is given."""
         raise NotImplementedError
 
+    def for_acting(self, state: AgentState) -> AgentState:
+        """The state with None for what `policy` and `value` don't look at, such as optimizers."""
+        return state
+
     def value(self, state: AgentState, obs: PyTree) -> jax.Array:
         """`[N, *obs_shape]` to `[N]`, the value of the agent's policy, where it learns one."""
         raise NotImplementedError(f"{type(self).__name__} learns no value")

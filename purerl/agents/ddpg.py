@@ -124,6 +124,9 @@ class DDPG(NetworkAgent):
         """The policy is deterministic: a key changes nothing."""
         return apply(state.actor, state.params["actor"], obs)
 
+    def for_acting(self, state: DDPGState) -> DDPGState:
+        return state.replace(target_params=None, actor_opt=None, critic_opt=None)
+
     def value(self, state: DDPGState, obs: PyTree) -> jax.Array:
         return apply(state.critic, state.params["critic"], obs, self.policy(state, obs))
 

@@ -139,6 +139,9 @@ class DQN(NetworkAgent):
         values = q_values(state.critic, state.params, obs)
         return jnp.argmax(values, axis=-1).astype(jnp.int32)
 
+    def for_acting(self, state: DQNState) -> DQNState:
+        return state.replace(target_params=None, opt_state=None)
+
     def value(self, state: DQNState, obs: PyTree) -> jax.Array:
         return jnp.max(q_values(state.critic, state.params, obs), axis=-1)
 

@@ -113,6 +113,9 @@ class PPO(NetworkAgent):
         distribution = apply(state.actor, state.params["actor"], obs)
         return distribution.mode() if key is None else distribution.sample(key)
 
+    def for_acting(self, state: PPOState) -> PPOState:
+        return state.replace(opt_state=None)
+
     def value(self, state: PPOState, obs: PyTree) -> jax.Array:
         return apply(state.critic, state.params["critic"], obs)
 

@@ -131,6 +131,9 @@ class REINFORCE(NetworkAgent):
         distribution = apply(state.actor, state.actor_params, obs)
         return distribution.mode() if key is None else distribution.sample(key)
 
+    def for_acting(self, state: REINFORCEState) -> REINFORCEState:
+        return state.replace(actor_opt=None, critic_opt=None)
+
     def value(self, state: REINFORCEState, obs: PyTree) -> jax.Array:
         if not self.baseline:
             raise NotImplementedError("REINFORCE learns no value without baseline=True")

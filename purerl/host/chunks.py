@@ -11,6 +11,7 @@ from purerl import devices
 from purerl.config import TrainConfig, with_hyperparams
 from purerl.errors import ConfigError
 from purerl.metrics import Metrics
+from purerl.policy import Interface
 from purerl.state import OWN
 from purerl.train import TrainOutput, list_seeds
 
@@ -54,7 +55,8 @@ class Program:
         shape = self.keys.shape
         agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.config.agent)
         agent = agent.tell(**self.values)
-        return TrainOutput(state, metrics, agent, self.loop.steps_per_update)
+        interface = Interface(self.loop.env.spec, self.config.action_processor)
+        return TrainOutput(state, metrics, agent, self.loop.steps_per_update, interface)
 
     def _over(self, function: Callable, axes: tuple) -> Callable:
         return jax.vmap(function, axes) if self.mapped else function

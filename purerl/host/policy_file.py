@@ -1,0 +1,266 @@
+"""A policy as one small file: arrays, and beside them in JSON what they are of.
+
+The file is a NumPy archive (`.npz`). Loading reads arrays and plain values; no code comes from it.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.agents import AGENTS, Agent
+from purerl.config import plain_value
+from purerl.envs.base import EnvSpec
+from purerl.errors import ConfigError, RunError
+from purerl.fields import field_names
+from purerl.host.files import describe, reason, versions, write_whole
+from purerl.host.plain_space import space_from_plain, space_to_plain
+from purerl.normalize import init_stats
+from purerl.policy import Interface, Policy
+from purerl.torsos import DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork
+
+PyTree = Any
+FORMAT = 1
+KIND = "purerl policy"
+ABOUT = "about"
+# The networks that a user may name in an agent and that are everybody's.
+NETWORKS: dict[str, Any] = {
+    c.__name__: c for c in (DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork)
+}
+
+
+def save_policy(policy: Policy, path: str | os.PathLike) -> None:
+    """Writes a policy into one small file, which is there whole or not at all.
+
+    In it are parameters, observation statistics, hyperparameters and the environment's spaces.
+
+    Args:
+        policy: such as `out.policy`, or `out.member(i).policy` of several runs.
+        path: the file; one that is there is replaced.
+
+    Raises:
+        ConfigError: it isn't one policy, or observations are pytrees of other than dicts and
+            tuples.
+        RunError: the file can't be written.
+    """
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"policy: got {type(policy).__name__}, expected a Policy: out.policy")
+    try:
+        policy.check_one()
+    except ValueError as error:
+        raise ConfigError(f"policy: {error}") from None
+    path = Path(path).expanduser()
+    leaves = _leaves(policy.state, policy.obs_stats)
+    arrays: dict[str, Any] = {name: _stored(x) for name, x in leaves.items()}
+    processor, spec = policy.interface.action_processor, policy.spec
+    about = {
+        "kind": KIND,
+        "format": FORMAT,
+        "versions": versions(),
+        "agent": _plain_agent(jax.tree.map(float, policy.agent)),
+        "normalize_obs": policy.obs_stats is not None,
+        "action_processor": None if processor is None else describe(processor),
+        "spec": {
+            "name": spec.name,
+            "observation_space": space_to_plain(spec.observation_space, "observation_space"),
+            "action_space": space_to_plain(spec.action_space, "action_space"),
+            "max_episode_steps": spec.max_episode_steps,
+        },
+    }
+    arrays[ABOUT] = np.frombuffer(json.dumps(about, indent=1).encode(), np.uint8)
+    np.savez(packed := io.BytesIO(), **arrays)
+    try:
+        write_whole(path, lambda file: file.write(packed.getbuffer()))
+    except OSError as error:
+        raise RunError(f"the policy can't be written to {path}: {reason(error)}") from None
+
+
+def load_policy(
+    path: str | os.PathLike,
+    agent: Agent | type[Agent] | None = None,
+    *,
+    action_processor: Callable[[jax.Array], jax.Array] | None = None,
+) -> Policy:
+    """A policy that `save_policy` wrote; it acts as the one that was saved, bit for bit.
+
+    Args:
+        path: the file.
+        agent: where the agent holds classes or functions of your own, which aren't in the file: an
+            agent with them, such as `purerl.PPO(actor=MyActor)`; where the agent itself is your
+            own, its class. All else comes from the file.
+        action_processor: that of the run, where it had one.
+
+    Raises:
+        RunError: the file can't be read, is damaged, is no policy's or another version's, or the
+            agent (or action_processor) has to be given, or is another than the file's.
+    """
+    path = Path(path).expanduser()
+    about, arrays = _read(path)
+    try:
+        spec = _spec(about["spec"])
+        made = _make_agent(path, about["agent"], agent)
+        processor = about["action_processor"]
+        if (processor is None) != (action_processor is None):
+            wanted = f"action_processor={processor}" if processor else "no action_processor"
+            raise RunError(f"{path} is of a policy with {wanted}: load it with that")
+        like = jax.eval_shape(lambda: made.for_acting(made.init(jax.random.key(0), spec)))
+        # A space has the shape of its observations.
+        stats = None
+        if about["normalize_obs"]:
+            stats = jax.eval_shape(lambda: init_stats(spec.observation_space))
+        found = _unpacked(path, arrays, like, stats)
+        return Policy(made, *found, Interface(spec, action_processor))
+    except (RunError, ConfigError) as error:
+        raise RunError(str(error)) from None
+    except Exception as error:  # a user's own agent raises of every kind
+        raise RunError(f"{path} can't be made a policy: {reason(error)}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        with path.open("rb") as opened:
+            if not zipfile.is_zipfile(opened):
+                raise ValueError("it is no archive")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        about = json.loads(arrays.pop(ABOUT).tobytes())
+        kind = about.get("kind")
+    except OSError as error:
+        raise RunError(f"the policy {path} can't be read: {reason(error)}") from None
+    except Exception as error:  # the readers raise of every kind
+        raise RunError(
+            f"{path} is damaged, or no policy that save_policy wrote: {reason(error)}"
+        ) from None
+    if kind != KIND:
+        raise RunError(f"{path} is no policy that save_policy wrote, but {kind!r}")
+    if about.get("format") != FORMAT:
+        wrote = about.get("versions", {}).get("purerl")
+        raise RunError(
+            f"{path} has format {about.get('format')}, expected {FORMAT}: purerl {wrote} wrote it"
+        )
+    return about, arrays
+
+
+def _leaves(state: PyTree, stats: PyTree) -> dict[str, Any]:
+    """By their path in the tree."""
+    paths = jax.tree_util.tree_flatten_with_path({"state": state, "obs_stats": stats})[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def _stored(x: Any) -> np.ndarray:
+    """An array of one of numpy's own types: archives keep no keys, no bfloat16 and its like."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    array = np.asarray(x)
+    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
+
+
+def _unpacked(
+    path: Path, arrays: Mapping[str, np.ndarray], state: PyTree, stats: PyTree
+) -> tuple[PyTree, PyTree]:
+    """State and statistics of the given shapes, with what was stored in their places."""
+    wanted = _leaves(state, stats)
+    stored = {name: jax.eval_shape(_as_stored, x) for name, x in wanted.items()}
+    for name in {**arrays, **stored}:
+        found, expected = (
+            f"{x[name].dtype} {x[name].shape}" if name in x else "missing" for x in (arrays, stored)
+        )
+        if found != expected:
+            raise RunError(
+                f"{path} is of other networks than the agent's: {name} is {found} there, expected "
+                f"{expected}"
+            )
+    leaves = [_restored(arrays[name], x.dtype) for name, x in wanted.items()]
+    structure: Any = jax.tree.structure({"state": state, "obs_stats": stats})
+    whole = structure.unflatten(leaves)
+    return whole["state"], whole["obs_stats"]
+
+
+def _as_stored(x: jax.Array) -> jax.Array:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(x)
+    if np.dtype(x.dtype).isbuiltin == 1:
+        return x
+    return x.view(f"u{x.dtype.itemsize}")
+
+
+def _restored(array: np.ndarray, dtype: Any) -> jax.Array:
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array))
+    return jnp.asarray(array.view(dtype))
+
+
+def _spec(plain: Mapping[str, Any]) -> EnvSpec:
+    observation, action = plain["observation_space"], plain["action_space"]
+    spaces = space_from_plain(observation), space_from_plain(action)
+    return EnvSpec(plain["name"], *spaces, plain["max_episode_steps"])
+
+
+def _plain_agent(agent: Agent) -> dict[str, Any]:
+    """Its fields in plain values; of the user's own classes and functions, what they are called."""
+    cls = type(agent)
+    fields, networks, own, none = {}, {}, {}, []
+    for name in field_names(cls):
+        value = getattr(agent, name)
+        if value is None:
+            none.append(name)
+        elif NETWORKS.get(getattr(value, "__name__", "")) is value:
+            networks[name] = _last(_name(value))
+        else:
+            try:
+                fields[name] = plain_value(cls, name, value)
+            except ConfigError:
+                own[name] = _name(value)
+    kind = next((name for name, known in AGENTS.items() if cls is known), None)
+    return {
+        "kind": kind,
+        "class": _name(cls),
+        "fields": fields,
+        "none": none,
+        "networks": networks,
+        "own": own,
+    }
+
+
+def _name(value: Any) -> str:
+    described = describe(value)
+    return described if isinstance(described, str) else json.dumps(described)
+
+
+def _make_agent(path: Path, plain: Mapping[str, Any], given: Any) -> Agent:
+    """The agent of the file, with what isn't in it from the one that is given."""
+    own = ", ".join(f"{name}={value}" for name, value in plain["own"].items())
+    needed = plain["kind"] is None or own
+    call = f"{plain['class'].rpartition('.')[2]}({own})"
+    if given is None and needed:
+        raise RunError(
+            f"{path} is of {call}, whose code isn't in the file: give it, as "
+            f"load_policy(path, agent={call})"
+        )
+    if given is None:
+        cls: type = AGENTS[plain["kind"]]
+    else:
+        cls = given if isinstance(given, type) else type(given)
+    if not issubclass(cls, Agent) or _last(_name(cls)) != _last(plain["class"]):
+        raise RunError(f"agent: got {_name(cls)}, expected {call}, which {path} is of")
+    rest = {} if isinstance(given, type) else {n: getattr(given, n, None) for n in plain["own"]}
+    for name, value in plain["own"].items():
+        got = "nothing" if rest.get(name) is None else _name(rest[name])
+        if _last(got) != _last(value):
+            raise RunError(f"agent: {name} is {got}, expected {value}, which {path} is of")
+    networks = {name: NETWORKS[value] for name, value in plain["networks"].items()}
+    values = {**plain["fields"], **networks, **rest}
+    return cls(**dict.fromkeys(plain["none"]), **values)
+
+
+def _last(name: str) -> str:
+    """The name without its module, which differs between a script and what imports it."""
+    return name.rpartition(".")[2]
