@@ -51,11 +51,17 @@ from purerl.envs import (  # noqa: E402
 )
 from purerl.errors import ConfigError, RunError  # noqa: E402
 from purerl.evaluate import evaluate  # noqa: E402
+from purerl.host.console import console_sink  # noqa: E402
+from purerl.host.curves import Curves, read_run, read_runs  # noqa: E402
 from purerl.host.export import export_policy  # noqa: E402
-from purerl.host.fit import Interrupted, Report, fit  # noqa: E402
+from purerl.host.fit import Interrupted, fit  # noqa: E402
 from purerl.host.gymnasium_env import evaluate_in_gymnasium, to_gymnasium  # noqa: E402
+from purerl.host.plotting import plot_comparison, plot_curves  # noqa: E402
+from purerl.host.plotting_sweep import plot_sweep, plot_sweep_curves  # noqa: E402
 from purerl.host.policy_file import load_policy, save_policy  # noqa: E402
 from purerl.host.render import render  # noqa: E402
+from purerl.host.report import Report  # noqa: E402
+from purerl.host.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E402
 from purerl.host.sweep import sweep  # noqa: E402
 from purerl.host.sweep_result import SweepResult  # noqa: E402
 from purerl.loop import Loop, RunState  # noqa: E402
@@ -63,6 +69,7 @@ from purerl.metrics import Episodes, Metrics  # noqa: E402
 from purerl.networks import Actor, Critic  # noqa: E402
 from purerl.noise import GaussianNoise, Noise, OrnsteinUhlenbeckNoise  # noqa: E402
 from purerl.policy import Policy  # noqa: E402
+from purerl.presets import preset  # noqa: E402
 from purerl.returns import gae, lambda_return, n_step_return, reward_to_go  # noqa: E402
 from purerl.rewarders import Clip, NStep, RunningNormalize, Scale  # noqa: E402
 from purerl.rollout import rollout  # noqa: E402
@@ -101,6 +108,7 @@ __all__ = [
     "Clip",
     "ConfigError",
     "Critic",
+    "Curves",
     "DefaultActor",
     "DefaultCritic",
     "DefaultQCritic",
@@ -139,6 +147,8 @@ __all__ = [
     "auto_reset",
     "check_agent",
     "check_env",
+    "console_sink",
+    "csv_sink",
     "double_q_target",
     "env_names",
     "evaluate",
@@ -153,7 +163,14 @@ __all__ = [
     "make_loop",
     "make_train",
     "n_step_return",
+    "plot_comparison",
+    "plot_curves",
+    "plot_sweep",
+    "plot_sweep_curves",
+    "preset",
     "q_target",
+    "read_run",
+    "read_runs",
     "register",
     "render",
     "reward_to_go",
@@ -162,8 +179,10 @@ __all__ = [
     "save_policy",
     "start_hosts",
     "sweep",
+    "tensorboard_sink",
     "time_limit",
     "to_gymnasium",
     "use_all_cores",
     "vectorize",
+    "wandb_sink",
 ]

@@ -251,7 +251,8 @@ def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> d
 def plain_value(
     cls: type, name: str, value: Any, left: list[str] | None = None, path: str = ""
 ) -> Any:
-    """A field's value in plain ones, as `to_plain` has it. Raises ConfigError where there is none."""
+    """A field's value in plain ones, as `to_plain` has it. Raises ConfigError where there is no
+    such form."""
     for kind, known in REGISTRIES.get(name, {}).items():
         if type(value) is known:
             named = {"name": kind} if name != "buffer" else {}

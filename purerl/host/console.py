@@ -135,7 +135,7 @@ def show_curve(console: Console, metrics: Metrics, steps_per_update: int, rows: 
     if not seen.size:
         console.print("no episode ended: the return is not known; train for longer")
         return
-    low, high = min(0.0, float(seen.min())), max(0.0, float(seen.max()))
+    low, high = min(0.0, float(np.min(seen))), max(0.0, float(np.max(seen)))
     curve = Table("steps", "return", "min", "max", "", box=None, pad_edge=False)
     for column in curve.columns[:4]:
         column.justify = "right"

@@ -109,8 +109,8 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
         "env": config.env.spec.name,
         "agent": type(config.agent).__name__,
         "steps_per_update": out.steps_per_update,
-        "num_updates": int(updates.max()),
-        "timesteps": int(updates.max()) * out.steps_per_update,
+        "num_updates": int(np.max(updates)),
+        "timesteps": int(np.max(updates)) * out.steps_per_update,
         "final_return": {
             "of": "training episodes of the last tenth of the updates, each counted once",
             "mean": float(known.mean()) if known.size else None,

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import jax
 from rich.console import Console
 
-from purerl.agents import AgentError
+from purerl.check import AgentError
 from purerl.envs.check import EnvError
 from purerl.errors import ConfigError, RunError, suggest
 
@@ -43,9 +43,9 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """Mistakes in one line, with the nearest right spelling of a flag; no abbreviations."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, prog: str | None = None, description: str | None = None) -> None:
         form = argparse.RawDescriptionHelpFormatter
-        super().__init__(*args, allow_abbrev=False, formatter_class=form, **options)
+        super().__init__(prog, None, description, formatter_class=form, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")

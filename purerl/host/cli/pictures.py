@@ -34,7 +34,8 @@ def add_plot(parser: Parser, argv: Sequence[str]) -> None:
 def run_plot(args: argparse.Namespace, console: Console) -> int:
     """Draws."""
     from purerl.host.cli.training import newest_run
-    from purerl.host.plotting import plot_comparison, plot_curves, read_run
+    from purerl.host.curves import read_runs
+    from purerl.host.plotting import plot_comparison, plot_curves
 
     folders = [Path(run) for run in args.runs] or [newest_run()]
     if args.x not in ("steps", "seconds"):
@@ -43,7 +44,7 @@ def run_plot(args: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--compare: expected two runs or more")
     name = "comparison.png" if args.compare else "curves.png"
     out = Path(args.out or (folders[0] / "curve.png" if len(folders) == 1 else name))
-    curves = [read_run(folder) for folder in folders]
+    curves = read_runs(folders)
     try:
         if args.compare:
             plot_comparison(curves, out)

@@ -119,8 +119,8 @@ def run_render(args: argparse.Namespace, console: Console) -> int:
     policy = _best(args)
     out = Path(args.out or _beside(args, "episode.gif"))
     env = environment(policy, args.env)
-    played = render(policy, env, out, seed=args.key, max_steps=args.max_steps)
-    console.print(f"{out}: {played}", soft_wrap=True)
+    total, length = render(policy, env, out, seed=args.key, max_steps=args.max_steps)
+    console.print(f"{out}: an episode of {length} steps, return {total:.1f}", soft_wrap=True)
     return 0
 
 

@@ -64,7 +64,7 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     console.print(result)
     result.to_csv(folder / "table.csv")
     if result.has_returns:
-        from purerl.host.plotting import plot_sweep
+        from purerl.host.plotting_sweep import plot_sweep
 
         plot_sweep(result, path=folder / "sweep.png")
     console.print(f"all of it is in {folder}/", soft_wrap=True)

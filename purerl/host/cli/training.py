@@ -58,7 +58,8 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
     seeds = integers("--seeds", args.seeds)
     if preset:
         name = preset["agent"]["name"]
-        said = ", ".join(told(preset)) or "the agent's own defaults"
+        kept = [x for x in told(preset) if x in told(config.to_mapping())]
+        said = ", ".join(kept) or "the agent's own defaults"
         console.print(f"preset for {args.env} and {name}: {escape(said)} (--no-preset for none)")
     folder = Path(args.run_dir) if args.run_dir else new_folder(config)
     return _train(config, seeds, folder, args, console)
@@ -136,7 +137,8 @@ def _train(
                 raise
             out = error.output
     show_curve(console, out.metrics, out.steps_per_update)
-    draw(folder)
+    if out.metrics.num_episodes.any():
+        draw(folder)
     summary = read_summary(folder)
     if summary["finished"]:
         console.print(f"all of it is in {folder}/", soft_wrap=True)
@@ -150,9 +152,8 @@ def _train(
 
 
 def draw(folder: Path) -> None:
-    """Draws `curve.png` in a run's folder, where an episode has ended."""
-    from purerl.host.plotting import plot_curves, read_run
+    """Draws `curve.png` in a run's folder."""
+    from purerl.host.curves import read_run
+    from purerl.host.plotting import plot_curves
 
-    curves = read_run(folder)
-    if curves.num_episodes.any():
-        plot_curves([curves], folder / "curve.png")
+    plot_curves([read_run(folder)], folder / "curve.png")
