@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import quick_jit
 
 import purerl
 from purerl.host.cli import COMMANDS, Parser, training
@@ -56,7 +57,7 @@ def test_train_shows_a_curve_and_leaves_a_folder(command):
         "CartPole-v1", total_timesteps=4096, num_envs=8, update_every=32, eval_every=4
     )
     keys = jax.vmap(jax.random.key)(jnp.arange(5, 8, dtype=jnp.uint32))
-    outs = jax.jit(jax.vmap(purerl.make_train(config)))(keys)
+    outs = quick_jit(jax.vmap(purerl.make_train(config)))(keys)
     last = np.asarray(outs.metrics.episode_return)[:, -1]
     mean = re.search(r"^return +([\d.]+)", out, re.M)
     assert float(mean[1]) == pytest.approx(last.mean(), rel=1e-3)

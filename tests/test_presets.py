@@ -15,7 +15,7 @@ def test_each_makes_a_config(env, agent):
     assert type(config.agent) is purerl.AGENTS[agent]
     for name, value in list_presets()[env][agent].get("agent", {}).items():
         assert getattr(config.agent, name) == value
-    assert purerl.preset(env, agent, total_timesteps=7).total_timesteps == 7
+    assert purerl.preset(env, agent, total_timesteps=7_000).total_timesteps == 7_000
 
 
 def test_one_that_there_is_not():

@@ -6,7 +6,7 @@ import tomllib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import quick_jit, walk
+from toys import Tiny, quick_jit, walk
 
 import purerl
 from purerl.host.chunks import Program

@@ -4,7 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from toys import quick_jit, walk
+from toys import Tiny, quick_jit, walk
 
 import purerl
 from purerl.host import report as reports
@@ -125,7 +125,7 @@ def test_many_seeds_are_a_band_only(tmp_path):
 
 
 def test_a_sink_is_any_callable():
-    config = purerl.TrainConfig(walk(3), purerl.PPO(), 64, num_envs=4, update_every=8)
+    config = purerl.TrainConfig(walk(3), Tiny(), 64, num_envs=4, update_every=8)
     seen, closed = [], []
 
     class Mine:
