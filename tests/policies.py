@@ -1,9 +1,10 @@
 """Policies for tests: of every agent, without training; and one that was trained."""
 
 import functools
-import zlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from toys import image_env, push_env, quick_jit, walk
 
 import purerl
@@ -25,31 +26,31 @@ AGENTS = {
 
 def observations(space, num=64, seed=5):
     """Random ones, `[num, *obs_shape]`, of a space or a pytree of them."""
-    leaves, structure = jax.tree.flatten(space, is_leaf=lambda x: hasattr(x, "shape"))
-    keys = jax.random.split(jax.random.key(seed), len(leaves) * num).reshape(len(leaves), num)
-    drawn = [_draw(space, key) for space, key in zip(leaves, keys, strict=True)]
-    return structure.unflatten(drawn)
+    rng = np.random.default_rng(seed)
+
+    def draw(space):
+        shape = (num, *space.shape)
+        if isinstance(space, purerl.Discrete):
+            drawn = rng.integers(space.n, size=shape)
+        elif space.bounded:
+            drawn = rng.uniform(space.low, space.high, shape)
+        else:
+            drawn = 3.0 * rng.normal(size=shape)
+        return jnp.asarray(drawn, space.dtype)
+
+    return jax.tree.map(draw, space, is_leaf=lambda x: hasattr(x, "shape"))
 
 
-def _draw(space, keys):
-    if isinstance(space, purerl.Discrete) or space.bounded:
-        return quick_jit(jax.vmap(space.sample))(keys)
-    return 3.0 * quick_jit(jax.vmap(lambda key: jax.random.normal(key, space.shape)))(keys)
-
-
-def make_policy(agent, env, *, normalize_obs=False, action_processor=None):
+def make_policy(agent, env, *, normalize_obs=False, action_processor=None, scale=1.0):
     """A policy with random parameters, large enough that observations matter."""
+    rng = np.random.default_rng(1)
 
-    def disturb(path, x):
-        key = jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode()))
-        return x + jax.random.normal(key, x.shape, x.dtype) if x.ndim > 1 else x
+    def draw(x):
+        drawn = rng.normal(size=x.shape) * scale * (1.0 if x.ndim > 1 else 0.3)
+        return jnp.asarray(drawn, x.dtype)
 
-    def init(key):
-        state = agent.for_acting(agent.init(key, env.spec))
-        return jax.tree_util.tree_map_with_path(disturb, state)
-
-    state = quick_jit(init)(jax.random.key(0))
-    stats = None
+    shapes = jax.eval_shape(lambda: agent.for_acting(agent.init(jax.random.key(0), env.spec)))
+    state, stats = jax.tree.map(draw, shapes), None
     if normalize_obs:
         space = env.spec.observation_space
         stats = update_stats(init_stats(space), observations(space, seed=1), 1)

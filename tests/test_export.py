@@ -54,7 +54,7 @@ def test_every_agent(name, tmp_path):
     for num in (3, 20):
         obs = observations(policy.spec.observation_space, num)
         expected = actions(policy, obs, jax.random.key(0))[2]
-        np.testing.assert_allclose(exported.call(obs), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(exported.call(obs), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_actions_are_inside_their_bounds(tmp_path):
@@ -63,7 +63,7 @@ def test_actions_are_inside_their_bounds(tmp_path):
     obs = 9.0 * observations(policy.spec.observation_space, 40)
     found = load(tmp_path / "policy").call(obs)
     assert np.abs(policy(obs)).max() > 2.0
-    np.testing.assert_allclose(found, np.clip(policy(obs), -2.0, 2.0), rtol=1e-5)
+    np.testing.assert_allclose(found, np.clip(policy(obs), -2.0, 2.0), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="40"):
         load(tmp_path / "policy").call(obs[:2])
 
@@ -73,7 +73,7 @@ def test_pytree_observations(tmp_path):
     purerl.export_policy(policy, tmp_path / "policy", platforms=["cpu"])
     obs = observations(policy.spec.observation_space)
     found = load(tmp_path / "policy").call(obs)
-    np.testing.assert_allclose(found, policy.act(obs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, policy.act(obs), rtol=1e-4, atol=1e-5)
 
 
 class Even(purerl.Actor):

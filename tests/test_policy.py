@@ -64,7 +64,8 @@ def test_it_acts_as_the_agent_with_its_whole_state(name):
 
 def test_actions_are_what_the_loop_hands_to_the_environment():
     config = purerl.TrainConfig(target_env(-2.0, 4.0), purerl.PPO(actor=Far), **SMALL)
-    policy = make_policy(config.agent, config.env)
+    state = config.agent.init(jax.random.key(0), config.env.spec)
+    policy = purerl.Policy(config.agent, state, None, Interface(config.env.spec))
     obs = jnp.ones((5, 1))
     own = policy(obs)
     assert own.min() > 4.0

@@ -82,7 +82,7 @@ def test_an_episode_is_played_to_its_end(tmp_path):
 def test_the_policy_plays(tmp_path):
     """The return is that of the policy's own actions, step by step."""
     env = push_env()
-    policy = make_policy(purerl.PPO(), env, normalize_obs=True)
+    policy = make_policy(purerl.PPO(), env, normalize_obs=True, scale=0.1)
     total, length = purerl.render(policy, env, tmp_path / "push.gif", seed=3)
     reset_key, _ = jax.random.split(jax.random.key(3))
     obs, state = env.reset(reset_key)
