@@ -6,7 +6,7 @@ import tomllib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, quick_jit, walk
+from toys import quick_jit, walk
 
 import purerl
 from purerl.host.chunks import Program
@@ -81,7 +81,7 @@ def test_a_config_comes_back_from_its_file(config, tmp_path):
     file.write_text(config_text(config.to_mapping()))
     again = purerl.TrainConfig.from_mapping(read_config(file))
     assert again.to_mapping() == config.to_mapping()
-    assert again.replace(env="CartPole-v1").agent == config.agent
+    assert again.agent == config.agent
 
 
 def test_what_has_no_form_in_a_file_is_named(tmp_path):

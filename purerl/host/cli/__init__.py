@@ -54,9 +54,9 @@ class Parser(argparse.ArgumentParser):
         """The arguments, all of which have to be known. Raises UsageError."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
-            word = unknown[0].partition("=")[0]
+            is_flag = unknown[0].startswith("--")
+            word = unknown[0].partition("=")[0] if is_flag else unknown[0]
             known = [flag for action in self._actions for flag in action.option_strings]
-            is_flag = word.startswith("--")
             hint = self._nearest(word, known) if is_flag else "expected flags, such as --seeds 4"
             self.error(f"{'no flag' if is_flag else 'unexpected argument'} {word!r}; {hint}")
         return args

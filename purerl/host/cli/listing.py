@@ -117,11 +117,20 @@ def run_check_env(args: argparse.Namespace, console: Console) -> int:
         return FAILED
     spec = env.spec
     console.print(
-        f"{spec.name} is right: observations {spec.observation_space}, actions "
-        f"{spec.action_space}, time limit {spec.max_episode_steps or 'none'}",
+        f"{spec.name} is right: observations {_shapes(spec.observation_space)}, actions "
+        f"{_shapes(spec.action_space)}, time limit {spec.max_episode_steps or 'none'}",
         soft_wrap=True,
     )
     return 0
+
+
+def _shapes(space: Any) -> str:
+    """Spaces without their bounds."""
+    if hasattr(space, "low"):
+        return f"Box{tuple(space.shape)}"
+    if isinstance(space, dict):
+        return "{" + ", ".join(f"{name}: {_shapes(x)}" for name, x in space.items()) + "}"
+    return f"({', '.join(map(_shapes, space))})" if isinstance(space, (tuple, list)) else str(space)
 
 
 def add_bench(parser: Parser, argv: Sequence[str]) -> None:
