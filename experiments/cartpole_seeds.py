@@ -2,18 +2,19 @@
 
     python experiments/cartpole_seeds.py        # about a minute on two CPU cores
 
-One `vmap` over keys: the same program as for one agent, with another axis.
+One `vmap` over keys: the same program as for one agent, with another axis. Writes
+cartpole_seeds.png: the interquartile mean of the seeds, and each of them.
 """
 
+import argparse
 import time
 
 import jax
-import numpy as np
 
 import purerl
 
 
-def main(num_seeds=16, total_timesteps=500_000):
+def main(num_seeds=16, total_timesteps=500_000, out="cartpole_seeds.png"):
     config = purerl.TrainConfig(env="CartPole-v1", total_timesteps=total_timesteps)
     train = jax.jit(jax.vmap(purerl.make_train(config)))
     keys = jax.random.split(jax.random.key(0), num_seeds)
@@ -21,16 +22,22 @@ def main(num_seeds=16, total_timesteps=500_000):
     outs = jax.block_until_ready(train(keys))
     seconds = time.perf_counter() - start
 
-    returns = np.asarray(outs.metrics.episode_return)  # [seeds, updates], NaN where none ended
+    curves = purerl.Curves.of("PPO on CartPole-v1", outs)
+    steps, returns = curves.binned(curves.timesteps, num_bins=10)
     print("env steps   mean return   worst and best seed")
-    for updates in np.array_split(np.arange(outs.num_updates), 10):
-        seeds = np.nanmean(returns[:, updates], axis=1)
-        steps = outs.timesteps[updates[-1]]
-        print(f"{steps:9,d}   {seeds.mean():11.1f}   {seeds.min():5.1f} {seeds.max():5.1f}")
+    for x, seeds in zip(steps, returns.T, strict=True):
+        print(f"{x:9,.0f}   {seeds.mean():11.1f}   {seeds.min():5.1f} {seeds.max():5.1f}")
     total = num_seeds * outs.num_timesteps
     print(f"{num_seeds} agents, {total:,} steps, {seconds:.0f} s with compiling")
-    return returns
+    purerl.plot_curves([curves], out)
+    print(f"learning curves: {out}")
+    return curves
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=500_000)
+    parser.add_argument("--out", default="cartpole_seeds.png")
+    args = parser.parse_args()
+    main(args.seeds, args.steps, args.out)
