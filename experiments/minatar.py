@@ -2,7 +2,7 @@
 
     python experiments/minatar.py               # about ten minutes on two CPU cores
 
-All four with what ships for Breakout: a flat network, since the convolution takes four times as long
+All four with what ships for Breakout: a flat network, since a convolution takes four times as long
 on a CPU, and an entropy bonus without which exploration dies. Writes minatar.png, and a GIF of each
 game as the best seed plays it.
 """

@@ -59,7 +59,7 @@ class Table(purerl.Actor):
         return nn.Dense(self.action_dim, use_bias=False)(obs)
 
 
-def main(total_timesteps=50_000):
+def main(total_timesteps=50_000, picture="own_environment.png"):
     purerl.check_env(river)  # says what is wrong with an environment before anything is trained
     config = purerl.TrainConfig(
         env=river,
@@ -71,6 +71,8 @@ def main(total_timesteps=50_000):
     choices = np.asarray(out.policy(jnp.eye(STONES + 1)[:STONES]))
     print("return at the end:", round(float(out.metrics.episode_return[-1]), 3))
     print("on each stone:", " ".join("leap" if choice else "hop" for choice in choices))
+    purerl.plot_curves([purerl.Curves.of("PPO on the river", out)], picture)
+    print(f"learning curve: {picture}")
     return out
 
 

@@ -4,6 +4,7 @@
 
 PPO learns Breakout-MinAtar, 10 x 10 cells of 4 channels, and DDPG Pendulum-v1. An agent takes the
 classes themselves; what their `create_network` returns is checked before anything is compiled.
+Writes a picture of the learning curves of each.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import time
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import purerl
 
@@ -74,25 +74,21 @@ class LateAction(purerl.Critic):
         return nn.Dense(1)(x)
 
 
-def learn(title, config, num_seeds, parts=10):
-    """Trains, and prints the learning curve."""
+def learn(title, config, num_seeds, picture):
+    """Trains, prints the learning curve and draws it."""
     train = jax.jit(jax.vmap(purerl.make_train(config)))
     start = time.perf_counter()
     outs = jax.block_until_ready(train(jax.random.split(jax.random.key(0), num_seeds)))
     seconds = time.perf_counter() - start
-    returns = np.asarray(outs.metrics.episode_return)  # [seeds, updates], NaN where none ended
+    curves = purerl.Curves.of(title, outs)
+    steps, returns = curves.binned(curves.timesteps, num_bins=10)
     print(f"\n{title}\nenv steps   mean return   worst and best seed")
-    curve = []
-    for updates in np.array_split(np.arange(outs.num_updates), parts):
-        part = returns[:, updates]
-        if np.isnan(part).all(axis=1).any():
-            continue  # no episode has ended there
-        seeds = np.nanmean(part, axis=1)
-        curve.append(seeds)
-        steps = outs.timesteps[updates[-1]]
-        print(f"{steps:9,d}   {seeds.mean():11.1f}   {seeds.min():8.1f} {seeds.max():8.1f}")
+    for x, seeds in zip(steps, returns.T, strict=True):
+        print(f"{x:9,.0f}   {seeds.mean():11.1f}   {seeds.min():8.1f} {seeds.max():8.1f}")
     print(f"{num_seeds} seeds, {seconds:.0f} s with compiling")
-    return np.array(curve)
+    purerl.plot_curves([curves], picture)
+    print(f"learning curves: {picture}")
+    return curves
 
 
 def main(steps=200_000, num_seeds=2):
@@ -110,8 +106,8 @@ def main(steps=200_000, num_seeds=2):
         total_timesteps=max(steps // 10, 4_000),
     )
     return (
-        learn("PPO, Breakout-MinAtar: convolutions", pixels, num_seeds),
-        learn("DDPG, Pendulum-v1: Q(s, a) with a late action", pendulum, num_seeds),
+        learn("PPO on Breakout, convolutions", pixels, num_seeds, "own_networks_pixels.png"),
+        learn("DDPG on Pendulum, a late action", pendulum, num_seeds, "own_networks_pendulum.png"),
     )
 
 

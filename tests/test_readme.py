@@ -10,10 +10,11 @@ import purerl
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
+@pytest.mark.slow
 def test_code_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a run leaves its folder
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 8
     names = {}
     for block in blocks:
         # The same code on a budget that a test can pay.
