@@ -11,6 +11,7 @@
 import contextlib
 import json
 import math
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,6 @@ class RunFiles:
             with contextlib.suppress(RunError, KeyError):
                 before = read_summary(self.folder)
                 took = {name: before[name] for name in took}
-        if np.ndim(out.state.num_updates) == 0:
-            out = jax.tree.map(lambda x: x[None], out)
         about = {"seeds": list(self.seeds), "finished": finished, **took}
         summary = summarize(self.config, out) | about | {"versions": versions()}
         self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
@@ -78,8 +77,12 @@ class RunFiles:
             (self.folder / POLICIES).mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"can't write {self.folder / POLICIES}: {reason(error)}") from error
+        # On the host from here on: other hosts, which have it too, don't take part.
+        policies = jax.tree.map(np.asarray, out.policy)
         for i, seed in enumerate(self.seeds):
-            save_policy(out.member(i).policy, self.folder / POLICIES / f"seed-{seed}.policy")
+            many = np.ndim(_updates(out)) > 0
+            one = jax.tree.map(operator.itemgetter(i), policies) if many else policies
+            save_policy(one, self.folder / POLICIES / f"seed-{seed}.policy")
 
     def _write(self, name: str, text: str) -> None:
         try:
@@ -100,9 +103,9 @@ def _without_none(value: Any) -> Any:
 
 
 def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
-    """The end of a run in numbers; every part of `out` has an axis `[S]`."""
-    updates = np.asarray(out.state.num_updates, np.int64)
-    metrics = jax.tree.map(np.asarray, out.metrics)
+    """The end of a run in numbers; `out` with or without an axis of seeds."""
+    updates = np.atleast_1d(_updates(out))
+    metrics = jax.tree.map(np.atleast_2d, out.metrics)
     returns = final_return(metrics, updates)
     known = returns[np.isfinite(returns)]
     return {
@@ -120,6 +123,11 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
         "num_episodes": int(metrics.num_episodes.sum()),
         "nonfinite_updates": int(metrics.nonfinite_updates.sum()),
     }
+
+
+def _updates(out: TrainOutput) -> np.ndarray:
+    """`[]` or `[S]` int64, how many updates were run."""
+    return np.asarray(out.state.num_updates, np.int64)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
