@@ -15,10 +15,12 @@ from purerl.envs import Env, make
 from purerl.errors import ConfigError, RunError
 from purerl.evaluate import play_episodes
 from purerl.host.cli import Parser
+from purerl.host.cli.flags import read_config
 from purerl.host.cli.training import newest_run
 from purerl.host.policy_file import load_policy
-from purerl.host.run_files import POLICIES, read_summary
+from purerl.host.run_files import CONFIG, POLICIES, read_summary
 from purerl.policy import Policy
+from purerl.run import limit_env
 
 # Where an environment has no limit of its own, an episode has to end somewhere.
 MAX_STEPS = 10_000
@@ -53,7 +55,7 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
             raise ConfigError(f"--{word}: got {value}, expected an integer >= 1")
     rows = []
     for name, policy in _policies(args).items():
-        env = environment(policy, args.env)
+        env = environment(policy, args)
         limit = args.max_steps or env.spec.max_episode_steps or MAX_STEPS
         returns, lengths = _play(env, policy, args, limit)
         rows.append(
@@ -118,7 +120,7 @@ def run_render(args: argparse.Namespace, console: Console) -> int:
 
     policy = _best(args)
     out = Path(args.out or _beside(args, "episode.gif"))
-    env = environment(policy, args.env)
+    env = environment(policy, args)
     total, length = render(policy, env, out, seed=args.key, max_steps=args.max_steps)
     console.print(f"{out}: an episode of {length} steps, return {total:.1f}", soft_wrap=True)
     return 0
@@ -185,13 +187,14 @@ def _best(args: argparse.Namespace) -> Policy:
     return next(iter(_policies(args).values()))
 
 
-def environment(policy: Policy, name: str | None) -> Env:
-    """The environment to play in: that of training unless another is named.
+def environment(policy: Policy, args: argparse.Namespace) -> Env:
+    """The environment to play in: that of training unless another is named, with the run's frame
+    skip and time limit where its folder says so.
 
     Raises:
         ConfigError: training's is the user's own, and has to be named.
     """
-    spec = policy.spec
+    spec, name = policy.spec, args.env
     if name is None and ":" in spec.name:
         # A file may come from anywhere: no code is imported because it says so.
         raise ConfigError(f"--env: expected --env {spec.name}, whose code is yours")
@@ -206,4 +209,6 @@ def environment(policy: Policy, name: str | None) -> Env:
             f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "
             f"{spec.action_space}"
         )
-    return env
+    file = _target(args) / CONFIG
+    run = read_config(file) if file.is_file() else {}
+    return limit_env(env, run.get("max_episode_steps"), run.get("skip_frames", 1))
