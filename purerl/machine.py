@@ -24,8 +24,7 @@ def configure_cpu() -> None:
     up = _backend_is_up()
     count = flags.rpartition(f"{COUNT_FLAG}=")[2].split(" ")[0]
     if count.isdigit() and int(count) > 1 and not up:
-        # Host devices wait for each other in XLA's threads, of which it makes one a core or NPROC.
-        os.environ.setdefault("NPROC", str(max(4 * int(count), os.cpu_count() or 1)))
+        os.environ.setdefault("NPROC", str(_threads(int(count))))
     if SCHEDULER_FLAG in flags:
         return
     if up:
@@ -61,8 +60,16 @@ def all_cores_environment() -> dict[str, str]:
     """Environment variables of a process whose CPU is to be one device a core."""
     cores = num_cores()
     flags = f"{os.environ.get('XLA_FLAGS', '')} {COUNT_FLAG}={cores}".strip()
-    # Devices wait for each other's threads, of which XLA has one a core unless told otherwise.
-    return {"XLA_FLAGS": flags, "NPROC": os.environ.get("NPROC", str(4 * cores))}
+    return {"XLA_FLAGS": flags, "NPROC": os.environ.get("NPROC", str(_threads(cores)))}
+
+
+def _threads(num_devices: int) -> int:
+    """How many threads XLA is to have for so many host devices, each of which is to have a core.
+
+    More than one a device, and each operation is cut up for all of them, which costs half as much
+    again as it saves. But before JAX 0.11 devices wait for ever for each other's threads.
+    """
+    return num_devices if jax.__version_info__ >= (0, 11) else 4 * num_devices
 
 
 def num_cores() -> int:
