@@ -12,6 +12,7 @@ leaves the last complete checkpoint. Loading reads arrays and JSON: no code come
 import contextlib
 import io
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -50,6 +51,7 @@ class RunFolder:
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
+        self._exits.enter_context(_quiet_orbax())
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
 
@@ -209,11 +211,19 @@ class RunFolder:
         try:
             yield
         except Exception as error:  # orbax passes on errors of every kind from its threads
-            good = self.latest
-            rest = f"the checkpoint of update {good} is still good" if good else "there is none yet"
             raise RunError(
-                f"run_dir: can't save {what} into {self.path}: {reason(error)}; {rest}"
+                f"run_dir: can't save {what} into {self.path}: {reason(error)}; {self.good()}"
             ) from error
+
+    def good(self) -> str:
+        """What is still there when something has failed, by what lies on the disk."""
+        names = [path.name for path in (self.path / "checkpoints").iterdir()]
+        numbers = [int(name) for name in names if name.isdigit()]
+        return (
+            f"the checkpoint of update {max(numbers)} is still good"
+            if numbers
+            else "there is no checkpoint yet"
+        )
 
 
 @contextlib.contextmanager
@@ -230,6 +240,21 @@ def _locked(file: pathlib.Path) -> Iterator[None]:
         except BlockingIOError:
             raise RunError(f"run_dir: another process is training in {file.parent}") from None
         yield
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps orbax's threads from logging pages of what is told in a line."""
+
+    def ours(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(ours)
+    try:
+        yield
+    finally:
+        logger.removeFilter(ours)
 
 
 def _remove_rests(folder: pathlib.Path) -> None:

@@ -106,7 +106,7 @@ def fit(
     with RunFolder(run_dir, keep) as folder:
         if devices.is_first_host():
             claim(folder, run, program.loop, resume)
-            files = RunFiles(folder.path, config, seeds_told)
+            files = RunFiles(folder.path, config, seeds_told, folder.good)
             sinks.insert(0, files)
         devices.wait_for_all_hosts("claimed")
         training = _Training(program, folder, seeds_told, files)

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,16 @@ class RunFiles:
         folder: the run's.
         config: what is trained.
         seeds: with which seeds.
+        good: says what is still there when something fails.
 
     Raises:
         RunError: from everything, where a file can't be written.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, seeds: tuple[int, ...]) -> None:
-        self.folder, self.config, self.seeds = folder, config, seeds
+    def __init__(
+        self, folder: Path, config: TrainConfig, seeds: tuple[int, ...], good: Callable[[], str]
+    ) -> None:
+        self.folder, self.config, self.seeds, self.good = folder, config, seeds, good
         self.csv = csv_sink(folder / METRICS)
         self.compile_seconds = 0.0
         left: list[str] = []
@@ -55,7 +58,10 @@ class RunFiles:
         self._write(CONFIG, text)
 
     def __call__(self, report: Report) -> None:
-        self.csv(report)
+        try:
+            self.csv(report)
+        except RunError as error:
+            raise RunError(f"{error}; {self.good()}") from error
         self.compile_seconds = report.compile_seconds
 
     def end(self, out: TrainOutput, finished: bool) -> None:
