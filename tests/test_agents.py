@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import scipy.stats
 from jax.experimental.key_reuse._core import check_key_reuse
-from toys import faulty, image_env, push_env, quick_jit, reward_forever, target_env, walk
+from toys import (
+    faulty,
+    image_env,
+    mostly_slow,
+    push_env,
+    quick_jit,
+    reward_forever,
+    target_env,
+    walk,
+)
 
 import purerl
 from purerl.agents.learning import masked_mean, shuffle, standardize, successor_values
@@ -131,7 +140,10 @@ def test_every_float_can_be_swept_to_its_extremes_and_matters(agent, env):
     assert changed == set(names)
 
 
-@pytest.mark.parametrize(("agent", "env"), KINDS)
+QUICK = [("PPO", "discrete"), ("DQN", "discrete"), ("DDPG", "continuous")]
+
+
+@pytest.mark.parametrize(("agent", "env"), mostly_slow(KINDS, QUICK))
 def test_nan_and_infinity_stay_outside(agent, env):
     """Of 30 updates some are skipped: they leave the agent as it was, bit for bit; the others go
     on learning. Nothing that stays is spoilt."""

@@ -358,6 +358,7 @@ def run_alone(*argv, **environment):
     return done, time.perf_counter() - begin
 
 
+@pytest.mark.slow
 def test_the_second_run_finds_its_program(tmp_path):
     argv = ("train", "CartPole-v1", *QUICK, "--run-dir")
     place = {"XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -135,7 +135,7 @@ BAD_FIELDS = [
     ({**PENDULUM, "noise": "gauss"}, "noise: no noise 'gauss'; did you mean 'gaussian'"),
     ({**PENDULUM, "noise": 0.1}, "TrainConfig.noise: got 0.1, expected a noise"),
     ({**PENDULUM, "noise": purerl.GaussianNoise}, "call it: GaussianNoise()"),
-    ({**PENDULUM, "noise": {"sigma": 0.1}}, "noise: no name in .*; known: gaussian"),
+    ({**PENDULUM, "noise": {"theta": 0.1}}, "GaussianNoise: no field 'theta'"),
     ({**PENDULUM, "noise": {"name": "gaussian", "sigma": -1}}, "GaussianNoise.sigma: got -1"),
     ({**PENDULUM, "noise": {"name": "gaussian", "std": 1}}, "no field 'std'; did you mean 'sigma'"),
     (

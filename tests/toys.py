@@ -20,7 +20,11 @@ FALSE = jnp.zeros((), bool)
 
 def mostly_slow(names, quick):
     """Parameters of a test of which only the quick ones are in the default suite."""
-    return [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in names]
+
+    def slow(x):
+        return pytest.param(*(x if isinstance(x, tuple) else (x,)), marks=pytest.mark.slow)
+
+    return [x if x in quick else slow(x) for x in names]
 
 
 class Tiny(purerl.Agent):
