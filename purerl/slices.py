@@ -18,7 +18,7 @@ from purerl.train import TrainOutput, make_train
 PyTree = Any
 # Members that a core trains at once, unless memory allows fewer: with more of them what they touch
 # leaves its caches, and every step takes longer (benchmarks/sweep.py --slices).
-MEMBERS_PER_CORE = 8
+MEMBERS_PER_CORE = 4
 
 
 @dataclasses.dataclass(frozen=True)
