@@ -346,6 +346,7 @@ def test_every_flag_is_explained():
         add_config_flags(parser, ["--agent", agent])
         for action in parser._actions:
             assert action.help.strip(), action.option_strings
+            assert not re.search(r"MISSING| at 0x|<function", action.help), action.help
 
 
 def run_alone(*argv, **environment):

@@ -1,6 +1,7 @@
 """Every field of a config as a flag of the command line, made from the records themselves."""
 
 import argparse
+import dataclasses
 import inspect
 import re
 import tomllib
@@ -77,8 +78,8 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
 
 def _add(group: Any, flag: Flag) -> None:
     field = field_options(flag.record)[flag.name]
-    default = field.default
-    shown = f" ({default})" if default is not None and not callable(default) else ""
+    unknown = field.default is None or field.default is dataclasses.MISSING
+    shown = "" if unknown else f" ({default_word(field)})"
     help_text = (documented(flag.record).get(flag.name, "") + shown).replace("%", "%%")
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text}
     dest = f"{flag.part}.{flag.name}"
@@ -86,6 +87,14 @@ def _add(group: Any, flag: Flag) -> None:
         group.add_argument(flag.word, dest=dest, action=argparse.BooleanOptionalAction, **options)
     else:
         group.add_argument(flag.word, dest=dest, metavar=_metavar(field.metadata), **options)
+
+
+def default_word(field: dataclasses.Field) -> str:
+    """A field's default as a flag takes it."""
+    for word, value in field.metadata.get("options", {}).items():
+        if value is field.default:
+            return word
+    return str(field.default)
 
 
 def _metavar(metadata: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from purerl.host.cli.flags import (
     Flag,
     add_config_flags,
     config_from,
+    default_word,
     documented,
     integers,
     told,
@@ -74,8 +75,8 @@ def run_agents(args: argparse.Namespace, console: Console) -> int:
     table = Table("flag", "default", "", box=None, pad_edge=False)
     for field, option in field_options(AGENTS[name]).items():
         if field not in UNSPOKEN:
-            default = getattr(option.default, "__name__", str(option.default))
-            table.add_row(Flag("agent", field, AGENTS[name]).word, default, texts.get(field, ""))
+            word = Flag("agent", field, AGENTS[name]).word
+            table.add_row(word, default_word(option), texts.get(field, ""))
     console.print(table)
     return 0
 
