@@ -1,4 +1,5 @@
-"""What `fit` costs: training in chunks with reports and checkpoints, next to one jitted `train`.
+"""What `fit` costs: training in chunks with reports, files and checkpoints, next to one jitted
+`train`.
 
     python benchmarks/fit.py                         # about ten minutes on two CPU cores
     python benchmarks/fit.py --steps 2_000_000 --checkpoint-every 5 --repeats 3
@@ -29,6 +30,7 @@ def main():
     parser.add_argument("--steps", type=int, default=16_000_000, help="of each seed")
     parser.add_argument("--report-every", type=float, default=2.0)
     parser.add_argument("--checkpoint-every", type=float, default=30.0)
+    parser.add_argument("--tensorboard", action="store_true", help="events too, as the command")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     config = purerl.TrainConfig.from_mapping(
@@ -55,11 +57,12 @@ def main():
             reports.append((time.perf_counter() - report.seconds, report))
 
         with tempfile.TemporaryDirectory() as folder:
+            events = [purerl.tensorboard_sink(f"{folder}/events")] if args.tensorboard else []
             purerl.fit(
                 config,
                 folder,
                 seeds=args.seeds,
-                callback=callback,
+                callback=[callback, *events],
                 report_every=args.report_every,
                 checkpoint_every=args.checkpoint_every,
             )
