@@ -73,6 +73,7 @@ def test_no_episode_ended(command):
     assert "no episode ended" in out
 
 
+@pytest.mark.slow
 def test_interrupt_resume_eval_export_plot(command, monkeypatch):
     real = training.fit
 
