@@ -6,6 +6,13 @@
     outs = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 64))
 
 `make_train` gives a pure function: environment, buffer, rollout and update are one `lax.scan`.
+
+    TrainConfig, preset              what is run; hyperparameters that were found to work
+    make_train, fit, sweep           once; in chunks, with checkpoints; over seeds and hyperparameters
+    PPO, DQN, DDPG, ActorCritic, REINFORCE
+    Actor, Critic, Agent, Env        to subclass, or to fill in; check_agent, check_env
+    Policy, save_policy, export_policy, render, to_gymnasium
+    plot_curves, plot_comparison, plot_sweep, statistics
 """
 
 from importlib.metadata import PackageNotFoundError, version
