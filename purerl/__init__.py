@@ -8,7 +8,7 @@
 `make_train` gives a pure function: environment, buffer, rollout and update are one `lax.scan`.
 
     TrainConfig, preset              what is run; hyperparameters that were found to work
-    make_train, fit, sweep           once; in chunks, with checkpoints; over seeds and hyperparameters
+    make_train, fit, sweep           once; with checkpoints; over seeds and hyperparameters
     PPO, DQN, DDPG, ActorCritic, REINFORCE
     Actor, Critic, Agent, Env        to subclass, or to fill in; check_agent, check_env
     Policy, save_policy, export_policy, render, to_gymnasium
