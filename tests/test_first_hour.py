@@ -23,14 +23,23 @@ class Terminal:
 
     def __init__(self, line, folder):
         self.shown = ""
-        pid, self.file = pty.fork()
-        if pid == 0:
-            os.chdir(folder)
-            os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-            os.environ |= {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
-            os.environ.pop("XLA_FLAGS", None)
-            os.execv(sys.executable, [sys.executable, "-m", *line.split()])
-        self.pid = pid
+        self.file, its_end = pty.openpty()
+        environment = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
+        environment |= {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
+        environment["XDG_CACHE_HOME"] = str(folder / "cache")
+        # Keys become signals for whose terminal it is, which a new session has to ask for.
+        own = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        own += "os.execv(sys.executable, [sys.executable, '-m', *sys.argv[1:]])"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", own, *line.split()],
+            stdin=its_end,
+            stdout=its_end,
+            stderr=its_end,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(its_end)
 
     def read(self, until=None, seconds=280.0):
         """Reads until a pattern is shown, or the end."""
@@ -55,9 +64,9 @@ class Terminal:
     def end(self):
         """Reads to the end: exit code, and what was shown without its colours and movements."""
         self.read()
-        _, status = os.waitpid(self.pid, 0)
+        code = self.process.wait(60)
         os.close(self.file)
-        return os.waitstatus_to_exitcode(status), re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", self.shown)
+        return code, re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", self.shown)
 
 
 @pytest.mark.slow
