@@ -1,6 +1,5 @@
 """`TrainConfig`: what a user may say about a run, and every check of it."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
@@ -257,7 +256,7 @@ def plain_value(
         if type(value) is known:
             named = {"name": kind} if name != "buffer" else {}
             return named | to_plain(cast(Record, value), left, f"{path}.")
-    options = {f.name: f for f in dataclasses.fields(cls)}[name].metadata.get("options", {})
+    options = field_options(cls)[name].metadata.get("options", {})
     for word, known in options.items():
         if value is known:
             return word

@@ -232,7 +232,7 @@ def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field]:
 
 def check_value(cls: type, name: str, value: Any) -> Any:
     """The value as the field keeps it. Raises ConfigError where it can't be used."""
-    field = {f.name: f for f in dataclasses.fields(cls)}[name]
+    field = field_options(cls)[name]
     if "check" not in field.metadata or (value is None and field.metadata["optional"]):
         return value
     try:

@@ -12,7 +12,7 @@ from flax import struct
 
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
-from purerl.envs.spaces import Discrete
+from purerl.envs.spaces import Discrete, is_space
 from purerl.errors import ConfigError
 from purerl.loop import obs_transform
 from purerl.normalize import RunningStats
@@ -164,11 +164,6 @@ class Policy:
             f"obs: got {got}, expected one observation of {self.spec.name}, of shape "
             f"{space.shape}{hint}"
         )
-
-
-def is_space(x: Any) -> bool:
-    """Whether it is a space, and not a pytree of spaces."""
-    return hasattr(x, "shape")
 
 
 class _Hashed:

@@ -9,7 +9,7 @@ import numpy as np
 
 from purerl.envs.base import Env, TimeStep
 from purerl.envs.registry import as_env
-from purerl.envs.spaces import Box, Discrete
+from purerl.envs.spaces import Box, Discrete, is_space
 
 # What is run here is tiny: let XLA compile it quickly, not well.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
@@ -57,9 +57,9 @@ def _check_spec(env: Env) -> None:
         isinstance(spec.action_space, Discrete | Box),
         f"spec.action_space is {spec.action_space!r}, expected Discrete or Box",
     )
-    spaces = jax.tree.leaves(spec.observation_space, is_leaf=_is_space)
+    spaces = jax.tree.leaves(spec.observation_space, is_leaf=is_space)
     _require(
-        spaces and all(_is_space(space) for space in spaces),
+        spaces and all(is_space(space) for space in spaces),
         f"spec.observation_space is {spec.observation_space!r}, expected a space or a pytree of "
         "spaces",
     )
@@ -76,20 +76,16 @@ def _check_spec(env: Env) -> None:
         ) from None
 
 
-def _is_space(x: Any) -> bool:
-    return isinstance(x, Discrete | Box)
-
-
 def _check_obs(env: Env, obs: Any, where: str) -> None:
     space = env.spec.observation_space
     structure: Any = jax.tree.structure(obs)
-    expected = jax.tree.structure(space, is_leaf=_is_space)
+    expected = jax.tree.structure(space, is_leaf=is_space)
     _require(
         structure == expected,
         f"{where}: the observation is {structure}, the spec says {expected}",
     )
     for leaf, part in zip(
-        jax.tree.leaves(obs), jax.tree.leaves(space, is_leaf=_is_space), strict=True
+        jax.tree.leaves(obs), jax.tree.leaves(space, is_leaf=is_space), strict=True
     ):
         _require_array(leaf, part.shape, part.dtype, f"{where}: the observation")
 
@@ -235,7 +231,7 @@ def _check_episodes(env: Env, key: jax.Array, num_steps: int) -> None:
 
 
 def _check_inside(env: Env, obs: Any, valid: np.ndarray, where: str) -> None:
-    spaces = jax.tree.leaves(env.spec.observation_space, is_leaf=_is_space)
+    spaces = jax.tree.leaves(env.spec.observation_space, is_leaf=is_space)
     for leaf, space in zip(jax.tree.leaves(obs), spaces, strict=True):
         seen = leaf[valid]
         _require(np.all(np.isfinite(seen)), f"{where}: an observation is not finite")

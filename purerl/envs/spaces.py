@@ -111,3 +111,8 @@ class Box:
 
 
 Space = Discrete | Box
+
+
+def is_space(x: Any) -> bool:
+    """Whether it is a space, and not a pytree of spaces."""
+    return isinstance(x, Space)

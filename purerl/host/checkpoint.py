@@ -24,7 +24,7 @@ import numpy as np
 
 from purerl import devices
 from purerl.errors import RunError
-from purerl.host.files import DAMAGED, reason, write_whole
+from purerl.host.files import DAMAGED, by_path, reason, write_whole
 
 PyTree = Any
 FORMAT = 1
@@ -122,7 +122,7 @@ class RunFolder:
         Raises:
             RunError: it, or the one before, could not be written.
         """
-        leaves = _by_name(state)
+        leaves = by_path(state)
         about = {"format": FORMAT, "state": _shapes(leaves)}
         args = self._ocp.args
         with self._telling("a checkpoint"):
@@ -147,7 +147,7 @@ class RunFolder:
         Raises:
             RunError: it is damaged, or of another kind of state.
         """
-        wanted = _by_name(like)
+        wanted = by_path(like)
         where = self.path / "checkpoints" / str(num_updates)
         args = self._ocp.args
         others = [step for step in self._manager.all_steps() if step < num_updates]
@@ -178,7 +178,7 @@ class RunFolder:
         """Saves the metrics `[..., n]` of the updates from `start` on."""
         if not devices.is_first_host():
             return
-        arrays = _by_name(metrics)
+        arrays = by_path(metrics)
         stop = start + next(iter(arrays.values())).shape[-1]
         file = self.path / "metrics" / f"{start:012d}-{stop:012d}.npz"
         with self._telling("metrics"):
@@ -264,12 +264,6 @@ def _remove_rests(folder: pathlib.Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-def _by_name(tree: PyTree) -> dict[str, Any]:
-    """Leaves by their path in the tree."""
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
-
-
 def _shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
 
@@ -284,7 +278,7 @@ def _difference(about: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def _load(file: pathlib.Path, like: PyTree) -> PyTree:
-    names = _by_name(like)
+    names = by_path(like)
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in names])

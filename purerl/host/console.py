@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from purerl.config import TrainConfig
+from purerl.host.files import counted
 from purerl.host.report import Report, means
 from purerl.metrics import Metrics
 
@@ -52,7 +53,7 @@ class console_sink:  # noqa: N801 - called as a function
         total = loop.num_updates * loop.steps_per_update
         self.console.print(
             f"[bold]{escape(self.config.env.spec.name)}[/], {type(loop.agent).__name__}, "
-            f"{_count(self.num_seeds, 'seed')}: {loop.num_updates:,} updates of {loop.num_envs} "
+            f"{counted(self.num_seeds, 'seed')}: {loop.num_updates:,} updates of {loop.num_envs} "
             f"environments x {loop.update_every} steps, {total:,} steps each"
             + (f" -> {self.folder}/" if self.folder else ""),
             soft_wrap=True,
@@ -187,7 +188,3 @@ def _spread(x: np.ndarray) -> str:
     known = x[np.isfinite(x)]
     text = f"{known.mean():.1f}"
     return text if known.size < 2 else f"{text} ({known.min():.1f} to {known.max():.1f})"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

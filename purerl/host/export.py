@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from purerl.errors import ConfigError, RunError
-from purerl.host.files import reason, write_whole
-from purerl.policy import Policy, is_space
+from purerl.envs.spaces import is_space
+from purerl.errors import ConfigError
+from purerl.host.files import reason, write_bytes
+from purerl.policy import Policy
 
 PyTree = Any
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -65,8 +66,4 @@ def export_policy(
     except Exception as error:  # the user's network raises of every kind
         hint = "; try batch=1" if batch is None else ""
         raise ConfigError(f"policy: can't be exported: {reason(error)}{hint}") from error
-    path = Path(path).expanduser()
-    try:
-        write_whole(path, lambda file: file.write(packed))
-    except OSError as error:
-        raise RunError(f"the policy can't be written to {path}: {reason(error)}") from None
+    write_bytes(Path(path).expanduser(), packed, "the policy")

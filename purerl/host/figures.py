@@ -123,11 +123,6 @@ def distinct(names: Sequence[str]) -> list[str]:
     return numbered
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 seed`, `8 seeds`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def check_path(path: Path_ | None) -> None:
     """Raises ConfigError unless a figure can be saved under that name."""
     if path is not None and Path(path).suffix.lower() not in SUFFIXES:

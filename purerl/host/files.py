@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from purerl.envs.base import Env
+from purerl.errors import RunError
 from purerl.fields import Record, field_names
 
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint")
@@ -33,6 +34,30 @@ def write_whole(path: Path, write: Any) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, data: Any, what: str) -> None:
+    """Writes bytes as `write_whole` does. Raises RunError: what couldn't be written, and why."""
+    try:
+        write_whole(path, lambda file: file.write(data))
+    except OSError as error:
+        raise RunError(f"{what} can't be written to {path}: {reason(error)}") from None
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """A pytree's leaves by their path in it."""
+    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+
+
+def plain_bytes(x: np.ndarray) -> np.ndarray:
+    """An array of one of numpy's own types: archives keep no bfloat16 and its like."""
+    return x if x.dtype.isbuiltin == 1 else x.view(f"u{x.dtype.itemsize}")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 seed`, `8 seeds`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def reason(error: BaseException) -> str:

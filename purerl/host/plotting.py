@@ -13,7 +13,8 @@ import numpy as np
 from purerl.errors import ConfigError, suggest
 from purerl.host import figures
 from purerl.host.curves import Curves
-from purerl.host.figures import Path_, counted
+from purerl.host.figures import Path_
+from purerl.host.files import counted
 from purerl.statistics import (
     bootstrap_interval,
     iqm,

@@ -20,7 +20,7 @@ from purerl.config import plain_value
 from purerl.envs.base import EnvSpec
 from purerl.errors import ConfigError, RunError
 from purerl.fields import field_names
-from purerl.host.files import describe, reason, versions, write_whole
+from purerl.host.files import by_path, describe, plain_bytes, reason, versions, write_bytes
 from purerl.host.plain_space import space_from_plain, space_to_plain
 from purerl.normalize import init_stats
 from purerl.policy import Interface, Policy
@@ -76,10 +76,7 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
     }
     arrays[ABOUT] = np.frombuffer(json.dumps(about, indent=1).encode(), np.uint8)
     np.savez(packed := io.BytesIO(), **arrays)
-    try:
-        write_whole(path, lambda file: file.write(packed.getbuffer()))
-    except OSError as error:
-        raise RunError(f"the policy can't be written to {path}: {reason(error)}") from None
+    write_bytes(path, packed.getbuffer(), "the policy")
 
 
 def load_policy(
@@ -151,16 +148,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 def _leaves(state: PyTree, stats: PyTree) -> dict[str, Any]:
     """By their path in the tree."""
-    paths = jax.tree_util.tree_flatten_with_path({"state": state, "obs_stats": stats})[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in paths}
+    return by_path({"state": state, "obs_stats": stats})
 
 
 def _stored(x: Any) -> np.ndarray:
     """An array of one of numpy's own types: archives keep no keys, no bfloat16 and its like."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
-    array = np.asarray(x)
-    return array if array.dtype.isbuiltin == 1 else array.view(f"u{array.dtype.itemsize}")
+    return plain_bytes(np.asarray(x))
 
 
 def _unpacked(

@@ -11,9 +11,9 @@ import numpy as np
 
 from purerl.envs.base import Env, where
 from purerl.envs.registry import as_env
-from purerl.errors import ConfigError, RunError
+from purerl.errors import ConfigError
 from purerl.host.drawing import draw
-from purerl.host.files import reason, write_whole
+from purerl.host.files import write_bytes
 from purerl.policy import Policy
 
 PyTree = Any
@@ -142,7 +142,4 @@ def _write(frames: list[Any], path: Path) -> None:
     durations = [MILLISECONDS] * (len(frames) - 1) + [PAUSE]
     options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
     first.save(packed := io.BytesIO(), "GIF", **options)
-    try:
-        write_whole(path, lambda file: file.write(packed.getbuffer()))
-    except OSError as error:
-        raise RunError(f"the picture can't be written to {path}: {reason(error)}") from None
+    write_bytes(path, packed.getbuffer(), "the picture")

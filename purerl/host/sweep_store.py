@@ -11,7 +11,14 @@ import jax
 import numpy as np
 
 from purerl.errors import ConfigError
-from purerl.host.files import DAMAGED, describe, differences, versions, write_whole
+from purerl.host.files import (
+    DAMAGED,
+    describe,
+    differences,
+    plain_bytes,
+    versions,
+    write_whole,
+)
 from purerl.sweep import Plan
 
 DESCRIPTION = "sweep.json"
@@ -26,7 +33,7 @@ class Store:
     def save(self, group: int, places: np.ndarray, leaves: list[np.ndarray]) -> None:
         """Writes a slice: which members of a group, and the leaves of their outputs."""
         name = f"group-{group:03d}-members-{places[0]:06d}-{places[-1]:06d}.npz"
-        arrays: dict[str, Any] = {f"leaf_{i:03d}": _plain_bytes(x) for i, x in enumerate(leaves)}
+        arrays: dict[str, Any] = {f"leaf_{i:03d}": plain_bytes(x) for i, x in enumerate(leaves)}
         write_whole(self.path / name, lambda file: np.savez(file, places=places, **arrays))
 
     def load(
@@ -73,11 +80,6 @@ def open_store(run_dir: str | os.PathLike[str], description: dict[str, Any]) -> 
             "changed)"
         )
     return Store(path)
-
-
-def _plain_bytes(x: np.ndarray) -> np.ndarray:
-    """An array of one of numpy's own types: npz files keep no bfloat16 and its like."""
-    return x if x.dtype.isbuiltin == 1 else x.view(f"u{x.dtype.itemsize}")
 
 
 def _read(

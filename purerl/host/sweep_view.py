@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from purerl.host.files import counted
 from purerl.host.sweep_result import SweepResult, ranking
 
 Report = Callable[[str, int], None]
@@ -37,7 +38,7 @@ def overview(result: SweepResult) -> Any:
         if skipped.any():
             cells.append(str(skipped[i]))
         table.add_row(*cells)
-    lines = [f"{_count(len(order), 'combination')} x {_count(seeds, 'seed')}"]
+    lines = [f"{counted(len(order), 'combination')} x {counted(seeds, 'seed')}"]
     lines[0] += ": final return, mean ± standard deviation over seeds"
     below = [f"and {len(order) - ROWS} more"] if len(order) > ROWS else []
     return Group(*lines, table, *below, *_took(result))
@@ -53,8 +54,8 @@ def _took(result: SweepResult) -> list[str]:
         steps = int(result.table["num_timesteps"].sum())
         sizes = " or ".join(str(size) for size in sorted(set(effort.slice_sizes)))
         lines.append(
-            f"{_count(effort.slices, 'slice')} of {sizes} over "
-            f"{_count(effort.devices, 'device')}, {effort.memory / 2**20:,.0f} MiB on each; "
+            f"{counted(effort.slices, 'slice')} of {sizes} over "
+            f"{counted(effort.devices, 'device')}, {effort.memory / 2**20:,.0f} MiB on each; "
             f"compiled in {effort.compile_seconds:.1f} s, trained in {effort.seconds:.1f} s"
         )
         lines.append(f"{steps:,} environment steps in all")
@@ -73,10 +74,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(getattr(value, "__name__", value))[:40]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @contextmanager

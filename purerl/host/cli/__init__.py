@@ -111,7 +111,8 @@ def _run(argv: list[str]) -> int:
     word = name.replace("-", "_")
     getattr(module, f"add_{word}")(parser, argv[1:])
     args = parser.parse(argv[1:])
-    with _compile_cache(), _plain_warnings():
+    _use_compile_cache()
+    with _plain_warnings():
         return getattr(module, f"run_{word}")(args, Console(highlight=False))
 
 
@@ -128,8 +129,7 @@ def _tell(error: Any, code: int) -> int:
     return code
 
 
-@contextlib.contextmanager
-def _compile_cache() -> Iterator[None]:
+def _use_compile_cache() -> None:
     """Keeps compiled programs on disk, so that the second run starts at once.
 
     JAX_COMPILATION_CACHE_DIR says where; where it is empty, nowhere.
@@ -138,7 +138,6 @@ def _compile_cache() -> Iterator[None]:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "purerl" / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    yield
 
 
 @contextlib.contextmanager
