@@ -37,7 +37,8 @@ class SweepProcessError(RuntimeError):
 
 def cores_lie_idle() -> bool:
     """Whether JAX runs on a CPU of several cores that is one device to it, unasked."""
-    asked = COUNT_FLAG in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 0
+    settings: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
+    asked = COUNT_FLAG in os.environ.get("XLA_FLAGS", "") or settings.jax_num_cpu_devices > 0
     alone = jax.default_backend() == "cpu" and jax.local_device_count() == 1
     return alone and not asked and num_cores() > 1 and jax.process_count() == 1
 

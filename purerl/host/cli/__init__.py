@@ -134,7 +134,8 @@ def _use_compile_cache() -> None:
 
     JAX_COMPILATION_CACHE_DIR says where; where it is empty, nowhere.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not jax.config.jax_compilation_cache_dir:
+    settings: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not settings.jax_compilation_cache_dir:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "purerl" / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
