@@ -110,7 +110,7 @@ class Loop:
         key, eval_key, agent_key, env_key = jax.random.split(key, 4)
         agent_state = self.agent.init(agent_key, self.env.spec)
         env_key = devices.own_key(env_key, self.axis_name)
-        envs = init_rollout(self._vector_env(), env_key, self.num_envs, self.noise)
+        envs = init_rollout(self.vector_env(), env_key, self.num_envs, self.noise)
         first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
         stats = init_stats(first_obs) if self.normalize_obs else None
         play = jax.eval_shape(self.play, agent_state, envs, stats, key, jnp.int32(0))
@@ -191,7 +191,7 @@ class Loop:
     ) -> tuple[RolloutState, Transition, Episodes]:
         """One rollout; the statistics are of all devices' episodes."""
         envs, transitions, episodes = rollout(
-            self._vector_env(),
+            self.vector_env(),
             self._agent(index),
             agent_state,
             envs,
@@ -255,7 +255,9 @@ class Loop:
     def _progress(self, index: jax.Array) -> jax.Array:
         return index.astype(jnp.float32) / self.num_updates
 
-    def _vector_env(self) -> Env:
+    def vector_env(self) -> Env:
+        """The N environments as they are played: with auto-reset, and a limit where rollouts are
+        episodic."""
         env, limit = self.env, self.env.spec.max_episode_steps
         if self.wait_end_path and (limit is None or limit > self.update_every):
             env = time_limit(env, self.update_every)  # so that every environment comes to an end

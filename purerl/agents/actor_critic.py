@@ -179,7 +179,15 @@ class ActorCritic(NetworkAgent):
             advantage = standardize(advantage, data["valid"], self.axis_name)
 
         names = ("obs", "action", "valid")
-        batch, advantage, target = flatten(({n: data[n] for n in names}, advantage, target))
+        state, losses = self._learn(
+            state, *flatten(({name: data[name] for name in names}, advantage, target))
+        )
+        return state, buffer_state, losses
+
+    def _learn(
+        self, state: ActorCriticState, batch: Batch, advantage: jax.Array, target: jax.Array
+    ) -> tuple[ActorCriticState, Losses]:
+        """A gradient step of the actor on `[B]` advantages, and those of the critic on targets."""
         grads, losses = policy_gradient(
             state.actor, state.actor_params, batch, advantage, self.entropy_beta, self.axis_name
         )
@@ -208,7 +216,7 @@ class ActorCritic(NetworkAgent):
             critic_params=critic_params,
             critic_opt=critic_opt,
         )
-        return state, buffer_state, losses
+        return state, losses
 
     def _baselines(
         self, state: ActorCriticState, data: Batch, key: jax.Array

@@ -27,7 +27,7 @@ from purerl.agents.learning import (
     successor_values,
 )
 from purerl.buffer import Buffer, BufferState
-from purerl.envs.base import EnvSpec
+from purerl.envs.base import EnvSpec, where
 from purerl.fields import ConfigError, flag, integer, real
 from purerl.networks import Actor, Critic, apply
 from purerl.torsos import DefaultActor, DefaultCritic
@@ -135,29 +135,31 @@ class PPO(NetworkAgent):
         num_steps, num_envs = advantage.shape
         batch_size = self.batch_size or _quarter(num_steps * num_envs)
         batches = shuffle(key, num_steps, num_envs, batch_size, self.K_epochs)
-        optimizer = self._optimizer()
-        loss_and_grad = devices.value_and_grad(self._loss, self.axis_name, has_aux=True)
 
         def step(carry: tuple, blocks: jax.Array) -> tuple[tuple, Losses]:
-            params, opt_state, stopped = carry
-            minibatch = batches.take(batch, blocks)
-            (_, losses), grads = loss_and_grad(params, state, minibatch)
-            new = descend(optimizer, grads, opt_state, params)
-            losses["grad_norm"] = optax.tree.norm(grads)
+            state, stopped = carry
+            new, losses = self._learn(state, batches.take(batch, blocks))
             if self.target_kl is None:
-                return (*new, stopped), losses
+                return (new, stopped), losses
             approx_kl = devices.pmean(losses["approx_kl"], self.axis_name)
             stopped = stopped | (approx_kl > self.target_kl)
-            kept = jax.tree.map(lambda x, y: jnp.where(stopped, x, y), (params, opt_state), new)
-            return (*kept, stopped), {**losses, "stopped": stopped.astype(jnp.float32)}
+            kept = where(stopped, state, new)
+            return (kept, stopped), {**losses, "stopped": stopped.astype(jnp.float32)}
 
-        start = (state.params, state.opt_state, jnp.bool_(False))
-        (params, opt_state, _), losses = jax.lax.scan(step, start, batches.blocks)
+        (state, _), losses = jax.lax.scan(step, (state, jnp.bool_(False)), batches.blocks)
         losses = jax.tree.map(jnp.mean, losses)
         residual = self._variance(batch["target"] - batch["value"], batch["valid"])
         spread = self._variance(batch["target"], batch["valid"])
         losses["explained_variance"] = 1.0 - residual / (spread + 1e-8)
-        return PPOState(params, opt_state, state.actor, state.critic), buffer_state, losses
+        return state, buffer_state, losses
+
+    def _learn(self, state: PPOState, batch: dict[str, PyTree]) -> tuple[PPOState, Losses]:
+        """One gradient step."""
+        loss_and_grad = devices.value_and_grad(self._loss, self.axis_name, has_aux=True)
+        (_, losses), grads = loss_and_grad(state.params, state, batch)
+        params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
+        losses["grad_norm"] = optax.tree.norm(grads)
+        return state.replace(params=params, opt_state=opt_state), losses
 
     def _loss(
         self, params: PyTree, state: PPOState, batch: dict[str, PyTree]

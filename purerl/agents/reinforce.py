@@ -27,7 +27,7 @@ from purerl.agents.learning import (
     standardize,
     successor_values,
 )
-from purerl.buffer import Buffer, BufferState
+from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec
 from purerl.fields import ConfigError, flag, integer, real
 from purerl.networks import Actor, Critic, apply
@@ -156,7 +156,15 @@ class REINFORCE(NetworkAgent):
             weight = standardize(weight, data["valid"], self.axis_name)
 
         names = ("obs", "action", "valid")
-        batch, weight, to_go = flatten(({name: data[name] for name in names}, weight, to_go))
+        state, losses = self._learn(
+            state, *flatten(({name: data[name] for name in names}, weight, to_go))
+        )
+        return state, buffer_state, losses
+
+    def _learn(
+        self, state: REINFORCEState, batch: Batch, weight: jax.Array, to_go: jax.Array
+    ) -> tuple[REINFORCEState, Losses]:
+        """A gradient step of the actor with `[B]` weights, and those of the baseline."""
         grads, losses = policy_gradient(
             state.actor, state.actor_params, batch, weight, self.entropy_beta, self.axis_name
         )
@@ -175,7 +183,7 @@ class REINFORCE(NetworkAgent):
                 self.axis_name,
             )
             state = state.replace(critic_params=critic_params, critic_opt=critic_opt)
-        return state, buffer_state, losses
+        return state, losses
 
     def _optimizer(self) -> optax.GradientTransformation:
         return adam(self.lr, self.max_grad_norm)

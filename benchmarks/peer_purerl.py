@@ -1,0 +1,95 @@
+"""purerl, as a program of `peers.py`."""
+
+from peer_worker import Clock, serve
+
+PPO = {
+    "lr": "lr", "epochs": "K_epochs", "clip": "eps_clip", "gamma": "gamma", "lam": "lam",
+    "entropy": "entropy_beta", "value": "value_coef", "max_grad_norm": "max_grad_norm",
+}  # fmt: skip
+DQN = {
+    "lr": "lr", "gamma": "gamma", "batch_size": "batch_size", "epsilon_end": "epsilon_end",
+    "epsilon_steps": "epsilon_steps", "target_every": "target_update_every",
+}  # fmt: skip
+
+
+def agent(purerl, case):
+    """The case's agent; what the peers don't have is switched off."""
+    size = case["num_envs"] * case["num_steps"]
+    networks = {"hidden": tuple(case["hidden"]), "activation": case["activation"], "network": "mlp"}
+    if case["algorithm"] == "ppo":
+        named = {ours: case[name] for name, ours in PPO.items()}
+        return purerl.PPO(batch_size=size // case["minibatches"], anneal=False, **named, **networks)
+    if case["algorithm"] == "actor_critic":
+        critic = {"train_v_iters": 1, "anneal": False}
+        return purerl.ActorCritic(lr=case["lr"], gamma=case["gamma"], **critic, **networks)
+    if case["algorithm"] == "dqn":
+        named = {ours: case[name] for name, ours in DQN.items()}
+        target = purerl.double_q_target if case["double_q"] else purerl.q_target
+        return purerl.DQN(n_step=1, anneal=False, target_fn=target, **named, **networks)
+    named = {name: case[name] for name in ("lr", "gamma", "tau", "batch_size")}
+    return purerl.DDPG(**named, **networks)
+
+
+def load(case):
+    clock = Clock()
+    if case["devices"] > 1:
+        import os
+
+        count = f"--xla_force_host_platform_device_count={case['devices']}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+    import jax
+    import jax.numpy as jnp
+
+    import purerl
+    from purerl.evaluate import play_episodes
+
+    costs = {"import": clock()}
+    options = {
+        "env": case["env"],
+        "agent": agent(purerl, case),
+        "num_envs": case["num_envs"],
+        "update_every": case["num_steps"],
+        "total_timesteps": case["steps"],
+        "num_devices": case["devices"],
+    }
+    if "buffer" in case:
+        options |= {"buffer": purerl.Buffer(maxlen=case["buffer"]), "update_after": case["fill"]}
+    config = purerl.TrainConfig(**options)
+    costs["config"] = clock()
+    key = jax.random.key(0)
+    lowered = jax.jit(purerl.make_train(config)).lower(key)
+    costs["trace"] = clock()
+    train = lowered.compile()
+    costs["compile"] = clock()
+    jax.block_until_ready(train(key))
+    costs["first run"] = clock()
+
+    env, episodes = config.env, case["episodes"]
+
+    @jax.jit
+    def play(state, key):
+        def policy(obs, key):
+            return config.agent.policy(state, obs, key if case["sampled"] else None)
+
+        return jnp.mean(play_episodes(env, policy, key, episodes, env.spec.max_episode_steps)[0])
+
+    def run(seed):
+        out = jax.block_until_ready(train(jax.random.key(seed)))
+        return lambda: float(play(out.state.agent, jax.random.key(seed)))
+
+    def target(seed):
+        size = case["num_envs"] * case["num_steps"]
+        evaluated = config.replace(
+            eval_every=-(-case["evaluate_every"] // size),
+            eval_max_episodes=episodes,
+        )
+        out = jax.jit(purerl.make_train(evaluated))(jax.random.key(seed))
+        for index, reached in enumerate(out.metrics.eval.return_mean):
+            if reached >= case["target"]:
+                return (index + 1) * size
+        return None
+
+    return costs, run, target
+
+
+serve(load)

@@ -1,0 +1,56 @@
+"""What a program of `peers.py` says and hears. Needs nothing but Python.
+
+A program is started with its case as JSON and answers each line of standard input by a line of JSON
+on standard output: first, unasked, what starting has cost; then "run SEED" and "target SEED".
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+
+_started = time.perf_counter()
+
+
+def serve(load):
+    """Loads the case of the command line, then does what it is told until nothing comes any more.
+
+    Args:
+        load: from the case to `(costs, run, target)`. `costs` are seconds of starting by name.
+            `run(seed)` trains and returns a function of nothing that tells the return reached: its
+            time isn't counted. `target(seed)` trains with evaluations and returns the environment
+            steps after which the target return was reached, or None.
+    """
+    case = json.loads(sys.argv[1])
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
+    if case["cores"]:
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: case["cores"]]))
+
+    def say(**answer):
+        print(json.dumps(answer), file=answers, flush=True)
+
+    costs, run, target = load(case)
+    say(costs={**costs, "start": time.perf_counter() - _started})
+    for line in sys.stdin:
+        what, seed = line.split()
+        if what == "target":
+            say(steps=target(int(seed)))
+            continue
+        cpu, start = time.process_time(), time.perf_counter()
+        reached = run(int(seed))
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        say(seconds=seconds, cpu=cpu, megabytes=peak, reached=reached())
+
+
+class Clock:
+    """Seconds since the last call."""
+
+    def __init__(self):
+        self.last = time.perf_counter()
+
+    def __call__(self):
+        now = time.perf_counter()
+        self.last, seconds = now, now - self.last
+        return seconds

@@ -1,0 +1,253 @@
+"""purerl next to what a user would pick instead: rejax, Stable-Baselines3 and sbx.
+
+    python benchmarks/peers.py                          # everything, an hour or two
+    python benchmarks/peers.py --peers rejax            # what needs no PyTorch
+    python benchmarks/peers.py --only ppo-64x128 --repeats 3 --target-seeds 0
+
+Each peer gets a virtual environment of its own, made here, with the versions that it needs, and of
+them the newest. Same environment, networks, batch, epochs and steps. All programs of a case are
+started and compiled first, each a process; then they take turns, A B A B, one running at a time.
+Given are the medians of the runs, and of the ratios of neighbours with their range; what starting
+has cost; the memory that the process has held at most; and the return that the policies reach,
+since speed can be had for learning. "target": environment steps until evaluations reach a return,
+and the seconds that a user waits for it: starting, compiling and the steps at the measured speed.
+
+Programs are held to one core where the case says so. flashbax is in `buffer.py`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+PEERS = {
+    "rejax": ["rejax==0.1.3", "gymnax==0.0.9", "six"],
+    "sb3": ["stable-baselines3>=2.7"],
+    "sbx": ["sbx-rl>=0.20"],
+}
+PROGRAMS = {
+    "purerl": "peer_purerl.py",
+    "rejax": "peer_rejax.py",
+    "sb3": "peer_sb3.py",
+    "sbx": "peer_sb3.py",
+}
+
+# What all cases have: evaluation of 64 episodes with sampled actions (PPO's exploration is its
+# policy), and no more than one core.
+ALL = {"cores": 1, "devices": 1, "episodes": 64, "sampled": True, "evaluate_every": 16_384}
+PPO = ALL | {
+    "algorithm": "ppo", "env": "CartPole-v1", "hidden": [64, 64], "activation": "tanh",
+    "lr": 1e-3, "gamma": 0.99, "lam": 0.95, "clip": 0.2, "entropy": 0.01, "value": 0.5,
+    "max_grad_norm": 0.5, "epochs": 4, "minibatches": 4, "target": 475,
+}  # fmt: skip
+DQN = ALL | {
+    "algorithm": "dqn", "env": "CartPole-v1", "num_envs": 10, "num_steps": 1, "lr": 2.5e-4,
+    "gamma": 0.99, "batch_size": 128, "buffer": 10_000, "fill": 10_000, "double_q": False,
+    "epsilon_end": 0.05, "epsilon_steps": 25_000, "target_every": 50, "activation": "relu",
+    "sampled": False, "target": 475,
+}  # fmt: skip
+DDPG = ALL | {
+    "algorithm": "ddpg", "env": "Pendulum-v1", "num_envs": 1, "num_steps": 1, "lr": 1e-3,
+    "gamma": 0.99, "tau": 0.005, "batch_size": 256, "buffer": 100_000, "fill": 1_000,
+    "hidden": [64, 64], "activation": "relu", "sampled": False, "steps": 20_000, "episodes": 32,
+}  # fmt: skip
+
+
+def ppo(num_envs, num_steps, steps, **more):
+    return PPO | {"num_envs": num_envs, "num_steps": num_steps, "steps": steps} | more
+
+
+WIDE, WIDEST = ppo(64, 128, 1_048_576), ppo(2048, 32, 1_048_576, minibatches=8)
+BOTH = {"cores": 0}
+# By name, the programs that take turns; the first is compared with each of the others.
+CASES = {
+    "ppo-4x128": ppo(4, 128, 524_288),
+    "ppo-64x128": WIDE,
+    "ppo-2048x32": WIDEST,
+    "ppo-breakout": ppo(64, 128, 131_072, env="Breakout-MinAtar", episodes=32),
+    "ppo-64x128-2cores": WIDE | BOTH,
+    "ppo-2048x32-2cores": WIDEST | BOTH,
+    "ppo-8x128": ppo(8, 128, 131_072),
+    "a2c-64x128": ppo(64, 128, 4_194_304) | {"algorithm": "actor_critic"},
+    "dqn": DQN | {"hidden": [64, 64], "steps": 50_000},
+    "dqn-purejaxrl": DQN | {"hidden": [120, 84], "steps": 500_000},
+    "ddpg": DDPG,
+}
+VERSUS = {
+    "ppo-8x128": ["purerl", "rejax", "sbx", "sb3"],
+    "dqn": ["purerl", "rejax", "sbx", "sb3"],
+    "ddpg": ["purerl", "rejax", "sbx", "sb3"],
+}
+# Against another case of a peer: PureJaxRL's DQN ran at 0.22 of the speed of rejax's PPO.
+AGAINST = {"dqn-purejaxrl": ("rejax", "ppo-64x128")}
+
+
+def interpreter(peer, folder):
+    """Python of the peer's environment, made where there is none."""
+    if peer == "purerl":
+        return sys.executable
+    python = folder / peer / "bin" / "python"
+    if not (folder / peer / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", folder / peer], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
+        (folder / peer / "ready").touch()
+    return python
+
+
+class Program:
+    """A peer with a case loaded, waiting for its turn."""
+
+    def __init__(self, python, peer, case):
+        self.case = {**case, "peer": peer}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        self.process = subprocess.Popen(
+            [python, HERE / PROGRAMS[peer], json.dumps(self.case)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.costs = self._heard()["costs"]
+        self.runs = []
+
+    def _heard(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.case['peer']}: the program has ended")
+        return json.loads(line)
+
+    def tell(self, what, seed):
+        self.process.stdin.write(f"{what} {seed}\n")
+        self.process.stdin.flush()
+        return self._heard()
+
+    def run(self, seed):
+        self.runs.append(self.tell("run", seed))
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def median(self, what):
+        return statistics.median(run[what] for run in self.runs)
+
+    @property
+    def speed(self):
+        return self.case["steps"] / self.median("seconds")
+
+
+def programs(name, peers, folder):
+    """Programs of a case by label, purerl's first."""
+    case = CASES[name]
+    started = {}
+    for peer in VERSUS.get(name, ["purerl", "rejax"]):
+        if (peer not in peers and peer != "purerl") or (name in AGAINST and peer != "purerl"):
+            continue
+        started[peer] = Program(interpreter(peer, folder), peer, case)
+        if peer == "purerl" and case["cores"] == 0:
+            label = "purerl, 2 devices"
+            started[label] = Program(interpreter(peer, folder), peer, case | {"devices": 2})
+    if name in AGAINST and AGAINST[name][0] in peers:
+        peer, other = AGAINST[name]
+        started[f"{peer} {other}"] = Program(interpreter(peer, folder), peer, CASES[other])
+    return started
+
+
+def ratios(ours, theirs):
+    """purerl's speed over a peer's, in each round."""
+    scale = ours.case["steps"] / theirs.case["steps"]
+    return [
+        scale * b["seconds"] / a["seconds"] for a, b in zip(ours.runs, theirs.runs, strict=True)
+    ]
+
+
+def target(program, num_seeds):
+    """Median steps and seconds to the target return; None where most seeds don't reach it."""
+    if "target" not in program.case or not num_seeds:
+        return None
+    steps = [program.tell("target", seed)["steps"] for seed in range(num_seeds)]
+    reached = sorted(x for x in steps if x is not None)
+    if len(reached) <= num_seeds // 2:
+        return None
+    middle = reached[(num_seeds - 1) // 2]
+    begun = sum(program.costs[name] for name in program.costs if name not in ("first run", "start"))
+    return middle, begun + middle / program.speed
+
+
+def measure(name, peers, folder, repeats, num_seeds):
+    """Rows of the table, one for each program."""
+    started = programs(name, peers, folder)
+    try:
+        for seed in range(repeats):
+            for program in started.values():
+                program.run(seed)
+        ours = started["purerl"]
+        rows = []
+        for label, program in started.items():
+            ratio = ratios(ours, program)
+            rows.append(
+                {
+                    "case": name,
+                    "program": label,
+                    "steps_per_second": program.speed,
+                    "ratio": statistics.median(ratio),
+                    "ratio_range": [min(ratio), max(ratio)],
+                    "cores": program.median("cpu") / program.median("seconds"),
+                    "costs": program.costs,
+                    "megabytes": program.median("megabytes"),
+                    "reached": [run["reached"] for run in program.runs],
+                    "target": target(program, num_seeds),
+                }
+            )
+        return rows
+    finally:
+        for program in started.values():
+            program.close()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--target-seeds", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE", help="write the rows there too")
+    parser.add_argument(
+        "--environments", type=Path, default=Path(tempfile.gettempdir()) / "purerl-peers",
+        help="folder of the peers' virtual environments",
+    )  # fmt: skip
+    args = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    table = Table("case", "program", "steps/s", "purerl over it", "cores", "import", "trace",
+                  "compile", "memory", "return", "to target", box=None)  # fmt: skip
+    rows, begun = [], ("import", "trace", "compile")
+    for name in args.only:
+        for row in measure(name, args.peers, args.environments, args.repeats, args.target_seeds):
+            rows.append(row)
+            low, high = row["ratio_range"]
+            costs = row["costs"]
+            waited = row["target"] and f"{row['target'][0]:,} steps, {row['target'][1]:.1f} s"
+            cells = [
+                name, row["program"], f"{row['steps_per_second']:,.0f}",
+                f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})", f"{row['cores']:.2f}",
+                *(f"{costs[x]:.1f} s" if x in costs else "" for x in begun),
+                f"{row['megabytes']:,.0f} MB", f"{statistics.mean(row['reached']):,.1f}",
+                waited or "",
+            ]  # fmt: skip
+            console.print("  ".join(cells))
+            table.add_row(*cells)
+    console.print(table)
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    main()

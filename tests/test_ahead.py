@@ -1,0 +1,121 @@
+"""Drawing ahead: the same numbers, and only what follows from keys alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purerl.ahead import scan_ahead
+
+NUM_STEPS = 12
+
+
+def step(carry, keys):
+    """A step with draws, some of which nothing else goes into, others that need the carry."""
+    position, key_of_its_own = carry
+    first, second = keys
+    kick = jax.nn.relu(jax.random.normal(first, (3,)))
+    fresh = jax.jit(lambda key: jax.random.uniform(jax.random.split(key)[0], (3,)))(second)
+    key_of_its_own, drawn = jax.random.split(key_of_its_own)
+    position = jnp.where(position > 1.0, fresh, position + kick * jax.random.normal(drawn, (3,)))
+    return (position, key_of_its_own), {
+        "kick": kick,
+        "sum": position.sum(),
+        "one": 1.0,
+        "key": first,
+    }
+
+
+def start(seed):
+    return jnp.zeros(3), jax.random.key(100 + seed)
+
+
+def keys(seed):
+    return tuple(jax.random.split(key, NUM_STEPS) for key in jax.random.split(jax.random.key(seed)))
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        # Fused otherwise, an operation on the same numbers may differ in its last digit.
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "max_bytes", [1 << 20, 24 * 5, 1], ids=["all", "blocks of 4", "one by one"]
+)
+def test_it_is_a_scan(max_bytes):
+    expected = jax.jit(lambda: jax.lax.scan(step, start(0), keys(0)))()
+    assert_same(jax.jit(lambda: scan_ahead(step, start(0), keys(0), max_bytes))(), expected)
+
+
+def test_it_is_a_scan_under_vmap():
+    seeds = jnp.arange(3)
+    expected = jax.vmap(lambda seed: jax.lax.scan(step, start(seed), keys(seed)))(seeds)
+    assert_same(jax.vmap(lambda seed: scan_ahead(step, start(seed), keys(seed)))(seeds), expected)
+
+
+def test_it_can_be_differentiated():
+    def end(scan, scale):
+        def scaled(carry, keys):
+            return step((carry[0] * scale, carry[1]), keys)
+
+        return scan(scaled, start(0), keys(0))[0][0].sum()
+
+    slopes = [
+        jax.grad(lambda x, scan=scan: end(scan, x))(0.9) for scan in (scan_ahead, jax.lax.scan)
+    ]
+    assert float(slopes[0]) == pytest.approx(float(slopes[1]), rel=1e-5)
+    assert slopes[0] != 0.0
+
+
+def draws_in_a_step(scan):
+    """How many draws of random bits the inside of the scan still has."""
+
+    def count(jaxpr):
+        inner = [x.params["jaxpr"].jaxpr for x in jaxpr.eqns if "jaxpr" in x.params]
+        here = sum(x.primitive.name == "random_bits" for x in jaxpr.eqns)
+        return here + sum(count(x) for x in inner)
+
+    jaxpr = jax.make_jaxpr(lambda: scan(step, start(0), keys(0)))()
+    (body,) = [x.params["jaxpr"] for x in jaxpr.jaxpr.eqns if x.primitive.name == "scan"]
+    return count(body.jaxpr)
+
+
+def test_draws_leave_the_loop_where_nothing_but_keys_goes_into_them():
+    # Of the three draws in a step, one has a key that the carry gives.
+    assert draws_in_a_step(jax.lax.scan) == 3
+    assert draws_in_a_step(scan_ahead) == 1
+
+
+def test_what_has_an_effect_stays_in_its_step():
+    seen = []
+
+    def telling(carry, keys):
+        jax.debug.callback(
+            lambda x: seen.append(float(x)), jax.random.uniform(keys[0]), ordered=True
+        )
+        return step(carry, keys)
+
+    assert_same(
+        jax.jit(lambda: scan_ahead(telling, start(0), keys(0)))(),
+        jax.jit(lambda: jax.lax.scan(step, start(0), keys(0)))(),
+    )
+    jax.effects_barrier()
+    assert seen == [float(jax.random.uniform(key)) for key in keys(0)[0]]
+
+
+def test_constants_and_what_is_traced_around_it():
+    @jax.jit
+    def both(offset):
+        table = jnp.arange(3.0)
+
+        def with_table(carry, keys):
+            (position, key), result = step(carry, keys)
+            return (position + offset * table * jax.random.uniform(keys[1]), key), result
+
+        return [scan(with_table, start(0), keys(0)) for scan in (scan_ahead, jax.lax.scan)]
+
+    assert_same(*both(0.5))
