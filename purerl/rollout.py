@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from purerl.agents.base import Agent
-from purerl.ahead import scan_ahead
 from purerl.envs.base import AutoResetState, Env
 from purerl.envs.spaces import Box
+from purerl.lean_scan import lean_scan
 from purerl.metrics import Episodes, summarize
 from purerl.noise import Noise
 from purerl.types import Transition
@@ -146,7 +146,7 @@ def rollout(
         )
 
     start = state, jnp.ones(num_envs, bool) if episodic else None
-    (state, _), (transitions, returns, lengths, ended) = scan_ahead(step, start, keys)
+    (state, _), (transitions, returns, lengths, ended) = lean_scan(step, start, keys)
     return state, transitions, summarize(returns, lengths, ended)
 
 

@@ -39,7 +39,9 @@ def standardize(x: jax.Array, valid: jax.Array, axis_name: str | None = None) ->
 
 def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
     """Adam on gradients whose global norm is clipped."""
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(lr, eps=1e-5))
+    return optax.flatten(
+        optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(lr, eps=1e-5))
+    )
 
 
 def annealed(lr: Any, progress: Any, anneal: bool) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from flax import struct
@@ -158,7 +159,7 @@ class PPO(NetworkAgent):
         loss_and_grad = devices.value_and_grad(self._loss, self.axis_name, has_aux=True)
         (_, losses), grads = loss_and_grad(state.params, state, batch)
         params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
-        losses["grad_norm"] = optax.tree.norm(grads)
+        losses["grad_norm"] = jnp.linalg.norm(jax.flatten_util.ravel_pytree(grads)[0])
         return state.replace(params=params, opt_state=opt_state), losses
 
     def _loss(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl.ahead import scan_ahead
+from purerl.lean_scan import lean_scan
 
 NUM_STEPS = 12
 
@@ -48,13 +48,13 @@ def assert_same(a, b):
 )
 def test_it_is_a_scan(max_bytes):
     expected = jax.jit(lambda: jax.lax.scan(step, start(0), keys(0)))()
-    assert_same(jax.jit(lambda: scan_ahead(step, start(0), keys(0), max_bytes))(), expected)
+    assert_same(jax.jit(lambda: lean_scan(step, start(0), keys(0), max_bytes))(), expected)
 
 
 def test_it_is_a_scan_under_vmap():
     seeds = jnp.arange(3)
     expected = jax.vmap(lambda seed: jax.lax.scan(step, start(seed), keys(seed)))(seeds)
-    assert_same(jax.vmap(lambda seed: scan_ahead(step, start(seed), keys(seed)))(seeds), expected)
+    assert_same(jax.vmap(lambda seed: lean_scan(step, start(seed), keys(seed)))(seeds), expected)
 
 
 def test_it_can_be_differentiated():
@@ -65,7 +65,7 @@ def test_it_can_be_differentiated():
         return scan(scaled, start(0), keys(0))[0][0].sum()
 
     slopes = [
-        jax.grad(lambda x, scan=scan: end(scan, x))(0.9) for scan in (scan_ahead, jax.lax.scan)
+        jax.grad(lambda x, scan=scan: end(scan, x))(0.9) for scan in (lean_scan, jax.lax.scan)
     ]
     assert float(slopes[0]) == pytest.approx(float(slopes[1]), rel=1e-5)
     assert slopes[0] != 0.0
@@ -87,7 +87,7 @@ def draws_in_a_step(scan):
 def test_draws_leave_the_loop_where_nothing_but_keys_goes_into_them():
     # Of the three draws in a step, one has a key that the carry gives.
     assert draws_in_a_step(jax.lax.scan) == 3
-    assert draws_in_a_step(scan_ahead) == 1
+    assert draws_in_a_step(lean_scan) == 1
 
 
 def test_what_has_an_effect_stays_in_its_step():
@@ -100,7 +100,7 @@ def test_what_has_an_effect_stays_in_its_step():
         return step(carry, keys)
 
     assert_same(
-        jax.jit(lambda: scan_ahead(telling, start(0), keys(0)))(),
+        jax.jit(lambda: lean_scan(telling, start(0), keys(0)))(),
         jax.jit(lambda: jax.lax.scan(step, start(0), keys(0)))(),
     )
     jax.effects_barrier()
@@ -116,6 +116,6 @@ def test_constants_and_what_is_traced_around_it():
             (position, key), result = step(carry, keys)
             return (position + offset * table * jax.random.uniform(keys[1]), key), result
 
-        return [scan(with_table, start(0), keys(0)) for scan in (scan_ahead, jax.lax.scan)]
+        return [scan(with_table, start(0), keys(0)) for scan in (lean_scan, jax.lax.scan)]
 
     assert_same(*both(0.5))

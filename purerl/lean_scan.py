@@ -1,0 +1,236 @@
+"""A scan whose loop holds no more than what has to be done step by step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+PyTree = Any
+
+# Bytes that are worked on at once, before the loop and after it. More would leave a core's cache.
+MAX_BYTES = 1 << 22
+
+# Calls whose inside is looked into.
+CALLS = ("jit", "pjit", "closed_call")
+
+
+def lean_scan(
+    step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    start: PyTree,
+    keys: PyTree,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[PyTree, PyTree]:
+    """`jax.lax.scan(step, start, keys)`, with a loop that only does what the next step waits for.
+
+    What follows from the keys alone is computed before the loop: the noise of actions, the states
+    that environments are reset to. What the carry doesn't depend on is computed after it: values
+    and probabilities that are only noted. Both for many steps at once, since a few numbers cost as
+    many operations as thousands. The results are those of the scan, but for rounding.
+
+    Args:
+        step: `(carry, keys of a step) -> (carry, result)`.
+        start: the carry at first.
+        keys: leading axis `[T]`.
+        max_bytes: of what is computed at once, and as many steps as that makes.
+
+    Returns:
+        The last carry, and the results `[T, ...]`.
+    """
+    num_steps = jax.tree.leaves(keys)[0].shape[0]
+    program = _Program(step, start, jax.tree.map(lambda x: x[0], keys), num_steps, max_bytes)
+
+    def block(carry: PyTree, keys: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.lax.scan(program.loop, carry, (keys, jax.vmap(program.before)(keys)))
+
+    end, noted = _in_blocks(block, start, keys, _block(num_steps, max_bytes, program.bytes_before))
+    return end, program.results(noted)
+
+
+def _block(num_steps: int, max_bytes: int, num_bytes: int) -> int:
+    """How many steps are taken at once: a divisor of their number, as large as the memory lets."""
+    size = max(min(num_steps, max_bytes // max(num_bytes, 1)), 1)
+    while num_steps % size:
+        size -= 1
+    return size
+
+
+def _in_blocks(block: Callable, carry: PyTree, xs: PyTree, size: int) -> tuple[PyTree, PyTree]:
+    """Scans blocks of so many steps each."""
+    num_steps = jax.tree.leaves(xs)[0].shape[0]
+    if size == num_steps:
+        return block(carry, xs)
+    blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), xs)
+    carry, results = jax.lax.scan(block, carry, blocks)
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+
+class _Operation(NamedTuple):
+    """An equation of a jaxpr, on values that have numbers in place of names."""
+
+    equation: Any
+    inputs: list[Any]
+    outputs: list[int]
+
+    @property
+    def known(self) -> set[int]:
+        return {x for x in self.inputs if not isinstance(x, Literal)}
+
+
+class _Program:
+    """A step, taken apart.
+
+    Attributes:
+        bytes_before: what is computed before the loop for each step, and handed to it.
+    """
+
+    def __init__(
+        self, step: Callable, start: PyTree, keys: PyTree, num_steps: int, max_bytes: int
+    ) -> None:
+        closed, shape = jax.make_jaxpr(step, return_shape=True)(start, keys)
+        self._carry_tree, self._result_tree = (jax.tree.structure(x) for x in shape)
+        self._num_steps = num_steps
+        self._shapes: list[Any] = []
+        variables = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
+        inputs = [self._number(v.aval) for v in variables]
+        num_constants, num_carried = len(closed.consts), len(jax.tree.leaves(start))
+        self._constants = dict(zip(inputs, closed.consts, strict=False))
+        self._carried = inputs[num_constants:][:num_carried]
+        self._keys = inputs[num_constants + num_carried :]
+        operations: list[_Operation] = []
+        outputs = self._inline(closed.jaxpr, dict(zip(variables, inputs, strict=True)), operations)
+        self._carry, self._results = outputs[:num_carried], outputs[num_carried:]
+
+        rest, drawn = self._split_before(operations)
+        self._split_after(rest, max_bytes)
+        wanted = self._used(self._loop, [*self._carry, *self._noted])
+        self._handed = sorted((wanted & drawn) - set(self._keys))
+        self.bytes_before = self._bytes(self._handed)
+
+    def _split_before(self, operations: list[_Operation]) -> tuple[list[_Operation], set[int]]:
+        """Sets apart what follows from keys alone; returns the rest, and the numbers of those."""
+        fixed, drawn = set(self._constants), set(self._keys)
+        self._before: list[_Operation] = []
+        self._fixed: list[_Operation] = []  # ranges and the like: wherever they are needed
+        rest = []
+        for operation in operations:
+            if operation.equation.effects or not operation.known <= drawn | fixed:
+                rest.append(operation)
+            elif operation.known & drawn:
+                self._before.append(operation)
+                drawn.update(operation.outputs)
+            else:
+                self._fixed.append(operation)
+                fixed.update(operation.outputs)
+        self._everywhere = fixed
+        return rest, drawn
+
+    def _split_after(self, rest: list[_Operation], max_bytes: int) -> None:
+        """Sets apart what the carry doesn't wait for.
+
+        The loop notes for it what it needs. Where that would be more than the results are, or where
+        a single step has enough to do, everything stays in the loop.
+        """
+        waited = {x for x in self._carry if not isinstance(x, Literal)}
+        self._loop: list[_Operation] = []
+        self._after: list[_Operation] = []
+        for operation in reversed(rest):
+            if operation.equation.effects or waited & set(operation.outputs):
+                waited |= operation.known
+                self._loop.insert(0, operation)
+            else:
+                self._after.insert(0, operation)
+        later = {x for operation in self._after for x in operation.outputs}
+        results = self._used([], self._results)
+        self._deferred = sorted(results & later)
+        direct = results - later - self._everywhere
+        noted = direct | (self._used(self._after, []) - later - self._everywhere)
+        self._bytes_after = self._bytes(later)
+        too_much = self._bytes(noted - direct) > self._bytes(results)
+        if too_much or _block(self._num_steps, max_bytes, self._bytes_after) == 1:
+            self._loop, self._after, self._deferred = rest, [], []
+            noted = results - self._everywhere
+        self._noted = sorted(noted)
+        self._max_bytes = max_bytes
+
+    def before(self, keys: PyTree) -> list[jax.Array]:
+        """What follows from the keys of a step and is used in the loop."""
+        values = self._evaluate(self._before, _named(self._keys, keys))
+        return [values[x] for x in self._handed]
+
+    def loop(self, carry: PyTree, inputs: tuple[PyTree, list[jax.Array]]) -> tuple[PyTree, PyTree]:
+        """From carry and keys, and what followed from those, to the next carry and notes."""
+        keys, handed = inputs
+        values = _named(self._carried, carry) | _named(self._keys, keys)
+        values = self._evaluate(self._loop, values | _named(self._handed, handed))
+        carry = jax.tree.unflatten(self._carry_tree, self._read(values, self._carry))
+        return carry, [values[x] for x in self._noted]
+
+    def results(self, noted: list[jax.Array]) -> PyTree:
+        """The results of all steps, from the loop's notes `[T, ...]`."""
+        values = _named(self._noted, noted)
+
+        def one(noted: list[jax.Array]) -> list[jax.Array]:
+            values = self._evaluate(self._after, _named(self._noted, noted))
+            return [values[x] for x in self._deferred]
+
+        if self._deferred:
+            size = _block(self._num_steps, self._max_bytes, self._bytes_after)
+            _, later = _in_blocks(lambda _, noted: (None, jax.vmap(one)(noted)), None, noted, size)
+            values |= _named(self._deferred, later)
+        fixed = self._evaluate([], {})
+
+        def all_steps(x: Any) -> jax.Array:
+            if isinstance(x, int) and x in values:
+                return values[x]
+            value = jnp.asarray(self._read(fixed, [x])[0])
+            return jnp.broadcast_to(value, (self._num_steps, *value.shape))
+
+        return jax.tree.unflatten(self._result_tree, [all_steps(x) for x in self._results])
+
+    def _number(self, shape: Any) -> int:
+        self._shapes.append(shape)
+        return len(self._shapes) - 1
+
+    def _bytes(self, numbers: Any) -> int:
+        return sum(self._shapes[x].size * self._shapes[x].dtype.itemsize for x in numbers)
+
+    def _used(self, operations: list[_Operation], results: list[Any]) -> set[int]:
+        used = {x for x in results if not isinstance(x, Literal)}
+        return used.union(*(operation.known for operation in operations))
+
+    def _read(self, values: dict[int, Any], numbers: list[Any]) -> list[Any]:
+        return [x.val if isinstance(x, Literal) else values[x] for x in numbers]
+
+    def _inline(self, jaxpr: Any, names: dict[Any, Any], operations: list[_Operation]) -> list[Any]:
+        """Notes the operations of a jaxpr and of the calls in it; returns its results' numbers."""
+
+        def numbers(variables: Any) -> list[Any]:
+            return [x if isinstance(x, Literal) else names[x] for x in variables]
+
+        for equation in jaxpr.eqns:
+            inputs = numbers(equation.invars)
+            inner = equation.params.get("jaxpr")
+            if equation.primitive.name in CALLS and inner is not None and not inner.consts:
+                called = dict(zip(inner.jaxpr.invars, inputs, strict=True))
+                outputs = self._inline(inner.jaxpr, called, operations)
+            else:
+                outputs = [self._number(x.aval) for x in equation.outvars]
+                operations.append(_Operation(equation, inputs, outputs))
+            names.update(zip(equation.outvars, outputs, strict=True))
+        return numbers(jaxpr.outvars)
+
+    def _evaluate(self, operations: list[_Operation], values: dict[int, Any]) -> dict[int, Any]:
+        values = self._constants | values
+        for equation, inputs, outputs in [*self._fixed, *operations]:
+            primitive = equation.primitive
+            params = primitive.get_bind_params(equation.params)
+            result = primitive.bind(*self._read(values, inputs), **params)
+            result = result if primitive.multiple_results else [result]
+            values.update(zip(outputs, result, strict=True))
+        return values
+
+
+def _named(numbers: list[int], values: PyTree) -> dict[int, Any]:
+    return dict(zip(numbers, jax.tree.leaves(values), strict=True))
