@@ -99,7 +99,7 @@ class Parts:
             envs, timestep = self.env.step(inputs[0], envs, inputs[1])
             return envs, (timestep.reward, timestep.obs)
 
-        envs, (reward, obs) = jax.lax.scan(step, envs, (keys, actions))
+        envs, (reward, obs) = lean_scan(step, envs, (keys, actions))
         return (envs, actions, keys), (reward.sum(), all_of(obs))
 
     def acting_init(self, key):
@@ -115,7 +115,7 @@ class Parts:
             still = 0.0 * jnp.sum(action)
             return jax.tree.map(lambda x: x + still.astype(x.dtype), obs), (action, extras)
 
-        obs, seen = jax.lax.scan(step, obs, keys)
+        obs, seen = lean_scan(step, obs, keys)
         return (state, obs, keys), all_of(seen)
 
     def rollout_init(self, key):
@@ -192,17 +192,21 @@ def all_of(tree):
 
 
 class Timed:
-    """A compiled scan of a part over vmapped seeds."""
+    """A compiled scan of a part, over vmapped seeds where there are several."""
 
-    def __init__(self, init, body, num_updates, keys):
+    def __init__(self, start, body, num_updates, keys):
         def scan(states, indices):
             # The whole final state is returned, so that nothing can be left out.
-            return jax.vmap(lambda state: jax.lax.scan(body, state, indices))(states)
+            def one(state):
+                return jax.lax.scan(body, state, indices)
 
-        self.args = jax.jit(jax.vmap(init))(keys), jnp.arange(num_updates)
-        start = time.perf_counter()
+            return one(states) if len(keys) == 1 else jax.vmap(one)(states)
+
+        init = (lambda keys: start(keys[0])) if len(keys) == 1 else jax.vmap(start)
+        self.args = jax.jit(init)(keys), jnp.arange(num_updates)
+        began = time.perf_counter()
         self.compiled = jax.jit(scan).lower(*self.args).compile()
-        self.compile_seconds = time.perf_counter() - start
+        self.compile_seconds = time.perf_counter() - began
         self.seconds = []
         self()
 
@@ -376,6 +380,7 @@ if __name__ == "__main__":
 
     import purerl
     from purerl.agents.learning import flatten
+    from purerl.lean_scan import lean_scan
     from purerl.rollout import init_rollout
 
     main(arguments)

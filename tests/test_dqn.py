@@ -137,7 +137,7 @@ def test_errors_are_a_plain_loop(target_fn, beyond):
     # Adam's first moment is 0.1 of the gradient, which doesn't go through the target.
     onehot = np.eye(2)[data["action"]]
     terms = data["obs"][..., None] * onehot[..., None, :] * -expected[..., None, None]
-    found = 10 * kernel(after.opt_state[1][0].mu)
+    found = 10 * after.opt_state[1][0].mu.reshape(-1, 2)
     np.testing.assert_allclose(found, terms.mean((0, 1)), rtol=1e-3, atol=1e-5)
 
 

@@ -18,7 +18,7 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.learning import adam, annealed, descend, replay
+from purerl.agents.learning import adam, annealed, descend, global_norm, replay
 from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec, where
 from purerl.envs.spaces import Discrete
@@ -182,7 +182,7 @@ class DQN(NetworkAgent):
             optax.incremental_update(params, state.target_params, self.tau),
             state.target_params,
         )
-        losses = {"loss": loss, "q": jnp.mean(q), "grad_norm": optax.tree.norm(grads)}
+        losses = {"loss": loss, "q": jnp.mean(q), "grad_norm": global_norm(grads)}
         state = DQNState(params, target_params, opt_state, steps, state.critic)
         return state, target - q, losses
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from flax import struct
@@ -22,6 +21,7 @@ from purerl.agents.learning import (
     adam,
     annealed,
     descend,
+    global_norm,
     masked_mean,
     shuffle,
     standardize,
@@ -159,7 +159,7 @@ class PPO(NetworkAgent):
         loss_and_grad = devices.value_and_grad(self._loss, self.axis_name, has_aux=True)
         (_, losses), grads = loss_and_grad(state.params, state, batch)
         params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
-        losses["grad_norm"] = jnp.linalg.norm(jax.flatten_util.ravel_pytree(grads)[0])
+        losses["grad_norm"] = global_norm(grads)
         return state.replace(params=params, opt_state=opt_state), losses
 
     def _loss(
