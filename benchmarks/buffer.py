@@ -11,8 +11,9 @@ full before. Both libraries in one process and interleaved, A B A B; medians, co
 
 flashbax's trajectory buffer with sequences of length 1 stores and samples just the same fields, one
 copy of each; its flat buffer would store pairs of steps. purerl stores two more by itself
-(`episode`, `valid`), and `td_error` with priorities, and computes importance weights where flashbax
-leaves that to the user. All that is sampled is added up, so that nothing can be left out.
+(`episode`, `valid`), and `td_error` with priorities. flashbax gives probabilities and leaves the
+importance weights to its user; they are computed here from those as purerl does. All that is
+sampled is added up, so that nothing can be left out.
 """
 
 import argparse
@@ -35,7 +36,7 @@ try:
 except ImportError:
     sys.exit("benchmarks/buffer.py needs flashbax: pip install 'purerl[bench]'")
 
-NUM_ENVS, BATCH_SIZE, ALPHA = 16, 256, 0.6
+NUM_ENVS, BATCH_SIZE, ALPHA, BETA = 16, 256, 0.6, 0.4
 FIELDS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 
 
@@ -45,7 +46,7 @@ class Library(NamedTuple):
     Attributes:
         fill: key to a full buffer.
         push: state and fields `[N, ...]` to state.
-        sample: state and key to fields `[B, ...]`, indices, and weights or probabilities.
+        sample: state and key to fields `[B, ...]`, indices, and importance weights.
         prioritise: state, indices `[B]` and errors `[B]` to state.
     """
 
@@ -70,7 +71,9 @@ def fields(key, *shape):
 
 def ours(size, priorities):
     buffer = purerl.Buffer(
-        maxlen=size, priority_sampling=priorities, alpha=ALPHA if priorities else None
+        maxlen=size,
+        priority_sampling=priorities,
+        **({"alpha": ALPHA, "beta": BETA, "anneal_beta": False} if priorities else {}),
     )
 
     def transitions(values):  # [T, N, ...]
@@ -121,7 +124,8 @@ def theirs(size, priorities):
         batch = buffer.sample(state, key)
         values = jax.tree.map(lambda x: x[:, 0], batch.experience)
         if priorities:
-            return values, batch.indices, batch.probabilities
+            weight = (jnp.min(batch.probabilities) / batch.probabilities) ** BETA
+            return values, batch.indices, weight
         return values, jnp.zeros(BATCH_SIZE, jnp.int32), jnp.ones(BATCH_SIZE)
 
     def prioritise(state, indices, error):

@@ -24,11 +24,12 @@ import argparse
 import json
 import os
 import platform
-import re
 import resource
 import statistics
 import sys
 import time
+
+from hlo import operations
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--only", nargs="+", metavar="NAME", help="such as ppo-64x128")
@@ -217,37 +218,16 @@ class Timed:
 
 
 def launches(text):
-    """Operations that a compiled program starts, by how often: `{trips: operations}`.
+    """Operations that a compiled program starts, by how often: `{times: operations}`.
 
-    Read from its text: what stands in computations that are run as such (not inside a fusion),
-    times the known trip counts of the loops around it. Tuples, constants and the like are free.
+    Tuples, constants and the like are free. What is in a loop of unknown length counts as if it
+    were run once.
     """
-    free = {"parameter", "tuple", "get-tuple-element", "constant", "bitcast", "while", "call"}
-    bodies, name, entry = {}, None, None
-    for line in text.splitlines():
-        if opening := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            name = opening[1]
-            bodies[name] = []
-            entry = name if line.startswith("ENTRY") else entry
-        elif name and " = " in line:
-            bodies[name].append(line)
+    free = {"parameter", "tuple", "get-tuple-element", "constant", "bitcast"}
     counted = {}
-
-    def walk(name, trips):
-        for line in bodies.get(name, ()):
-            operation = re.search(r" ([a-z][\w\-]*)\(", line.split(" = ", 1)[1])
-            kind = operation[1] if operation else "?"
-            if kind == "while":
-                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                walk(
-                    re.search(r"body=%?([\w.\-]+)", line)[1], trips * int(known[1] if known else 1)
-                )
-            elif kind == "call":
-                walk(re.search(r"to_apply=%?([\w.\-]+)", line)[1], trips)
-            elif kind not in free:
-                counted[trips] = counted.get(trips, 0) + 1
-
-    walk(entry, 1)
+    for times, kind, _ in operations(text):
+        if kind not in free:
+            counted[times or 1] = counted.get(times or 1, 0) + 1
     return counted
 
 

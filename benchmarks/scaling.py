@@ -25,6 +25,8 @@ import subprocess
 import sys
 import time
 
+from hlo import operations
+
 DEVICES = (1, 2, 4, 8)
 PROJECTED = (8, 16, 64, 256, 1024, 4096)
 # Assumed, in the order of an H100 node and its network: devices of a node; bytes per second and
@@ -39,39 +41,17 @@ COLLECTIVES = r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-
 
 def collectives(text):
     """Bytes of each collective that one call of a compiled program makes, as often as it does."""
-    blocks, name = {}, None
-    for line in text.splitlines():
-        if re.match(r"\S.*\{$", line) and "(" in line:
-            name = re.match(r"(?:ENTRY )?%?([\w.\-]+)", line).group(1)
-            blocks[name] = []
-            entry = name if line.startswith("ENTRY") else None
-            if entry:
-                blocks["entry"] = blocks[name]
-        elif name:
-            blocks[name].append(line)
-
-    def walk(name):
-        for line in blocks[name]:
-            found = re.search(rf"= (.*?) {COLLECTIVES}(?:-start)?\(", line)
-            if found:
-                shapes = re.findall(r"(\w+)\[([\d,]*)\]", found.group(1))
-                yield sum(
-                    SIZES[t] * math.prod(map(int, filter(None, n.split(",")))) for t, n in shapes
-                )
-            body = re.search(r"body=%?([\w.\-]+)", line)
-            if body:
-                inside = list(walk(body.group(1)))
-                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-                if inside and not trips:
-                    raise ValueError(f"a collective in a loop of unknown length: {line[:200]}")
-                yield from inside * (int(trips.group(1)) if trips else 0)
-            for called in re.findall(
-                r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)", line
-            ):
-                if called in blocks and not found:
-                    yield from walk(called)
-
-    return list(walk("entry"))
+    found = []
+    for times, kind, line in operations(text):
+        if not re.fullmatch(rf"{COLLECTIVES}(?:-start)?", kind):
+            continue
+        if times is None:
+            raise ValueError(f"a collective in a loop of unknown length: {line[:200]}")
+        result = line.split(" = ", 1)[1].split(f" {kind}(")[0]
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", result)
+        sizes = (SIZES[t] * math.prod(map(int, filter(None, n.split(",")))) for t, n in shapes)
+        found += [sum(sizes)] * times
+    return found
 
 
 def measure(num_devices, num_envs, num_steps, repeats):

@@ -10,7 +10,7 @@ from jax.extend.core import Literal
 PyTree = Any
 
 # Bytes that are worked on at once, before the loop and after it. More would leave a core's cache.
-MAX_BYTES = 1 << 22
+MAX_BYTES = 1 << 20
 
 # Calls whose inside is looked into.
 CALLS = ("jit", "pjit", "closed_call")

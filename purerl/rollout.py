@@ -102,21 +102,18 @@ def rollout(
     if episodic:
         key, reset_key = jax.random.split(key)
         state = restart(env, reset_key, state, noise)
-    act_key, env_key, noise_key = jax.random.split(key, 3)
-    keys = (
-        jax.random.split(act_key, num_steps),
-        jax.random.split(env_key, (num_steps, num_envs)),
-        None if noise is None else jax.random.split(noise_key, num_steps),
-    )
+    # All from one split: as an operation in a loop, a split costs as much for one key as for many.
+    split = jax.random.split(key, (num_steps, num_envs + 2))
+    step_keys = split[:, 0], split[:, 1], split[:, 2:]
 
     def step(carry: tuple[RolloutState, Any], keys: tuple) -> tuple[tuple, tuple]:
         (state, valid), noise_state = carry, carry[0].noise
         obs = state.env.obs
         action, extras = agent.act(agent_state, transform_obs(obs), keys[0])
         if noise is not None:
-            noise_state, drawn = noise.step(state.noise, keys[2])
+            noise_state, drawn = noise.step(state.noise, keys[1])
             action = _perturb(env, action, drawn)
-        env_state, timestep = env.step(keys[1], state.env, process_action(action))
+        env_state, timestep = env.step(keys[2], state.env, process_action(action))
         done = timestep.terminated | timestep.truncated
         returns, length = state.returns + timestep.reward, state.length + 1
         transition = Transition(
@@ -146,7 +143,7 @@ def rollout(
         )
 
     start = state, jnp.ones(num_envs, bool) if episodic else None
-    (state, _), (transitions, returns, lengths, ended) = lean_scan(step, start, keys)
+    (state, _), (transitions, returns, lengths, ended) = lean_scan(step, start, step_keys)
     return state, transitions, summarize(returns, lengths, ended)
 
 

@@ -1,9 +1,23 @@
 """What all tests share."""
 
+import os
+import shutil
+import tempfile
+
 import jax
 import pytest
 
 import purerl
+
+
+def pytest_configure(config):
+    """Programs that several tests compile are compiled once, by whichever worker comes first."""
+    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = tempfile.mkdtemp(prefix="purerl-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
 @pytest.fixture

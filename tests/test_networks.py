@@ -10,7 +10,7 @@ import purerl
 from purerl.distributions import Categorical, Normal, TanhNormal
 from purerl.envs import Box, Discrete
 from purerl.networks import Actor, Critic, takes_action
-from purerl.torsos import DefaultActor, DefaultCritic, Torso, _patches
+from purerl.torsos import DefaultActor, DefaultCritic, Torso, _patches, _thin_product
 
 OBS = jnp.ones((5, 3))
 
@@ -189,3 +189,31 @@ def test_a_convolution_needs_an_image():
 def test_torso_takes_pytrees():
     obs = {"image": jnp.ones((2, 10, 10, 1)), "speed": jnp.ones((2, 3))}
     assert Torso((7,)).init_with_output(jax.random.key(0), obs)[0].shape == (2, 7)
+
+
+@pytest.mark.parametrize("members", [None, 3])
+def test_the_last_layers_gradient_is_a_plain_products(key, members):
+    x, kernel, dy = (
+        jax.random.normal(k, shape)
+        for k, shape in zip(jax.random.split(key, 3), [(50, 8), (8, 3), (50, 3)], strict=True)
+    )
+
+    def loss(product):
+        return lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel)) * dy)
+
+    def both(transform):
+        functions = [transform(loss(product)) for product in (_thin_product, jnp.matmul)]
+        if members is not None:
+            scales = jnp.arange(1.0, 1.0 + members)
+            functions = [jax.vmap(lambda s, f=f: f(s * x, kernel / s)) for f in functions]
+            return [f(scales) for f in functions]
+        return [f(x, kernel) for f in functions]
+
+    def forward(f):
+        return lambda x, kernel: jax.jvp(f, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))
+
+    transforms = (lambda f: f, lambda f: jax.grad(f, (0, 1)), forward, lambda f: jax.hessian(f, 1))
+    for transform in transforms:
+        found, expected = both(transform)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

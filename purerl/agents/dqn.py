@@ -190,9 +190,11 @@ class DQN(NetworkAgent):
         self, state: DQNState, obs: PyTree, key: jax.Array, epsilon: jax.Array | float
     ) -> jax.Array:
         greedy = self.policy(state, obs)
-        which, how = jax.random.split(key)
-        drawn = jax.random.randint(how, greedy.shape, 0, state.critic.action_dim)
-        return jnp.where(jax.random.uniform(which, greedy.shape) < epsilon, drawn, greedy)
+        # Given that it is below epsilon, a uniform number is still uniform, and names the action.
+        drawn = jax.random.uniform(key, greedy.shape)
+        named = (drawn / jnp.maximum(epsilon, 1e-8) * state.critic.action_dim).astype(jnp.int32)
+        named = jnp.minimum(named, state.critic.action_dim - 1)  # where the product was rounded up
+        return jnp.where(drawn < epsilon, named, greedy)
 
     def _epsilon(self) -> jax.Array | float:
         """The probability of a random action, as far as the run has come."""

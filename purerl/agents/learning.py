@@ -169,7 +169,8 @@ def replay(
         state, td_error, losses = learn(state, batch)
         return (state, buffer.update_priorities(buffer_state, batch["indices"], td_error)), losses
 
-    carry, losses = jax.lax.scan(step, (state, buffer_state), jax.random.split(key, num_steps))
+    step_keys = jax.random.split(key, num_steps) if num_steps > 1 else key[None]
+    carry, losses = jax.lax.scan(step, (state, buffer_state), step_keys)
     return *carry, jax.tree.map(jnp.mean, losses)
 
 

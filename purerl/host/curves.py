@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import math
 import os
 from collections import Counter
@@ -15,6 +14,7 @@ import numpy as np
 from purerl import statistics
 from purerl.errors import ConfigError, RunError
 from purerl.host.files import reason
+from purerl.host.run_files import read_summary
 from purerl.metrics import Metrics
 from purerl.train import TrainOutput
 
@@ -128,7 +128,7 @@ def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:
         RunError: it is no run's folder, is damaged, or no episode has ended in it.
     """
     folder = Path(path).expanduser()
-    summary, file = _summary(folder), folder / "metrics.csv"
+    summary, file = read_summary(folder), folder / "metrics.csv"
     try:
         with file.open(newline="") as lines:
             table = _columns(csv.reader(lines))
@@ -159,21 +159,6 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
         run if count[run.name] == 1 else dataclasses.replace(run, name=f"{run.name}: {folder.name}")
         for run, folder in zip(runs, folders, strict=True)
     ]
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    file = folder / "summary.json"
-    try:
-        summary = json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        there = "it has no summary.json" if folder.is_dir() else "there is no such folder"
-        raise RunError(f"{folder} is no run's folder: {there}") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} is damaged: {reason(error)}") from None
-    missing = [x for x in ("agent", "env") if not isinstance(summary, dict) or x not in summary]
-    if missing:
-        raise RunError(f"{file} is damaged: it has no {missing[0]!r}")
-    return summary
 
 
 def _columns(rows: Any) -> dict[str, np.ndarray]:

@@ -142,10 +142,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: there is none, or it can't be read.
     """
+    file = folder / SUMMARY
     try:
-        return json.loads((folder / SUMMARY).read_text())
-    except FileNotFoundError:
-        what = "is no run's folder" if folder.is_dir() else "doesn't exist"
-        raise RunError(f"{folder} {what}: it has no {SUMMARY}") from None
+        summary = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        there = f"it has no {SUMMARY}" if folder.is_dir() else "there is no such folder"
+        raise RunError(f"{folder} is no run's folder: {there}") from None
     except DAMAGED as error:
-        raise RunError(f"{folder / SUMMARY} can't be read: {reason(error)}") from None
+        raise RunError(f"{file} is damaged: {reason(error)}") from None
+    missing = [x for x in ("agent", "env") if not isinstance(summary, dict) or x not in summary]
+    if missing:
+        raise RunError(f"{file} is damaged: it has no {missing[0]!r}")
+    return summary

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from purerl.envs import check_env, env_names, make
 from purerl.envs.check import EnvError
 from purerl.errors import ConfigError, suggest
 from purerl.fields import field_options
+from purerl.host.chunks import seed_keys
 from purerl.host.cli import FAILED, Parser
 from purerl.host.cli.flags import (
     UNSPOKEN,
@@ -148,9 +148,7 @@ def run_bench(args: argparse.Namespace, console: Console) -> int:
     if args.repeats < 1:
         raise ConfigError(f"--repeats: got {args.repeats}, expected an integer >= 1")
     config, _ = config_from(args)
-    seeds: Any = integers("--seeds", args.seeds)
-    seeds = np.array(range(seeds) if isinstance(seeds, int) else seeds, np.uint32)
-    keys = jax.vmap(jax.random.key)(seeds)
+    keys, _ = seed_keys(integers("--seeds", args.seeds))
     lowered = jax.jit(jax.vmap(make_train(config))).lower(keys)
     began = time.perf_counter()
     train = lowered.compile()
@@ -161,10 +159,10 @@ def run_bench(args: argparse.Namespace, console: Console) -> int:
         began = time.perf_counter()
         jax.block_until_ready(train(keys))
         seconds.append(time.perf_counter() - began)
-    steps = len(seeds) * out.metrics.num_episodes.shape[-1] * int(out.steps_per_update)
+    steps = len(keys) * out.metrics.num_episodes.shape[-1] * int(out.steps_per_update)
     median = statistics.median(seconds)
     console.print(
-        f"{config.env.spec.name}, {type(config.agent).__name__}, {len(seeds)} seeds: "
+        f"{config.env.spec.name}, {type(config.agent).__name__}, {len(keys)} seeds: "
         f"{steps / median:,.0f} steps/s over all seeds (median of {args.repeats}: "
         f"{steps / max(seconds):,.0f} to {steps / min(seconds):,.0f}); {steps:,} steps in "
         f"{median:.2f} s; compiled in {compiling:.1f} s\n"
