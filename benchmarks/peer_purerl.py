@@ -20,8 +20,15 @@ def agent(purerl, case):
         named = {ours: case[name] for name, ours in PPO.items()}
         return purerl.PPO(batch_size=size // case["minibatches"], anneal=False, **named, **networks)
     if case["algorithm"] == "actor_critic":
-        critic = {"train_v_iters": 1, "anneal": False}
-        return purerl.ActorCritic(lr=case["lr"], gamma=case["gamma"], **critic, **networks)
+        return purerl.ActorCritic(
+            n_episodes=case["num_envs"],
+            episode_length=case["num_steps"],
+            lr=case["lr"],
+            gamma=case["gamma"],
+            train_v_iters=1,
+            anneal=False,
+            **networks,
+        )
     if case["algorithm"] == "dqn":
         named = {ours: case[name] for name, ours in DQN.items()}
         target = purerl.double_q_target if case["double_q"] else purerl.q_target
