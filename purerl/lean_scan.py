@@ -226,7 +226,8 @@ class _Program:
         for equation, inputs, outputs in [*self._fixed, *operations]:
             primitive = equation.primitive
             params = primitive.get_bind_params(equation.params)
-            result = primitive.bind(*self._read(values, inputs), **params)
+            with equation.ctx.manager:  # settings that were in force where it was written
+                result = primitive.bind(*self._read(values, inputs), **params)
             result = result if primitive.multiple_results else [result]
             values.update(zip(outputs, result, strict=True))
         return values

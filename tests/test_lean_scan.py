@@ -107,6 +107,50 @@ def test_what_has_an_effect_stays_in_its_step():
     assert seen == [float(jax.random.uniform(key)) for key in keys(0)[0]]
 
 
+def test_functions_with_a_derivative_of_their_own_and_inner_loops():
+    @jax.custom_vjp
+    def double(x):
+        return 2.0 * x
+
+    double.defvjp(lambda x: (2.0 * x, None), lambda _, g: (2.0 * g,))
+
+    def with_them(carry, keys):
+        (position, key), result = step(carry, keys)
+        position = double(position) / jax.checkpoint(lambda x: 2.0 + 0.0 * x)(position)
+        position = jax.lax.fori_loop(0, 3, lambda i, x: x + 0.1 * i, position)
+        position = jax.lax.cond(position[0] > 0.5, lambda x: x - 1.0, lambda x: x, position)
+        with jax.default_matmul_precision("highest"):
+            seen = jnp.ones((2, 3)) @ position
+        return (position, key), (result, seen)
+
+    found = jax.jit(lambda: lean_scan(with_them, start(0), keys(0)))()
+    assert_same(found, jax.jit(lambda: jax.lax.scan(with_them, start(0), keys(0)))())
+
+
+def test_what_is_only_noted_leaves_the_loop():
+    kernel = jnp.ones((3, 7))
+
+    def noting(carry, keys):
+        carry, result = step(carry, keys)
+        return carry, (result, jnp.tanh(carry[0] @ kernel).sum(-1))
+
+    found, expected = (
+        jax.make_jaxpr(lambda scan=scan: scan(noting, start(0), keys(0)))()
+        for scan in (lean_scan, jax.lax.scan)
+    )
+
+    def tanhs(jaxpr):
+        (body,) = [x.params["jaxpr"] for x in jaxpr.jaxpr.eqns if x.primitive.name == "scan"]
+        return str(body).count("tanh")
+
+    assert tanhs(expected) == 1
+    assert tanhs(found) == 0
+    assert_same(
+        jax.jit(lambda: lean_scan(noting, start(0), keys(0)))(),
+        jax.jit(lambda: jax.lax.scan(noting, start(0), keys(0)))(),
+    )
+
+
 def test_constants_and_what_is_traced_around_it():
     @jax.jit
     def both(offset):

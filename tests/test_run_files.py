@@ -6,7 +6,7 @@ import tomllib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import quick_jit, walk
+from toys import quick_jit, target_env, walk
 
 import purerl
 from purerl.host.chunks import Program
@@ -22,11 +22,13 @@ def _quick(monkeypatch):
 
 def config(**options):
     options = {"num_envs": 4, "update_every": 8, "total_timesteps": 320, **options}
-    return purerl.TrainConfig(walk(5, limit=3), options.pop("agent", purerl.PPO()), **options)
+    env, agent = options.pop("env", walk(5, limit=3)), options.pop("agent", purerl.PPO())
+    return purerl.TrainConfig(env, agent, **options)
 
 
 def test_the_summary_is_that_of_the_run(tmp_path):
-    out = purerl.fit(config(), tmp_path, seeds=[4, 9])
+    run = config(env=target_env())
+    out = purerl.fit(run, tmp_path, seeds=[4, 9])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["seeds"] == [4, 9]
     assert summary["agent"] == "PPO"
@@ -35,12 +37,13 @@ def test_the_summary_is_that_of_the_run(tmp_path):
     assert summary["timesteps"] == 320
     assert summary["num_episodes"] == out.metrics.num_episodes.sum()
     returns = final_return(out.metrics, np.array([10, 10]))
+    assert returns[0] != returns[1]
     np.testing.assert_allclose(summary["final_return"]["by_seed"], returns)
     np.testing.assert_allclose(summary["final_return"]["mean"], returns.mean())
     np.testing.assert_allclose(summary["final_return"]["std"], returns.std(ddof=1))
     assert summary["seconds"] > 0
     # The same again: nothing was trained, and what it took is still known.
-    purerl.fit(config(), tmp_path, seeds=[4, 9])
+    purerl.fit(run, tmp_path, seeds=[4, 9])
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
 
 
