@@ -272,7 +272,7 @@ class Buffer(Record):
     def _draw(self, state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
         if self.priority_sampling:
             return sumtree.sample(state.priorities, key, batch_size)
-        return _below(state.size * state.data["reward"].shape[1], key, batch_size)
+        return sumtree.uniform(key, batch_size, state.size * state.data["reward"].shape[1])
 
     def _priority(self, state: BufferState, indices: jax.Array) -> jax.Array:
         """`[B]`, proportional to the probability of each; ones where all are alike."""
@@ -301,18 +301,6 @@ class Buffer(Record):
         if self.gamma is None:
             raise ConfigError("Buffer.gamma: missing, n-step returns need a discount")
         return returns.look_ahead(state.data, state.position, indices, self.gamma, n_step)
-
-
-def _below(span: jax.Array, key: jax.Array, count: int) -> jax.Array:
-    """`[count]` integers, uniform in [0, span).
-
-    What `jax.random.randint` computes, 64 bits modulo the span, in one draw in place of three: in a
-    loop a draw costs as much for two numbers as for a thousand.
-    """
-    span = span.astype(jnp.uint32)
-    high, low = jax.random.bits(key, (2, count))
-    half = jnp.uint32(1 << 16) % span
-    return ((high % span * (half * half % span) + low % span) % span).astype(jnp.int32)
 
 
 def _entries(transitions: Transition) -> dict[str, PyTree]:

@@ -39,7 +39,8 @@ def lean_scan(
         The last carry, and the results `[T, ...]`.
     """
     num_steps = jax.tree.leaves(keys)[0].shape[0]
-    program = _Program(step, start, jax.tree.map(lambda x: x[0], keys), num_steps, max_bytes)
+    of_a_step = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), keys)
+    program = _Program(step, start, of_a_step, num_steps, max_bytes)
 
     def block(carry: PyTree, keys: PyTree) -> tuple[PyTree, PyTree]:
         return jax.lax.scan(program.loop, carry, (keys, jax.vmap(program.before)(keys)))

@@ -93,6 +93,21 @@ def sample(tree: Tree, key: jax.Array, batch_size: int) -> jax.Array:
     return node
 
 
+def uniform(key: jax.Array, batch_size: int, num_leaves: jax.Array) -> jax.Array:
+    """Draws leaves with replacement, all of them alike: no tree is needed.
+
+    What `jax.random.randint` computes, 64 bits modulo the span, in one draw in place of three: in a
+    loop a draw costs as much for two numbers as for a thousand.
+
+    Returns:
+        `[B]` int32.
+    """
+    span = num_leaves.astype(jnp.uint32)
+    high, low = jax.random.bits(key, (2, batch_size))
+    half = jnp.uint32(1 << 16) % span
+    return ((high % span * (half * half % span) + low % span) % span).astype(jnp.int32)
+
+
 def _children(level: jax.Array, parent: jax.Array) -> jax.Array:
     """`[B, FANOUT]`, the entries below the parents `[B]`."""
     return level.reshape(-1, FANOUT).at[parent].get(mode="clip")
