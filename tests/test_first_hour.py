@@ -24,7 +24,8 @@ class Terminal:
     def __init__(self, line, folder):
         self.shown = ""
         self.file, its_end = pty.openpty()
-        environment = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
+        ours = ("XLA_FLAGS", "JAX_")  # what the tests have set
+        environment = {name: x for name, x in os.environ.items() if not name.startswith(ours)}
         environment |= {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40"}
         environment["XDG_CACHE_HOME"] = str(folder / "cache")
         # Keys become signals for whose terminal it is, which a new session has to ask for.
