@@ -54,8 +54,8 @@ def _add_log_flags(parser: Parser) -> None:
 
 def run_train(args: argparse.Namespace, console: Console) -> int:
     """Trains."""
+    seeds = integers("--seeds", args.seeds)  # first: a config takes seconds to check
     config, preset = config_from(args)
-    seeds = integers("--seeds", args.seeds)
     if preset:
         name = preset["agent"]["name"]
         kept = [x for x in told(preset) if x in told(config.to_mapping())]
