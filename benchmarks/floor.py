@@ -42,7 +42,7 @@ parser.add_argument("--json", metavar="FILE", help="write the rows there too")
 def cases(purerl):
     """Environment, agent, N, T and steps of a timed run, by name."""
     cartpole, pendulum, breakout = "CartPole-v1", "Pendulum-v1", "Breakout-MinAtar"
-    mlp = {"network": "mlp"}
+    mlp, a2c = {"network": "mlp"}, purerl.ActorCritic(n_episodes=64, episode_length=32)
     return {
         "ppo-4x128": (cartpole, purerl.PPO(), 4, 128, 524_288),
         "ppo-64x128": (cartpole, purerl.PPO(), 64, 128, 524_288),
@@ -50,7 +50,7 @@ def cases(purerl):
         "ppo-breakout": (breakout, purerl.PPO(**mlp), 64, 128, 131_072),
         "ppo-breakout-cnn": (breakout, purerl.PPO(), 64, 128, 32_768),
         "reinforce": (cartpole, purerl.REINFORCE(), 8, 500, 524_288),
-        "actor-critic": (cartpole, purerl.ActorCritic(), 64, 32, 524_288),
+        "actor-critic": (cartpole, a2c, 64, 32, 524_288),
         "dqn": (cartpole, purerl.DQN(hidden=(120, 84)), 10, 1, 100_000),
         "ddpg": (pendulum, purerl.DDPG(), 1, 1, 10_000),
     }

@@ -255,6 +255,7 @@ def test_between_the_two_every_other_random_action_is_greedy(key):
     greedy = agent.policy(state, obs)
     explored, _ = agent.act(state, obs, jax.random.key(1))
     sampled = agent.policy(state, obs, jax.random.key(2))
+    assert float(jnp.mean(explored != greedy)) == pytest.approx(0.2, abs=0.01)
     for best in (0, 1):  # random actions are each as likely, however rare they are
         others = (explored != greedy)[greedy == best]
         assert float(jnp.mean(others)) == pytest.approx(0.2, abs=0.015)
