@@ -24,6 +24,7 @@ from purerl.agents.learning import (
     descend,
     fit_value,
     flatten,
+    path_batch,
     policy_gradient,
     standardize,
     successor_values,
@@ -178,10 +179,7 @@ class ActorCritic(NetworkAgent):
         if self.normalize_advantage:
             advantage = standardize(advantage, data["valid"], self.axis_name)
 
-        names = ("obs", "action", "valid")
-        state, losses = self._learn(
-            state, *flatten(({name: data[name] for name in names}, advantage, target))
-        )
+        state, losses = self._learn(state, *path_batch(data, advantage, target))
         return state, buffer_state, losses
 
     def _learn(

@@ -79,6 +79,11 @@ def flatten(batch: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
+def path_batch(data: Batch, *others: jax.Array) -> Any:
+    """What `policy_gradient` reads of paths `[T, N, ...]`, and the others, as `[T N, ...]`."""
+    return flatten(({name: data[name] for name in ("obs", "action", "valid")}, *others))
+
+
 def policy_gradient(
     actor: Actor,
     params: PyTree,

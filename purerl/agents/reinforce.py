@@ -22,7 +22,7 @@ from purerl.agents.learning import (
     adam,
     descend,
     fit_value,
-    flatten,
+    path_batch,
     policy_gradient,
     standardize,
     successor_values,
@@ -155,10 +155,7 @@ class REINFORCE(NetworkAgent):
         if self.normalize_advantage:
             weight = standardize(weight, data["valid"], self.axis_name)
 
-        names = ("obs", "action", "valid")
-        state, losses = self._learn(
-            state, *flatten(({name: data[name] for name in names}, weight, to_go))
-        )
+        state, losses = self._learn(state, *path_batch(data, weight, to_go))
         return state, buffer_state, losses
 
     def _learn(
