@@ -136,7 +136,7 @@ class Loop:
             index: `[]` int32, how many updates were made before. It is in the state too; given
                 apart, a vmapped run has one index and not one each, and evaluation stays a branch.
         """
-        key, play_key, update_key = jax.random.split(state.key, 3)
+        key, play_key, update_key, _ = jax.random.split(state.key, 4)
         play_key, update_key = (devices.own_key(k, self.axis_name) for k in (play_key, update_key))
         stats = state.obs_stats
         envs, transitions, episodes = self.play(state.agent, state.rollout, stats, play_key, index)

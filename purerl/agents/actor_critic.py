@@ -114,7 +114,7 @@ class ActorCritic(NetworkAgent):
     def init(self, key: jax.Array, spec: EnvSpec) -> ActorCriticState:
         actor = self.make(self.actor, DefaultActor, spec)
         critic = self.make(self.critic, DefaultCritic, spec)
-        actor_key, critic_key = jax.random.split(key)
+        actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
         actor_params = actor.init(actor_key, obs)
         critic_params = init_critic(critic, critic_key, obs)

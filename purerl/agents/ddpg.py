@@ -106,7 +106,7 @@ class DDPG(NetworkAgent):
                 f"{type(actor).__name__}.distribution: got {actor.distribution.__name__}, expected "
                 "None: the policy of DDPG is deterministic"
             )
-        actor_key, critic_key = jax.random.split(key)
+        actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
         params = {
             "actor": actor.init(actor_key, obs),

@@ -262,6 +262,9 @@ def shuffle(
     divides = [n for n in range(1, 17) if num_envs % n == 0 and batch_size % n == 0]
     block = max(divides)
     rows = num_steps * num_envs // block
-    keys = jax.random.split(key, num_epochs)
-    orders = jax.vmap(lambda key: jax.random.permutation(key, rows))(keys)
+    # By random numbers, drawn for all epochs at once; of many rows by two each, so that no two rows
+    # get the same ones.
+    bits = jax.random.bits(key, (1 if rows <= 1024 else 2, num_epochs, rows))
+    order = jnp.broadcast_to(jnp.arange(rows), (num_epochs, rows))
+    orders = jax.lax.sort((*bits, order), num_keys=len(bits))[-1]
     return Minibatches(orders.reshape(-1, batch_size // block), block)

@@ -97,7 +97,7 @@ class PPO(NetworkAgent):
     def init(self, key: jax.Array, spec: EnvSpec) -> PPOState:
         actor = self.make(self.actor, DefaultActor, spec)
         critic = self.make(self.critic, DefaultCritic, spec)
-        actor_key, critic_key = jax.random.split(key)
+        actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
         check_v_critic(self, critic, obs)
         params = {"actor": actor.init(actor_key, obs), "critic": critic.init(critic_key, obs)}
@@ -179,26 +179,33 @@ class PPO(NetworkAgent):
         log_ratio = jnp.clip(log_ratio, -20.0, 20.0)
         ratio = jnp.exp(log_ratio)
         clipped = jnp.clip(ratio, 1.0 - self.eps_clip, 1.0 + self.eps_clip)
-        policy_loss = -mean(jnp.minimum(ratio * advantage, clipped * advantage))
 
         value_error = (value - batch["target"]) ** 2
         if self.clip_value:
             change = jnp.clip(value - batch["value"], -self.eps_clip, self.eps_clip)
             clipped_error = (batch["value"] + change - batch["target"]) ** 2
             value_error = jnp.maximum(value_error, clipped_error)
-        value_loss = 0.5 * mean(value_error)
 
-        entropy = mean(distribution.entropy())
-        loss = policy_loss + self.value_coef * value_loss - self.entropy_beta * entropy
-        return loss, {
-            "loss": loss,
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
+        losses = self._means(
+            batch["valid"],
+            policy_loss=-jnp.minimum(ratio * advantage, clipped * advantage),
+            value_loss=0.5 * value_error,
+            entropy=distribution.entropy(),
             # Schulman's low-variance estimate of KL(old, new): http://joschu.net/blog/kl-approx.html
-            "approx_kl": mean(ratio - 1.0 - log_ratio),
-            "clip_fraction": mean((jnp.abs(ratio - 1.0) > self.eps_clip).astype(jnp.float32)),
-        }
+            approx_kl=ratio - 1.0 - log_ratio,
+            clip_fraction=(jnp.abs(ratio - 1.0) > self.eps_clip).astype(jnp.float32),
+        )
+        loss = losses["policy_loss"] + self.value_coef * losses["value_loss"]
+        loss -= self.entropy_beta * losses["entropy"]
+        return loss, {"loss": loss, **losses}
+
+    def _means(self, valid: jax.Array, **terms: jax.Array) -> Losses:
+        """The means of all terms `[B]`, by one reduction."""
+
+        def mean(x: jax.Array) -> jax.Array:
+            return masked_mean(x, valid, self.axis_name)
+
+        return dict(zip(terms, jax.vmap(mean)(jnp.stack([*terms.values()])), strict=True))
 
     def _variance(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         mean = devices.pmean(masked_mean(x, valid, self.axis_name), self.axis_name)

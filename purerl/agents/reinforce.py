@@ -105,7 +105,7 @@ class REINFORCE(NetworkAgent):
     def init(self, key: jax.Array, spec: EnvSpec) -> REINFORCEState:
         actor = self.make(self.actor, DefaultActor, spec)
         critic = self.make(self.critic, DefaultCritic, spec)
-        actor_key, critic_key = jax.random.split(key)
+        actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs, optimizer = example_obs(spec), self._optimizer()
         if self.baseline:
             check_v_critic(self, critic, obs)

@@ -80,8 +80,18 @@ def where(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
 
 def all_finite(tree: PyTree) -> jax.Array:
     """`[]` bool, whether no float in it is NaN or infinite."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in floats]))
+    finite: dict[tuple[int, ...], jax.Array] = {}
+    for x in jax.tree.leaves(tree):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            finite[x.shape] = finite.get(x.shape, True) & jnp.isfinite(x)
+    scalar = jnp.asarray(finite.pop((), True))
+    if not finite:
+        return scalar
+    # One reduction in place of one a leaf, which cost more than what they reduce; the barrier keeps
+    # XLA from taking it apart.
+    flat = [x.reshape(-1) for x in finite.values()]
+    whole = flat[0] if len(flat) == 1 else jax.lax.optimization_barrier(jnp.concatenate(flat))
+    return scalar & jnp.all(whole)
 
 
 def vectorize(env: Env) -> Env:
