@@ -18,6 +18,9 @@ learning, and what the whole has besides. "peak": the share of learning that its
 and activations would take at the speed that this machine reaches on large ones of their kind.
 "launches" are the operations that the compiled program starts in an update, and how many of them
 for each step of the environments and for each gradient step: the price on a GPU.
+"memory" is what the program holds beyond its inputs, and how many times as much that is as the run's
+state: parameters, optimizer, environments and buffer, which of agents that learn from one rollout
+holds just that.
 """
 
 import argparse
@@ -287,7 +290,10 @@ def measure(name, case, num_seeds, repeats):
     counted = launches(timed["whole"].compiled.as_text())
     an_update = sum(trips * n for trips, n in counted.items()) / num_updates
     memory = timed["whole"].compiled.memory_analysis()
-    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    used = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    state = num_seeds * sum(
+        x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(parts.loop.init, keys[0]))
+    )
     return {
         "case": name,
         "seeds": num_seeds,
@@ -306,6 +312,7 @@ def measure(name, case, num_seeds, repeats):
         "peak": None if peak is None else 1e9 * peak / size / ns["learning"],
         "compile_seconds": timed["whole"].compile_seconds,
         "program_megabytes": used / 2**20,
+        "memory_over_state": used / state,
         "process_peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -314,7 +321,7 @@ def main(args):
     console = Console(width=None if sys.stdout.isatty() else 160)
     columns = ("environment", "acting", "learning", "rollout", "update", "whole")
     table = Table("case", "seeds", "steps/s", *columns, "whole / floor", "rollout +", "update +",
-                  "besides", "peak", "launches", "compile", "program", box=None)  # fmt: skip
+                  "besides", "peak", "launches", "compile", "memory", box=None)  # fmt: skip
     rows = []
     chosen = cases(purerl)
     for name in args.only or chosen:
@@ -331,7 +338,7 @@ def main(args):
                 *(f"{share:.0%}" for share in row["shares"].values()),
                 "" if row["peak"] is None else f"{row['peak']:.0%}",
                 f"{row['launches_per_update']:,.0f}", f"{row['compile_seconds']:.1f} s",
-                f"{row['program_megabytes']:,.0f} MiB",
+                f"{row['program_megabytes']:,.0f} MiB, {row['memory_over_state']:.1f} times",
             ]  # fmt: skip
             console.print("  ".join(cells), row["launches_by_trips"])
             table.add_row(*cells)

@@ -91,7 +91,7 @@ def load(case):
             eval_max_episodes=episodes,
         )
         out = jax.jit(purerl.make_train(evaluated))(jax.random.key(seed))
-        for index, reached in enumerate(out.metrics.eval.return_mean):
+        for index, reached in enumerate(out.metrics.eval.episode_return):
             if reached >= case["target"]:
                 return (index + 1) * size
         return None

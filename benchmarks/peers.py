@@ -11,6 +11,7 @@ Given are the medians of the runs, and of the ratios of neighbours with their ra
 has cost; the memory that the process has held at most; and the return that the policies reach,
 since speed can be had for learning. "target": environment steps until evaluations reach a return,
 and the seconds that a user waits for it: starting, compiling and the steps at the measured speed.
+These evaluations are each library's own: purerl plays greedily, rejax draws PPO's actions.
 
 Programs are held to one core where the case says so. flashbax is in `buffer.py`.
 """

@@ -147,11 +147,14 @@ class Loop:
         ends = (transitions.terminated, transitions.truncated)
         rewarder_state, reward = self.rewarder(state.rewarder, transitions.reward, *ends)
         rewarder_state = where(finite, rewarder_state, state.rewarder)
+        learning = self._learning(running, index)
         agent_state, stored, losses = self._learn(
-            state, transitions._replace(reward=reward), finite, running, update_key, index
+            state, transitions._replace(reward=reward), finite, running, learning, update_key, index
         )
-        finite = finite & all_finite(agent_state)
-        agent_state = where(finite, agent_state, state.agent)
+        learned = all_finite(agent_state)
+        finite &= learned if learning is None else learned | ~learning
+        kept = finite if learning is None else finite & learning
+        agent_state = where(kept, agent_state, state.agent)
         # Statistics move between updates only: what acted and what learns saw the same numbers.
         if stats is not None:
             seen = update_stats(stats, transitions.obs, 2, self.axis_name)
@@ -213,17 +216,26 @@ class Loop:
             running.append(state.nonfinite_updates == 0)
         return jnp.all(jnp.array(running)) if running else None
 
+    def _learning(self, running: jax.Array | None, index: jax.Array) -> jax.Array | None:
+        """Whether this update counts: the run isn't over, and has come to its first one; None where
+        all do."""
+        if self.first_update == 0:
+            return running
+        begun = index >= self.first_update
+        return begun if running is None else running & begun
+
     def _learn(
         self,
         state: RunState,
         transitions: Transition,
         finite: jax.Array,
         running: jax.Array | None,
+        learning: jax.Array | None,
         key: jax.Array,
         index: jax.Array,
     ) -> tuple[PyTree, BufferState, dict[str, jax.Array]]:
-        """Agent and buffer after an update; as they were where the run is over, or hasn't come to
-        its first update."""
+        """Agent and buffer after an update. Where it doesn't count, the buffer hasn't learned from
+        it and losses are NaN; the agent is for the caller to keep as it was."""
         writable = running
         # The next rollout takes the place of one that fills the buffer; else it is kept out.
         if self.buffer.maxlen != self.num_envs * self.update_every:
@@ -235,16 +247,11 @@ class Loop:
         )
         stored = buffer.reset(state.buffer) if self.reset_each_episode else state.buffer
         stored = buffer.push(stored, transitions)
-        learning = running
-        if self.first_update > 0:
-            begun = index >= self.first_update
-            learning = begun if running is None else running & begun
         agent_state, stored, losses = self._agent(index).update(
             state.agent, buffer.tell(writable=learning), stored, key
         )
         losses = devices.pmean(losses, self.axis_name)
         if learning is not None:
-            agent_state = where(learning, agent_state, state.agent)
             losses = {name: jnp.where(learning, x, jnp.nan) for name, x in losses.items()}
         return agent_state, stored, losses
 
