@@ -18,9 +18,8 @@ learning, and what the whole has besides. "peak": the share of learning that its
 and activations would take at the speed that this machine reaches on large ones of their kind.
 "launches" are the operations that the compiled program starts in an update, and how many of them
 for each step of the environments and for each gradient step: the price on a GPU.
-"memory" is what the program holds beyond its inputs, and how many times as much that is as the run's
-state: parameters, optimizer, environments and buffer, which of agents that learn from one rollout
-holds just that.
+"memory" is what the program holds beyond its inputs, and over the size of the run's state:
+parameters, optimizer, environments and buffer, which for most agents is one rollout.
 """
 
 import argparse
