@@ -49,11 +49,16 @@ def test_xla_is_told_not_to_hang_and_to_compile_fast():
     assert sorted(done.stdout.split()) == sorted(expected)
 
 
-def test_xla_takes_its_time_for_an_accelerator(tmp_path):
-    (tmp_path / "libtpu").mkdir()
-    code = "import purerl, os; print(os.environ['XLA_FLAGS'])"
-    done = python(code, PYTHONPATH=str(tmp_path), JAX_PLATFORMS="cpu")
-    assert done.stdout.split() == [f"{machine.SCHEDULER_FLAG}=false"]
+def test_xla_takes_its_time_for_an_accelerator():
+    code = """
+import importlib.util, os
+import jax
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: name == "libtpu" or find(name, *rest)
+import purerl
+print(os.environ["XLA_FLAGS"])
+"""
+    assert python(code).stdout.split() == [f"{machine.SCHEDULER_FLAG}=false"]
 
 
 def test_what_the_user_has_set_stands():
