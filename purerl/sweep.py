@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -220,6 +220,17 @@ def _same(one: Values, other: Values) -> bool:
     )
 
 
+def check_names(agent: type, names: Iterable[str]) -> None:
+    """Raises a ConfigError where neither the config nor an agent of this type has such a field."""
+    of_config, known = field_names(TrainConfig), field_names(agent)
+    for name in names:
+        if name not in of_config and name not in known:
+            raise ConfigError(
+                f"sweep: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
+                f"{suggest(name, known + of_config)}"
+            )
+
+
 def configure(config: TrainConfig, values: Values) -> TrainConfig:
     """The config with fields of its own, and of its agent, replaced.
 
@@ -229,12 +240,6 @@ def configure(config: TrainConfig, values: Values) -> TrainConfig:
     of_config = field_names(TrainConfig)
     changes = {name: value for name, value in values.items() if name in of_config}
     agent = check_value(TrainConfig, "agent", changes.get("agent", config.agent))
-    known = field_names(type(agent))
-    for name in values:
-        if name not in of_config and name not in known:
-            raise ConfigError(
-                f"sweep: neither TrainConfig nor {type(agent).__name__} has a field {name!r}; "
-                f"{suggest(name, known + of_config)}"
-            )
+    check_names(type(agent), values)
     agent = agent.replace(**{n: value for n, value in values.items() if n not in of_config})
     return config.replace(**{**changes, "agent": agent})

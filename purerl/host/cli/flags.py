@@ -55,7 +55,7 @@ def list_flags(chosen: Mapping[str, str | None]) -> list[Flag]:
 
 
 def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> None:
-    """Adds the flags of the config, and of the parts that the arguments choose.
+    """Adds the flags of the config, and of the parts that the arguments choose: `args.chosen`.
 
     Raises:
         ConfigError: a part that there isn't; a config file that can't be read.
@@ -74,6 +74,7 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
             title = titles.get(flag.part, f"the {flag.part}" + (f", {name}" if name else ""))
             groups[flag.part] = parser.add_argument_group(title)
         _add(groups[flag.part], flag)
+    parser.set_defaults(chosen=chosen)
 
 
 def _add(group: Any, flag: Flag) -> None:

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from purerl.errors import ConfigError, suggest
 from purerl.host.cli import Parser
-from purerl.host.cli.flags import add_config_flags, config_from, integers, literal
+from purerl.host.cli.flags import PARTS, add_config_flags, config_from, integers, literal
 from purerl.host.cli.training import new_folder
 from purerl.host.sweep import sweep
-from purerl.sweep import Choice, LogUniform, Uniform
+from purerl.sweep import Choice, LogUniform, Uniform, check_names
 
 DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
     "uniform": Uniform,
@@ -47,11 +47,12 @@ def add_sweep(parser: Parser, argv: Sequence[str]) -> None:
 
 def run_sweep(args: argparse.Namespace, console: Console) -> int:
     """Sweeps, and shows the best."""
-    config, _ = config_from(args)
     if not (args.grid or args.samples):
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
     grid = {name: _values(text) for name, text in map(_split, args.grid)}
     samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
+    check_names(PARTS["agent"][args.chosen["agent"]], [*grid, *samples])  # the config takes seconds
+    config, _ = config_from(args)
     folder = Path(args.run_dir) if args.run_dir else new_folder(config, "sweep")
     result = sweep(
         config,
