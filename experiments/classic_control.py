@@ -1,6 +1,6 @@
 """Agents compared on classic control, eight seeds each, with the hyperparameters that ship.
 
-    python experiments/classic_control.py       # about eight minutes on two CPU cores
+    python experiments/classic_control.py       # about four minutes on two CPU cores
 
 CartPole-v1: PPO, DQN, ActorCritic and REINFORCE; Pendulum-v1: PPO, ActorCritic and DDPG, all over
 the same number of environment steps. Writes a picture of the learning curves for each environment,

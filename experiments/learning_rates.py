@@ -1,6 +1,6 @@
 """Six learning rates, eight seeds each: 48 agents, one program.
 
-    python experiments/learning_rates.py        # about three minutes on two CPU cores
+    python experiments/learning_rates.py        # about a minute on two CPU cores
 
 Every float of an agent can be swept by name, and nothing is compiled again for another value.
 `purerl.sweep` lays the members over all cores. Writes learning_rates.png, the final return by

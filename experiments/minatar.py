@@ -1,6 +1,6 @@
 """PPO on four games of MinAtar, from 10 x 10 cells, four seeds each.
 
-    python experiments/minatar.py               # about ten minutes on two CPU cores
+    python experiments/minatar.py               # about six minutes on two CPU cores
 
 All four with what ships for Breakout: a flat network, since a convolution takes four times as long
 on a CPU, and an entropy bonus without which exploration dies. Writes minatar.png, and a GIF of each

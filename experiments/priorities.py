@@ -1,6 +1,6 @@
 """What prioritised replay is worth: DQN with and without it, side by side.
 
-    python experiments/priorities.py            # about two minutes on two CPU cores
+    python experiments/priorities.py            # about a minute on two CPU cores
 
 FrozenLake is 16 cells of ice on which two steps of three slip aside. The only reward is 1 at the
 goal, so early on few transitions say anything, and sampling in proportion to the error should
