@@ -66,7 +66,11 @@ def test_what_the_user_has_set_stands():
     own = f"{machine.SCHEDULER_FLAG}=true {machine.EFFORT_FLAG}=3"
     assert python(code, XLA_FLAGS=own).stdout.strip() == own
     other = "--xla_force_host_platform_device_count=2"
-    assert python(code, XLA_FLAGS=other).stdout.split()[0] == other
+    assert python(code, XLA_FLAGS=other).stdout.split() == [
+        other,
+        f"{machine.EFFORT_FLAG}=1",
+        f"{machine.SCHEDULER_FLAG}=false",
+    ]
 
 
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="this JAX does not hang")
