@@ -425,7 +425,7 @@ import json, jax, numpy as np, purerl
 keys = jax.random.split(jax.random.key(0), 10)
 def curve(num_devices):
     config = purerl.TrainConfig(
-        env="CartPole-v1", total_timesteps=100_000, num_envs=16, num_devices=num_devices
+        env="CartPole-v1", total_timesteps=200_000, num_envs=16, num_devices=num_devices
     )
     returns = np.asarray(jax.jit(jax.vmap(purerl.make_train(config)))(keys).metrics.episode_return)
     return np.nanmean(returns, 1).tolist(), np.nanmean(returns[:, -10:], 1).tolist()
@@ -453,4 +453,4 @@ def test_two_devices_learn_as_one_does():
         print(f"{name}: {np.mean(x):.1f} and {np.mean(y):.1f}, standard error {error:.1f}")
         assert x != y
         assert abs(np.mean(x) - np.mean(y)) < 3 * error + 1e-6, name
-    assert np.mean(one[1]) > 200  # of seeds 300 on average, with a standard deviation of 80
+    assert np.mean(one[1]) > 300

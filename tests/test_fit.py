@@ -436,16 +436,14 @@ def test_killed_at_20_random_moments_it_ends_in_the_same_state(tmp_path):
             reached = updates(first + process.stdout.read())
         assert process.returncode == -signal.SIGKILL
         print(name, "killed after update", reached[-1])
-    starts = []
     for name in RUNS:
         config = small(name, killed.NUM_UPDATES)
+        # Nothing is there yet where every kill came before the first checkpoint.
+        saved = [int(x.name) for x in (tmp_path / name).glob("checkpoints/*") if x.name.isdigit()]
         seen = []
         end = purerl.fit(config, tmp_path / name, seeds=2, callback=seen.append)
-        starts.append(seen[0].start)
+        assert seen[0].start == max(saved, default=0) < killed.NUM_UPDATES
         assert_equal(end, purerl.fit(config, seeds=2))
-    # A run that was killed before its first checkpoint was there has begun again: few of them.
-    assert max(starts) < killed.NUM_UPDATES
-    assert np.mean(np.array(starts) > 0) > 0.6, starts
 
 
 @pytest.mark.slow
