@@ -155,11 +155,13 @@ class Parts:
             )
         data = self.buffer.read(stored)
         if isinstance(agent, purerl.PPO):
-            batch = {name: data[name] for name in ("obs", "action", "log_prob", "value", "valid")}
+            batch = {name: data[name] for name in ("obs", "action", "log_prob", "value")}
             batch |= {"advantage": data["reward"], "target": data["reward"]}
             size = agent.batch_size or self.num_envs * self.num_steps // 4
+            batch |= {"weight": data["valid"] / size}
             return state, jax.tree.map(lambda x: x[:size], flatten(batch))
-        return state, flatten({name: data[name] for name in ("obs", "action", "valid", "reward")})
+        batch, reward = path_batch(data, data["reward"])
+        return state, batch | {"reward": reward}
 
     def learning(self, carry):
         state, batch = carry
@@ -365,7 +367,7 @@ if __name__ == "__main__":
     from rich.table import Table
 
     import purerl
-    from purerl.agents.learning import flatten
+    from purerl.agents.learning import flatten, path_batch
     from purerl.lean_scan import lean_scan
     from purerl.rollout import init_rollout
 

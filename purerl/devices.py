@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purerl.errors import ConfigError
@@ -132,12 +133,22 @@ def axis_size(axis_name: str | None) -> int:
 
 def pmean(x: PyTree, axis_name: str | None) -> PyTree:
     """Mean over the devices, leaf by leaf."""
-    return x if axis_name is None else jax.lax.pmean(x, axis_name)
+    return jax.tree.map(lambda total: share(total, axis_name), psum(x, axis_name))
 
 
 def psum(x: PyTree, axis_name: str | None) -> PyTree:
     """Sum over the devices, leaf by leaf."""
-    return x if axis_name is None else jax.lax.psum(x, axis_name)
+    if axis_name is None:
+        return x
+    # On a CPU they wait for each other once for every array: all of a kind make one.
+    leaves, tree = jax.tree.flatten(x)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    for dtype in {leaf.dtype: None for leaf in leaves}:
+        places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        vector, unravel = ravel_pytree([leaves[i] for i in places])
+        for i, total in zip(places, unravel(jax.lax.psum(vector, axis_name)), strict=True):
+            leaves[i] = total
+    return jax.tree.unflatten(tree, leaves)
 
 
 def share(x: jax.Array, axis_name: str | None) -> jax.Array:

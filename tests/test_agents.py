@@ -18,7 +18,16 @@ from toys import (
 )
 
 import purerl
-from purerl.agents.learning import masked_mean, shuffle, standardize, successor_values
+from purerl.agents import learning
+from purerl.agents.learning import (
+    masked_sum,
+    mean_gradient,
+    moments,
+    shuffle,
+    standardize,
+    successor_values,
+    valid_count,
+)
 from purerl.fields import field_names
 
 BOTH = {
@@ -195,10 +204,47 @@ def test_masked_means():
     x = jnp.asarray(rng.normal(3.0, 2.0, (5, 4)), jnp.float32)
     valid = jnp.asarray(rng.random((5, 4)) < 0.6)
     kept = np.asarray(x)[np.asarray(valid)]
-    assert float(masked_mean(x, valid)) == pytest.approx(kept.mean(), rel=1e-5)
+    weight = (valid / valid_count(valid)).reshape(-1)
+    beyond = jnp.where(valid, x, jnp.nan).reshape(-1)
+    assert float(masked_sum(beyond, weight)) == pytest.approx(kept.mean(), rel=1e-5)
+    mean, variance = moments(x, valid)
+    assert float(mean) == pytest.approx(kept.mean(), rel=1e-5)
+    assert float(variance) == pytest.approx(kept.var(), rel=1e-5)
     expected = (kept - kept.mean()) / kept.std()
-    np.testing.assert_allclose(standardize(x, valid)[valid], expected, rtol=1e-4, atol=1e-5)
-    assert float(masked_mean(x, jnp.zeros_like(valid))) == 0.0
+    found = standardize(x, mean, variance)[valid]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    nothing = jnp.zeros_like(valid)
+    assert float(valid_count(nothing)) == 1.0
+    assert [float(x) for x in moments(x, nothing)] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("size", "num_blocks"), [(24, 3), (28, 4), (8, 1), (26, 1)])
+@pytest.mark.parametrize("cores", [1, 2])
+def test_the_gradient_of_a_mean_in_blocks(size, num_blocks, cores, monkeypatch):
+    """Against the closed form; 26 has no divisor of 3 to 8 rows, and two cores share the rows."""
+    monkeypatch.setattr(learning, "ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(learning, "num_cores", lambda: cores)
+    rng = np.random.default_rng(0)
+    x, y, params = rng.normal(size=(size, 3)), rng.normal(size=size), {"w": rng.normal(size=3)}
+    valid = rng.random(size) < 0.7
+    x[~valid] = 100.0
+    weight = valid / valid.sum()
+
+    def loss_fn(params, batch):
+        error = batch["x"] @ params["w"] - batch["y"]
+        return {"loss": 0.5 * error**2, "error": error}
+
+    to_jax = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)  # noqa: E731
+    inputs = to_jax(({"w": params["w"]}, {"x": x, "y": y}, weight))
+    called = jax.make_jaxpr(lambda *args: mean_gradient(loss_fn, *args))(*inputs)
+    lengths = [e.params["length"] for e in called.eqns if e.primitive.name == "scan"]
+    assert lengths == ([num_blocks] if num_blocks > 1 and cores == 1 else [])
+    losses, grads = mean_gradient(loss_fn, *inputs)
+    error = (x @ params["w"] - y)[valid]
+    assert float(losses["loss"]) == pytest.approx(0.5 * np.mean(error**2), rel=1e-4)
+    assert float(losses["error"]) == pytest.approx(np.mean(error), rel=1e-4)
+    expected = np.mean(error[:, None] * x[valid], axis=0)
+    np.testing.assert_allclose(grads["w"], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

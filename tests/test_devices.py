@@ -14,7 +14,8 @@ from toys import faulty, mostly_slow, push_env, quick_jit, walk
 
 import purerl
 from purerl import devices
-from purerl.agents.learning import masked_mean, standardize
+from purerl.agents import learning
+from purerl.agents.learning import masked_sum, mean_gradient, moments, valid_count
 from purerl.devices import AXIS
 from purerl.metrics import pool, summarize
 from purerl.normalize import init_stats, update_stats
@@ -81,38 +82,69 @@ def batch():
     return x, valid
 
 
+def mean_of(x, valid, axis_name=None):
+    """Each device's share of the mean over what is valid."""
+    return masked_sum(x, valid / valid_count(valid, axis_name))
+
+
 def test_masked_means_count_what_is_valid_everywhere(batch):
     x, valid = batch
-    shares = several(lambda x, valid: masked_mean(x, valid, AXIS))(x, valid)
-    np.testing.assert_allclose(jnp.mean(shares), masked_mean(x, valid), rtol=1e-6)
+    everything = (x.reshape(-1), valid.reshape(-1))
+    shares = several(lambda x, valid: mean_of(x, valid, AXIS))(x, valid)
+    np.testing.assert_allclose(jnp.mean(shares), mean_of(*everything), rtol=1e-6)
     # At most a share of an entry a device has, and still it counts as one.
     single = jnp.zeros_like(valid).at[1, 7].set(True)
-    shares = several(lambda x, valid: masked_mean(x, valid, AXIS))(x, single)
+    shares = several(lambda x, valid: mean_of(x, valid, AXIS))(x, single)
     np.testing.assert_allclose(jnp.mean(shares), x[1, 7], rtol=1e-6)
-    nothing = several(lambda x: masked_mean(x, x > jnp.inf, AXIS))(x)
+    nothing = several(lambda x: mean_of(x, x > jnp.inf, AXIS))(x)
     assert not np.any(nothing)
 
 
-def test_gradients_of_a_masked_mean_are_those_of_the_whole(batch):
+@pytest.mark.parametrize("rows", [10, 100])
+def test_gradients_of_a_mean_are_those_of_the_whole(batch, rows, monkeypatch):
+    """Whether or not each device takes its rows in blocks."""
+    monkeypatch.setattr(learning, "ROWS_AT_ONCE", rows)
     x, valid = batch
 
-    def loss(w, x, valid, axis_name=None):
-        return masked_mean(jnp.tanh(w[0] * x + w[1]) ** 2, valid, axis_name)
+    def loss_fn(w, x):
+        return {"loss": jnp.tanh(w[0] * x + w[1]) ** 2, "x": x}
 
-    w = jnp.array([0.3, -0.2])
-    value, grads = several(lambda x, valid: devices.value_and_grad(loss, AXIS)(w, x, valid, AXIS))(
-        x, valid
-    )
-    expected = jax.value_and_grad(loss)(w, x, valid)
+    def gradient(x, valid, axis_name=None):
+        weight = valid / valid_count(valid, axis_name)
+        return mean_gradient(loss_fn, jnp.array([0.3, -0.2]), x, weight, axis_name)
+
+    losses, grads = several(lambda *batch: gradient(*batch, AXIS))(x, valid)
+    expected = gradient(x.reshape(-1), valid.reshape(-1))
     assert equal(grads)
-    np.testing.assert_allclose(jnp.mean(value), expected[0], rtol=1e-5)
+    np.testing.assert_allclose(jnp.mean(losses["loss"]), expected[0]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(jnp.mean(losses["x"]), expected[0]["x"], rtol=1e-5)
     np.testing.assert_allclose(grads[0], expected[1], rtol=1e-5)
 
 
-def test_standardize_uses_the_moments_of_all(batch):
+def test_moments_are_those_of_all(batch):
     x, valid = batch
-    parts = several(lambda x, valid: standardize(x, valid, AXIS))(x, valid)
-    np.testing.assert_allclose(parts, standardize(x, valid), rtol=1e-5, atol=1e-5)
+    parts = several(lambda x, valid: moments(x, valid, AXIS))(x, valid)
+    for part, whole in zip(parts, moments(x, valid), strict=True):
+        assert equal(part)
+        np.testing.assert_allclose(part[0], whole, rtol=1e-5)
+
+
+def test_a_tree_is_summed_as_one_array_of_each_kind():
+    tree = {
+        "a": jnp.arange(12.0).reshape(4, 3),
+        "b": (jnp.arange(4), jnp.arange(4) + 7, jnp.ones((4, 2, 2))),
+        "c": jnp.arange(8).reshape(4, 2) % 3 == 0,
+    }
+    total = several(lambda x: devices.psum(x, AXIS))(tree)
+    for got, x in zip(jax.tree.leaves(total), jax.tree.leaves(tree), strict=True):
+        assert equal(got)
+        assert got.dtype == (x.sum(0).dtype if x.dtype == bool else x.dtype)
+        np.testing.assert_array_equal(got[0], np.asarray(x).sum(0))
+    jaxpr = str(jax.make_jaxpr(several(lambda x: devices.psum(x, AXIS)))(tree))
+    assert jaxpr.count("psum") <= 3
+    mean = several(lambda x: devices.pmean(x, AXIS))({"a": tree["a"], "n": tree["b"][0]})
+    np.testing.assert_allclose(mean["a"][0], np.asarray(tree["a"]).mean(0))
+    assert float(mean["n"][0]) == 1.5
 
 
 def test_statistics_of_all_devices():

@@ -24,6 +24,7 @@ from purerl.agents.learning import (
     descend,
     fit_value,
     flatten,
+    moments,
     path_batch,
     policy_gradient,
     standardize,
@@ -177,9 +178,10 @@ class ActorCritic(NetworkAgent):
             advantage = buffer_state.data["advantage"]
         target = returns.lambda_return(data["reward"], next_value, *ends, buffer.gamma, buffer.lam)
         if self.normalize_advantage:
-            advantage = standardize(advantage, data["valid"], self.axis_name)
+            advantage = standardize(advantage, *moments(advantage, data["valid"], self.axis_name))
 
-        state, losses = self._learn(state, *path_batch(data, advantage, target))
+        batch = path_batch(data, advantage, target, axis_name=self.axis_name)
+        state, losses = self._learn(state, *batch)
         return state, buffer_state, losses
 
     def _learn(
@@ -193,7 +195,7 @@ class ActorCritic(NetworkAgent):
             self._optimizer(self.lr), grads, state.actor_opt, state.actor_params
         )
 
-        def value_fn(params: PyTree) -> jax.Array:
+        def value_fn(params: PyTree, batch: Batch) -> jax.Array:
             if state.is_q:
                 return q_value(state.critic, params, batch["obs"], batch["action"])
             return apply(state.critic, params, batch["obs"])
@@ -202,8 +204,8 @@ class ActorCritic(NetworkAgent):
             value_fn,
             state.critic_params,
             state.critic_opt,
+            batch,
             target,
-            batch["valid"],
             self._optimizer(self.lr if self.critic_lr is None else self.critic_lr),
             self.train_v_iters,
             self.axis_name,

@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from purerl import devices
 from purerl.buffer import Batch, Buffer, BufferState
+from purerl.machine import num_cores
 from purerl.networks import Actor, apply
 
 PyTree = Any
@@ -17,25 +18,98 @@ AgentState = Any
 Losses = dict[str, jax.Array]
 
 
-def masked_mean(x: jax.Array, valid: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Mean of x over the entries that are valid; 0 where none is.
+# Rows of a batch that a CPU core takes the gradient of at once: what it computes on the way stays
+# in its caches.
+ROWS_AT_ONCE = 512
 
-    Of several devices it is each one's share: the mean of the shares is that of all entries, and so
-    is it with their gradients, however many are valid where.
+
+def valid_count(valid: jax.Array, axis_name: str | None = None) -> jax.Array:
+    """How many entries are valid, at least 1; of several devices the mean of their counts."""
+    return devices.share(jnp.maximum(devices.psum(jnp.sum(valid), axis_name), 1), axis_name)
+
+
+def masked_sum(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Sum over the last axis of x times weight, and of nothing where the weight is 0."""
+    return jnp.sum(jnp.where(weight > 0, x * weight, 0.0), axis=-1)
+
+
+def moments(
+    x: jax.Array, valid: jax.Array, axis_name: str | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of the entries of x that are valid, those of all devices together; 0 where
+    none is."""
+
+    def total(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(valid, x, 0.0))
+
+    count, sum_x = devices.psum((jnp.sum(valid), total(x)), axis_name)
+    count = jnp.maximum(count, 1)
+    mean = sum_x / count
+    return mean, devices.psum(total((x - mean) ** 2), axis_name) / count
+
+
+def standardize(x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+    """x, shifted and scaled so that what had this mean and variance has 0 and 1."""
+    return (x - mean) / (jnp.sqrt(variance) + 1e-8)
+
+
+def mean_gradient(
+    loss_fn: Callable[[PyTree, PyTree], Losses],
+    params: PyTree,
+    batch: PyTree,
+    weight: jax.Array,
+    axis_name: str | None = None,
+) -> tuple[Losses, PyTree]:
+    """Means over a batch, and the gradient of the one that is called "loss".
+
+    Args:
+        loss_fn: from parameters and rows `[n, ...]` of the batch to numbers for each row, `[n]`.
+        params: what the gradient is taken of.
+        batch: `[B, ...]`.
+        weight: `[B]`, of each row in the means; 0 for a row that doesn't count. 1 / `valid_count`
+            makes them means over the valid rows.
+        axis_name: the agent's.
+
+    Returns:
+        The means, each device's share of them, and the gradient, its mean over the devices.
     """
-    count = jnp.maximum(devices.psum(jnp.sum(valid), axis_name), 1)
-    return jnp.sum(jnp.where(valid, x, 0.0)) / devices.share(count, axis_name)
+
+    def means(params: PyTree, rows: tuple[PyTree, jax.Array]) -> tuple[jax.Array, Losses]:
+        batch, weight = rows
+        terms = loss_fn(params, batch)
+        sums = masked_sum(jnp.stack([*terms.values()]), weight)
+        losses = dict(zip(terms, sums, strict=True))
+        return losses["loss"], losses
+
+    def one(rows: tuple[PyTree, jax.Array]) -> tuple[Losses, PyTree]:
+        (_, losses), grads = jax.value_and_grad(means, has_aux=True)(params, rows)
+        return losses, grads
+
+    rows = (batch, weight)
+    size = _rows_at_once(weight.size, axis_name)
+    if size == weight.size:
+        losses, grads = one(rows)
+    else:
+        blocks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), rows)
+        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], blocks))
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        start, unravel = ravel_pytree(nothing)
+
+        def add(total: jax.Array, rows: tuple[PyTree, jax.Array]) -> tuple[jax.Array, None]:
+            return total + ravel_pytree(one(rows))[0], None
+
+        losses, grads = unravel(jax.lax.scan(add, start, blocks)[0])
+    return losses, devices.pmean(grads, axis_name)
 
 
-def standardize(x: jax.Array, valid: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """x, shifted and scaled so that its valid entries, those of all devices together, have mean 0
-    and standard deviation 1."""
-
-    def mean(x: jax.Array) -> jax.Array:
-        return devices.pmean(masked_mean(x, valid, axis_name), axis_name)
-
-    centered = x - mean(x)
-    return centered / (jnp.sqrt(mean(centered**2)) + 1e-8)
+def _rows_at_once(size: int, axis_name: str | None) -> int:
+    """A divisor of a batch's size, as large as it may be for a core's caches; all rows where a
+    device has several cores, which share them, and on a GPU."""
+    alone = axis_name is not None or num_cores() <= jax.local_device_count()
+    if jax.default_backend() != "cpu" or not alone or size <= ROWS_AT_ONCE:
+        return size
+    divisor = next(n for n in range(ROWS_AT_ONCE, 0, -1) if size % n == 0)
+    return divisor if divisor > ROWS_AT_ONCE // 4 else size
 
 
 def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
@@ -79,64 +153,70 @@ def flatten(batch: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
-def path_batch(data: Batch, *others: jax.Array) -> Any:
-    """What `policy_gradient` reads of paths `[T, N, ...]`, and the others, as `[T N, ...]`."""
-    return flatten(({name: data[name] for name in ("obs", "action", "valid")}, *others))
+def path_batch(data: Batch, *others: jax.Array, axis_name: str | None = None) -> Any:
+    """What is learned of paths `[T, N, ...]`, and the others, as `[T N, ...]`: obs, action, and the
+    weight of each step in the mean over those that are valid."""
+    weight = data["valid"] / valid_count(data["valid"], axis_name)
+    batch = {"obs": data["obs"], "action": data["action"], "weight": weight}
+    return flatten((batch, *others))
 
 
 def policy_gradient(
     actor: Actor,
     params: PyTree,
     batch: Batch,
-    weight: jax.Array,
+    advantage: jax.Array,
     entropy_beta: jax.Array | float,
     axis_name: str | None = None,
 ) -> tuple[PyTree, Losses]:
-    """Gradient of the loss -(log pi(a | s) weight + entropy_beta entropy), mean over valid steps.
+    """Gradient of the loss -(log pi(a | s) advantage + entropy_beta entropy), weighted mean.
 
     Args:
         actor, params: the policy pi.
-        batch: obs, action, valid, `[B, ...]` each.
-        weight: `[B]`, how much better than the rest the action was.
+        batch: obs, action, weight, `[B, ...]` each.
+        advantage: `[B]`, how much better than the rest the action was.
         entropy_beta: weight of the entropy bonus.
         axis_name: the agent's.
     """
 
-    def loss_fn(params: PyTree) -> tuple[jax.Array, Losses]:
+    def loss_fn(params: PyTree, rows: tuple[Batch, jax.Array]) -> Losses:
+        batch, advantage = rows
         distribution = apply(actor, params, batch["obs"])
-        log_prob = distribution.log_prob(batch["action"])
-        policy_loss = -masked_mean(log_prob * weight, batch["valid"], axis_name)
-        entropy = masked_mean(distribution.entropy(), batch["valid"], axis_name)
+        policy_loss = -distribution.log_prob(batch["action"]) * advantage
+        entropy = distribution.entropy()
         loss = policy_loss - entropy_beta * entropy
-        return loss, {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
+        return {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
 
-    (_, losses), grads = devices.value_and_grad(loss_fn, axis_name, has_aux=True)(params)
+    rows = (batch, advantage)
+    losses, grads = mean_gradient(loss_fn, params, rows, batch["weight"], axis_name)
     return grads, {**losses, "grad_norm": global_norm(grads)}
 
 
 def fit_value(
-    value_fn: Callable[[PyTree], jax.Array],
+    value_fn: Callable[[PyTree, Batch], jax.Array],
     params: PyTree,
     opt_state: Any,
+    batch: Batch,
     target: jax.Array,
-    valid: jax.Array,
     optimizer: optax.GradientTransformation,
     num_iters: int,
     axis_name: str | None = None,
 ) -> tuple[PyTree, Any, jax.Array]:
-    """Gradient steps on half the mean squared error of `value_fn(params)`, `[B]`.
+    """Gradient steps on half the weighted mean squared error of `value_fn(params, batch)`, `[B]`.
 
     Returns:
         Parameters, the optimizer's state, and the mean of the losses.
     """
 
-    def loss_fn(params: PyTree) -> jax.Array:
-        return 0.5 * masked_mean((value_fn(params) - target) ** 2, valid, axis_name)
+    def loss_fn(params: PyTree, rows: tuple[Batch, jax.Array]) -> Losses:
+        batch, target = rows
+        return {"loss": 0.5 * (value_fn(params, batch) - target) ** 2}
 
     def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
         params, opt_state = carry
-        loss, grads = devices.value_and_grad(loss_fn, axis_name)(params)
-        return descend(optimizer, grads, opt_state, params), loss
+        rows = (batch, target)
+        losses, grads = mean_gradient(loss_fn, params, rows, batch["weight"], axis_name)
+        return descend(optimizer, grads, opt_state, params), losses["loss"]
 
     (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), length=num_iters)
     return params, opt_state, jnp.mean(losses)

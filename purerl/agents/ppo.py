@@ -22,10 +22,12 @@ from purerl.agents.learning import (
     annealed,
     descend,
     global_norm,
-    masked_mean,
+    mean_gradient,
+    moments,
     shuffle,
     standardize,
     successor_values,
+    valid_count,
 )
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import EnvSpec, where
@@ -137,9 +139,20 @@ class PPO(NetworkAgent):
         batch_size = self.batch_size or _quarter(num_steps * num_envs)
         batches = shuffle(key, num_steps, num_envs, batch_size, self.K_epochs)
 
-        def step(carry: tuple, blocks: jax.Array) -> tuple[tuple, Losses]:
+        # Of all minibatches at once: the devices ask each other once, not for each of them.
+        def known(blocks: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            advantage, valid = batches.take((batch["advantage"], batch["valid"]), blocks)
+            count = valid_count(valid, self.axis_name)
+            return count, moments(advantage, valid, self.axis_name)
+
+        def step(carry: tuple, minibatch: tuple) -> tuple[tuple, Losses]:
             state, stopped = carry
-            new, losses = self._learn(state, batches.take(batch, blocks))
+            blocks, (count, moved) = minibatch
+            rows = batches.take(batch, blocks)
+            rows["weight"] = rows.pop("valid") / count
+            if self.normalize_advantage:
+                rows["advantage"] = standardize(rows["advantage"], *moved)
+            new, losses = self._learn(state, rows)
             if self.target_kl is None:
                 return (new, stopped), losses
             approx_kl = devices.pmean(losses["approx_kl"], self.axis_name)
@@ -147,70 +160,57 @@ class PPO(NetworkAgent):
             kept = where(stopped, state, new)
             return (kept, stopped), {**losses, "stopped": stopped.astype(jnp.float32)}
 
-        (state, _), losses = jax.lax.scan(step, (state, jnp.bool_(False)), batches.blocks)
+        minibatches = (batches.blocks, jax.vmap(known)(batches.blocks))
+        (state, _), losses = jax.lax.scan(step, (state, jnp.bool_(False)), minibatches)
         losses = jax.tree.map(jnp.mean, losses)
-        residual = self._variance(batch["target"] - batch["value"], batch["valid"])
-        spread = self._variance(batch["target"], batch["valid"])
+        both = jnp.stack([batch["target"] - batch["value"], batch["target"]])
+        _, (residual, spread) = jax.vmap(lambda x: moments(x, batch["valid"], self.axis_name))(both)
         losses["explained_variance"] = 1.0 - residual / (spread + 1e-8)
         return state, buffer_state, losses
 
     def _learn(self, state: PPOState, batch: dict[str, PyTree]) -> tuple[PPOState, Losses]:
         """One gradient step."""
-        loss_and_grad = devices.value_and_grad(self._loss, self.axis_name, has_aux=True)
-        (_, losses), grads = loss_and_grad(state.params, state, batch)
+        losses, grads = mean_gradient(
+            lambda params, rows: self._loss(params, state, rows),
+            state.params,
+            batch,
+            batch["weight"],
+            self.axis_name,
+        )
         params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
         losses["grad_norm"] = global_norm(grads)
         return state.replace(params=params, opt_state=opt_state), losses
 
-    def _loss(
-        self, params: PyTree, state: PPOState, batch: dict[str, PyTree]
-    ) -> tuple[jax.Array, Losses]:
+    def _loss(self, params: PyTree, state: PPOState, batch: dict[str, PyTree]) -> Losses:
+        """`[B]` each; advantages as they come."""
         distribution = apply(state.actor, params["actor"], batch["obs"])
         value = apply(state.critic, params["critic"], batch["obs"])
 
-        def mean(x: jax.Array) -> jax.Array:
-            return masked_mean(x, batch["valid"], self.axis_name)
-
-        advantage = batch["advantage"]
-        if self.normalize_advantage:
-            advantage = standardize(advantage, batch["valid"], self.axis_name)
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
         # Far beyond any clipping of the ratio, and exp stays finite.
         log_ratio = jnp.clip(log_ratio, -20.0, 20.0)
         ratio = jnp.exp(log_ratio)
         clipped = jnp.clip(ratio, 1.0 - self.eps_clip, 1.0 + self.eps_clip)
+        advantage = batch["advantage"]
+        policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage)
 
         value_error = (value - batch["target"]) ** 2
         if self.clip_value:
             change = jnp.clip(value - batch["value"], -self.eps_clip, self.eps_clip)
             clipped_error = (batch["value"] + change - batch["target"]) ** 2
             value_error = jnp.maximum(value_error, clipped_error)
+        value_loss = 0.5 * value_error
 
-        losses = self._means(
-            batch["valid"],
-            policy_loss=-jnp.minimum(ratio * advantage, clipped * advantage),
-            value_loss=0.5 * value_error,
-            entropy=distribution.entropy(),
+        entropy = distribution.entropy()
+        return {
+            "loss": policy_loss + self.value_coef * value_loss - self.entropy_beta * entropy,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
             # Schulman's low-variance estimate of KL(old, new): http://joschu.net/blog/kl-approx.html
-            approx_kl=ratio - 1.0 - log_ratio,
-            clip_fraction=(jnp.abs(ratio - 1.0) > self.eps_clip).astype(jnp.float32),
-        )
-        loss = losses["policy_loss"] + self.value_coef * losses["value_loss"]
-        loss -= self.entropy_beta * losses["entropy"]
-        return loss, {"loss": loss, **losses}
-
-    def _means(self, valid: jax.Array, **terms: jax.Array) -> Losses:
-        """The means of all terms `[B]`, by one reduction."""
-
-        def mean(x: jax.Array) -> jax.Array:
-            return masked_mean(x, valid, self.axis_name)
-
-        return dict(zip(terms, jax.vmap(mean)(jnp.stack([*terms.values()])), strict=True))
-
-    def _variance(self, x: jax.Array, valid: jax.Array) -> jax.Array:
-        mean = devices.pmean(masked_mean(x, valid, self.axis_name), self.axis_name)
-        variance = masked_mean((x - mean) ** 2, valid, self.axis_name)
-        return devices.pmean(variance, self.axis_name)
+            "approx_kl": ratio - 1.0 - log_ratio,
+            "clip_fraction": (jnp.abs(ratio - 1.0) > self.eps_clip).astype(jnp.float32),
+        }
 
     def _optimizer(self) -> optax.GradientTransformation:
         return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)

@@ -22,6 +22,7 @@ from purerl.agents.learning import (
     adam,
     descend,
     fit_value,
+    moments,
     path_batch,
     policy_gradient,
     standardize,
@@ -151,30 +152,31 @@ class REINFORCE(NetworkAgent):
             )
         buffer_state = buffer.finish_path(buffer_state, next_value)
         to_go = buffer_state.data["reward_to_go"]
-        weight = to_go - data["value"]
+        advantage = to_go - data["value"]
         if self.normalize_advantage:
-            weight = standardize(weight, data["valid"], self.axis_name)
+            advantage = standardize(advantage, *moments(advantage, data["valid"], self.axis_name))
 
-        state, losses = self._learn(state, *path_batch(data, weight, to_go))
+        batch = path_batch(data, advantage, to_go, axis_name=self.axis_name)
+        state, losses = self._learn(state, *batch)
         return state, buffer_state, losses
 
     def _learn(
-        self, state: REINFORCEState, batch: Batch, weight: jax.Array, to_go: jax.Array
+        self, state: REINFORCEState, batch: Batch, advantage: jax.Array, to_go: jax.Array
     ) -> tuple[REINFORCEState, Losses]:
-        """A gradient step of the actor with `[B]` weights, and those of the baseline."""
+        """A gradient step of the actor on `[B]` advantages, and those of the baseline."""
         grads, losses = policy_gradient(
-            state.actor, state.actor_params, batch, weight, self.entropy_beta, self.axis_name
+            state.actor, state.actor_params, batch, advantage, self.entropy_beta, self.axis_name
         )
         optimizer = self._optimizer()
         actor_params, actor_opt = descend(optimizer, grads, state.actor_opt, state.actor_params)
         state = state.replace(actor_params=actor_params, actor_opt=actor_opt)
         if self.baseline:
             critic_params, critic_opt, losses["value_loss"] = fit_value(
-                lambda params: apply(state.critic, params, batch["obs"]),
+                lambda params, batch: apply(state.critic, params, batch["obs"]),
                 state.critic_params,
                 state.critic_opt,
+                batch,
                 to_go,
-                batch["valid"],
                 optimizer,
                 self.train_v_iters,
                 self.axis_name,
