@@ -18,16 +18,9 @@ from toys import (
 )
 
 import purerl
-from purerl.agents import learning
-from purerl.agents.learning import (
-    masked_sum,
-    mean_gradient,
-    moments,
-    shuffle,
-    standardize,
-    successor_values,
-    valid_count,
-)
+from purerl.agents import gradients
+from purerl.agents.gradients import masked_sum, mean_gradient, moments, standardize, valid_count
+from purerl.agents.learning import shuffle, successor_values
 from purerl.fields import field_names
 
 BOTH = {
@@ -222,8 +215,8 @@ def test_masked_means():
 @pytest.mark.parametrize("cores", [1, 2])
 def test_the_gradient_of_a_mean_in_blocks(size, num_blocks, cores, monkeypatch):
     """Against the closed form; 26 has no divisor of 3 to 8 rows, and two cores share the rows."""
-    monkeypatch.setattr(learning, "ROWS_AT_ONCE", 8)
-    monkeypatch.setattr(learning, "num_cores", lambda: cores)
+    monkeypatch.setattr(gradients, "ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(gradients, "num_cores", lambda: cores)
     rng = np.random.default_rng(0)
     x, y, params = rng.normal(size=(size, 3)), rng.normal(size=size), {"w": rng.normal(size=3)}
     valid = rng.random(size) < 0.7

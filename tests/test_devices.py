@@ -14,8 +14,8 @@ from toys import faulty, mostly_slow, push_env, quick_jit, walk
 
 import purerl
 from purerl import devices
-from purerl.agents import learning
-from purerl.agents.learning import masked_sum, mean_gradient, moments, valid_count
+from purerl.agents import gradients
+from purerl.agents.gradients import masked_sum, mean_gradient, moments, valid_count
 from purerl.devices import AXIS
 from purerl.metrics import pool, summarize
 from purerl.normalize import init_stats, update_stats
@@ -103,7 +103,7 @@ def test_masked_means_count_what_is_valid_everywhere(batch):
 @pytest.mark.parametrize("rows", [10, 100])
 def test_gradients_of_a_mean_are_those_of_the_whole(batch, rows, monkeypatch):
     """Whether or not each device takes its rows in blocks."""
-    monkeypatch.setattr(learning, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(gradients, "ROWS_AT_ONCE", rows)
     x, valid = batch
 
     def loss_fn(w, x):

@@ -18,18 +18,8 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.learning import (
-    adam,
-    annealed,
-    descend,
-    fit_value,
-    flatten,
-    moments,
-    path_batch,
-    policy_gradient,
-    standardize,
-    successor_values,
-)
+from purerl.agents.gradients import adam, annealed, descend, moments, standardize
+from purerl.agents.learning import fit_value, flatten, path_batch, policy_gradient, successor_values
 from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import Discrete

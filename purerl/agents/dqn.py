@@ -18,7 +18,8 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.learning import adam, annealed, descend, global_norm, replay
+from purerl.agents.gradients import adam, annealed, descend, global_norm
+from purerl.agents.learning import replay
 from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec, where
 from purerl.envs.spaces import Discrete

@@ -17,18 +17,17 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.learning import (
+from purerl.agents.gradients import (
     adam,
     annealed,
     descend,
     global_norm,
     mean_gradient,
     moments,
-    shuffle,
     standardize,
-    successor_values,
     valid_count,
 )
+from purerl.agents.learning import shuffle, successor_values
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import EnvSpec, where
 from purerl.fields import ConfigError, flag, integer, real

@@ -18,16 +18,8 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.learning import (
-    adam,
-    descend,
-    fit_value,
-    moments,
-    path_batch,
-    policy_gradient,
-    standardize,
-    successor_values,
-)
+from purerl.agents.gradients import adam, descend, moments, standardize
+from purerl.agents.learning import fit_value, path_batch, policy_gradient, successor_values
 from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec
 from purerl.fields import ConfigError, flag, integer, real
