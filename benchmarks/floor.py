@@ -239,7 +239,9 @@ def peak_seconds(parts, key):
     """What the gradient steps of an update would take at the machine's best speed for matrix
     products and for activations."""
     carry = jax.jit(parts.learning_init)(key)
-    cost = jax.jit(parts.one_step).lower(*carry).compile().cost_analysis()
+    rows, gradients.ROWS_AT_ONCE = gradients.ROWS_AT_ONCE, sys.maxsize
+    cost = jax.jit(parts.one_step).lower(*carry).compile().cost_analysis()  # no loop to count once
+    gradients.ROWS_AT_ONCE = rows
     seconds = cost.get("flops", 0.0) / best_flops() + cost.get("transcendentals", 0.0) / best_tanh()
     return seconds * parts.gradient_steps
 
@@ -367,6 +369,7 @@ if __name__ == "__main__":
     from rich.table import Table
 
     import purerl
+    from purerl.agents import gradients
     from purerl.agents.learning import flatten, path_batch
     from purerl.lean_scan import lean_scan
     from purerl.rollout import init_rollout

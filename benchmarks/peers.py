@@ -152,10 +152,10 @@ def programs(name, peers, folder):
     for peer in VERSUS.get(name, ["purerl", "rejax"]):
         if (peer not in peers and peer != "purerl") or (name in AGAINST and peer != "purerl"):
             continue
-        started[peer] = Program(interpreter(peer, folder), peer, case)
         if peer == "purerl" and case["cores"] == 0:
             label = "purerl, 2 devices"
             started[label] = Program(interpreter(peer, folder), peer, case | {"devices": 2})
+        started[peer] = Program(interpreter(peer, folder), peer, case)
     if name in AGAINST and AGAINST[name][0] in peers:
         peer, other = AGAINST[name]
         started[f"{peer} {other}"] = Program(interpreter(peer, folder), peer, CASES[other])
@@ -163,7 +163,7 @@ def programs(name, peers, folder):
 
 
 def ratios(ours, theirs):
-    """purerl's speed over a peer's, in each round."""
+    """Our speed over another program's, in each round."""
     scale = ours.case["steps"] / theirs.case["steps"]
     return [
         scale * b["seconds"] / a["seconds"] for a, b in zip(ours.runs, theirs.runs, strict=True)
@@ -190,7 +190,7 @@ def measure(name, peers, folder, repeats, num_seeds):
         for seed in range(repeats):
             for program in started.values():
                 program.run(seed)
-        ours = started["purerl"]
+        ours = next(iter(started.values()))
         rows = []
         for label, program in started.items():
             ratio = ratios(ours, program)
@@ -227,7 +227,7 @@ def main():
     )  # fmt: skip
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table("case", "program", "steps/s", "purerl over it", "cores", "import", "trace",
+    table = Table("case", "program", "steps/s", "first over it", "cores", "import", "trace",
                   "compile", "memory", "return", "to target", box=None)  # fmt: skip
     rows, begun = [], ("import", "trace", "compile")
     for name in args.only:
