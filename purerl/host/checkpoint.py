@@ -10,12 +10,16 @@ leaves the last complete checkpoint. Loading reads arrays and JSON: no code come
 """
 
 import contextlib
+import gc
 import io
 import json
 import logging
 import os
 import pathlib
 import shutil
+import sys
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -153,22 +157,29 @@ class RunFolder:
         others = [step for step in self._manager.all_steps() if step < num_updates]
         way = f"to go on from the one before, of update {max(others)}, remove" if others else (
             "there is none before it; to start anew, remove")  # fmt: skip
-        try:
-            about = self._manager.restore(
-                num_updates, args=args.Composite(about=args.JsonRestore())
-            )
-            about = about["about"]
-            if about.get("format") == FORMAT and about["state"] == _shapes(wanted):
-                arrays = {n: x for n, x in wanted.items() if x.size}
-                saved = args.Composite(state=args.StandardRestore(arrays))
-                leaves = self._manager.restore(num_updates, args=saved)["state"]
-                found = [leaves.get(n, x) for n, x in wanted.items()]
-                return jax.tree.unflatten(jax.tree.structure(like), found)
-        except Exception as error:  # orbax and its readers raise of every kind
+        damage = None
+        with _silent():
+            try:
+                about = self._manager.restore(
+                    num_updates, args=args.Composite(about=args.JsonRestore())
+                )
+                about = about["about"]
+                if about.get("format") == FORMAT and about["state"] == _shapes(wanted):
+                    arrays = {n: x for n, x in wanted.items() if x.size}
+                    saved = args.Composite(state=args.StandardRestore(arrays))
+                    leaves = self._manager.restore(num_updates, args=saved)["state"]
+                    found = [leaves.get(n, x) for n, x in wanted.items()]
+                    return jax.tree.unflatten(jax.tree.structure(like), found)
+            except Exception as error:  # orbax and its readers raise of every kind
+                damage = f"{type(error).__name__}: {reason(error)}"
+            for _ in range(5 if damage else 0):  # the readers of the other arrays come to an end
+                gc.collect()
+                time.sleep(0.1)
+        if damage:
             raise RunError(
-                f"the checkpoint {where} is damaged ({type(error).__name__}: {reason(error)}); "
-                f"nothing was changed: {way} that folder"
-            ) from error
+                f"the checkpoint {where} is damaged ({damage}); nothing was changed: {way} that "
+                "folder"
+            )
         raise RunError(
             f"the checkpoint {where} is of another kind of run: {_difference(about, wanted)}; "
             "nothing was changed"
@@ -262,6 +273,19 @@ def _remove_rests(folder: pathlib.Path) -> None:
     for checkpoint in folder.iterdir():
         if checkpoint.name.isdigit() and not (checkpoint / "_CHECKPOINT_METADATA").exists():
             shutil.rmtree(checkpoint)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps from the terminal what nobody waits for: where one array can't be read, the readers of
+    the others find the loop closed that they report to."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 def _shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
