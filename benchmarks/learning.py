@@ -1,7 +1,7 @@
 """Whether learning is what it was: this tree next to one of its revisions, over many seeds.
 
     python benchmarks/learning.py --against HEAD~1              # all cases, some 10 minutes
-    python benchmarks/learning.py --against v0.1 --only ppo-4x128 dqn --seeds 32
+    python benchmarks/learning.py --against HEAD~9 --only ppo-4x128 dqn --seeds 32
 
 For each case and both trees: the final return (of the last tenth of the run) and the mean return
 over the whole run, its area under the curve; means over the seeds with 95 % bootstrap intervals.

@@ -167,11 +167,11 @@ class ActorCritic(NetworkAgent):
         if not state.is_q:
             advantage = buffer_state.data["advantage"]
         target = returns.lambda_return(data["reward"], next_value, *ends, buffer.gamma, buffer.lam)
+        batch, advantage, target = path_batch(data, advantage, target, axis_name=self.axis_name)
         if self.normalize_advantage:
-            advantage = standardize(advantage, *moments(advantage, data["valid"], self.axis_name))
+            advantage = standardize(advantage, *moments(advantage, batch["weight"], self.axis_name))
 
-        batch = path_batch(data, advantage, target, axis_name=self.axis_name)
-        state, losses = self._learn(state, *batch)
+        state, losses = self._learn(state, batch, advantage, target)
         return state, buffer_state, losses
 
     def _learn(

@@ -30,18 +30,12 @@ def masked_sum(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def moments(
-    x: jax.Array, valid: jax.Array, axis_name: str | None = None
+    x: jax.Array, weight: jax.Array, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of the entries of x that are valid, those of all devices together; 0 where
-    none is."""
-
-    def total(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(valid, x, 0.0))
-
-    count, sum_x = devices.psum((jnp.sum(valid), total(x)), axis_name)
-    count = jnp.maximum(count, 1)
-    mean = sum_x / count
-    return mean, devices.psum(total((x - mean) ** 2), axis_name) / count
+    """Mean and variance of x, `[B]` on each device, by the weights that `mean_gradient` takes; 0
+    where all of them are."""
+    mean = devices.pmean(masked_sum(x, weight), axis_name)
+    return mean, devices.pmean(masked_sum((x - mean) ** 2, weight), axis_name)
 
 
 def standardize(x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:

@@ -142,7 +142,7 @@ class PPO(NetworkAgent):
         def known(blocks: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             advantage, valid = batches.take((batch["advantage"], batch["valid"]), blocks)
             count = valid_count(valid, self.axis_name)
-            return count, moments(advantage, valid, self.axis_name)
+            return count, moments(advantage, valid / count, self.axis_name)
 
         def step(carry: tuple, minibatch: tuple) -> tuple[tuple, Losses]:
             state, stopped = carry
@@ -162,8 +162,11 @@ class PPO(NetworkAgent):
         minibatches = (batches.blocks, jax.vmap(known)(batches.blocks))
         (state, _), losses = jax.lax.scan(step, (state, jnp.bool_(False)), minibatches)
         losses = jax.tree.map(jnp.mean, losses)
+        weight = batch["valid"] / valid_count(batch["valid"], self.axis_name)
         both = jnp.stack([batch["target"] - batch["value"], batch["target"]])
-        _, (residual, spread) = jax.vmap(lambda x: moments(x, batch["valid"], self.axis_name))(both)
+        _, (residual, spread) = jax.vmap(
+            lambda x: moments(x.reshape(-1), weight.reshape(-1), self.axis_name)
+        )(both)
         losses["explained_variance"] = 1.0 - residual / (spread + 1e-8)
         return state, buffer_state, losses
 

@@ -145,11 +145,11 @@ class REINFORCE(NetworkAgent):
         buffer_state = buffer.finish_path(buffer_state, next_value)
         to_go = buffer_state.data["reward_to_go"]
         advantage = to_go - data["value"]
+        batch, advantage, to_go = path_batch(data, advantage, to_go, axis_name=self.axis_name)
         if self.normalize_advantage:
-            advantage = standardize(advantage, *moments(advantage, data["valid"], self.axis_name))
+            advantage = standardize(advantage, *moments(advantage, batch["weight"], self.axis_name))
 
-        batch = path_batch(data, advantage, to_go, axis_name=self.axis_name)
-        state, losses = self._learn(state, *batch)
+        state, losses = self._learn(state, batch, advantage, to_go)
         return state, buffer_state, losses
 
     def _learn(
