@@ -111,9 +111,17 @@ def test_arrows_point_one_way():
             assert not module.startswith(forbidden or "-"), f"{path.name} imports {module}"
 
 
-def test_files_are_short():
+def lines_of_body(function):
+    """Lines of a function's statements, without its signature and its docstring."""
+    first = function.body[1:] if ast.get_docstring(function) else function.body
+    return function.end_lineno - first[0].lineno + 1 if first else 0
+
+
+def test_functions_are_short():
     for path in ROOT.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 310, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert lines_of_body(node) <= 60, f"{path.name}: {node.name}"
 
 
 def test_version():
