@@ -1,41 +1,19 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from kit import values
+from kit.trials import params
+from kit.values import LinearQ, LinearQs, LinearV
 from toys import quick_jit, target_env, walk
 
 import purerl
-from purerl.networks import q_values
 
 T, N, GAMMA = 8, 4, 0.9
 SPEC = walk().spec
 update = quick_jit(purerl.DQN.update)
 learn, init = quick_jit(purerl.DQN._learn), quick_jit(purerl.DQN.init, static_argnums=2)
-
-
-class LinearQs(purerl.Critic):
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(self.action_dim, use_bias=False)(obs)
-
-
-class LinearQ(purerl.Critic):
-    @nn.compact
-    def create_network(self, obs, action):
-        return jnp.sum(nn.Dense(self.action_dim, use_bias=False)(obs) * action, axis=-1)
-
-
-class LinearV(purerl.Critic):
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(1, use_bias=False)(obs)
-
-
-class Uniform(purerl.Actor):
-    def create_network(self, obs):
-        return jnp.zeros((obs.shape[0], self.action_dim))
 
 
 def dqn(**changes):
@@ -306,93 +284,13 @@ def test_the_learning_rate_goes_down_to_zero():
     assert step(0.5, anneal=False) == pytest.approx(1.0, rel=1e-3)
 
 
-# A Markov decision process whose values are known: 4 states, 2 actions, P[s, a, s'], the mean
-# reward R[s, a], and the probability END[s, a] that the step terminates.
-P = np.random.default_rng(5).dirichlet(np.ones(4), size=(4, 2))
-R = np.array([[1.0, 0.2], [0.5, 2.0], [0.1, 0.3], [3.0, 1.5]])
-END = np.array([[0.0, 0.1], [0.3, 0.5], [0.0, 0.05], [0.6, 0.0]])
-
-
-def mdp():
-    def reset(key):
-        state = jax.random.randint(key, (), 0, 4)
-        return jax.nn.one_hot(state, 4), state
-
-    def step(key, state, action):
-        move, end = jax.random.split(key)
-        reward = jnp.asarray(R, jnp.float32)[state, action]
-        terminated = jax.random.uniform(end) < jnp.asarray(END)[state, action]
-        state = jax.random.categorical(move, jnp.log(jnp.asarray(P))[state, action])
-        obs = jax.nn.one_hot(state, 4)
-        return state, purerl.TimeStep(obs, reward, terminated, jnp.zeros((), bool), {})
-
-    spec = purerl.EnvSpec("mdp", purerl.Box(0.0, 1.0, (4,)), purerl.Discrete(2))
-    return purerl.Env(reset, step, spec)
-
-
-def optimal_q():
-    q = np.zeros((4, 2))
-    for _ in range(1_000):
-        q = R + GAMMA * (1 - END) * (P @ q.max(-1))
-    return q
-
-
-def uniform_v():
-    """V = r + gamma M V, solved for V."""
-    moves = ((1 - END)[..., None] * P).mean(1)
-    return np.linalg.solve(np.eye(4) - GAMMA * moves, R.mean(1))
-
-
-def uniform_q():
-    return R + GAMMA * (1 - END) * (P @ uniform_v())
-
-
 def test_the_three_values_are_far_apart():
-    best, drawn = optimal_q(), uniform_q()
+    best, drawn = values.optimal_q(), values.uniform_q()
     assert np.abs(best / drawn - 1).min() > 0.1
-    assert np.abs(drawn / uniform_v()[:, None] - 1).max() > 0.1
+    assert np.abs(drawn / values.uniform_v()[:, None] - 1).max() > 0.1
     assert len(np.unique(best.argmax(-1))) == 2
 
 
-def test_from_random_actions_it_learns_the_optimal_values():
-    agent = dqn(
-        lr=0.05,
-        epsilon_start=1.0,
-        epsilon_end=1.0,
-        target_update_every=50,
-        batch_size=128,
-    )
-    state, _ = quick_jit(
-        lambda key: purerl.run(
-            mdp(),
-            agent,
-            purerl.Buffer(maxlen=128_000),
-            key=key,
-            num_envs=64,
-            total_timesteps=128_000,
-        )
-    )(jax.random.key(0))
-    found = q_values(state.agent.critic, state.agent.params, jnp.eye(4))
-    np.testing.assert_allclose(found, optimal_q(), rtol=0.05)
-    np.testing.assert_array_equal(agent.policy(state.agent, jnp.eye(4)), optimal_q().argmax(-1))
-
-
-@pytest.mark.parametrize("critic", [LinearV, LinearQ])
-def test_actor_critic_learns_the_values_of_the_policy_it_follows(critic):
-    agent = purerl.ActorCritic(
-        n_episodes=64,
-        actor=Uniform,
-        critic=critic,
-        lr=0.0,
-        critic_lr=0.02,
-        gamma=GAMMA,
-        train_v_iters=4,
-        max_grad_norm=1e9,
-    )
-    state, _ = quick_jit(lambda key: purerl.run(mdp(), agent, key=key, total_timesteps=512_000))(
-        jax.random.key(0)
-    )
-    np.testing.assert_allclose(agent.value(state.agent, jnp.eye(4)), uniform_v(), rtol=0.05)
-    if critic is not LinearV:
-        found = q_values(state.agent.critic, state.agent.critic_params, jnp.eye(4))
-        np.testing.assert_allclose(found, uniform_q(), rtol=0.05)
+@pytest.mark.parametrize("trial", params({n: t for n, t in values.VALUES.items() if "of" in n}))
+def test_values_of_an_mdp_are_learned(trial):
+    trial.check()

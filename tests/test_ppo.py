@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit.values import VALUES
 from toys import quick_jit, reward_forever, target_env, walk
 
 import purerl
@@ -168,21 +169,9 @@ def test_explained_variance():
     assert float(losses["explained_variance"]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_time_limit_is_not_death():
-    """Reward 1 forever, a limit of 10 steps, gamma 0.9: worth 10, and at most 6.5 if it kills."""
-
-    def learned_values(env):
-        agent = PPO(lr=1e-2, gamma=0.9, clip_value=False)
-        config = purerl.TrainConfig(
-            env=env, agent=agent, num_envs=4, update_every=25, total_timesteps=20_000
-        )
-        outs = quick_jit(jax.vmap(purerl.make_train(config)))(
-            jax.random.split(jax.random.key(0), 3)
-        )
-        return jax.vmap(lambda out: out.value(jnp.ones((1, 1))))(outs)
-
-    np.testing.assert_allclose(learned_values(reward_forever(10)), 10.0, atol=0.2)
-    assert np.all(learned_values(reward_forever(10, deadly=True)) < 6.5)
+@pytest.mark.parametrize("name", ["PPO, a time limit is not death", "PPO, a death is one"])
+def test_a_time_limit_is_not_death(name):
+    VALUES[name].check()
 
 
 def test_actions_reach_the_environment_inside_its_bounds():

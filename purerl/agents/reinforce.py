@@ -18,7 +18,7 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.gradients import adam, descend, moments, standardize
+from purerl.agents.gradients import adam, annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, path_batch, policy_gradient, successor_values
 from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec
@@ -62,6 +62,7 @@ class REINFORCE(NetworkAgent):
             update's steps.
         entropy_beta: weight of an entropy bonus.
         max_grad_norm: the gradient's global norm is clipped to it.
+        anneal: lower lr linearly to 0 over the run.
     """
 
     n_episodes: int = integer(default=8, at_least=1)
@@ -75,6 +76,7 @@ class REINFORCE(NetworkAgent):
     normalize_advantage: bool = flag(default=True)
     entropy_beta: float = real(default=0.0, at_least=0.0)
     max_grad_norm: float = real(default=0.5, above=0.0)
+    anneal: bool = flag(default=True)
 
     def check(self) -> None:
         super().check()
@@ -177,4 +179,4 @@ class REINFORCE(NetworkAgent):
         return state, losses
 
     def _optimizer(self) -> optax.GradientTransformation:
-        return adam(self.lr, self.max_grad_norm)
+        return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
