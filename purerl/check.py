@@ -96,7 +96,7 @@ def _trainer(agent: Agent, env: Env) -> Callable:
             total_timesteps=2 * steps,
             update_after=0,
         )
-        state, metrics = jax.lax.scan(loop.step, loop.init(key), jnp.arange(loop.num_updates))
+        state, metrics = loop.scan(loop.init(key))
         return state.agent, metrics.losses
 
     return train

@@ -68,6 +68,8 @@ class TrainConfig(Record):
         normalize_obs: observations by running mean and variance over all environments.
         stop_if_nonfinite: end the run once an update was skipped, since NaN or infinity came from
             the environment or would have come into the agent; by default it goes on.
+        log_every: updates that make a row of metrics; None for the fewest with which the run has no
+            more than 10,000 rows: 1 for runs of up to 10,000 updates.
         normalize_reward: rewards by the running standard deviation of the discounted return.
         rewarder: another transform of the reward, in place of `normalize_reward`.
         noise: exploration noise, for deterministic agents; None for the agent's default.
@@ -106,6 +108,7 @@ class TrainConfig(Record):
     normalize_obs: bool = flag(default=False)
     normalize_reward: bool = flag(default=False)
     stop_if_nonfinite: bool = flag(default=False)
+    log_every: int | None = integer(default=None, at_least=1, at_most=2**30, optional=True)
     rewarder: Rewarder | None = static(default=None, check=_function, expected="a rewarder")
     noise: Noise | None = static(
         default=None,
@@ -119,7 +122,7 @@ class TrainConfig(Record):
     skip_frames: int = integer(default=1, at_least=1)
     reset_each_episode: bool = flag(default=False)
     wait_end_path: bool | None = flag(default=None, optional=True)
-    eval_every: int | None = integer(default=None, at_least=1, optional=True)
+    eval_every: int | None = integer(default=None, at_least=1, at_most=2**30, optional=True)
     eval_max_episodes: int = integer(default=10, at_least=1)
     eval_max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
     num_devices: int = integer(default=1, at_least=1)

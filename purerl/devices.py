@@ -156,6 +156,15 @@ def share(x: jax.Array, axis_name: str | None) -> jax.Array:
     return x if axis_name is None else x / axis_size(axis_name)
 
 
+def of_first(x: PyTree, axis_name: str | None) -> PyTree:
+    """The first device's, leaf by leaf, on all."""
+    if axis_name is None:
+        return x
+    first = jax.lax.axis_index(axis_name) == 0
+    mine = jax.tree.map(lambda x: jnp.where(first, x, jnp.zeros_like(x)), x)
+    return jax.tree.map(lambda total, x: total.astype(x.dtype), psum(mine, axis_name), x)
+
+
 def pmin(x: PyTree, axis_name: str | None) -> PyTree:
     """Minimum over the devices, leaf by leaf."""
     return x if axis_name is None else jax.lax.pmin(x, axis_name)

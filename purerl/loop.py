@@ -12,10 +12,10 @@ from purerl.agents.base import Agent
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import Env, all_finite, auto_reset, time_limit, vectorize, where
 from purerl.evaluate import evaluate
-from purerl.metrics import Episodes, Metrics, no_episodes, pool
+from purerl.metrics import Count, Episodes, Metrics, Row, no_episodes, no_metrics, pool
 from purerl.noise import Noise
-from purerl.normalize import RunningStats, init_stats, normalize, update_stats
-from purerl.rewarders import Rewarder
+from purerl.normalize import RunningStats, init_stats, left_out, normalize, update_stats
+from purerl.rewarders import Rewarder, transform
 from purerl.rollout import RolloutState, init_rollout, rollout
 from purerl.state import OWN, RunState
 from purerl.types import Transition
@@ -41,7 +41,9 @@ class Loop:
         num_envs: N, of each device.
         update_every: T.
         num_updates: how many updates make the run.
+        log_every: how many updates make a row of metrics.
         first_update: how many rollouts are played before the one that is first learned from.
+        random_rollouts: how many are played by actions drawn from the action space, at first.
         max_episodes: nothing changes any more once so many have ended; or None.
         reset_each_episode: whether the buffer is emptied before each rollout.
         wait_end_path: whether rollouts are episodic.
@@ -62,7 +64,9 @@ class Loop:
     num_envs: int
     update_every: int
     num_updates: int
+    log_every: int
     first_update: int
+    random_rollouts: int
     max_episodes: int | None
     reset_each_episode: bool
     wait_end_path: bool
@@ -79,6 +83,11 @@ class Loop:
         """Environment steps in each update, over all devices: D N T."""
         return self.num_devices * self.num_envs * self.update_every
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows of metrics the run has; the last may be of fewer updates."""
+        return -(-self.num_updates // self.log_every)
+
     def start(self, key: jax.Array) -> RunState:
         """The state before the first update, over all devices."""
         return devices.spread(self.init, self.num_devices, args=(False,), result=OWN)(key)
@@ -90,7 +99,7 @@ class Loop:
 
         Args:
             fn: `(state, *args) -> (state, result)`. Arguments and result are the same on all
-                devices, as the metrics of `step` are.
+                devices, as the metrics of `step` and `row` are.
             num_args: how many arguments there are besides the state.
         """
         args = (OWN, *[False] * num_args)
@@ -111,9 +120,12 @@ class Loop:
         agent_state = self.agent.init(agent_key, self.env.spec)
         env_key = devices.own_key(env_key, self.axis_name)
         envs = init_rollout(self.vector_env(), env_key, self.num_envs, self.noise)
-        first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
-        stats = init_stats(first_obs) if self.normalize_obs else None
-        play = jax.eval_shape(self.play, agent_state, envs, stats, key, jnp.int32(0))
+        stats = None
+        if self.normalize_obs:
+            first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
+            stats = init_stats(first_obs, devices.of_first(first_obs, self.axis_name))
+        zero = Count.of(0)
+        play = jax.eval_shape(self.play, agent_state, envs, stats, key, zero, zero)
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), play[1])
         return RunState(
             agent=agent_state,
@@ -123,29 +135,71 @@ class Loop:
             rewarder=self.rewarder.init(self.num_envs),
             key=key,
             eval_key=eval_key,
-            num_updates=jnp.int32(0),
-            num_episodes=jnp.int32(0),
+            num_updates=zero,
+            num_episodes=zero,
             nonfinite_updates=jnp.int32(0),
         )
 
-    def step(self, state: RunState, index: jax.Array) -> tuple[RunState, Metrics]:
+    def scan(self, state: RunState) -> tuple[RunState, Metrics]:
+        """The whole run, on one device: the state after it, and metrics `[num_rows]`."""
+
+        def row(carry: tuple[RunState, Count], _: None) -> tuple[tuple[RunState, Count], Metrics]:
+            state, index, metrics = self.row(*carry)
+            return (state, index), metrics
+
+        (state, _), metrics = jax.lax.scan(row, (state, Count.of(0)), length=self.num_rows)
+        return state, metrics
+
+    def row(self, state: RunState, index: Count) -> tuple[RunState, Count, Metrics]:
+        """The updates of one row of metrics, on one device: `log_every`, or what is left.
+
+        Args:
+            state: the run.
+            index: how many updates were made before.
+
+        Returns:
+            State and index after them, and their metrics.
+        """
+        if self.log_every == 1:
+            state, metrics = self.step(state, index)
+            return state, index.plus(1), metrics
+
+        def update(_: Any, carry: tuple[RunState, Count, Row]) -> tuple[RunState, Count, Row]:
+            state, index, row = carry
+            state, metrics = self.step(state, index)
+            return state, index.plus(1), row.add(metrics)
+
+        length: Any = self.log_every
+        rest = self.num_updates % self.log_every
+        if rest:
+            length = jnp.where(index.at_least(self.num_updates - rest), rest, length)
+        first = Row.start(jax.eval_shape(self.step, state, index)[1])
+        state, index, whole = jax.lax.fori_loop(0, length, update, (state, index, first))
+        return state, index, whole.end()
+
+    def step(self, state: RunState, index: Any) -> tuple[RunState, Metrics]:
         """One update, on one device.
 
         Args:
             state: the run.
-            index: `[]` int32, how many updates were made before. It is in the state too; given
-                apart, a vmapped run has one index and not one each, and evaluation stays a branch.
+            index: `[]` int32 or `Count`, how many updates were made before. It is in the state too;
+                given apart, a vmapped run has one index and not one each, and evaluation stays a
+                branch.
         """
+        index = Count.of(index)
         key, play_key, update_key, _ = jax.random.split(state.key, 4)
         play_key, update_key = (devices.own_key(k, self.axis_name) for k in (play_key, update_key))
         stats = state.obs_stats
-        envs, transitions, episodes = self.play(state.agent, state.rollout, stats, play_key, index)
+        envs, transitions, episodes = self.play(
+            state.agent, state.rollout, stats, play_key, index, state.num_episodes
+        )
         # NaN and infinity stay outside: of such a rollout nothing is stored, learned or counted in.
         # A branch would copy the buffer, so nothing here is one: what may not be written is masked.
         finite = devices.pall(all_finite(transitions), self.axis_name)
+        # What was played before isn't what comes before the next: no path goes across the gap.
+        envs = envs._replace(episode=envs.episode + ~finite)
         running = self._running(state)
-        ends = (transitions.terminated, transitions.truncated)
-        rewarder_state, reward = self.rewarder(state.rewarder, transitions.reward, *ends)
+        rewarder_state, reward = transform(self.rewarder, state.rewarder, transitions)
         rewarder_state = where(finite, rewarder_state, state.rewarder)
         learning = self._learning(running, index)
         agent_state, stored, losses = self._learn(
@@ -159,10 +213,12 @@ class Loop:
         if stats is not None:
             seen = update_stats(stats, transitions.obs, 2, self.axis_name)
             stats = where(finite, seen, stats)
+        bounded = left_out((stats, rewarder_state)) == left_out((state.obs_stats, state.rewarder))
+        flawed = ~(finite & bounded)
         evaluation = None
         if self.eval_every is not None:
             evaluation = jax.lax.cond(
-                (index + 1) % self.eval_every == 0,
+                index.plus(1).divides(self.eval_every, self.num_updates),
                 lambda: self._evaluate(agent_state, stats, state.eval_key, index),
                 no_episodes,
             )
@@ -174,13 +230,15 @@ class Loop:
             rewarder=rewarder_state,
             key=key,
             eval_key=state.eval_key,
-            num_updates=state.num_updates + 1,
-            num_episodes=state.num_episodes + episodes.num_episodes,
-            nonfinite_updates=state.nonfinite_updates + ~finite,
+            num_updates=state.num_updates.plus(1),
+            num_episodes=state.num_episodes.plus(episodes.num_episodes),
+            nonfinite_updates=state.nonfinite_updates + flawed,
         )
-        skipped = (~finite).astype(jnp.int32)
         metrics = Metrics(
-            **episodes._asdict(), losses=losses, nonfinite_updates=skipped, eval=evaluation
+            **episodes._asdict(),
+            losses=losses,
+            nonfinite_updates=flawed.astype(jnp.int32),
+            eval=evaluation,
         )
         return (new, metrics) if running is None else _freeze(running, new, state, metrics)
 
@@ -190,12 +248,16 @@ class Loop:
         envs: RolloutState,
         stats: RunningStats | None,
         key: jax.Array,
-        index: jax.Array,
+        index: Count,
+        num_episodes: Count,
     ) -> tuple[RolloutState, Transition, Episodes]:
         """One rollout; the statistics are of all devices' episodes."""
+        at_random = None
+        if self.random_rollouts > 0:
+            at_random = ~index.at_least(self.random_rollouts)
         envs, transitions, episodes = rollout(
             self.vector_env(),
-            self._agent(index),
+            self._agent(index, num_episodes),
             agent_state,
             envs,
             key,
@@ -204,6 +266,7 @@ class Loop:
             self.to_env,
             noise=self.noise,
             episodic=self.wait_end_path,
+            at_random=at_random,
         )
         return envs, transitions, pool(episodes, self.axis_name)
 
@@ -211,17 +274,17 @@ class Loop:
         """Whether the run isn't over; None where nothing can end it before its last update."""
         running = []
         if self.max_episodes is not None:
-            running.append(state.num_episodes < self.max_episodes)
+            running.append(~state.num_episodes.at_least(self.max_episodes))
         if self.stop_if_nonfinite:
             running.append(state.nonfinite_updates == 0)
         return jnp.all(jnp.array(running)) if running else None
 
-    def _learning(self, running: jax.Array | None, index: jax.Array) -> jax.Array | None:
+    def _learning(self, running: jax.Array | None, index: Count) -> jax.Array | None:
         """Whether this update counts: the run isn't over, and has come to its first one; None where
         all do."""
         if self.first_update == 0:
             return running
-        begun = index >= self.first_update
+        begun = index.at_least(self.first_update)
         return begun if running is None else running & begun
 
     def _learn(
@@ -232,7 +295,7 @@ class Loop:
         running: jax.Array | None,
         learning: jax.Array | None,
         key: jax.Array,
-        index: jax.Array,
+        index: Count,
     ) -> tuple[PyTree, BufferState, dict[str, jax.Array]]:
         """Agent and buffer after an update. Where it doesn't count, the buffer hasn't learned from
         it and losses are NaN; the agent is for the caller to keep as it was."""
@@ -242,12 +305,12 @@ class Loop:
             writable = finite if running is None else finite & running
         buffer = self.buffer.tell(
             transform_obs=obs_transform(state.obs_stats),
-            progress=self._progress(index),
+            progress=self._progress(index, state.num_episodes),
             writable=writable,
         )
         stored = buffer.reset(state.buffer) if self.reset_each_episode else state.buffer
         stored = buffer.push(stored, transitions)
-        agent_state, stored, losses = self._agent(index).update(
+        agent_state, stored, losses = self._agent(index, state.num_episodes).update(
             state.agent, buffer.tell(writable=learning), stored, key
         )
         losses = devices.pmean(losses, self.axis_name)
@@ -255,12 +318,19 @@ class Loop:
             losses = {name: jnp.where(learning, x, jnp.nan) for name, x in losses.items()}
         return agent_state, stored, losses
 
-    def _agent(self, index: jax.Array) -> Agent:
-        timesteps = index.astype(jnp.float32) * self.steps_per_update
-        return self.agent.tell(timesteps=timesteps, progress=self._progress(index))
+    def _agent(self, index: Count, num_episodes: Count) -> Agent:
+        return self.agent.tell(
+            timesteps=index.as_float() * self.steps_per_update,
+            progress=self._progress(index, num_episodes),
+        )
 
-    def _progress(self, index: jax.Array) -> jax.Array:
-        return index.astype(jnp.float32) / self.num_updates
+    def _progress(self, index: Count, num_episodes: Count) -> jax.Array:
+        """How much of the run is over: of its updates, or of its episodes if that is more."""
+        progress = index.as_float() / float(self.num_updates)
+        if self.max_episodes is None:
+            return progress
+        ended = num_episodes.as_float() / float(self.max_episodes)
+        return jnp.maximum(progress, jnp.minimum(ended, 1.0))
 
     def vector_env(self) -> Env:
         """The N environments as they are played: with auto-reset, and a limit where rollouts are
@@ -271,14 +341,15 @@ class Loop:
         return vectorize(auto_reset(env))
 
     def _evaluate(
-        self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: jax.Array
+        self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count
     ) -> Episodes:
         transform = obs_transform(stats)
 
         def policy(obs: PyTree, key: jax.Array) -> jax.Array:
             return self.to_env(self.agent.policy(agent_state, transform(obs)))
 
-        key = devices.own_key(jax.random.fold_in(key, index), self.axis_name)
+        number = index.low.astype(jnp.uint32) + (index.high.astype(jnp.uint32) << 30)
+        key = devices.own_key(jax.random.fold_in(key, number), self.axis_name)
         size = (self.eval_max_episodes, self.eval_max_episode_steps)
         return pool(evaluate(self.env, policy, key, *size), self.axis_name)
 
@@ -294,10 +365,4 @@ def _freeze(
     """The new state and metrics while the run goes on; after that the old state, and the metrics of
     nothing. The buffer sees to itself."""
     rest = where(running, *(cast(Any, x)._replace(buffer=None) for x in (new, old)))
-    nothing = Metrics(
-        **no_episodes()._asdict(),
-        losses=dict.fromkeys(metrics.losses, jnp.float32(jnp.nan)),
-        nonfinite_updates=jnp.int32(0),
-        eval=None if metrics.eval is None else no_episodes(),
-    )
-    return rest._replace(buffer=new.buffer), where(running, metrics, nothing)
+    return rest._replace(buffer=new.buffer), where(running, metrics, no_metrics(metrics))

@@ -1,11 +1,68 @@
-"""What a run tells of itself, reduced inside the scan: one number an update."""
+"""What a run tells of itself, reduced inside the scan: one number a row."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purerl.devices import pmin, psum
+
+_BITS = 30
+_MOST = 2**31 - 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Count:
+    """A count that may go beyond 2**31, exact up to 2**60: high * 2**30 + low.
+
+    On the host `int(count)` is its value, and `np.asarray(count)` those of many as int64.
+
+    Attributes:
+        high, low: `[]` int32, low < 2**30.
+    """
+
+    high: jax.Array
+    low: jax.Array
+
+    @classmethod
+    def of(cls, number: Any) -> "Count":
+        """From an integer, an int32 array, or a count."""
+        if isinstance(number, Count):
+            return number
+        high, low = number >> _BITS, number & (2**_BITS - 1)
+        return cls(jnp.asarray(high, jnp.int32), jnp.asarray(low, jnp.int32))
+
+    def plus(self, number: Any) -> "Count":
+        """With up to 2**30 added."""
+        low = self.low + number
+        return Count(self.high + (low >> _BITS), low & (2**_BITS - 1))
+
+    def at_least(self, number: int) -> jax.Array:
+        """`[]` bool."""
+        high, low = divmod(number, 2**_BITS)
+        return (self.high > high) | ((self.high == high) & (self.low >= low))
+
+    def divides(self, divisor: int, most: int) -> jax.Array:
+        """`[]` bool, whether the divisor, up to 2**30, divides it; it is never above `most`."""
+        rest = self.low % divisor
+        for bit in range((most >> _BITS).bit_length()):
+            part = jnp.where((self.high >> bit) & 1, pow(2, _BITS + bit, divisor), 0)
+            rest = (rest + part) % divisor
+        return rest == 0
+
+    def as_float(self) -> jax.Array:
+        """`[]` float32, rounded."""
+        return self.high.astype(jnp.float32) * float(2**_BITS) + self.low.astype(jnp.float32)
+
+    def __int__(self) -> int:
+        return int(np.asarray(self))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        high, low = (np.asarray(x).astype(np.int64) for x in (self.high, self.low))
+        return np.asarray((high << _BITS) + low, np.int64 if dtype is None else dtype)
 
 
 class Episodes(NamedTuple):
@@ -30,15 +87,19 @@ class Episodes(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """One update's metrics; out of `train` each has a leading axis `[num_updates]`.
+    """A row of metrics: those of one update, or of the `log_every` updates of the row.
+
+    Out of `train` each has a leading axis `[num_rows]`.
 
     Attributes:
         episode_return, ... num_episodes: of training episodes, as in `Episodes`.
-        losses: the agent's losses and diagnostics by name, `[]` float32.
-        nonfinite_updates: `[]` int32, 1 where the update was skipped, since NaN or infinity came
-            from the environment or would have come into the agent.
-        eval: `Episodes` of the evaluation after this update, NaN and 0 where there was none; None
-            where the run has no evaluation.
+        losses: the agent's losses and diagnostics by name, `[]` float32: the mean over the updates
+            where they are finite.
+        nonfinite_updates: `[]` int32, how many updates were skipped, since NaN or infinity came
+            from the environment or would have come into the agent, or kept values beyond 1e15 out
+            of running statistics.
+        eval: `Episodes` of the last evaluation, NaN and 0 where there was none; None where the run
+            has no evaluation.
     """
 
     episode_return: jax.Array
@@ -92,6 +153,84 @@ def pool(episodes: Episodes, axis_name: str | None) -> Episodes:
     high_return, high_length = -ends[2:]
     return Episodes(
         *(mean_return, low_return, high_return), *(mean_length, low_length, high_length), count
+    )
+
+
+class Row(NamedTuple):
+    """Metrics of updates on their way to being one row.
+
+    Attributes:
+        metrics: of the updates so far; losses that aren't known yet are 0.
+        known: `[]` int32 for each loss, how many updates its mean is of.
+    """
+
+    metrics: Metrics
+    known: dict[str, jax.Array]
+
+    @classmethod
+    def start(cls, like: Metrics) -> Self:
+        """The row of no update; `like` has the names and the parts of all."""
+        metrics = no_metrics(like)
+        losses = {name: jnp.zeros_like(x) for name, x in metrics.losses.items()}
+        return cls(metrics._replace(losses=losses), dict.fromkeys(losses, jnp.int32(0)))
+
+    def add(self, new: Metrics) -> Self:
+        """With one more update."""
+        old, losses, known = self.metrics, {}, {}
+        for name, x in new.losses.items():
+            finite = jnp.isfinite(x)
+            known[name] = self.known[name] + finite
+            step = (x - old.losses[name]) / jnp.maximum(known[name], 1)
+            losses[name] = old.losses[name] + jnp.where(finite, step, 0.0)
+        last = old.eval
+        if old.eval is not None and new.eval is not None:
+            there = new.eval.num_episodes > 0
+            last = jax.tree.map(lambda x, y: jnp.where(there, x, y), new.eval, old.eval)
+        skipped = old.nonfinite_updates + new.nonfinite_updates
+        episodes = _together(_episodes(old), _episodes(new))
+        metrics = Metrics(**episodes._asdict(), losses=losses, nonfinite_updates=skipped, eval=last)
+        return type(self)(metrics, known)
+
+    def end(self) -> Metrics:
+        """The row."""
+        losses = {
+            name: jnp.where(self.known[name] > 0, x, jnp.nan)
+            for name, x in self.metrics.losses.items()
+        }
+        return self.metrics._replace(losses=losses)
+
+
+def _episodes(metrics: Metrics) -> Episodes:
+    return Episodes(*(getattr(metrics, name) for name in Episodes._fields))
+
+
+def _together(a: Episodes, b: Episodes) -> Episodes:
+    """The statistics of both."""
+    count = a.num_episodes + b.num_episodes
+    share = b.num_episodes / jnp.maximum(count, 1)
+
+    def mean(x: jax.Array, y: jax.Array) -> jax.Array:
+        both = jnp.where(a.num_episodes > 0, x + share * (y - x), y)
+        return jnp.where(b.num_episodes > 0, both, x)
+
+    return Episodes(
+        mean(a.episode_return, b.episode_return),
+        jnp.fmin(a.episode_return_min, b.episode_return_min),
+        jnp.fmax(a.episode_return_max, b.episode_return_max),
+        mean(a.episode_length, b.episode_length),
+        jnp.fmin(a.episode_length_min, b.episode_length_min),
+        jnp.fmax(a.episode_length_max, b.episode_length_max),
+        jnp.where(count < 0, _MOST, count),  # rather than starting again from below
+    )
+
+
+def no_metrics(like: Metrics) -> Metrics:
+    """The metrics of nothing; `like` has the names and the parts of all."""
+    return Metrics(
+        **no_episodes()._asdict(),
+        losses=dict.fromkeys(like.losses, jnp.float32(jnp.nan)),
+        nonfinite_updates=jnp.int32(0),
+        eval=None if like.eval is None else no_episodes(),
     )
 
 

@@ -1,13 +1,15 @@
 """Rewarders: pure transforms of the reward, with their state in the run's."""
 
+import inspect
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from purerl.fields import ConfigError, Record, by_loop, flag, integer, real
-from purerl.normalize import RunningStats, init_stats, mean_and_var, update_stats
+from purerl.normalize import BOUND, RunningStats, init_stats, moments, update_stats
 from purerl.returns import n_step_return
+from purerl.types import Transition
 
 PyTree = Any
 
@@ -22,8 +24,26 @@ class Rewarder(Protocol):
     def __call__(
         self, state: PyTree, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
     ) -> tuple[PyTree, jax.Array]:
-        """State and rewards `[T, N]` of a rollout to state and rewards `[T, N]`."""
+        """State and rewards `[T, N]` of a rollout to state and rewards `[T, N]`.
+
+        Where it has parameters of these names, it also gets by keyword, `[T, N]` each:
+
+        valid: bool, False for what follows an environment's first end in an episodic rollout:
+            nothing is to be learned of it.
+        episode: int32, the number of the environment's episode. It changes also where an episode
+            was left behind unfinished, or steps in between were dropped for NaN.
+        """
         ...
+
+
+def transform(
+    rewarder: Rewarder, state: PyTree, transitions: Transition
+) -> tuple[PyTree, jax.Array]:
+    """Calls a rewarder with a rollout `[T, N]`, and what else of it the rewarder asks for."""
+    known = inspect.signature(rewarder).parameters
+    more = {name: getattr(transitions, name) for name in ("valid", "episode") if name in known}
+    ends = transitions.terminated, transitions.truncated
+    return rewarder(state, transitions.reward, *ends, **more)
 
 
 class Identity(Record):
@@ -112,20 +132,28 @@ class NStep(Record):
         return ()
 
     def __call__(
-        self, state: tuple, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
+        self,
+        state: tuple,
+        reward: jax.Array,
+        terminated: jax.Array,
+        truncated: jax.Array,
+        valid: jax.Array | None = None,
     ) -> tuple[tuple, jax.Array]:
         nothing = jnp.zeros_like(reward)
         total = n_step_return(reward, nothing, terminated, truncated, self.gamma, self.n)
         if self.normalize:
-            mean, var = mean_and_var(total, (0, 1), self.axis_name)
+            mean, var = moments(total, 2, self.axis_name, valid)
             total = (total - mean) / (jnp.sqrt(var) + 1e-8)
         return state, self.factor * total
 
 
 class RunningNormalizeState(NamedTuple):
-    """Discounted return so far of each environment's episode, `[N]`, and the statistics of all."""
+    """Discounted return so far of each environment's episode, `[N]`, the number of the episode that
+    the next step belongs to unless something was left out, `[N]` int32, and the statistics of all
+    environments."""
 
     discounted: jax.Array
+    episode: jax.Array
     stats: RunningStats
 
 
@@ -133,7 +161,8 @@ class RunningNormalize(Record):
     """Divides rewards by the running standard deviation of the discounted return, and clips.
 
     The mean is left alone: taking it off would change what is optimal. (Engstrom et al. 2020,
-    arXiv:2005.12729, section 3.)
+    arXiv:2005.12729, section 3.) The discounted return starts from 0 with every episode; a reward
+    beyond 1e15 doesn't come into it.
 
     Attributes:
         gamma: discount; None for the agent's.
@@ -147,7 +176,8 @@ class RunningNormalize(Record):
 
     def init(self, num_envs: int) -> RunningNormalizeState:
         stats = init_stats(jax.ShapeDtypeStruct((), jnp.float32))
-        return RunningNormalizeState(jnp.zeros(num_envs), stats)
+        zeros = jnp.zeros(num_envs)
+        return RunningNormalizeState(zeros, zeros.astype(jnp.int32), stats)
 
     def __call__(
         self,
@@ -155,16 +185,26 @@ class RunningNormalize(Record):
         reward: jax.Array,
         terminated: jax.Array,
         truncated: jax.Array,
+        valid: jax.Array | None = None,
+        episode: jax.Array | None = None,
     ) -> tuple[RunningNormalizeState, jax.Array]:
-        def step(discounted: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
-            reward, done = inputs
-            discounted = self.gamma * discounted + reward
-            return jnp.where(done, 0.0, discounted), discounted
+        done = terminated | truncated
+        if episode is None:  # nothing was left behind: each end begins the next
+            episode = state.episode + jnp.cumsum(done, axis=0, dtype=jnp.int32) - done
 
-        discounted, seen = jax.lax.scan(step, state.discounted, (reward, terminated | truncated))
-        stats = update_stats(state.stats, seen, num_axes=2, axis_name=self.axis_name)
+        def step(carry: tuple[jax.Array, jax.Array], inputs: tuple) -> tuple[tuple, jax.Array]:
+            (discounted, expected), (reward, episode, done) = carry, inputs
+            bounded = jnp.where(jnp.abs(reward) <= BOUND, reward, 0.0)
+            discounted = jnp.where(episode == expected, self.gamma * discounted, 0.0) + bounded
+            # What is out of bounds is for the statistics to see, and to count.
+            seen = discounted + (reward - bounded)
+            return (jnp.where(done, 0.0, discounted), episode + done), seen
+
+        start = state.discounted, state.episode
+        (discounted, expected), seen = jax.lax.scan(step, start, (reward, episode, done))
+        stats = update_stats(state.stats, seen, 2, self.axis_name, valid)
         scaled = jnp.clip(reward * jax.lax.rsqrt(stats.var + 1e-8), -self.clip, self.clip)
-        return RunningNormalizeState(discounted, stats), scaled
+        return RunningNormalizeState(discounted, expected, stats), scaled
 
 
 REWARDERS: dict[str, Any] = {

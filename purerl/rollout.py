@@ -77,6 +77,7 @@ def rollout(
     *,
     noise: Noise | None = None,
     episodic: bool = False,
+    at_random: jax.Array | None = None,
 ) -> tuple[RolloutState, Transition, Episodes]:
     """Plays on from where the environments stand, or from a reset of all of them.
 
@@ -91,8 +92,10 @@ def rollout(
         noise: added to the agent's actions, which then are clipped to their bounds; transitions
             hold the sum.
         episodic: all environments are reset first, and what follows the first end of each is not
-            `valid` and doesn't count in the statistics (nor does an episode whose return isn't
-            finite).
+            `valid` and doesn't count in the statistics (nor does an episode that NaN or infinity
+            broke off, or whose return isn't finite).
+        at_random: `[]` bool, whether actions are drawn from the action space, without the agent
+            and its noise; None for never.
 
     Returns:
         The environments after T steps, the transitions `[T, N, ...]`, and the statistics of the
@@ -113,6 +116,10 @@ def rollout(
         if noise is not None:
             noise_state, drawn = noise.step(state.noise, keys[1])
             action = _perturb(env, action, drawn)
+        if at_random is not None:
+            any_key = jax.random.fold_in(keys[1], 1)  # the noise has drawn from the key itself
+            drawn = jax.vmap(env.spec.action_space.sample)(jax.random.split(any_key, num_envs))
+            action = jnp.where(at_random, drawn.astype(action.dtype), action)
         env_state, timestep = env.step(keys[2], state.env, process_action(action))
         done = timestep.terminated | timestep.truncated
         returns, length = state.returns + timestep.reward, state.length + 1
@@ -134,7 +141,7 @@ def rollout(
             length=jnp.where(done, 0, length),
             noise=None if noise is None else noise.restart(noise_state, done),
         )
-        ended = done & transition.valid & jnp.isfinite(returns)
+        ended = done & transition.valid & ~timestep.info["nonfinite"] & jnp.isfinite(returns)
         return (state, None if valid is None else valid & ~done), (
             transition,
             returns,

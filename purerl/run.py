@@ -19,6 +19,9 @@ from purerl.metrics import Metrics
 from purerl.noise import Noise
 from purerl.rewarders import Identity, Rewarder
 
+MOST_ROWS = 10_000  # of metrics, where `log_every` isn't given
+COUNTED = 2**30  # updates in a row, and rows in a run, at most
+
 
 def make_loop(
     env: Any,
@@ -35,6 +38,7 @@ def make_loop(
     action_processor: Callable[[jax.Array], jax.Array] | None = None,
     normalize_obs: bool = False,
     stop_if_nonfinite: bool = False,
+    log_every: int | None = None,
     max_episode_steps: int | None = None,
     skip_frames: int = 1,
     reset_each_episode: bool = False,
@@ -64,8 +68,13 @@ def make_loop(
     limit = env.spec.max_episode_steps
     if wait_end_path:
         limit = min(limit or update_every, update_every)
-    num_updates = _num_updates(total_timesteps, max_episodes, limit, num_envs, update_every)
-    first_update = max(-(-update_after // (num_envs * update_every)) - 1, 0)
+    if total_timesteps is not None:
+        num_updates = -(-total_timesteps // (num_envs * update_every))
+    else:
+        num_updates = _longest(max_episodes, limit, num_envs, update_every, wait_end_path)
+    log_every = _log_every(log_every, num_updates)
+    before_learning = -(-update_after // (num_envs * update_every))
+    first_update = max(before_learning - 1, 0)
     if first_update >= num_updates:
         raise ConfigError(
             f"update_after: got {update_after}, expected less than the run's "
@@ -85,7 +94,9 @@ def make_loop(
         num_envs=num_envs,
         update_every=update_every,
         num_updates=num_updates,
+        log_every=log_every,
         first_update=first_update,
+        random_rollouts=before_learning if defaults.random_start else 0,
         max_episodes=max_episodes,
         reset_each_episode=reset_each_episode,
         wait_end_path=wait_end_path,
@@ -114,9 +125,11 @@ def run(
         max_episodes: the run is over with the update in which so many episodes have ended, over all
             N: nothing changes in the state after that, and metrics are NaN. At least one of this
             and `total_timesteps` is given; alone it needs a time limit, to know how long at most.
+            An episode that NaN or infinity broke off doesn't count.
         update_every: T, steps of each environment between updates; None for the agent's default.
         update_after: environment steps, over all N, before anything is learned; None for the
-            agent's default.
+            agent's default. Until then DDPG's actions are drawn from the action space, evenly
+            between its bounds.
         rewarder: transforms the reward that is learned from.
         noise: exploration noise for agents that act deterministically, added to their actions; what
             they learn from are the sums. None for the agent's default.
@@ -126,6 +139,9 @@ def run(
         stop_if_nonfinite: the run is over once NaN or infinity came from the environment or would
             have come into the agent. Such an update is always skipped, and counted in the metrics;
             by default the run goes on after it.
+        log_every: updates that make a row of metrics: means, minima, maxima and counts over all of
+            them. None for the fewest with which the run has no more than 10,000 rows, which is 1
+            for runs of up to 10,000 updates.
         max_episode_steps: a time limit: sets `truncated`, never `terminated`.
         skip_frames: how often each action is repeated; rewards are summed.
         reset_each_episode: empty the buffer before each rollout.
@@ -141,14 +157,13 @@ def run(
             an evaluation's episodes. What is learned is the same on all.
 
     Returns:
-        The run's final state, and metrics with a leading axis `[num_updates]`.
+        The run's final state, and metrics with a leading axis `[num_rows]`.
 
     Raises:
         ConfigError: arguments that don't fit together.
     """
     loop = make_loop(env, agent, buffer, **options)
-    indices = jnp.arange(loop.num_updates)
-    return loop.spread(lambda state: jax.lax.scan(loop.step, state, indices))(loop.start(key))
+    return loop.spread(loop.scan)(loop.start(key))
 
 
 def _share(loop: Loop, num_devices: int) -> Loop:
@@ -214,24 +229,42 @@ def _fit_buffer(buffer: Buffer | None, agent: Agent, num_envs: int, update_every
     return buffer
 
 
-def _num_updates(
-    total_timesteps: int | None,
+def _longest(
     max_episodes: int | None,
     limit: int | None,
     num_envs: int,
     update_every: int,
+    wait_end_path: bool,
 ) -> int:
-    if total_timesteps is not None:
-        return -(-total_timesteps // (num_envs * update_every))
+    """How many updates so many episodes can take, at most."""
     if max_episodes is None:
         raise ConfigError("total_timesteps: got None, expected an integer, or max_episodes")
+    after_each_other = -(-max_episodes // num_envs)
+    if wait_end_path:  # an episode of each environment in every rollout
+        return after_each_other
     if limit is None:
         raise ConfigError(
             f"total_timesteps: got None, expected an integer: max_episodes={max_episodes} could "
             "take for ever, since the environment has no time limit (or set max_episode_steps)"
         )
-    # The longest that it can take: every episode runs into its limit.
-    return -(-(-(-max_episodes // num_envs) * limit) // update_every)
+    return -(-after_each_other * limit // update_every)  # every episode runs into its limit
+
+
+def _log_every(log_every: int | None, num_updates: int) -> int:
+    """Updates in a row of metrics."""
+    if num_updates > COUNTED**2:
+        raise ConfigError(
+            f"total_timesteps: got a run of {num_updates} updates, expected at most {COUNTED**2}"
+        )
+    if log_every is None:
+        return min(-(-num_updates // MOST_ROWS), COUNTED)
+    least, most = -(-num_updates // COUNTED), min(num_updates, COUNTED)
+    if not least <= log_every <= most:
+        raise ConfigError(
+            f"log_every: got {log_every}, expected an integer from {least} to {most}, in a run of "
+            f"{num_updates} updates"
+        )
+    return log_every
 
 
 def _own_discount(part: Any, agent: Agent) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 import jax
 
 from purerl.buffer import BufferState
+from purerl.metrics import Count
 from purerl.normalize import RunningStats
 from purerl.rollout import RolloutState
 
@@ -22,9 +23,10 @@ class RunState(NamedTuple):
         rewarder: the rewarder's state.
         key: for what comes next.
         eval_key: for evaluations, a stream of its own: they don't change what is learned.
-        num_updates: `[]` int32, how many rollouts were played, each with its update.
-        num_episodes: `[]` int32, how many episodes have ended.
-        nonfinite_updates: `[]` int32, how many updates were skipped.
+        num_updates: how many rollouts were played, each with its update.
+        num_episodes: how many episodes have ended.
+        nonfinite_updates: `[]` int32, how many updates were skipped, or kept values out of running
+            statistics.
 
     Of a run over devices the buffer, the environments and the rewarder are each device's own, with
     a leading axis `[D]`; the rest is the same on all, and there once.
@@ -37,8 +39,8 @@ class RunState(NamedTuple):
     rewarder: PyTree
     key: jax.Array
     eval_key: jax.Array
-    num_updates: jax.Array
-    num_episodes: jax.Array
+    num_updates: Count
+    num_episodes: Count
     nonfinite_updates: jax.Array
 
 

@@ -194,12 +194,12 @@ def bin_curves(
 
 
 def final_returns(returns: Any, num_episodes: Any, num_updates: Any = None) -> np.ndarray:
-    """Each seed's mean return over the last tenth of its updates (rounded up), each episode
-    counted once.
+    """Each seed's mean return over the last tenth of its updates, or rows of metrics (rounded up),
+    each episode counted once.
 
     Args:
         returns, num_episodes: `[S, U]`, as of `bin_curves`.
-        num_updates: `[S]`, how many each seed ran; None for all.
+        num_updates: `[S]`, how many of the U each seed ran; None for all.
 
     Returns:
         `[S]` float64, NaN where no episode ended.

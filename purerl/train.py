@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from purerl.agents import Agent
 from purerl.config import TrainConfig, with_hyperparams
 from purerl.fields import ConfigError
-from purerl.loop import RunState
+from purerl.loop import Loop, RunState
 from purerl.metrics import Metrics
 from purerl.policy import Interface, Policy
 
@@ -27,10 +26,12 @@ class TrainOutput:
     Attributes:
         state: the run's final `RunState`; over devices buffer, environments and rewarder have a
             leading axis `[D]`, the rest is as of one.
-        metrics: `Metrics`, each `[num_updates]`.
+        metrics: `Metrics`, each `[num_rows]`: a row every `log_every` updates.
         agent: the agent, with the hyperparameters that it was trained with.
         steps_per_update: environment steps in each update.
         interface: what lies between the policy and the environment.
+        log_every: updates in each row of metrics; the last row may be of fewer.
+        planned_updates: how many updates the run was to have; None for `log_every` in every row.
     """
 
     state: RunState
@@ -38,6 +39,8 @@ class TrainOutput:
     agent: Agent
     steps_per_update: int = struct.field(pytree_node=False)
     interface: Interface = struct.field(pytree_node=False)
+    log_every: int = struct.field(pytree_node=False, default=1)
+    planned_updates: int | None = struct.field(pytree_node=False, default=None)
 
     @functools.cached_property
     def policy(self) -> Policy:
@@ -64,7 +67,16 @@ class TrainOutput:
     def timesteps(self) -> np.ndarray:
         """int64, environment steps after each row of `metrics`: the curve's x axis."""
         rows = self.metrics.num_episodes.shape[-1]
-        return np.arange(1, rows + 1, dtype=np.int64) * self.steps_per_update
+        updates = np.arange(1, rows + 1, dtype=np.int64) * self.log_every
+        if self.planned_updates is not None:
+            updates = np.minimum(updates, self.planned_updates)
+        return updates * self.steps_per_update
+
+    @property
+    def num_rows(self) -> np.ndarray:
+        """int64, rows of `metrics` until the run was over: with an axis where there are several
+        runs. Fewer than all where `max_episodes` ended it."""
+        return -(-np.asarray(self.state.num_updates) // self.log_every)
 
     def member(self, *index: int) -> "TrainOutput":
         """One member of a vmapped run, by its index along each mapped axis."""
@@ -91,14 +103,20 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
     def train(key: jax.Array, hyperparams: Mapping[str, Any] | None = None) -> TrainOutput:
         check_key(key)
         loop = config.make_loop(hyperparams)
-        indices = jnp.arange(loop.num_updates)
-        scan = loop.spread(lambda state: jax.lax.scan(loop.step, state, indices))
-        state, metrics = scan(loop.start(key))
+        state, metrics = loop.spread(loop.scan)(loop.start(key))
         agent = with_hyperparams(config.agent, hyperparams or {})
-        interface = Interface(loop.env.spec, config.action_processor)
-        return TrainOutput(state, metrics, agent, loop.steps_per_update, interface)
+        return make_output(config, loop, state, metrics, agent)
 
     return train
+
+
+def make_output(
+    config: TrainConfig, loop: Loop, state: RunState, metrics: Metrics, agent: Agent
+) -> TrainOutput:
+    """What training leaves, from its parts."""
+    interface = Interface(loop.env.spec, config.action_processor)
+    updates = loop.log_every, loop.num_updates
+    return TrainOutput(state, metrics, agent, loop.steps_per_update, interface, *updates)
 
 
 def check_key(key: Any) -> None:

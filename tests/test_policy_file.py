@@ -240,7 +240,7 @@ def test_foreign_files(saved, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda about, _: about.update(format=2), r"format 2, expected 1: purerl \S+ wrote it"),
+        (lambda about, _: about.update(format=1), r"format 1, expected 2: purerl \S+ wrote it"),
         (lambda about, _: about.update(kind="a cat"), "no policy that save_policy wrote"),
         (lambda about, _: about["agent"].update(kind="sac"), "can't be made a policy"),
         (lambda about, _: about["agent"]["fields"].update(colour=1), "PPO: no field 'colour'"),

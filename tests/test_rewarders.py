@@ -5,7 +5,8 @@ import pytest
 from test_returns import numpy_n_step, paths
 
 from purerl.fields import ConfigError
-from purerl.rewarders import Clip, Identity, NStep, RunningNormalize, Scale
+from purerl.rewarders import Clip, Identity, NStep, RunningNormalize, Scale, transform
+from purerl.types import Transition
 
 
 def rewards(rewarder, reward, terminated=None, truncated=None):
@@ -119,3 +120,71 @@ def test_what_a_rewarder_can_not_be(make, message):
 
 def test_n_step_may_look_ahead_a_whole_rollout():
     NStep(n=3).check_run(num_envs=2, update_every=3)
+
+
+def test_running_normalize_withstands_a_reward_out_of_bounds():
+    rng = np.random.default_rng(0)
+    reward = rng.normal(2.0, 3.0, (50, 4)).astype(np.float32)
+    flawed = reward.copy()
+    flawed[20, 1] = 1.9e19
+    no = jnp.zeros((50, 4), bool)
+    rewarder = RunningNormalize(gamma=0.99)
+    state, scaled = rewarder(rewarder.init(4), jnp.asarray(flawed), no, no)
+    clean, expected = rewarder(rewarder.init(4), jnp.asarray(reward), no, no)
+    assert int(state.stats.left_out) == 1
+    np.testing.assert_allclose(state.stats.var, clean.stats.var, rtol=0.05)
+    rest = flawed < 1e6
+    np.testing.assert_allclose(scaled[rest], np.asarray(expected)[rest], rtol=0.05)
+    assert float(scaled[20, 1]) == 10.0
+
+
+def test_running_normalize_leaves_behind_what_was_abandoned():
+    """Episodes that are broken off by a reset or by a gap, and steps that aren't valid."""
+    rng = np.random.default_rng(0)
+    rewarder = RunningNormalize(gamma=0.9)
+    state = rewarder.init(3)
+    expected = []
+    number = np.zeros(3, np.int32)
+    for _ in range(4):
+        reward = rng.normal(2.0, 3.0, (6, 3)).astype(np.float32)
+        terminated = rng.random((6, 3)) < 0.2
+        episode = np.zeros((6, 3), np.int32)
+        valid = np.ones((6, 3), bool)
+        for n in range(3):
+            discounted, over = 0.0, False
+            for t in range(6):
+                episode[t, n], valid[t, n] = number[n], not over
+                discounted = 0.9 * discounted + reward[t, n]
+                if not over:
+                    expected.append(discounted)
+                if terminated[t, n]:
+                    discounted, over, number[n] = 0.0, True, number[n] + 1
+            if not terminated[-1, n]:
+                number[n] += 1  # the next rollout begins with a reset
+        no = np.zeros_like(terminated)
+        state, scaled = rewarder(state, jnp.asarray(reward), terminated, no, valid, episode)
+        np.testing.assert_allclose(scaled, np.clip(reward / np.std(expected), -10, 10), rtol=1e-4)
+
+
+def test_n_step_is_normalised_by_what_is_valid():
+    reward, _, _, terminated, truncated = paths(2, shape=(7, 4))
+    valid = np.cumsum(terminated | truncated, axis=0) - (terminated | truncated) == 0
+    total = numpy_n_step(reward, np.zeros_like(reward), terminated, truncated, 0.9, 2)
+    rewarder = NStep(n=2, gamma=0.9, normalize=True)
+    _, out = rewarder((), reward, terminated, truncated, jnp.asarray(valid))
+    expected = (total - total[valid].mean()) / total[valid].std()
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_rewarder_gets_what_it_asks_for():
+    def plain(state, reward, terminated, truncated):
+        return state, reward + 1.0
+
+    def asking(state, reward, terminated, truncated, *, valid, episode):
+        return state, jnp.where(valid, episode, -1.0)
+
+    names = {name: jnp.zeros((2, 1)) for name in Transition._fields}
+    names["valid"] = jnp.array([[True], [False]])
+    transitions = Transition(**{**names, "episode": jnp.array([[3], [4]])})
+    np.testing.assert_array_equal(transform(plain, (), transitions)[1], [[1], [1]])
+    np.testing.assert_array_equal(transform(asking, (), transitions)[1], [[3], [-1]])

@@ -375,3 +375,94 @@ def test_a_replay_run_holds_its_buffer_once():
         memory = quick_jit(function).lower(keys).compile().memory_analysis()
         assert held > lanes * 10_000_000
         assert memory.temp_size_in_bytes < 0.2 * held
+
+
+class Replay(Tiny):
+    """`Tiny` that keeps more than one rollout, as agents with a replay buffer do."""
+
+    def make_buffer(self, num_envs, update_every):
+        return purerl.Buffer(maxlen=8 * num_envs * update_every)
+
+
+def test_no_return_goes_across_a_rollout_that_was_dropped(key):
+    """Rewards 1, 2, 3, ... in two environments; of the second rollout of 2 steps NaN comes from one
+    of them, and nothing is kept. The other's step 2 isn't followed by its step 5."""
+    options = {"num_envs": 2, "update_every": 2, "total_timesteps": 400}
+    rewarder = purerl.RunningNormalize(gamma=0.5)
+    loop = purerl.make_loop(walk(50), Replay(gamma=0.5), rewarder=rewarder, **options)
+    step = quick_jit(loop.step)
+    state, metrics = step(quick_jit(loop.init)(key), 0)
+    walks = state.rollout.env
+    spoiled = walks._replace(
+        env=walks.env._replace(name=walks.env.name.at[0].set(jnp.nan)),
+        obs=walks.obs.at[0, 0].set(jnp.nan),
+    )
+    state = state._replace(rollout=state.rollout._replace(env=spoiled))
+    state, metrics = step(state, 1)
+    assert int(metrics.nonfinite_updates) == 1
+    state, metrics = step(state, 2)
+    assert int(metrics.nonfinite_updates) == 0
+    assert int(state.buffer.size) == 4
+    np.testing.assert_allclose(state.rewarder.discounted[1], 6 + 0.5 * 5)  # not 0.25 * 2 more
+    data = {**state.buffer.data, "reward": jnp.array([[1.0, 1], [2, 2], [1, 5], [2, 6]])}
+    buffer = loop.buffer.replace(gamma=0.5)
+    indices = jnp.array([1, 3, 5, 0, 2, 4])
+    drawn = buffer.sample(state.buffer._replace(data=data), indices=indices, n_step=3)
+    np.testing.assert_allclose(drawn["reward"], [2, 2, 8, 2, 2, 2])
+    np.testing.assert_allclose(drawn["discount"], [0.25, 0.5, 0.25] * 2)
+
+
+def test_an_episode_that_is_broken_off_does_not_count(key):
+    """Every third step of each environment is broken, whole episodes are of two steps or four."""
+
+    def step(key, time, action):
+        broken = time == 2
+        obs = jnp.where(broken, jnp.nan, 1.0)[None]
+        died = (time == 1) & (jax.random.uniform(key) < 0.3)
+        timestep = purerl.TimeStep(obs, jnp.float32(1), died, jnp.bool_(False), {})
+        return time + 1, timestep
+
+    spec = purerl.EnvSpec("broken", purerl.Box(0.0, 1.0, (1,)), purerl.Discrete(2))
+    env = purerl.Env(lambda key: (jnp.ones(1), jnp.int32(0)), step, spec)
+    state, metrics = jitted_run(env, Tiny(), key=key, **OPTIONS)
+    counted = int(metrics.num_episodes.sum())
+    assert 0 < counted < 96 // 3
+    assert counted == int(state.num_episodes)
+    np.testing.assert_allclose(metrics.episode_length[metrics.num_episodes > 0], 2)
+
+    dead = env._replace(step=lambda *x: (step(*x)[0], step(*x)[1]._replace(terminated=x[1] == 2)))
+    state, metrics = jitted_run(dead, Tiny(), key=key, **OPTIONS)
+    assert int(state.num_episodes) == metrics.num_episodes.sum() == 0
+
+
+def test_episodic_runs_take_as_many_updates_as_their_episodes_need(key):
+    options = {"num_envs": 4, "update_every": 20, "max_episodes": 40, "wait_end_path": True}
+    for env in (walk(50), reward_forever(10), walk(5, limit=3)):
+        assert purerl.make_loop(env, Tiny(), **options).num_updates == 10
+    state, _ = jitted_run(env, Tiny(), key=key, **options)
+    assert int(state.num_episodes) == 40
+
+
+def test_what_stays_out_of_the_statistics_is_counted_and_the_rest_is_learned(key):
+    def step(env_key, state, action):
+        after, timestep = walk(3).step(env_key, state, action)
+        far = jax.random.uniform(jax.random.fold_in(env_key, 1)) < 0.02
+        return after, timestep._replace(
+            obs=timestep.obs.at[1].set(jnp.where(far, 2e19, timestep.obs[1])),
+            reward=jnp.where(far, -2e19, timestep.reward),
+        )
+
+    env = walk(3)._replace(step=step)
+    rewarder = purerl.RunningNormalize(gamma=0.9)
+    options = {**OPTIONS, "total_timesteps": 640, "normalize_obs": True, "rewarder": rewarder}
+    state, metrics = jitted_run(env, Tiny(), key=key, **options)
+    flawed = np.asarray(metrics.nonfinite_updates)
+    assert 0 < flawed.sum() < len(flawed)
+    assert int(state.nonfinite_updates) == flawed.sum()
+    assert np.isfinite(metrics.losses["loss"]).all()
+    assert int(state.agent["calls"]) == len(flawed)
+    for stats in (state.obs_stats, state.rewarder.stats):
+        assert np.all(np.asarray(stats.var) < 10.0)
+    clean, metrics = jitted_run(walk(3), Tiny(), key=key, **options)
+    assert metrics.nonfinite_updates.sum() == 0
+    np.testing.assert_allclose(state.obs_stats.mean, clean.obs_stats.mean, rtol=0.1)

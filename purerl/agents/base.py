@@ -19,13 +19,17 @@ Losses = dict[str, jax.Array]
 
 
 class RunDefaults(NamedTuple):
-    """Arguments of `run` that an agent chooses where the user doesn't; `run` explains them."""
+    """Arguments of `run` that an agent chooses where the user doesn't; `run` explains them.
+
+    With `random_start`, actions are drawn from the action space until `update_after`.
+    """
 
     num_envs: int = 8
     update_every: int = 128
     update_after: int = 0
     wait_end_path: bool = False
     noise: Noise | None = None
+    random_start: bool = False
 
 
 class Agent(Record):

@@ -47,7 +47,9 @@ class DDPG(NetworkAgent):
     """Off-policy learning of a deterministic policy, for continuous actions.
 
     The critic learns Q(s, a) from y = r + gamma Q'(s', mu'(s')), the actor ascends Q(s, mu(s)); the
-    target networks Q' and mu' follow by Polyak averaging. Exploration is the run's `noise`.
+    target networks Q' and mu' follow by Polyak averaging. Exploration is the run's `noise`; until
+    `update_after`, when nothing is learned yet, actions are drawn from the action space: evenly
+    between its bounds, or from a standard normal where there are none.
 
     Attributes:
         batch_size: transitions in a gradient step.
@@ -83,7 +85,9 @@ class DDPG(NetworkAgent):
 
     @property
     def run_defaults(self) -> RunDefaults:
-        return RunDefaults(update_every=1, update_after=1_000, noise=GaussianNoise())
+        return RunDefaults(
+            update_every=1, update_after=1_000, noise=GaussianNoise(), random_start=True
+        )
 
     def make_buffer(self, num_envs: int, update_every: int) -> Buffer:
         return replay_buffer(num_envs)

@@ -66,7 +66,8 @@ class DQN(NetworkAgent):
         target_fn: what stands for the value of s': `purerl.double_q_target`, `purerl.q_target`, or
             a function of Q(s', .) and the target network's Q'(s', .), `[B, n]` each, to `[B]`.
         tau: how far the target network moves towards the network, 1 for all the way.
-        target_update_every: gradient steps between such moves.
+        target_update_every: gradient steps between such moves; None for 200 where tau is 1, and
+            for every step where it is less.
         epsilon_start, epsilon_end: probability of a random action, at first and at last.
         epsilon_steps: environment steps in which it falls, linearly; None for a tenth of the run.
         gradient_steps: in each update.
@@ -83,7 +84,7 @@ class DQN(NetworkAgent):
         default=double_q_target, options=TARGETS
     )
     tau: float = real(default=1.0, at_least=0.0, at_most=1.0)
-    target_update_every: int = integer(default=200, at_least=1)
+    target_update_every: int | None = integer(default=None, at_least=1, optional=True)
     epsilon_start: float = real(default=1.0, at_least=0.0, at_most=1.0)
     epsilon_end: float = real(default=0.05, at_least=0.0, at_most=1.0)
     epsilon_steps: float | None = real(default=None, above=0.0, optional=True)
@@ -179,13 +180,19 @@ class DQN(NetworkAgent):
         params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
         steps = state.steps + 1
         target_params = where(
-            steps % self.target_update_every == 0,
+            steps % self._between_moves() == 0,
             optax.incremental_update(params, state.target_params, self.tau),
             state.target_params,
         )
         losses = {"loss": loss, "q": jnp.mean(q), "grad_norm": global_norm(grads)}
         state = DQNState(params, target_params, opt_state, steps, state.critic)
         return state, target - q, losses
+
+    def _between_moves(self) -> jax.Array | int:
+        """Gradient steps between two moves of the target network."""
+        if self.target_update_every is not None:
+            return self.target_update_every
+        return jnp.where(self.tau < 1.0, 1, 200)
 
     def _explore(
         self, state: DQNState, obs: PyTree, key: jax.Array, epsilon: jax.Array | float

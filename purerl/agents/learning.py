@@ -197,8 +197,9 @@ def shuffle(
     """Minibatches in random order, every transition once an epoch.
 
     What is shuffled are not single transitions but blocks of up to 16 environments at one time
-    step. Environments don't know of each other, so a block is as good a draw as its members drawn
-    alone; the permutation is shorter and the gather reads whole lines.
+    step: the permutation is shorter, and the gather reads whole lines. A block's members are at the
+    same time step, and neighbours in every epoch: where environments run in step, so that those
+    rows resemble each other, a minibatch of them is less varied than single transitions would be.
 
     Args:
         key: for the permutations.

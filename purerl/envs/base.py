@@ -122,7 +122,7 @@ def auto_reset(env: Env) -> Env:
     own, and each initial state that is drawn for an episode is acted on.
 
     An observation or reward that isn't finite cuts the episode too (`truncated`), so that a broken
-    simulation doesn't go on.
+    simulation doesn't go on; `info["nonfinite"]` is True there.
     """
 
     def reset(key: jax.Array) -> tuple[PyTree, AutoResetState]:
@@ -135,8 +135,11 @@ def auto_reset(env: Env) -> Env:
         step_key, reset_key = jax.random.split(key)
         inner, timestep = env.step(step_key, state.env, action)
         first_obs, first = env.reset(reset_key)
-        broken = ~all_finite((timestep.obs, timestep.reward)) & ~timestep.terminated
-        timestep = timestep._replace(truncated=timestep.truncated | broken)
+        broken = ~all_finite((timestep.obs, timestep.reward))
+        timestep = timestep._replace(
+            truncated=timestep.truncated | (broken & ~timestep.terminated),
+            info={**timestep.info, "nonfinite": broken},
+        )
         done = timestep.terminated | timestep.truncated
         obs = where(done, first_obs, timestep.obs)
         return AutoResetState(where(done, first, inner), obs), timestep

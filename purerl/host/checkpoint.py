@@ -185,12 +185,11 @@ class RunFolder:
             "nothing was changed"
         )
 
-    def save_metrics(self, start: int, metrics: PyTree) -> None:
-        """Saves the metrics `[..., n]` of the updates from `start` on."""
+    def save_metrics(self, start: int, stop: int, metrics: PyTree) -> None:
+        """Saves the metrics `[..., n]`, n rows, of the updates from `start` up to `stop`."""
         if not devices.is_first_host():
             return
         arrays = by_path(metrics)
-        stop = start + next(iter(arrays.values())).shape[-1]
         file = self.path / "metrics" / f"{start:012d}-{stop:012d}.npz"
         with self._telling("metrics"):
             np.savez(packed := io.BytesIO(), **arrays)  # it complains twice where a disk is full

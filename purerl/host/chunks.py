@@ -10,10 +10,9 @@ import numpy as np
 from purerl import devices
 from purerl.config import TrainConfig, with_hyperparams
 from purerl.errors import ConfigError
-from purerl.metrics import Metrics
-from purerl.policy import Interface
+from purerl.metrics import Count, Metrics
 from purerl.state import OWN
-from purerl.train import TrainOutput, list_seeds
+from purerl.train import TrainOutput, list_seeds, make_output
 
 PyTree = Any
 CHUNK_BYTES = 2**24  # of metrics, at most, between two looks from the host
@@ -31,32 +30,37 @@ class Program:
         self.mapped = keys.ndim > 0
         state = jax.eval_shape(self._over(self._init, (0, 0)), keys, self.values)
         self.state_like = devices.place(state, self.loop.num_devices, OWN, keys.ndim)
-        arguments = (self.state_like, self.values, 0, 0)
-        metrics = jax.eval_shape(self._over(self._step, (0, 0, None)), *arguments[:3])[1]
+        row = self._over(self._row, (0, 0, None))
+        metrics = jax.eval_shape(row, self.state_like, self.values, _count(0))[1]
         self.metrics_like = metrics
         size = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves(metrics))
-        self.capacity = min(self.loop.num_updates, max(1, CHUNK_BYTES // size))
+        self.capacity = min(self.loop.num_rows, max(1, CHUNK_BYTES // size))
 
     def compile(self) -> None:
         """Compiles everything."""
         init = self.jit(self._over(self._init, (0, 0)))
         self.init = init.lower(self.keys, self.values).compile()
-        # One program for chunks of any length: the number of updates is an argument.
+        # One program for chunks of any length: the number of rows is an argument.
         chunk = self.jit(self._over(self._chunk, (0, 0, None, None)), donate_argnums=0)
-        self._run = chunk.lower(self.state_like, self.values, 0, 0).compile()
+        self._run = chunk.lower(self.state_like, self.values, _count(0), 0).compile()
 
     def run(self, state: PyTree, start: int, stop: int) -> tuple[PyTree, Metrics]:
-        """The state after the updates from `start` up to `stop`, and their metrics on the host."""
-        state, rows = self._run(state, self.values, start, stop)
-        return state, jax.tree.map(lambda x: np.asarray(x)[..., : stop - start].copy(), rows)
+        """The state after the updates from `start` up to `stop`, and their metrics on the host, of
+        whole rows: both are multiples of `log_every`, or the end."""
+        rows = self.rows(stop - start)
+        state, table = self._run(state, self.values, _count(start), rows)
+        return state, jax.tree.map(lambda x: np.asarray(x)[..., :rows].copy(), table)
+
+    def rows(self, num_updates: int) -> int:
+        """How many rows of metrics they make."""
+        return -(-num_updates // self.loop.log_every)
 
     def output(self, state: PyTree, metrics: Metrics) -> TrainOutput:
         """What `make_train` would have given."""
         shape = self.keys.shape
         agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.config.agent)
         agent = agent.tell(**self.values)
-        interface = Interface(self.loop.env.spec, self.config.action_processor)
-        return TrainOutput(state, metrics, agent, self.loop.steps_per_update, interface)
+        return make_output(self.config, self.loop, state, metrics, agent)
 
     def _over(self, function: Callable, axes: tuple) -> Callable:
         return jax.vmap(function, axes) if self.mapped else function
@@ -64,25 +68,38 @@ class Program:
     def _init(self, key: jax.Array, values: dict[str, jax.Array]) -> PyTree:
         return self.config.make_loop(values).start(key)
 
-    def _step(self, state: PyTree, values: dict[str, jax.Array], index: Any) -> PyTree:
-        loop = self.config.make_loop(values)
-        return loop.spread(loop.step, 1)(state, jnp.asarray(index))
-
-    def _chunk(self, state: PyTree, values: dict[str, jax.Array], start: Any, stop: Any) -> PyTree:
+    def _row(self, state: PyTree, values: dict[str, jax.Array], start: Count) -> PyTree:
         loop = self.config.make_loop(values)
 
-        def updates(state: PyTree, start: jax.Array, stop: jax.Array) -> PyTree:
-            like = jax.eval_shape(loop.step, state, start)[1]
-            rows = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), like)
+        def row(state: PyTree, start: Count) -> PyTree:
+            state, _, metrics = loop.row(state, start)
+            return state, metrics
 
-            def body(index: jax.Array, carry: tuple) -> tuple:
-                state, metrics = loop.step(carry[0], index)
-                at = index - start
-                return state, jax.tree.map(lambda row, x: row.at[at].set(x), carry[1], metrics)
+        return loop.spread(row, 1)(state, start)
 
-            return jax.lax.fori_loop(start, stop, body, (state, rows))
+    def _chunk(
+        self, state: PyTree, values: dict[str, jax.Array], start: Count, num_rows: Any
+    ) -> PyTree:
+        loop = self.config.make_loop(values)
 
-        return loop.spread(updates, 2)(state, jnp.asarray(start), jnp.asarray(stop))
+        def rows(state: PyTree, start: Count, num_rows: jax.Array) -> PyTree:
+            like = jax.eval_shape(loop.row, state, start)[2]
+            table = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), like)
+
+            def body(at: jax.Array, carry: tuple) -> tuple:
+                (state, index), table = carry
+                state, index, metrics = loop.row(state, index)
+                return (state, index), jax.tree.map(lambda x, y: x.at[at].set(y), table, metrics)
+
+            (state, _), table = jax.lax.fori_loop(0, num_rows, body, ((state, start), table))
+            return state, table
+
+        return loop.spread(rows, 2)(state, start, jnp.asarray(num_rows))
+
+
+def _count(number: int) -> Count:
+    """On the host: each process of several has it to give."""
+    return Count(*(np.asarray(x, np.int32) for x in divmod(number, 2**30)))  # type: ignore[arg-type]
 
 
 def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] | None]:

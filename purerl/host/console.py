@@ -117,19 +117,19 @@ class console_sink:  # noqa: N801 - called as a function
             )
 
 
-def show_curve(console: Console, metrics: Metrics, steps_per_update: int, rows: int = 20) -> None:
+def show_curve(console: Console, metrics: Metrics, timesteps: np.ndarray, rows: int = 20) -> None:
     """The learning curve, a row a stretch of training, and the end of the run.
 
     Args:
         console: where to.
         metrics: of numpy arrays, `[S, n]` or `[n]`.
-        steps_per_update: environment steps in each, of each seed.
+        timesteps: `[n]`, environment steps of each seed after each row of metrics.
         rows: of the curve, at most.
     """
     returns = np.atleast_2d(np.asarray(metrics.episode_return))
-    num_updates = returns.shape[1]
-    edges = np.array_split(np.arange(num_updates), max(1, min(rows, num_updates)))
-    told = [means(_part(metrics, part, steps_per_update)) for part in edges]
+    num_rows = returns.shape[1]
+    edges = np.array_split(np.arange(num_rows), max(1, min(rows, num_rows)))
+    told = [means(_part(metrics, part)) for part in edges]
     per_seed = [part["episode_return"] for part in told]
     seen = np.concatenate(per_seed) if per_seed else np.zeros(0)
     seen = seen[np.isfinite(seen)]
@@ -141,7 +141,7 @@ def show_curve(console: Console, metrics: Metrics, steps_per_update: int, rows: 
     for column in curve.columns[:4]:
         column.justify = "right"
     for part, values in zip(edges, per_seed, strict=True):
-        steps, known = f"{int(part[-1] + 1) * steps_per_update:,}", values[np.isfinite(values)]
+        steps, known = f"{timesteps[part[-1]]:,}", values[np.isfinite(values)]
         if known.size:
             filled = round(40 * (known.mean() - low) / (high - low or 1.0))
             cells = (f"{x:.1f}" for x in (known.mean(), known.min(), known.max()))
@@ -170,11 +170,11 @@ def _show_end(console: Console, end: dict[str, np.ndarray], metrics: Metrics) ->
     console.print(table)
 
 
-def _part(metrics: Metrics, part: np.ndarray, steps_per_update: int) -> Report:
-    """Some updates of a run, as a report."""
+def _part(metrics: Metrics, part: np.ndarray) -> Report:
+    """Some rows of a run, as a report."""
     start, stop = int(part[0]), int(part[-1]) + 1
     own = jax.tree.map(lambda x: np.asarray(x)[..., start:stop], metrics)
-    return Report(start, stop, stop, steps_per_update, own, 0.0, 0.0)
+    return Report(start, stop, stop, 1, own, 0.0, 0.0)
 
 
 def _mean(x: np.ndarray) -> float:

@@ -27,12 +27,13 @@ class Curves:
 
     Attributes:
         name: what it is called in a legend.
-        timesteps: `[U]` int64, environment steps of each seed after each update.
-        returns: `[S, U]`, mean return of the episodes that ended in each update, NaN where none.
+        timesteps: `[U]` int64, environment steps of each seed after each row of metrics, which is
+            one update or several.
+        returns: `[S, U]`, mean return of the episodes that ended in each row, NaN where none.
         num_episodes: `[S, U]`, how many ended.
-        seconds: `[U]`, wall-clock time of training after each update; None where it isn't known.
-        num_updates: `[S]`, how many updates each seed ran; None for U. Fewer where `max_episodes`
-            ended its run.
+        seconds: `[U]`, wall-clock time of training after each row; None where it isn't known.
+        num_updates: `[S]`, how many of these U each seed ran; None for all. Fewer where
+            `max_episodes` ended its run.
 
     Raises:
         ConfigError: arrays that don't fit each other.
@@ -75,16 +76,16 @@ class Curves:
         Args:
             name: what they are called.
             out: a `TrainOutput`, or its `Metrics`, `[U]` or `[S, U]`.
-            steps_per_update: environment steps in each update; a `TrainOutput` knows it.
-            seconds: `[U]`, wall-clock time after each update.
+            steps_per_update: environment steps in each row of metrics; a `TrainOutput` knows it.
+            seconds: `[U]`, wall-clock time after each row.
 
         Raises:
             ConfigError: `out` is neither, it has other axes, or `steps_per_update` is not known.
         """
-        metrics, num_updates = out, None
+        metrics, num_rows, timesteps = out, None, None
         if isinstance(out, TrainOutput):
             metrics, steps_per_update = out.metrics, out.steps_per_update
-            num_updates = np.atleast_1d(out.state.num_updates)
+            num_rows, timesteps = np.atleast_1d(out.num_rows), out.timesteps
         if not isinstance(metrics, Metrics):
             raise ConfigError(f"out: got {type(out).__name__}, expected a TrainOutput or Metrics")
         if steps_per_update is None:
@@ -96,9 +97,9 @@ class Curves:
                 "by out.member(i)"
             )
         num_episodes = np.atleast_2d(np.asarray(metrics.num_episodes))
-        updates = np.arange(1, returns.shape[1] + 1, dtype=np.int64)
-        timesteps = updates * steps_per_update
-        return cls(name, timesteps, returns, num_episodes, seconds, num_updates)
+        if timesteps is None:
+            timesteps = np.arange(1, returns.shape[1] + 1, dtype=np.int64) * steps_per_update
+        return cls(name, timesteps, returns, num_episodes, seconds, num_rows)
 
     @property
     def num_seeds(self) -> int:
@@ -189,7 +190,7 @@ def _columns(rows: Any) -> dict[str, np.ndarray]:
 
 
 def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
-    """Rows, in any order, put into `[S, U]`; a last update that isn't there of all seeds is not
+    """Rows, in any order, put into `[S, U]`; a last one that isn't there of all seeds is not
     counted.
 
     Raises:
@@ -201,24 +202,27 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
     if not len(table["seed"]):
         raise ValueError("it has no rows")
     seeds, seed = np.unique(table["seed"], return_inverse=True)
-    first = table["update"].min()
-    update = (table["update"] - first).astype(np.int64)
-    if len(seeds) * update.max() > len(update):  # before memory is taken for what isn't there
-        raise ValueError(f"{len(update)} rows are too few for {len(seeds)} seeds up to update "
-                         f"{table['update'].max():.0f}")  # fmt: skip
-    rows = np.zeros((len(seeds), update.max() + 1), np.int64)
-    np.add.at(rows, (seed, update), 1)
-    num_updates = rows.shape[1]
-    if num_updates > 1 and np.any(rows[:, -1] == 0):
-        num_updates -= 1
-    for i, j in np.argwhere(rows[:, :num_updates] != 1):
-        what = f"seed {seeds[i]:.0f} has {rows[i, j]} rows of update {first + j:.0f}"
+    updates = np.unique(table["update"])
+    # Rows are of equally many updates each, but for the run's last one.
+    log_every = np.diff(updates)[:-1].min(initial=updates[-1] - updates[0]) or 1
+    place = np.ceil((table["update"] - updates[0]) / log_every).astype(np.int64)
+    if len(seeds) * place.max() > len(place):  # before memory is taken for what isn't there
+        raise ValueError(f"{len(place)} rows are too few for {len(seeds)} seeds up to update "
+                         f"{updates[-1]:.0f}")  # fmt: skip
+    rows = np.zeros((len(seeds), place.max() + 1), np.int64)
+    np.add.at(rows, (seed, place), 1)
+    num_rows = rows.shape[1]
+    if num_rows > 1 and np.any(rows[:, -1] == 0):
+        num_rows -= 1
+    for i, j in np.argwhere(rows[:, :num_rows] != 1):
+        update = updates[0] + j * log_every
+        what = f"seed {seeds[i]:.0f} has {rows[i, j]} rows of update {update:.0f}"
         raise ValueError(f"{what}, expected one")
     grids = {}
     for column, values in table.items():
         grid = np.full(rows.shape, np.nan)
-        grid[seed, update] = values
-        grids[column] = grid[:, :num_updates]
+        grid[seed, place] = values
+        grids[column] = grid[:, :num_rows]
     seconds = grids["seconds"].max(axis=0) if "seconds" in grids else np.array([np.nan])
     return Curves(
         name,

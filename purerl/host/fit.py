@@ -105,7 +105,7 @@ def fit(
     files = None
     with RunFolder(run_dir, keep) as folder:
         if devices.is_first_host():
-            claim(folder, run, program.loop, resume)
+            claim(folder, {**run, "log_every": program.loop.log_every}, program.loop, resume)
             files = RunFiles(folder.path, config, seeds_told, folder.good)
             sinks.insert(0, files)
         devices.wait_for_all_hosts("claimed")
@@ -138,8 +138,10 @@ class _Training:
         if self.state is None:
             self.state = self.program.init(self.program.keys, self.program.values)
 
-    def advance(self, upto: int) -> Metrics:
-        """Trains up to an update."""
+    def advance(self, num_rows: int) -> Metrics:
+        """Trains for so many rows of metrics, or to the end."""
+        loop = self.program.loop
+        upto = min(self.done + num_rows * loop.log_every, loop.num_updates)
         self.state, metrics = self.program.run(self.state, self.done, upto)
         self.pieces.append(metrics)
         self.unsaved.append(metrics)
@@ -154,7 +156,7 @@ class _Training:
     def save(self) -> None:
         """Saves what isn't."""
         if self.folder and self.unsaved:
-            self.folder.save_metrics(self.saved, _joined(self.unsaved))
+            self.folder.save_metrics(self.saved, self.done, _joined(self.unsaved))
             self.folder.save(self.done, _kept(self.state))
             self.saved, self.unsaved = self.done, []
 
@@ -186,7 +188,7 @@ def _train(
     with _Signals() as signals:
         while training.done < loop.num_updates and not asked:
             chunk_start, before = time.perf_counter(), training.done
-            metrics = training.advance(min(before + int(length), loop.num_updates))
+            metrics = training.advance(int(length))
             now = time.perf_counter()
             report = Report(
                 before,
@@ -197,11 +199,12 @@ def _train(
                 seconds=now - start,
                 compile_seconds=start - began,
                 seeds=training.seeds,
+                log_every=loop.log_every,
             )
             for sink in sinks:
                 sink(report)
-            # As many updates as take the asked time, by what the last ones took.
-            wanted = report_every * (training.done - before) / (now - chunk_start)
+            # As many rows as take the asked time, by what the last ones took.
+            wanted = report_every * report.num_rows / (now - chunk_start)
             length = max(1.0, min(wanted, 10.0 * length, training.program.capacity))
             due = now - saved_at >= checkpoint_every and not training.busy
             # Hosts have to do the same: stop where any is asked to, else what the first one says.
@@ -256,7 +259,8 @@ def _warn_of_nonfinite(out: TrainOutput) -> None:
     skipped = np.asarray(out.state.nonfinite_updates)
     if skipped.any():
         warnings.warn(
-            f"NaN or infinity came up, and {skipped.sum()} updates were skipped"
+            f"NaN or infinity came up, and {skipped.sum()} updates were skipped, or left numbers "
+            "beyond 1e15 out of the running statistics"
             + (f" (of each seed: {skipped.tolist()})" if skipped.ndim else ""),
             stacklevel=4,
         )

@@ -1,5 +1,6 @@
 """Figures of sweeps: what comes out in the end, and how it is learned, by hyperparameter."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -238,8 +239,10 @@ def _member_curves(result: SweepResult, name: str, combinations: np.ndarray) -> 
     for group in result.groups:
         places = np.flatnonzero(np.isin(group.group.members, members))
         if len(places):
-            run = Curves.of(name, group.metrics, group.shapes.steps_per_update)
-            parts.append((run, places, group.num_updates[places]))
+            run = dataclasses.replace(
+                Curves.of(name, group.metrics, 1), timesteps=group.shapes.timesteps
+            )
+            parts.append((run, places, group.num_rows[places]))
     timesteps = parts[0][0].timesteps
     if any(not np.array_equal(run.timesteps, timesteps) for run, _, _ in parts):
         static = sorted({x for group in result.groups for x in group.group.static})
@@ -251,7 +254,7 @@ def _member_curves(result: SweepResult, name: str, combinations: np.ndarray) -> 
         timesteps,
         np.concatenate([run.returns[places] for run, places, _ in parts]),
         np.concatenate([run.num_episodes[places] for run, places, _ in parts]),
-        num_updates=np.concatenate([num_updates for _, _, num_updates in parts]),
+        num_updates=np.concatenate([num_rows for _, _, num_rows in parts]),
     )
 
 

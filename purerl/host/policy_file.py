@@ -27,7 +27,7 @@ from purerl.policy import Interface, Policy
 from purerl.torsos import DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork
 
 PyTree = Any
-FORMAT = 1
+FORMAT = 2
 KIND = "purerl policy"
 ABOUT = "about"
 # The networks that a user may name in an agent and that are everybody's.

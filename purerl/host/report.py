@@ -14,10 +14,11 @@ class Report(NamedTuple):
         start, stop: the updates that were made, from `start` up to `stop`.
         num_updates: how many make the run.
         steps_per_update: environment steps in each, of each seed.
-        metrics: `Metrics` of numpy arrays, `[n]` or `[S, n]`, n = stop - start.
+        metrics: `Metrics` of numpy arrays, `[n]` or `[S, n]`, n rows.
         seconds: of training so far, in this process.
         compile_seconds: what compiling took.
         seeds: the seeds; `(0,)` where none were given, and the metrics have no axis for them.
+        log_every: updates in each row; the run's last one may be of fewer.
     """
 
     start: int
@@ -28,15 +29,20 @@ class Report(NamedTuple):
     seconds: float
     compile_seconds: float
     seeds: tuple[int, ...] = (0,)
+    log_every: int = 1
 
     @property
     def num_rows(self) -> int:
-        """n, how many updates are reported."""
-        return self.stop - self.start
+        """n, how many rows are reported."""
+        return -(-(self.stop - self.start) // self.log_every)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """The metrics as columns `[S or 1, n or 1]` by name, in the order of a table."""
-        update = np.arange(self.start + 1, self.stop + 1, dtype=np.int64)[None, :]
+        """The metrics as columns `[S or 1, n or 1]` by name, in the order of a table.
+
+        `update` and `timesteps` are those at each row's end.
+        """
+        ends = self.start + self.log_every * np.arange(1, self.num_rows + 1, dtype=np.int64)
+        update = np.minimum(ends, self.stop)[None, :]
         columns = {
             "seed": np.array(self.seeds, np.int64)[:, None],
             "update": update,

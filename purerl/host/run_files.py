@@ -1,7 +1,7 @@
 """What people and other programs read of a run's folder.
 
     config.toml   the config; None is "none"
-    metrics.csv   a row an update and seed
+    metrics.csv   a row every `log_every` updates and seed
     summary.json  the end of the run in numbers, and on what it was made
     policies/     a file for each seed: `purerl.load_policy`
 
@@ -112,7 +112,7 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
     """The end of a run in numbers; `out` with or without an axis of seeds."""
     updates = np.atleast_1d(_updates(out))
     metrics = jax.tree.map(np.atleast_2d, out.metrics)
-    returns = final_return(metrics, updates)
+    returns = final_return(metrics, np.atleast_1d(out.num_rows))
     known = returns[np.isfinite(returns)]
     return {
         "env": config.env.spec.name,

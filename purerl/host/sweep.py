@@ -97,11 +97,7 @@ Results = list[tuple[GroupResult, np.ndarray]]
 
 def _steps_to_go(results: Results) -> int:
     """Environment steps of the members that aren't done."""
-    return sum(
-        int(np.sum(~done)) * result.shapes.metrics.num_episodes.shape[0]
-        * result.shapes.steps_per_update
-        for result, done in results
-    )  # fmt: skip
+    return sum(int(np.sum(~done)) * int(result.shapes.timesteps[-1]) for result, done in results)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,13 +88,18 @@ class GroupResult:
 
     @property
     def metrics(self) -> Metrics:
-        """`Metrics` of `[S, num_updates]` numpy arrays."""
+        """`Metrics` of `[S, num_rows]` numpy arrays."""
         return self._whole().metrics
 
     @property
     def num_updates(self) -> np.ndarray:
         """`[S]` int64, how many updates each member ran."""
         return np.asarray(self._whole().state.num_updates, np.int64)
+
+    @property
+    def num_rows(self) -> np.ndarray:
+        """`[S]` int64, how many rows of metrics each member's run has."""
+        return -(-self.num_updates // self.shapes.log_every)
 
     def _whole(self) -> TrainOutput:
         return jax.tree.unflatten(jax.tree.structure(self.shapes), self.outputs)
@@ -112,9 +117,10 @@ class SweepResult:
     Attributes:
         table: a row a member, as columns `[members]` by name: every swept name; `seed`;
             `final_return`, the mean over the training episodes that ended in the last tenth of the
-            updates that the member ran (rounded up), each episode counted once, NaN where none
-            did; `eval_return`, of its last evaluation (NaN without one; no column where no member
-            is evaluated); `nonfinite_updates`, how many were skipped; `num_timesteps`.
+            rows of metrics of the member's run (rounded up), each episode counted once, NaN where
+            none did; `eval_return`, of its last evaluation (NaN without one; no column where no
+            member is evaluated); `nonfinite_updates`, as in `Metrics`, of all rows;
+            `num_timesteps`.
         groups: a `GroupResult` for each program. There is one, unless what fixes a program (a
             static field, such as `num_envs`) was swept too.
         effort: what it took.
@@ -128,7 +134,7 @@ class SweepResult:
 
     @property
     def metrics(self) -> Metrics:
-        """`Metrics` of numpy arrays `[members, num_updates]`, in the table's order.
+        """`Metrics` of numpy arrays `[members, num_rows]`, in the table's order.
 
         Raises:
             ValueError: the groups differ in their numbers of updates, or in what they measure:
@@ -241,7 +247,7 @@ def _table(plan: Plan, groups: tuple[GroupResult, ...]) -> dict[str, np.ndarray]
         columns[name] = np.zeros(plan.num_members, np.int64)
     for group in groups:
         members, metrics = group.group.members, group.metrics
-        columns["final_return"][members] = final_return(metrics, group.num_updates)
+        columns["final_return"][members] = final_return(metrics, group.num_rows)
         columns["nonfinite_updates"][members] = metrics.nonfinite_updates.sum(axis=1)
         columns["num_timesteps"][members] = group.num_updates * group.shapes.steps_per_update
         if metrics.eval is not None:
@@ -259,9 +265,10 @@ def _column(values: list[Any]) -> np.ndarray:
     return column
 
 
-def final_return(metrics: Metrics, num_updates: np.ndarray) -> np.ndarray:
-    """`[S]`, as `SweepResult.table` has it, of metrics `[S, num_updates]`."""
-    return final_returns(metrics.episode_return, metrics.num_episodes, num_updates)
+def final_return(metrics: Metrics, num_rows: np.ndarray) -> np.ndarray:
+    """`[S]`, as `SweepResult.table` has it, of metrics `[S, n]`, of which each member ran
+    `num_rows`, `[S]`."""
+    return final_returns(metrics.episode_return, metrics.num_episodes, num_rows)
 
 
 def _last_eval(metrics: Metrics) -> np.ndarray:

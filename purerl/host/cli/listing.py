@@ -159,7 +159,7 @@ def run_bench(args: argparse.Namespace, console: Console) -> int:
         began = time.perf_counter()
         jax.block_until_ready(train(keys))
         seconds.append(time.perf_counter() - began)
-    steps = len(keys) * out.metrics.num_episodes.shape[-1] * int(out.steps_per_update)
+    steps = len(keys) * int(out.timesteps[-1])
     median = statistics.median(seconds)
     console.print(
         f"{config.env.spec.name}, {type(config.agent).__name__}, {len(keys)} seeds: "

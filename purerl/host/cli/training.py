@@ -136,7 +136,7 @@ def _train(
             if error.output is None:
                 raise
             out = error.output
-    show_curve(console, out.metrics, out.steps_per_update)
+    show_curve(console, out.metrics, out.timesteps)
     if out.metrics.num_episodes.any():
         draw(folder)
     summary = read_summary(folder)
