@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from purerl.config import TrainConfig
-from purerl.fields import ConfigError, check_value, field_names, suggest
-from purerl.train import check_key, list_seeds, list_values
+from purerl.errors import ConfigError, shown, suggest
+from purerl.fields import check_key, check_value, count, field_names
+from purerl.train import list_seeds, list_values
 
 Values = dict[str, Any]
 

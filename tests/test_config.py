@@ -244,7 +244,7 @@ BAD_AGENT = [
     ({"anneal": "no"}, "anneal: got 'no', expected True or False"),
     ({"batch_size": 100}, "batch_size: got 100, expected a divisor of 1024"),
     ({"batch_size": 0}, "batch_size: got 0"),
-    ({"hidden": 64}, "hidden: got 64, expected a sequence of positive integers"),
+    ({"hidden": 0}, "hidden: got 0, expected a sequence of positive integers"),
     ({"hidden": (64, 0)}, r"hidden: got \(64, 0\)"),
     ({"activation": "tahn"}, "activation: got 'tahn', expected one of .*; did you mean 'tanh'"),
     ({"network": "rnn"}, "network: got 'rnn', expected one of 'auto'"),

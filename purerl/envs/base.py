@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from purerl.envs.spaces import Space
+from purerl.envs.spaces import Space, is_space
 
 PyTree = Any
 
@@ -34,19 +34,27 @@ class TimeStep(NamedTuple):
 
 
 class EnvSpec(NamedTuple):
-    """What is known of an environment before it is run. Hashable.
+    """What is known of an environment before it is run. Hashable, dicts of spaces included.
 
     Attributes:
         name: for people.
         observation_space: a space, or a pytree of spaces where observations are pytrees.
         action_space: `Discrete` or `Box`.
         max_episode_steps: the time limit that the dynamics keep by themselves, or None.
+
+    Spaces of Gymnasium or gymnax will do; they are converted where the environment is used.
     """
 
     name: str
     observation_space: Any
     action_space: Space
     max_episode_steps: int | None = None
+
+    def __hash__(self) -> int:
+        spaces: Any = jax.tree.flatten(self.observation_space, is_leaf=is_space)
+        leaves, structure = spaces
+        parts = (*leaves, structure, self.action_space, self.max_episode_steps)
+        return hash((self.name, *parts))
 
 
 class _Reset(Protocol):

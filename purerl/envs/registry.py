@@ -6,6 +6,7 @@ from typing import Any
 
 from purerl.envs import gymnax
 from purerl.envs.base import Env
+from purerl.envs.spaces import convert_spaces
 from purerl.fields import ConfigError, suggest
 
 _factories: dict[str, Callable[..., Env]] = {}
@@ -73,11 +74,13 @@ def _import(name: str, kwargs: dict[str, Any]) -> Env:
 def as_env(env: Any) -> Env:
     """An `Env` from a name, an `Env`, a gymnax `Environment`, or a pair of one and its parameters.
 
+    Spaces of Gymnasium and gymnax in its spec become ours.
+
     Raises:
         ConfigError: it is none of these.
     """
     if isinstance(env, Env):
-        return env
+        return _with_our_spaces(env)
     if isinstance(env, str):
         return make(env)
     pair = isinstance(env, tuple) and len(env) == 2
@@ -88,3 +91,12 @@ def as_env(env: Any) -> Env:
         f"env: got {env!r}, expected a name, a purerl.Env, a gymnax Environment, or a pair of a "
         "gymnax Environment and its parameters"
     )
+
+
+def _with_our_spaces(env: Env) -> Env:
+    """The environment itself where its spaces are ours."""
+    spec: Any = env.spec
+    names = [n for n in ("observation_space", "action_space") if hasattr(spec, n)]
+    ours = {name: convert_spaces(getattr(spec, name)) for name in names}
+    changed = {name: space for name, space in ours.items() if space is not getattr(spec, name)}
+    return env._replace(spec=spec._replace(**changed)) if changed else env
