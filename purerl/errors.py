@@ -1,9 +1,10 @@
 """What is said of a mistake."""
 
+import contextlib
 import difflib
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 # What a hyperparameter is called elsewhere (Stable-Baselines3, PureJaxRL, rejax, CleanRL) and here.
@@ -68,6 +69,18 @@ def shown(value: Any, most: int = 200) -> str:
     except Exception:  # an integer of 5,000 digits, a class whose repr is broken
         text = f"a {type(value).__name__} that can't be printed"
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 4 :]}"
+
+
+@contextlib.contextmanager
+def sentence(what: str, kind: Callable[[str], Exception] = ConfigError) -> Iterator[None]:
+    """Puts what a user's code raises into one sentence, with its traceback as the cause; purerl's
+    errors are sentences already."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:
+        raise kind(f"{what}: {raised(error)}") from error
 
 
 def raised(error: BaseException) -> str:

@@ -8,7 +8,9 @@ pytrees apart and puts them together with tracers and placeholders inside, bypas
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Self, dataclass_transform
 
 import jax
@@ -17,7 +19,7 @@ import numpy as np
 from purerl.errors import ConfigError, shown, suggest
 
 _MISSING: Any = dataclasses.MISSING
-# Sizes, indices and trip counts are int32 on the device; counters of steps and episodes may be more.
+# Sizes and indices are int32 on the device; counters of steps and episodes may be more.
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 
 
@@ -313,6 +315,21 @@ def _flattening(cls: type) -> tuple[Callable, Callable, Callable]:
     return flatten_with_keys, unflatten, flatten
 
 
+def check_path(name: str, path: Any) -> Path:
+    """A path that a user gives, `~` expanded.
+
+    Raises:
+        ConfigError: it is no text and no `os.PathLike` of text, is empty, or has a NUL in it.
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{name}: got {shown(path)}, expected a path, as text or pathlib.Path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise ConfigError(f"{name}: got {text!r}: {error}") from None
+
+
 def check_key(key: Any) -> None:
     """Raises ConfigError unless it is one typed key."""
     dtype = getattr(key, "dtype", None)
@@ -328,7 +345,7 @@ def check_key(key: Any) -> None:
         )
 
 
-def count(name: str, value: Any, *, at_least: int = 1, optional: bool = False) -> int:
+def check_count(name: str, value: Any, *, at_least: int = 1, optional: bool = False) -> int:
     """An argument that is an integer, such as a number of episodes.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 
 from purerl.agents import Agent
-from purerl.config import TrainConfig, with_hyperparams
+from purerl.config import TrainConfig, check_hyperparams, with_hyperparams
 from purerl.errors import ConfigError, MemberError, shown
 from purerl.fields import INT32, check_key
 from purerl.loop import RunState
@@ -76,9 +76,7 @@ class TrainOutput:
             ConfigError: not as many integers as there are mapped axes.
         """
         axes = np.shape(self.agent.timesteps)  # a leaf that every agent has, without axes
-        integers = all(
-            isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in index
-        )
+        integers = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in index)
         if not axes:
             raise ConfigError(f"member: got {shown(index)}, but this is the output of one run")
         if len(index) != len(axes) or not integers:
@@ -115,7 +113,7 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
         indices = jnp.arange(loop.num_updates)
         scan = loop.spread(lambda state: jax.lax.scan(loop.step, state, indices))
         state, metrics = scan(loop.start(key))
-        agent = with_hyperparams(config.agent, hyperparams or {})
+        agent = with_hyperparams(config.agent, check_hyperparams(hyperparams))
         interface = Interface(loop.env.spec, config.action_processor)
         return TrainOutput(state, metrics, agent, loop.steps_per_update, interface)
 
@@ -137,13 +135,18 @@ def list_seeds(seeds: Any) -> tuple[int, ...]:
         return tuple(range(seeds))
     values = list_values("seeds", seeds)
     for seed in values:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ConfigError(
-                f"seeds: got {shown(seed)} among them, expected integers 0 <= s < 2**32"
-            )
+        check_seed("seeds", seed)
     if len(set(values)) < len(values):
         raise ConfigError("seeds: some are there twice")
     return tuple(values)
+
+
+def check_seed(name: str, seed: Any) -> int:
+    """A seed for `jax.random.key`. Raises ConfigError unless it is an integer 0 <= s < 2**32."""
+    right = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not right or not 0 <= seed < 2**32:
+        raise ConfigError(f"{name}: got {shown(seed)}, expected an integer 0 <= s < 2**32")
+    return int(seed)
 
 
 def list_values(what: str, values: Any) -> list[Any]:

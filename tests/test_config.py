@@ -303,8 +303,10 @@ def test_a_discrete_agent_on_a_continuous_environment(no_compilation):
 
 
 def test_a_users_own_error_is_not_hidden():
-    with pytest.raises(RuntimeError, match="not a shape error"):
+    words = r"PPO.init .* RuntimeError in test_config.py, line \d+: not a shape error"
+    with pytest.raises(purerl.ConfigError, match=words) as caught:
         TrainConfig(env="CartPole-v1", agent=purerl.PPO(actor=broken_network()))
+    assert isinstance(caught.value.__cause__, RuntimeError)  # with its traceback
 
 
 def test_not_a_mapping():

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.envs.spaces import Space, is_space
+from purerl.fields import check_count
 
 PyTree = Any
 
@@ -160,7 +161,12 @@ class TimeLimitState(NamedTuple):
 
 
 def time_limit(env: Env, max_episode_steps: int) -> Env:
-    """Cuts an episode after so many steps by `truncated`, never by `terminated`."""
+    """Cuts an episode after so many steps by `truncated`, never by `terminated`.
+
+    Raises:
+        ConfigError: `max_episode_steps` is no integer >= 1.
+    """
+    max_episode_steps = check_count("max_episode_steps", max_episode_steps)
 
     def reset(key: jax.Array) -> tuple[PyTree, TimeLimitState]:
         obs, state = env.reset(key)
@@ -184,7 +190,11 @@ def action_repeat(env: Env, num_repeats: int) -> Env:
     """Repeats each action; rewards are summed, and nothing moves after an episode's end.
 
     `max_episode_steps` counts decisions, not frames: it is divided by `num_repeats`, rounded up.
+
+    Raises:
+        ConfigError: `num_repeats` is no integer >= 1.
     """
+    num_repeats = check_count("num_repeats", num_repeats)
 
     def step(key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
         keys = jax.random.split(key, num_repeats)

@@ -1,6 +1,8 @@
 """`check_env`: whether an environment keeps the contract that everything else relies on."""
 
+import contextlib
 import re
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,8 +13,8 @@ import numpy as np
 from purerl.envs.base import Env, TimeStep, vectorize, where
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Box, Discrete, is_space
-from purerl.errors import ConfigError, raised, shown
-from purerl.fields import check_key, count
+from purerl.errors import ConfigError, sentence, shown
+from purerl.fields import check_count, check_key
 
 # What is run here is tiny: let XLA compile it quickly, not well.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
@@ -55,7 +57,7 @@ def check_env(
     if key is not None:
         check_key(key)
     if num_steps is not None:
-        num_steps = count("num_steps", num_steps, optional=True)
+        num_steps = check_count("num_steps", num_steps, optional=True)
     env = as_env(env)
     trace_env(env)
     if quick:
@@ -91,6 +93,29 @@ def trace_env(env: Env, *, strict: bool = True) -> Traced:
     return Traced(obs, state, timestep)
 
 
+def check_new_env(env: Any) -> Env:
+    """An `Env` from what a user gives for one, checked as far as training needs; each environment
+    is traced once, however many configs are made of it.
+
+    Raises:
+        EnvError: see `check_env`.
+        ConfigError: it is no environment, or can't be made.
+    """
+    with sentence(f"env: {shown(env)} can't be made", EnvError):
+        made = as_env(env)
+    with contextlib.suppress(TypeError):  # what isn't hashable, or takes no weak reference
+        reset, spec = _traced_before.get(made.step, (None, None))
+        if reset is not None and reset() is made.reset and spec == made.spec:
+            return made
+    trace_env(made, strict=False)
+    with contextlib.suppress(TypeError):
+        _traced_before[made.step] = weakref.ref(made.reset), made.spec
+    return made
+
+
+_traced_before: weakref.WeakKeyDictionary[Any, tuple[Any, Any]] = weakref.WeakKeyDictionary()
+
+
 def _require(condition: Any, message: str) -> None:
     if not condition:
         raise EnvError(message)
@@ -124,7 +149,7 @@ def _check_spec(env: Env) -> None:
     try:
         hash(spec)
     except TypeError:
-        raise EnvError("spec is not hashable: an array in it? Use names, tuples and spaces") from None
+        raise EnvError("spec is not hashable: is an array in it? Use spaces and tuples") from None
 
 
 def _check_obs(env: Env, obs: Any, where: str, strict: bool) -> None:
@@ -170,15 +195,9 @@ def dtype_name(dtype: Any) -> str:
 
 def _traced(function: Callable, *args: Any, what: str, strict: bool) -> Any:
     """The shapes of what a function returns."""
-    try:
-        if not strict:
-            return jax.eval_shape(function, *args)
-        with jax.checking_leaks():
-            return jax.eval_shape(function, *args)
-    except ConfigError:  # what is found inside, and what a user's environment says of a value
-        raise
-    except Exception as error:
-        raise EnvError(f"{what} can't be traced by jax.jit: {raised(error)}") from error
+    leaks = jax.checking_leaks() if strict else contextlib.nullcontext()
+    with sentence(f"{what} can't be traced by jax.jit", EnvError), leaks:
+        return jax.eval_shape(function, *args)
 
 
 def _check_reset(env: Env, key: Any, strict: bool) -> tuple[Any, Any]:

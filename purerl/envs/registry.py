@@ -7,7 +7,7 @@ from typing import Any
 from purerl.envs import gymnax
 from purerl.envs.base import Env
 from purerl.envs.spaces import convert_spaces
-from purerl.fields import ConfigError, suggest
+from purerl.errors import ConfigError, shown, suggest
 
 _factories: dict[str, Callable[..., Env]] = {}
 
@@ -20,8 +20,15 @@ def register(name: str, factory: Callable[..., Env]) -> None:
         factory: `(**kwargs) -> Env`.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: the name is taken, or is no name; `factory` is no function.
     """
+    if not isinstance(name, str) or not name or ":" in name:
+        raise ConfigError(f"register: got {shown(name)}, expected a name, without a colon")
+    if not callable(factory) or isinstance(factory, Env):
+        raise ConfigError(
+            f"register: got {shown(factory)} for {name!r}, expected a function that returns an "
+            "environment"
+        )
     if name in env_names():
         raise ConfigError(f"register: the environment {name!r} exists already")
     _factories[name] = factory
@@ -44,6 +51,8 @@ def make(name: str, **kwargs: Any) -> Env:
         ConfigError: no such environment (the message has the nearest names), or one that can't be
             made on this machine.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"env: got {shown(name)}, expected a name: see purerl.env_names()")
     if name in _factories:
         return _factories[name](**kwargs)
     if ":" in name:
@@ -88,8 +97,8 @@ def as_env(env: Any) -> Env:
     if hasattr(instance, "step_env") and not isinstance(instance, type):
         return gymnax.gymnax_env(instance, params)
     raise ConfigError(
-        f"env: got {env!r}, expected a name, a purerl.Env, a gymnax Environment, or a pair of a "
-        "gymnax Environment and its parameters"
+        f"env: got {shown(env)}, expected a name, a purerl.Env, a gymnax Environment, or a pair of "
+        "a gymnax Environment and its parameters"
     )
 
 
