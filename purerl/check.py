@@ -1,6 +1,7 @@
-"""`check_agent`: whether an agent keeps the contract that the loop relies on."""
+"""`check_agent`, and the checks of a run's parts that every `TrainConfig` makes by tracing."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -8,17 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.agents import Agent
-from purerl.envs.base import Env
-from purerl.envs.check import QUICK_COMPILE
+from purerl.agents import AGENTS, Agent, RunDefaults
+from purerl.envs.base import Env, EnvSpec
+from purerl.envs.check import QUICK_COMPILE, dtype_name, is_real
 from purerl.envs.registry import as_env
-from purerl.fields import field_names
+from purerl.envs.spaces import Discrete, is_space
+from purerl.errors import ConfigError, sentence, shown
+from purerl.fields import check_key, field_names
+from purerl.loop import Loop, obs_transform
+from purerl.noise import NOISES
+from purerl.normalize import init_stats
+from purerl.rewarders import REWARDERS, Identity
 from purerl.run import make_loop
+from purerl.types import Transition
 
 NUM_ENVS = 4
+METHODS = ("init", "act", "policy", "update")
 
 
-class AgentError(AssertionError):
+class AgentError(ConfigError, AssertionError):
     """An agent breaks its contract."""
 
 
@@ -28,6 +37,7 @@ def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
     Shapes and dtypes of actions, extras and values; `update` keeps the structure of the agent's
     state and gives finite float32 scalars; all of it determined by the key, different for different
     keys; the same under `vmap` over keys as alone; every float hyperparameter may be vmapped over.
+    `TrainConfig` checks as much of it as tracing shows.
 
     Args:
         agent: the agent.
@@ -35,19 +45,225 @@ def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
         key: for everything random.
 
     Raises:
-        AgentError: what is broken, and what was found.
+        AgentError: what is broken, and what was found. It is a `ConfigError`.
         ConfigError: the agent doesn't take this environment.
     """
     env = as_env(env)
+    if key is not None:
+        check_key(key)
     key = jax.random.key(0) if key is None else key
-    _require(isinstance(agent, Agent), f"{agent!r} is not a purerl.Agent")
-    try:
-        hash(jax.tree.structure(agent))
-    except TypeError as error:
-        raise AgentError(f"a static field is not hashable: {error}") from None
+    check_methods(agent)
     _check_functions(agent, env, key)
     _check_update(agent, env, key)
     _check_hyperparams(agent, env, key)
+
+
+def check_methods(agent: Any) -> None:
+    """Raises AgentError unless it is an agent with all methods, and with defaults for a run."""
+    name = type(agent).__name__
+    _require(isinstance(agent, Agent), f"{shown(agent)} is not a purerl.Agent")
+    missing = [word for word in METHODS if getattr(type(agent), word) is getattr(Agent, word)]
+    _require(not missing, f"agent: {name} has no {', '.join(missing)}: an agent has {METHODS}")
+    with sentence(f"agent: {name}.run_defaults fails", AgentError):
+        defaults = agent.run_defaults
+    _require(
+        isinstance(defaults, RunDefaults),
+        f"agent: {name}.run_defaults is {shown(defaults)}, expected a purerl.RunDefaults",
+    )
+
+
+def check_loop(loop: Loop) -> None:
+    """Checks a run's parts by tracing them, each once; of parts that ship with the package, which
+    are tested, only the agent's `init`, which builds the networks for this environment.
+
+    Args:
+        loop: the run, on one device.
+
+    Raises:
+        AgentError, ConfigError: what is broken, and what was found.
+    """
+    agent, spec = loop.agent, loop.env.spec
+    name, key = type(agent).__name__, jax.eval_shape(lambda: jax.random.key(0))
+    with sentence(f"agent: {name}.init can't be traced", AgentError):
+        state = jax.eval_shape(lambda key: agent.init(key, spec), key)
+    space = spec.action_space
+    action = jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype)
+    if _ships(loop):
+        jax.eval_shape(_watched_action_map(loop), action)
+        return
+    obs = jax.tree.map(
+        lambda space: jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype),
+        spec.observation_space,
+        is_leaf=is_space,
+    )
+    if loop.normalize_obs:
+        obs = jax.eval_shape(
+            lambda obs: obs_transform(init_stats(jax.tree.map(lambda x: x[0], obs)))(obs), obs
+        )
+    with sentence(f"agent: {name}.act can't be traced", AgentError):
+        acted = jax.eval_shape(agent.act, state, obs, key)
+    _check_acted(name, acted, loop.num_envs, spec)
+    with sentence(f"agent: {name}.policy can't be traced", AgentError):
+        chosen = jax.eval_shape(agent.policy, state, obs, None)
+    _require_action(f"agent: {name}.policy's action", chosen, loop.num_envs, spec)
+    _check_step(loop)
+
+
+def _ships(loop: Loop) -> bool:
+    """Whether agent, networks, rewarder and noise all come with the package."""
+    agent: Any = loop.agent
+    functions = [getattr(agent, word, None) for word in ("actor", "critic", "target_fn")]
+    functions = [getattr(x, "func", x) for x in functions if x is not None]
+    parts = (
+        (type(agent), AGENTS.values()),
+        (type(loop.rewarder), (Identity, *REWARDERS.values())),
+        (type(loop.noise), (type(None), *NOISES.values())),
+    )
+    return all(kind in known for kind, known in parts) and all(
+        getattr(x, "__module__", "").startswith("purerl.") for x in functions
+    )
+
+
+def _check_step(loop: Loop) -> None:
+    """The first state, and an update, of which each part of a user's is watched."""
+    watched = dataclasses.replace(
+        loop,
+        agent=_watched_agent(loop.agent),
+        rewarder=_WatchedRewarder(loop.rewarder),
+        to_env=_watched_action_map(loop),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    index = jax.ShapeDtypeStruct((), np.int32)
+    with sentence("TrainConfig: this run can't be traced"):
+        state = jax.eval_shape(watched.init, key)
+        new, _ = jax.eval_shape(watched.step, state, index)
+    _require_same("TrainConfig: the run's state", state, new)
+
+
+def _watched_agent(agent: Agent) -> Agent:
+    """The agent with an `update` that says what is wrong with it."""
+    name = type(agent).__name__
+
+    def update(state: Any, *args: Any) -> Any:
+        with sentence(f"agent: {name}.update can't be traced", AgentError):
+            out = type(agent).update(agent, state, *args)
+        _require(
+            isinstance(out, tuple) and len(out) == 3 and isinstance(out[2], dict),
+            f"agent: {name}.update must return (state, buffer_state, losses), losses a dict",
+        )
+        _require_same(f"agent: {name}.update: the agent's state", state, out[0])
+        _require_same(f"agent: {name}.update: the buffer's state", args[1], out[1])
+        for word, loss in out[2].items():
+            shape, dtype = _kind(loss)
+            _require(
+                isinstance(word, str) and shape == () and is_real(dtype),
+                f"agent: {name}.update: the loss {word!r} is {dtype_name(dtype)} of shape {shape}, "
+                "expected a float32 scalar",
+            )
+        return out
+
+    return agent.tell(update=update)
+
+
+class _WatchedRewarder:
+    """A rewarder that says what is wrong with it."""
+
+    def __init__(self, rewarder: Any) -> None:
+        self.rewarder, self.name = rewarder, f"rewarder: {type(rewarder).__name__}"
+
+    def init(self, num_envs: int) -> Any:
+        with sentence(f"{self.name}.init can't be traced"):
+            return self.rewarder.init(num_envs)
+
+    def __call__(self, state: Any, reward: jax.Array, *rest: jax.Array) -> Any:
+        with sentence(f"{self.name} can't be traced"):
+            out = self.rewarder(state, reward, *rest)
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise ConfigError(f"{self.name} must return (state, reward), and returns {shown(out)}")
+        _require_same(f"{self.name}: its state", state, out[0], ConfigError)
+        _require_array(f"{self.name}: the reward", out[1], reward.shape, np.floating, ConfigError)
+        return out
+
+
+def _watched_action_map(loop: Loop) -> Callable[[jax.Array], jax.Array]:
+    space = loop.env.spec.action_space
+
+    def to_env(action: jax.Array) -> jax.Array:
+        with sentence("action_processor: can't be traced"):
+            out = loop.to_env(action)
+        kind = np.floating if np.issubdtype(space.dtype, np.floating) else np.integer
+        shape = (*jnp.shape(action)[:1], *space.shape)
+        _require_array("action_processor: the action", out, shape, kind, ConfigError)
+        return out
+
+    return to_env
+
+
+def _check_acted(name: str, acted: Any, num_envs: int, spec: EnvSpec) -> None:
+    _require(
+        isinstance(acted, tuple) and len(acted) == 2 and isinstance(acted[1], dict),
+        f"agent: {name}.act must return (action, extras), extras a dict of arrays [N, ...]",
+    )
+    action, extras = acted
+    _require_action(f"agent: {name}.act's action", action, num_envs, spec)
+    for word, extra in extras.items():
+        what = f"agent: {name}.act's extra {word!r}"
+        _require(
+            word not in Transition._fields, f"{what} has the name of an entry of the transition"
+        )
+        for leaf in jax.tree.leaves(extra):
+            _require(
+                leaf.shape[:1] == (num_envs,),
+                f"{what} has shape {leaf.shape}, expected [N, ...], N={num_envs}",
+            )
+
+
+def _require_action(what: str, action: Any, num_envs: int, spec: EnvSpec) -> None:
+    space = spec.action_space
+    kind = np.integer if isinstance(space, Discrete) else np.number
+    _require_array(what, action, (num_envs, *space.shape), kind, AgentError)
+
+
+def _require_array(
+    what: str, x: Any, shape: tuple, kind: type, error: Callable[[str], Exception]
+) -> None:
+    """Raises unless it is an array of real numbers, of that shape and kind."""
+    got, dtype = _kind(x)
+    if got is None:
+        raise error(f"{what} is a {type(x).__name__}, expected an array of shape {shape}")
+    if got != shape or not jax.dtypes.issubdtype(dtype, kind) or not is_real(dtype):
+        words = {np.floating: "floats", np.integer: "integers", np.number: "numbers"}[kind]
+        raise error(
+            f"{what} has shape {got} and dtype {dtype_name(dtype)}, expected {shape} and {words}"
+        )
+
+
+def _kind(x: Any) -> tuple[tuple[int, ...] | None, Any]:
+    """Shape and dtype; no shape, and the type's name, of what is no array."""
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return x.shape, x.dtype
+    if isinstance(x, (bool, int, float)):
+        return (), jnp.result_type(x)
+    return None, type(x).__name__
+
+
+def _require_same(
+    what: str, before: Any, after: Any, error: Callable[[str], Exception] = AgentError
+) -> None:
+    """Raises unless the structure, the shapes and the dtypes are the same."""
+    was: Any = jax.tree.structure(before)
+    now: Any = jax.tree.structure(after)
+    if was != now:
+        raise error(f"{what} changes its structure: it is {shown(now)} after, {shown(was)} before")
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+    ):
+        old, new = _kind(x), _kind(y)
+        if old != new:
+            raise error(
+                f"{what}{jax.tree_util.keystr(path)} has shape {new[0]} and dtype "
+                f"{dtype_name(new[1])} after, {old[0]} and {dtype_name(old[1])} before"
+            )
 
 
 def _require(condition: Any, message: str) -> None:
@@ -77,7 +293,8 @@ def _check_functions(agent: Agent, env: Env, key: jax.Array) -> None:
 def _require_shape(what: str, x: Any, shape: tuple, dtype: Any) -> None:
     _require(
         x.shape == shape and x.dtype == dtype,
-        f"{what} has shape {x.shape} and dtype {x.dtype}, expected {shape} and {np.dtype(dtype)}",
+        f"{what} has shape {x.shape} and dtype {dtype_name(x.dtype)}, expected {shape} and "
+        f"{dtype_name(dtype)}",
     )
 
 

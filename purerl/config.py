@@ -7,10 +7,11 @@ import jax
 
 from purerl.agents import AGENTS, PPO, Agent
 from purerl.buffer import Buffer
+from purerl.check import check_loop, check_methods
 from purerl.envs.base import Env
-from purerl.envs.registry import as_env
+from purerl.envs.check import check_new_env
+from purerl.errors import ConfigError, sentence, shown, suggest
 from purerl.fields import (
-    ConfigError,
     Record,
     check_value,
     field_names,
@@ -18,7 +19,6 @@ from purerl.fields import (
     flag,
     integer,
     static,
-    suggest,
 )
 from purerl.loop import Loop
 from purerl.noise import NOISES, Noise
@@ -48,6 +48,14 @@ def _instance(base: type) -> Callable[[Any], Any]:
 def _function(value: Any) -> Any:
     if not callable(value):
         raise ValueError
+    return value
+
+
+def _rewarder(value: Any) -> Any:
+    if isinstance(value, type):
+        raise ValueError(f"call it: {value.__name__}()")
+    if not callable(value) or not callable(getattr(value, "init", None)):
+        raise ValueError("it has init(num_envs), and can be called")
     return value
 
 
@@ -97,11 +105,11 @@ class TrainConfig(Record):
         expected="an agent, such as purerl.PPO()",
         optional=False,
     )
-    total_timesteps: int | None = integer(default=500_000, at_least=1, optional=True)
-    max_episodes: int | None = integer(default=None, at_least=1, optional=True)
+    total_timesteps: int | None = integer(default=500_000, at_least=1, optional=True, counter=True)
+    max_episodes: int | None = integer(default=None, at_least=1, optional=True, counter=True)
     num_envs: int | None = integer(default=None, at_least=1, optional=True)
     update_every: int | None = integer(default=None, at_least=1, optional=True)
-    update_after: int | None = integer(default=None, at_least=0, optional=True)
+    update_after: int | None = integer(default=None, at_least=0, optional=True, counter=True)
     buffer: Buffer | None = static(
         default=None, check=_instance(Buffer), expected="a purerl.Buffer"
     )
@@ -109,7 +117,9 @@ class TrainConfig(Record):
     normalize_reward: bool = flag(default=False)
     stop_if_nonfinite: bool = flag(default=False)
     log_every: int | None = integer(default=None, at_least=1, at_most=2**30, optional=True)
-    rewarder: Rewarder | None = static(default=None, check=_function, expected="a rewarder")
+    rewarder: Rewarder | None = static(
+        default=None, check=_rewarder, expected="a rewarder, such as purerl.Scale(0.1)"
+    )
     noise: Noise | None = static(
         default=None,
         check=_instance(Noise),
@@ -128,12 +138,16 @@ class TrainConfig(Record):
     num_devices: int = integer(default=1, at_least=1)
 
     def check(self) -> None:
-        """Everything that can be known before compiling: the networks too are built, on paper."""
+        """Everything that can be known before compiling: the networks too are built, on paper, and
+        what a user has written is traced."""
         if self.normalize_reward and self.rewarder is not None:
             raise ConfigError("TrainConfig.normalize_reward: can't be set together with rewarder")
-        object.__setattr__(self, "env", as_env(self.env))
-        loop = self.make_loop()
-        jax.eval_shape(lambda: loop.agent.init(jax.random.key(0), loop.env.spec))
+        object.__setattr__(self, "env", check_new_env(self.env))
+        check_methods(self.agent)
+        with sentence("TrainConfig: this run can't be put together"):
+            loop = self.make_loop()
+            # Devices share the work, not the shapes of its parts.
+            check_loop(loop if self.num_devices == 1 else self.tell(num_devices=1).make_loop())
 
     def make_loop(self, hyperparams: Mapping[str, Any] | None = None) -> Loop:
         """The run as an `init` and a `step`.
@@ -148,7 +162,7 @@ class TrainConfig(Record):
         }
         if self.normalize_reward:
             options["rewarder"] = RunningNormalize()
-        agent = with_hyperparams(self.agent, hyperparams or {})
+        agent = with_hyperparams(self.agent, check_hyperparams(hyperparams))
         return make_loop(self.env, agent, self.buffer, **options)
 
     @classmethod
@@ -163,8 +177,10 @@ class TrainConfig(Record):
             ConfigError: see the class.
         """
         if not isinstance(mapping, Mapping):
-            raise ConfigError(f"TrainConfig: got {mapping!r}, expected a mapping of its fields")
-        values = dict(mapping)
+            raise ConfigError(
+                f"TrainConfig: got {shown(mapping)}, expected a mapping of its fields"
+            )
+        values = _named(cls, mapping)
         for field in REGISTRIES:
             if isinstance(values.get(field), (str, Mapping)):
                 values[field] = _from_plain(field, values[field])
@@ -191,16 +207,26 @@ class TrainConfig(Record):
         return to_plain(self)
 
 
+def _named(cls: type, mapping: Mapping[Any, Any]) -> dict[str, Any]:
+    """A mapping whose keys are words. Raises ConfigError."""
+    for name in mapping:
+        if not isinstance(name, str):
+            known = suggest(name, field_names(cls))
+            raise ConfigError(f"{cls.__name__}: no field {shown(name)}; {known}")
+    return dict(mapping)
+
+
 def _from_plain(field: str, spec: str | Mapping[str, Any]) -> Any:
     """An agent, noise, rewarder or buffer from its name, or from a mapping with the name in it."""
     registry = REGISTRIES[field]
     values = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = values.pop("name", DEFAULT_NAMES.get(field))
     if name is None:
-        raise ConfigError(f"{field}: no name in {spec!r}; known: {', '.join(registry)}")
+        raise ConfigError(f"{field}: no name in {shown(spec)}; known: {', '.join(registry)}")
     if str(name).lower() not in registry:
-        raise ConfigError(f"{field}: no {field} {name!r}; {suggest(str(name), registry)}")
-    return registry[str(name).lower()](**values)
+        raise ConfigError(f"{field}: no {field} {shown(name)}; {suggest(name, registry)}")
+    cls = registry[str(name).lower()]
+    return cls(**_named(cls, values))
 
 
 def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
@@ -209,6 +235,7 @@ def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
     Raises:
         ConfigError: a name that is no float field, or a value that is no scalar.
     """
+    hyperparams = check_hyperparams(hyperparams)
     cls = type(agent)
     traced = field_names(cls, traced=True)
     for name, value in hyperparams.items():
@@ -219,10 +246,20 @@ def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
             )
         if name not in traced:
             raise ConfigError(
-                f"hyperparams: {cls.__name__} has no {name!r}; {suggest(name, traced)}"
+                f"hyperparams: {cls.__name__} has no {shown(name)}; {suggest(name, traced)}"
             )
         check_value(cls, name, value)
     return agent.replace(**hyperparams)
+
+
+def check_hyperparams(hyperparams: Any) -> Mapping[str, Any]:
+    """Hyperparameters by name, {} for None. Raises ConfigError unless they are a mapping."""
+    if hyperparams is not None and not isinstance(hyperparams, Mapping):
+        raise ConfigError(
+            f"hyperparams: got {shown(hyperparams)}, expected a mapping of names to values, such "
+            'as {"lr": 3e-4}'
+        )
+    return hyperparams or {}
 
 
 def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> dict[str, Any]:

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from purerl.envs.base import Env, vectorize
+from purerl.envs.registry import as_env
+from purerl.errors import ConfigError, sentence, shown
+from purerl.fields import check_count, check_key
 from purerl.metrics import Episodes, summarize
 
 PyTree = Any
@@ -31,7 +34,18 @@ def evaluate(
 
     Returns:
         Statistics over all of them.
+
+    Raises:
+        ConfigError: arguments that can't be used, or actions of a wrong shape.
     """
+    env = as_env(env)
+    num_episodes = check_count("num_episodes", num_episodes)
+    max_steps = check_count("max_steps", max_steps)
+    check_key(key)
+    if not callable(policy):
+        raise ConfigError(f"policy: got {shown(policy)}, expected a function of obs and key")
+    if not isinstance(key, jax.core.Tracer):  # else what follows is traced before it runs anyway
+        jax.eval_shape(lambda key: play_episodes(env, policy, key, num_episodes, max_steps), key)
     returns, lengths = play_episodes(env, policy, key, num_episodes, max_steps)
     return summarize(returns, lengths, jnp.ones(num_episodes, bool))
 
@@ -56,7 +70,13 @@ def play_episodes(
     def step(carry: tuple) -> tuple:
         time, obs, env_state, over, returns, lengths = carry
         policy_key, env_key = jax.random.split(jax.random.fold_in(play_key, time))
-        action = policy(obs, policy_key)
+        with sentence("policy: can't be traced"):
+            action = policy(obs, policy_key)
+        expected = (num_episodes, *env.spec.action_space.shape)
+        if jnp.shape(action) != expected:
+            raise ConfigError(
+                f"policy: its actions have shape {jnp.shape(action)}, expected {expected}"
+            )
         keys = jax.random.split(env_key, num_episodes)
         env_state, timestep = env.step(keys, env_state, action)
         returns = returns + jnp.where(over, 0.0, timestep.reward)

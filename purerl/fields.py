@@ -8,15 +8,19 @@ pytrees apart and puts them together with tracers and placeholders inside, bypas
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Self, dataclass_transform
 
 import jax
 import numpy as np
 
-from purerl.errors import ConfigError, suggest
+from purerl.errors import ConfigError, shown, suggest
 
 _MISSING: Any = dataclasses.MISSING
+# Sizes and indices are int32 on the device; counters of steps and episodes may be more.
+INT32, INT64 = 2**31 - 1, 2**63 - 1
 
 
 def _field(
@@ -56,16 +60,26 @@ def real(
     within, text = _bounds(above, at_least, below, at_most)
 
     def check(value: Any) -> Any:
-        if isinstance(value, jax.core.Tracer) and value.shape == ():
-            return value
-        number = isinstance(value, (int, float, np.number, np.ndarray, jax.Array))
-        if isinstance(value, bool) or not number or np.shape(value) != ():
+        if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+            kinds = (np.integer, np.floating)  # bfloat16 is none of numpy's
+            if value.shape != () or not any(jax.dtypes.issubdtype(value.dtype, k) for k in kinds):
+                raise ValueError
+            if isinstance(value, jax.core.Tracer):
+                return value
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError
-        if not math.isfinite(value) or not within(float(value)):
-            raise ValueError
+        # As the device has it: 1e39 is infinite there, and 1e-50 is 0.
+        for number in (float(value), float(_float32(value))):
+            if not math.isfinite(number) or not within(number):
+                raise ValueError
         return value if isinstance(value, jax.Array) else float(value)
 
     return _field(check, "a float" + text, default, optional, traced=True)
+
+
+def _float32(value: Any) -> np.float32:
+    with np.errstate(over="ignore", under="ignore"):
+        return np.float32(value)
 
 
 def integer(
@@ -74,9 +88,11 @@ def integer(
     at_least: int | None = None,
     at_most: int | None = None,
     optional: bool = False,
+    counter: bool = False,
 ) -> Any:
-    """A static integer field: it fixes shapes or trip counts."""
+    """A static integer field: it fixes shapes or trip counts; below 2**31, a `counter` 2**63."""
     within, text = _bounds(None, at_least, None, at_most)
+    largest = INT64 if counter else INT32
 
     def check(value: Any) -> int:
         # 5e5 is how people write half a million: a float with an integer's value is one.
@@ -84,6 +100,8 @@ def integer(
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError
+        if abs(value) > largest:
+            raise ValueError(f"at most {largest}")
         if not within(value):
             raise ValueError
         return int(value)
@@ -118,15 +136,20 @@ def choice(default: Any, options: Iterable[str], *, optional: bool = False) -> A
 
 
 def sizes(default: Any = _MISSING, *, optional: bool = False) -> Any:
-    """A static field of positive integers, such as the widths of hidden layers."""
+    """A static field of positive integers, such as the widths of hidden layers; a plain integer is
+    a sequence of one."""
 
     def check(value: Any) -> tuple[int, ...]:
+        if isinstance(value, (int, np.integer)):
+            value = (value,)
         if not isinstance(value, (tuple, list)):
             raise ValueError
         if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in value):
             raise ValueError
         if any(n < 1 for n in value):
             raise ValueError
+        if any(n > INT32 for n in value):
+            raise ValueError(f"at most {INT32} each")
         return tuple(int(n) for n in value)
 
     return _field(check, "a sequence of positive integers", default, optional, traced=False)
@@ -237,9 +260,9 @@ def check_value(cls: type, name: str, value: Any) -> Any:
         return value
     try:
         return field.metadata["check"](value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         shape = np.shape(value) if isinstance(value, (np.ndarray, jax.Array)) else ()
-        got = f"an array of shape {shape}" if shape else repr(value)
+        got = f"an array of shape {shape}" if shape else shown(value)
         expected = field.metadata["expected"]
         message = f"{cls.__name__}.{name}: got {got}, expected {expected}"
         if shape and field.metadata["traced"]:
@@ -252,9 +275,17 @@ def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | Non
     names = field_names(cls)
     for name in values:
         if name not in names:
-            raise ConfigError(f"{cls.__name__}: no field {name!r}; {suggest(name, names)}")
+            raise ConfigError(f"{cls.__name__}: no field {shown(name)}; {suggest(name, names)}")
     if num_positional is None:
         return
+    if num_positional > len(names):
+        raise ConfigError(
+            f"{cls.__name__}: got {num_positional} values, expected at most {len(names)}: "
+            f"{', '.join(names)}"
+        )
+    for name in names[:num_positional]:
+        if name in values:
+            raise ConfigError(f"{cls.__name__}.{name}: given twice, by its place and by its name")
     given = set(values) | set(names[:num_positional])
     for field in _fields(cls):
         required = field.default is _MISSING and field.default_factory is _MISSING
@@ -282,3 +313,54 @@ def _flattening(cls: type) -> tuple[Callable, Callable, Callable]:
         return self
 
     return flatten_with_keys, unflatten, flatten
+
+
+def check_path(name: str, path: Any) -> Path:
+    """A path that a user gives, `~` expanded.
+
+    Raises:
+        ConfigError: it is no text and no `os.PathLike` of text, is empty, or has a NUL in it.
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{name}: got {shown(path)}, expected a path, as text or pathlib.Path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise ConfigError(f"{name}: got {text!r}: {error}") from None
+
+
+def check_key(key: Any) -> None:
+    """Raises ConfigError unless it is one typed key."""
+    dtype = getattr(key, "dtype", None)
+    if not (isinstance(key, jax.Array | jax.ShapeDtypeStruct | jax.core.Tracer)) or not (
+        jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    ):
+        got = f"{dtype} {key.shape}" if hasattr(key, "shape") else shown(key)
+        raise ConfigError(f"key: got {got}, expected a typed key: jax.random.key(seed)")
+    if key.shape:
+        raise ConfigError(
+            f"key: got {math.prod(key.shape)} keys, expected one; for many agents, "
+            "jax.vmap(train)(keys)"
+        )
+
+
+def check_count(name: str, value: Any, *, at_least: int = 1, optional: bool = False) -> int:
+    """An argument that is an integer, such as a number of episodes.
+
+    Args:
+        name: the argument's.
+        value: what was given.
+        at_least: the smallest that is allowed.
+        optional: whether the message has None among what is allowed.
+
+    Raises:
+        ConfigError: it isn't, or is too small, or 2**31 and more.
+    """
+    whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+    right = whole or (isinstance(value, (int, np.integer)) and not isinstance(value, bool))
+    if not right or not at_least <= value <= INT32:
+        words = f"an integer >= {at_least}" + (" or None" if optional else "")
+        hint = f"; at most {INT32}" if right and value > INT32 else ""
+        raise ConfigError(f"{name}: got {shown(value)}, expected {words}{hint}")
+    return int(value)

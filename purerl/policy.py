@@ -12,8 +12,10 @@ from flax import struct
 
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
+from purerl.envs.check import dtype_name, is_real
 from purerl.envs.spaces import Discrete, is_space
-from purerl.errors import ConfigError
+from purerl.errors import ConfigError, shown
+from purerl.fields import check_key
 from purerl.loop import obs_transform
 from purerl.normalize import RunningStats
 from purerl.run import action_map
@@ -71,9 +73,12 @@ class Policy:
             `[B, *action_shape]`, not clipped: `act` has them as the environment takes them.
 
         Raises:
-            ValueError: it is the policy of several runs.
+            ConfigError: the observations' structure or shape is another than in training; it is the
+                policy of several runs.
         """
         self.check_one()
+        if key is not None:
+            check_key(key)
         return self.agent.policy(self.state, self._seen(obs), key)
 
     def act(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
@@ -103,22 +108,24 @@ class Policy:
             `[*action_shape]`.
 
         Raises:
-            ConfigError: the observation's structure or shape is another than in training.
-            ValueError: it is the policy of several runs.
+            ConfigError: the observation's structure or shape is another than in training; it is the
+                policy of several runs.
         """
         self.check_one()
-        leaves, structure = self._taken_apart
+        if key is not None:
+            check_key(key)
         batch = self._batch_of_one(obs)
+        leaves, structure = self._taken_apart
         action = np.asarray(_act(structure, leaves, batch, key))[0]
         if isinstance(self.spec.action_space, Discrete) and action.ndim == 0:
             return action.item()
         return action
 
     def check_one(self) -> None:
-        """Raises ValueError where it is the policy of several runs."""
+        """Raises ConfigError where it is the policy of several runs."""
         axes = jnp.shape(self.agent.timesteps)  # a leaf that every agent has, without axes
         if axes:
-            raise ValueError(
+            raise ConfigError(
                 f"this is the output of {axes} runs: choose one by out.member(i), or map over them "
                 "by jax.vmap(lambda out: out.policy(obs))(outs)"
             )
@@ -131,26 +138,49 @@ class Policy:
         return [jnp.asarray(leaf) for leaf in leaves], _Hashed(structure)
 
     def _seen(self, obs: PyTree) -> PyTree:
-        return obs_transform(self.obs_stats)(obs)
+        return obs_transform(self.obs_stats)(self._batch(obs))
 
-    def _batch_of_one(self, obs: PyTree) -> PyTree:
-        """`[1, *obs_shape]`, in the spec's dtypes."""
+    def _batch(self, obs: PyTree) -> PyTree:
+        """`[B, *obs_shape]` as it is, once it is found to be that."""
+        parts, spaces, structure = self._parts(obs, "observations")
+        parts = [x if hasattr(x, "dtype") else _array_of(x) for x in parts]
+        sizes = {x.shape[:1] for x in parts}
+        for x, space in zip(parts, spaces, strict=True):
+            right = x.shape[1:] == space.shape and len(x.shape) == len(space.shape) + 1
+            if right and is_real(x.dtype) and len(sizes) == 1:
+                continue
+            one = "; for one observation, call policy.step" if x.shape == space.shape else ""
+            shape = ", ".join(["B", *map(str, space.shape)])
+            words = isinstance(x, np.ndarray) and x.dtype.kind in "OUS"
+            got = "no numbers" if words else f"{dtype_name(x.dtype)} of shape {x.shape}"
+            raise ConfigError(
+                f"obs: got {got}, expected observations of "
+                f"{self.spec.name}, of shape ({shape}), B the same in all{one}"
+            )
+        return structure.unflatten(parts)
+
+    def _parts(self, obs: PyTree, what: str) -> tuple[list[Any], list[Any], Any]:
+        """What is given for each space, the spaces, and their structure."""
         structure: Any
         spaces, structure = jax.tree.flatten(self.spec.observation_space, is_leaf=is_space)
         try:
-            parts = structure.flatten_up_to(obs)
+            return structure.flatten_up_to(obs), spaces, structure
         except ValueError:
             expected = self.spec.observation_space
             raise ConfigError(
-                f"obs: got {jax.tree.structure(obs)}, expected one observation of "
-                f"{self.spec.name}: {expected}"
+                f"obs: got {shown(jax.tree.structure(obs))}, expected {what} of {self.spec.name}: "
+                f"{expected}"
             ) from None
+
+    def _batch_of_one(self, obs: PyTree) -> PyTree:
+        """`[1, *obs_shape]`, in the spec's dtypes."""
+        parts, spaces, structure = self._parts(obs, "one observation")
         return structure.unflatten(
             [self._array(x, space)[None] for x, space in zip(parts, spaces, strict=True)]
         )
 
     def _array(self, x: Any, space: Any) -> np.ndarray:
-        array = np.asarray(x)
+        array = _array_of(x)
         got, hint = f"{array.dtype} of shape {array.shape}", ""
         if array.dtype.kind not in "fiub":
             got = type(x).__name__
@@ -164,6 +194,14 @@ class Policy:
             f"obs: got {got}, expected one observation of {self.spec.name}, of shape "
             f"{space.shape}{hint}"
         )
+
+
+def _array_of(x: Any) -> np.ndarray:
+    """An array of numpy's; of objects where it isn't one of numbers."""
+    try:
+        return np.asarray(x)
+    except ValueError:  # nested lists of several lengths
+        return np.asarray(None)
 
 
 class _Hashed:

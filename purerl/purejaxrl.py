@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from purerl.errors import ConfigError, suggest
+from purerl.errors import ConfigError, shown, suggest
 
 # PureJaxRL's keys to fields of the config ("") or of the agent.
 COMMON = {
@@ -68,6 +68,8 @@ def from_purejaxrl(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a key that neither of them has; a value that can't be used.
     """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"from_purejaxrl: got {shown(config)}, expected a mapping of its keys")
     kind = "dqn" if "BUFFER_SIZE" in config else "ppo"
     keys = DQN_KEYS if kind == "dqn" else PPO_KEYS
     known = [*keys, *WORKED_OUT[kind], *OUTSIDE]

@@ -9,6 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from purerl.errors import ConfigError
+from purerl.fields import check_count
 
 
 def gae(
@@ -34,6 +38,7 @@ def gae(
     Returns:
         `[T, ...]` advantages.
     """
+    _check_paths("gae", reward, (value, next_value), (terminated, truncated))
     delta = td_error(reward, value, next_value, terminated, gamma)
     decay = jnp.where(terminated | truncated, 0.0, gamma * lam)
 
@@ -43,6 +48,24 @@ def gae(
         return advantage, advantage
 
     return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
+
+
+def _check_paths(name: str, reward: Any, values: tuple, ends: tuple) -> None:
+    """Raises ConfigError unless all are arrays `[T, ...]` of one shape, the ends boolean."""
+    words = ("value", "next_value")[-len(values) :]
+    arrays = {"reward": reward, **dict(zip(words, values, strict=True))}
+    arrays |= dict(zip(("terminated", "truncated"), ends, strict=True))
+    shape = jnp.shape(reward) if hasattr(reward, "dtype") else ()
+    for word, x in arrays.items():
+        if not hasattr(x, "dtype"):
+            raise ConfigError(f"{name}: {word} is a {type(x).__name__}, expected an array [T, ...]")
+        expected = shape if shape and shape[0] else "[T, ...], T >= 1"
+        if x.shape != expected:
+            raise ConfigError(f"{name}: {word} has shape {x.shape}, expected {expected}")
+    for word in ("terminated", "truncated"):
+        dtype = arrays[word].dtype
+        if not any(jax.dtypes.issubdtype(dtype, kind) for kind in (np.bool_, np.integer)):
+            raise ConfigError(f"{name}: {word} has dtype {dtype}, expected bool")
 
 
 def td_error(
@@ -74,6 +97,7 @@ def reward_to_go(
     Returns:
         `[T, ...]`.
     """
+    _check_paths("reward_to_go", reward, (next_value,), (terminated, truncated))
     beyond = jnp.where(terminated, 0.0, next_value)
 
     def step(to_go: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
@@ -105,6 +129,7 @@ def lambda_return(
     Returns:
         `[T, ...]`.
     """
+    _check_paths("lambda_return", reward, (next_value,), (terminated, truncated))
     beyond = jnp.where(terminated, 0.0, next_value)
 
     def step(later: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
@@ -139,10 +164,10 @@ def n_step_return(
         `[T, ...]`.
 
     Raises:
-        ValueError: n is below 1.
+        ConfigError: n is no integer >= 1.
     """
-    if n < 1:
-        raise ValueError(f"n_step_return: n is {n}, expected at least 1")
+    n = check_count("n_step_return: n", n)
+    _check_paths("n_step_return", reward, (next_value,), (terminated, truncated))
     beyond = jnp.where(terminated, 0.0, next_value)
 
     def step(shorter: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:

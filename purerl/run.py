@@ -1,6 +1,7 @@
 """`run`: a loop put together from its arguments, and scanned. One for every agent."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ from purerl.devices import AXIS, check_divides
 from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Box, Discrete
-from purerl.fields import ConfigError
+from purerl.errors import ConfigError, shown, suggest
+from purerl.fields import check_count, check_key
 from purerl.loop import Loop, RunState
 from purerl.metrics import Metrics
 from purerl.noise import Noise
@@ -162,8 +164,22 @@ def run(
     Raises:
         ConfigError: arguments that don't fit together.
     """
+    check_key(key)
+    if not isinstance(agent, Agent):
+        raise ConfigError(f"agent: got {shown(agent)}, expected an agent, such as purerl.PPO()")
+    check_options(options)
     loop = make_loop(env, agent, buffer, **options)
     return loop.spread(loop.scan)(loop.start(key))
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raises ConfigError for a name that `run` has not, or a size that is no positive integer."""
+    known = inspect.signature(make_loop).parameters
+    for name, value in options.items():
+        if name not in known:
+            raise ConfigError(f"run: no argument {name!r}; {suggest(name, known)}")
+        if value is not None and str(known[name].annotation).startswith("int"):
+            check_count(name, value, at_least=0 if name == "update_after" else 1)
 
 
 def _share(loop: Loop, num_devices: int) -> Loop:

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from purerl.config import TrainConfig
-from purerl.fields import ConfigError, check_value, field_names, suggest
-from purerl.train import check_key, list_seeds, list_values
+from purerl.errors import ConfigError, shown, suggest
+from purerl.fields import check_key, check_value, field_names
+from purerl.train import list_seeds, list_values
 
 Values = dict[str, Any]
 
@@ -33,8 +34,11 @@ class Uniform:
 
     def __post_init__(self) -> None:
         name, bounds = type(self).__name__, (self.low, self.high)
-        if any(isinstance(x, bool) or not isinstance(x, (int, float, np.number)) for x in bounds):
-            raise ConfigError(f"{name}: got {bounds}, expected two floats")
+        number = (int, float, np.integer, np.floating)
+        if any(isinstance(x, bool) or not isinstance(x, number) for x in bounds):
+            raise ConfigError(f"{name}: got {shown(bounds)}, expected two floats")
+        if any(abs(x) > float(np.finfo(np.float32).max) for x in bounds):
+            raise ConfigError(f"{name}: got {shown(bounds)}, expected finite bounds")
         if not (all(map(math.isfinite, bounds)) and self.low < self.high):
             raise ConfigError(f"{name}: got {bounds}, expected finite bounds, low < high")
 
@@ -149,7 +153,10 @@ def make_plan(
 def _grid(grid: Mapping[str, Any] | None) -> list[Values]:
     """Every point of it, the last name changing fastest."""
     if grid is not None and not isinstance(grid, Mapping):
-        raise ConfigError(f"grid: got {grid!r}, expected a mapping of names to values")
+        raise ConfigError(f"grid: got {shown(grid)}, expected a mapping of names to values")
+    for name in grid or {}:
+        if not isinstance(name, str):
+            raise ConfigError(f"grid: got the name {shown(name)}, expected names of fields")
     axes = {name: list_values(f"grid[{name!r}]", values) for name, values in (grid or {}).items()}
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
@@ -164,13 +171,15 @@ def _draw(
             raise ConfigError("num_samples, key: are for samples, expected samples as well")
         return [{}]
     if not isinstance(samples, Mapping) or not samples:
-        raise ConfigError(f"samples: got {samples!r}, expected a mapping of names to distributions")
+        raise ConfigError(
+            f"samples: got {shown(samples)}, expected a mapping of names to distributions"
+        )
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ConfigError(f"num_samples: got {num_samples!r}, expected an integer >= 1")
+        raise ConfigError(f"num_samples: got {shown(num_samples)}, expected an integer >= 1")
     for name, distribution in samples.items():
-        if not hasattr(distribution, "draw"):
+        if not hasattr(distribution, "draw") or isinstance(distribution, type):
             raise ConfigError(
-                f"samples[{name!r}]: got {distribution!r}, expected a distribution: "
+                f"samples[{name!r}]: got {shown(distribution)}, expected a distribution: "
                 "purerl.Uniform, purerl.LogUniform or purerl.Choice"
             )
     key = jax.random.key(0) if key is None else key

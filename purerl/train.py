@@ -9,8 +9,9 @@ import numpy as np
 from flax import struct
 
 from purerl.agents import Agent
-from purerl.config import TrainConfig, with_hyperparams
-from purerl.fields import ConfigError
+from purerl.config import TrainConfig, check_hyperparams, with_hyperparams
+from purerl.errors import ConfigError, MemberError, shown
+from purerl.fields import INT32, check_key
 from purerl.loop import Loop, RunState
 from purerl.metrics import Metrics
 from purerl.policy import Interface, Policy
@@ -79,7 +80,25 @@ class TrainOutput:
         return -(-np.asarray(self.state.num_updates) // self.log_every)
 
     def member(self, *index: int) -> "TrainOutput":
-        """One member of a vmapped run, by its index along each mapped axis."""
+        """One member of a vmapped run, by its index along each mapped axis; negative ones count
+        from the end.
+
+        Raises:
+            MemberError: there is no such member. It is an `IndexError`.
+            ConfigError: not as many integers as there are mapped axes.
+        """
+        axes = np.shape(self.agent.timesteps)  # a leaf that every agent has, without axes
+        integers = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in index)
+        if not axes:
+            raise ConfigError(f"member: got {shown(index)}, but this is the output of one run")
+        if len(index) != len(axes) or not integers:
+            got, noun = ", ".join(map(shown, index)), "integer" if len(axes) == 1 else "integers"
+            raise ConfigError(
+                f"member: got ({got}), expected {len(axes)} {noun}: the runs have the shape {axes}"
+            )
+        if not all(-size <= i < size for i, size in zip(index, axes, strict=True)):
+            got = ", ".join(map(str, index))
+            raise MemberError(f"member: got ({got}), but the runs have the shape {axes}")
         return jax.tree.map(lambda x: x[index], self)
 
 
@@ -104,7 +123,7 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
         check_key(key)
         loop = config.make_loop(hyperparams)
         state, metrics = loop.spread(loop.scan)(loop.start(key))
-        agent = with_hyperparams(config.agent, hyperparams or {})
+        agent = with_hyperparams(config.agent, check_hyperparams(hyperparams))
         return make_output(config, loop, state, metrics, agent)
 
     return train
@@ -119,17 +138,6 @@ def make_output(
     return TrainOutput(state, metrics, agent, loop.steps_per_update, interface, *updates)
 
 
-def check_key(key: Any) -> None:
-    """Raises ConfigError unless it is one typed key."""
-    if not (hasattr(key, "dtype") and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        got = f"{key.dtype} {key.shape}" if hasattr(key, "dtype") else repr(key)
-        raise ConfigError(f"key: got {got}, expected a typed key: jax.random.key(seed)")
-    if key.shape:
-        raise ConfigError(
-            f"key: got {key.shape[0]} keys, expected one; for many agents, jax.vmap(train)(keys)"
-        )
-
-
 def list_seeds(seeds: Any) -> tuple[int, ...]:
     """Seeds, each the key `jax.random.key(seed)`, from their number or from a sequence of them.
 
@@ -137,16 +145,26 @@ def list_seeds(seeds: Any) -> tuple[int, ...]:
         ConfigError: it is neither, or one is there twice.
     """
     if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise ConfigError(f"seeds: got {seeds}, expected an integer >= 1, or a sequence")
+        if not 1 <= seeds <= INT32:
+            raise ConfigError(
+                f"seeds: got {shown(seeds)}, expected an integer >= 1, or a sequence; at most "
+                f"{INT32}"
+            )
         return tuple(range(seeds))
     values = list_values("seeds", seeds)
     for seed in values:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ConfigError(f"seeds: got {seed!r} among them, expected integers 0 <= s < 2**32")
+        check_seed("seeds", seed)
     if len(set(values)) < len(values):
         raise ConfigError("seeds: some are there twice")
     return tuple(values)
+
+
+def check_seed(name: str, seed: Any) -> int:
+    """A seed for `jax.random.key`. Raises ConfigError unless it is an integer 0 <= s < 2**32."""
+    right = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not right or not 0 <= seed < 2**32:
+        raise ConfigError(f"{name}: got {shown(seed)}, expected an integer 0 <= s < 2**32")
+    return int(seed)
 
 
 def list_values(what: str, values: Any) -> list[Any]:
@@ -156,7 +174,7 @@ def list_values(what: str, values: Any) -> list[Any]:
             raise ConfigError(f"{what}: got an array of shape {values.shape}, expected [values]")
         values = np.asarray(values).tolist()
     if not isinstance(values, (Sequence, range)) or isinstance(values, (str, bytes)):
-        raise ConfigError(f"{what}: got {values!r}, expected a sequence of values")
+        raise ConfigError(f"{what}: got {shown(values)}, expected a sequence of values")
     if not values:
         raise ConfigError(f"{what}: got no values, expected at least one")
     return [x.item() if isinstance(x, np.generic) else x for x in values]

@@ -244,7 +244,7 @@ BAD_AGENT = [
     ({"anneal": "no"}, "anneal: got 'no', expected True or False"),
     ({"batch_size": 100}, "batch_size: got 100, expected a divisor of 1024"),
     ({"batch_size": 0}, "batch_size: got 0"),
-    ({"hidden": 64}, "hidden: got 64, expected a sequence of positive integers"),
+    ({"hidden": 0}, "hidden: got 0, expected a sequence of positive integers"),
     ({"hidden": (64, 0)}, r"hidden: got \(64, 0\)"),
     ({"activation": "tahn"}, "activation: got 'tahn', expected one of .*; did you mean 'tanh'"),
     ({"network": "rnn"}, "network: got 'rnn', expected one of 'auto'"),
@@ -303,8 +303,10 @@ def test_a_discrete_agent_on_a_continuous_environment(no_compilation):
 
 
 def test_a_users_own_error_is_not_hidden():
-    with pytest.raises(RuntimeError, match="not a shape error"):
+    words = r"PPO.init .* RuntimeError in test_config.py, line \d+: not a shape error"
+    with pytest.raises(purerl.ConfigError, match=words) as caught:
         TrainConfig(env="CartPole-v1", agent=purerl.PPO(actor=broken_network()))
+    assert isinstance(caught.value.__cause__, RuntimeError)  # with its traceback
 
 
 def test_not_a_mapping():

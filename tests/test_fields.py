@@ -21,6 +21,7 @@ def test_values_are_kept_in_one_type():
     assert type(thing.rate) is float
     assert thing.wide == (4, 5)
     assert thing.on is True
+    assert Thing(1, wide=4).wide == Thing(1, wide=np.int64(4)).wide == (4,)  # one layer
     assert Thing(5e5).needed == 500_000
 
 
@@ -67,7 +68,9 @@ def test_records_are_frozen():
         ({"needed": 1, "kind": "gren"}, "did you mean 'green'"),
         ({"needed": 1, "kind": 1}, "expected one of 'red', 'green'"),
         ({"needed": 1, "wide": (4, 0)}, "expected a sequence of positive integers"),
-        ({"needed": 1, "wide": 4}, "expected a sequence of positive integers"),
+        ({"needed": 1, "wide": 4.5}, "expected a sequence of positive integers"),
+        ({"needed": 1, "wide": 0}, "wide: got 0, expected a sequence of positive integers"),
+        ({"needed": 1, "wide": True}, "wide: got True, expected a sequence"),
         ({"needed": 1, "on": 1}, "got 1, expected True or False"),
         ({"needed": 1, "raet": 0.1}, "no field 'raet'; did you mean 'rate'"),
         ({"needed": 1, "zzz": 0.1}, "no field 'zzz'; known: needed, rate"),

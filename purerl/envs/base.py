@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from purerl.envs.spaces import Space
+from purerl.envs.spaces import Space, is_space
+from purerl.fields import check_count
 
 PyTree = Any
 
@@ -34,19 +35,27 @@ class TimeStep(NamedTuple):
 
 
 class EnvSpec(NamedTuple):
-    """What is known of an environment before it is run. Hashable.
+    """What is known of an environment before it is run. Hashable, dicts of spaces included.
 
     Attributes:
         name: for people.
         observation_space: a space, or a pytree of spaces where observations are pytrees.
         action_space: `Discrete` or `Box`.
         max_episode_steps: the time limit that the dynamics keep by themselves, or None.
+
+    Spaces of Gymnasium or gymnax will do; they are converted where the environment is used.
     """
 
     name: str
     observation_space: Any
     action_space: Space
     max_episode_steps: int | None = None
+
+    def __hash__(self) -> int:
+        spaces: Any = jax.tree.flatten(self.observation_space, is_leaf=is_space)
+        leaves, structure = spaces
+        parts = (*leaves, structure, self.action_space, self.max_episode_steps)
+        return hash((self.name, *parts))
 
 
 class _Reset(Protocol):
@@ -155,7 +164,12 @@ class TimeLimitState(NamedTuple):
 
 
 def time_limit(env: Env, max_episode_steps: int) -> Env:
-    """Cuts an episode after so many steps by `truncated`, never by `terminated`."""
+    """Cuts an episode after so many steps by `truncated`, never by `terminated`.
+
+    Raises:
+        ConfigError: `max_episode_steps` is no integer >= 1.
+    """
+    max_episode_steps = check_count("max_episode_steps", max_episode_steps)
 
     def reset(key: jax.Array) -> tuple[PyTree, TimeLimitState]:
         obs, state = env.reset(key)
@@ -179,7 +193,11 @@ def action_repeat(env: Env, num_repeats: int) -> Env:
     """Repeats each action; rewards are summed, and nothing moves after an episode's end.
 
     `max_episode_steps` counts decisions, not frames: it is divided by `num_repeats`, rounded up.
+
+    Raises:
+        ConfigError: `num_repeats` is no integer >= 1.
     """
+    num_repeats = check_count("num_repeats", num_repeats)
 
     def step(key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
         keys = jax.random.split(key, num_repeats)

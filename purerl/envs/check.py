@@ -1,48 +1,119 @@
 """`check_env`: whether an environment keeps the contract that everything else relies on."""
 
+import contextlib
+import re
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.envs.base import Env, TimeStep
+from purerl.envs.base import Env, TimeStep, vectorize, where
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Box, Discrete, is_space
+from purerl.errors import ConfigError, sentence, shown
+from purerl.fields import check_count, check_key
 
 # What is run here is tiny: let XLA compile it quickly, not well.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
+EPISODES = 8
+# A time limit up to this is played out; without one, or with a longer one, so few steps are played.
+PLAYED_OUT, PLAYED = 5_000, 256
+# Primitives of which two traces don't say whether they give the same, or whether vmap does.
+OPAQUE = re.compile(r"\b(custom_vmap_call|ffi_call|\w*_?callback)\[")
 
 
-class EnvError(AssertionError):
+class EnvError(ConfigError, AssertionError):
     """An environment breaks its contract."""
 
 
-def check_env(env: Any, key: jax.Array | None = None, num_steps: int = 256) -> None:
+def check_env(
+    env: Any, key: jax.Array | None = None, num_steps: int | None = None, *, quick: bool = False
+) -> None:
     """Checks an environment: run it on a new environment before training on it.
 
-    Shapes and dtypes of every output against the spec; traceable by `jit`, the same under `vmap` as
-    alone; pure (no hidden state, no leaked tracer) and determined by its key; the state keeps its
-    structure; over `num_steps` random steps of 8 episodes: observations inside their space, rewards
-    finite, `terminated` and `truncated` never together, `truncated` at the spec's time limit and
-    not before.
+    Shapes and dtypes of every output against the spec; traceable by `jit`; no leaked tracer; the
+    state keeps its structure. `TrainConfig` checks as much of it as training needs.
+
+    Unless `quick`: determined by its key, with no hidden state, and the same under `vmap` as alone;
+    over 8 episodes of random actions observations inside their space, rewards finite, `terminated`
+    and `truncated` never together, `truncated` at the spec's time limit and not before. An episode
+    is played to its end or through `num_steps`. It is one program, whose memory doesn't grow with
+    the number of steps.
 
     Args:
         env: a name, an `Env`, or a gymnax `Environment`, with its parameters or without.
         key: for resets, actions and steps.
-        num_steps: how many steps to play.
+        num_steps: how many steps to play at most; None for the spec's time limit, or for 256 where
+            it has none or one above 5,000.
+        quick: only what tracing shows: nothing is compiled, and nothing is played.
 
     Raises:
-        EnvError: what is broken, and what was found.
+        EnvError: what is broken, and what was found. It is a `ConfigError`.
+        ConfigError: arguments that can't be used.
     """
+    if key is not None:
+        check_key(key)
+    if num_steps is not None:
+        num_steps = check_count("num_steps", num_steps, optional=True)
     env = as_env(env)
+    trace_env(env)
+    if quick:
+        return
     key = jax.random.key(0) if key is None else key
-    _check_spec(env)
-    obs, state = _check_reset(env, key)
-    _check_step(env, key, obs, state)
     _check_transforms(env, key)
     _check_episodes(env, key, num_steps)
+
+
+class Traced(NamedTuple):
+    """Shapes and dtypes of what an environment's functions give."""
+
+    obs: Any
+    state: Any
+    timestep: TimeStep
+
+
+def trace_env(env: Env, *, strict: bool = True) -> Traced:
+    """Checks an environment by tracing: nothing is compiled.
+
+    Args:
+        env: the environment.
+        strict: dtypes as the contract has them, and no leaked tracers; else only what training
+            can't put right: shapes, structures, and the state's dtypes.
+
+    Raises:
+        EnvError: see `check_env`.
+    """
+    _check_spec(env)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    obs, state = _check_reset(env, key, strict)
+    timestep = _check_step(env, key, state, strict)
+    return Traced(obs, state, timestep)
+
+
+def check_new_env(env: Any) -> Env:
+    """An `Env` from what a user gives for one, checked as far as training needs; each environment
+    is traced once, however many configs are made of it.
+
+    Raises:
+        EnvError: see `check_env`.
+        ConfigError: it is no environment, or can't be made.
+    """
+    with sentence(f"env: {shown(env)} can't be made", EnvError):
+        made = as_env(env)
+    with contextlib.suppress(TypeError):  # what isn't hashable, or takes no weak reference
+        reset, spec = _traced_before.get(made.step, (None, None))
+        if reset is not None and reset() is made.reset and spec == made.spec:
+            return made
+    trace_env(made, strict=False)
+    with contextlib.suppress(TypeError):
+        _traced_before[made.step] = weakref.ref(made.reset), made.spec
+    return made
+
+
+_traced_before: weakref.WeakKeyDictionary[Any, tuple[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def _require(condition: Any, message: str) -> None:
@@ -52,31 +123,36 @@ def _require(condition: Any, message: str) -> None:
 
 def _check_spec(env: Env) -> None:
     spec = env.spec
-    _require(callable(env.reset) and callable(env.step), "Env.reset and Env.step must be functions")
+    for name in ("reset", "step"):
+        got = getattr(env, name)
+        _require(callable(got), f"Env.{name}: got {shown(got)}, expected a function")
+    fields = ("name", "observation_space", "action_space", "max_episode_steps")
+    _require(
+        all(hasattr(spec, field) for field in fields),
+        f"Env.spec: got {shown(spec)}, expected a purerl.EnvSpec",
+    )
     _require(
         isinstance(spec.action_space, Discrete | Box),
-        f"spec.action_space is {spec.action_space!r}, expected Discrete or Box",
+        f"spec.action_space is {shown(spec.action_space)}, expected Discrete or Box",
     )
     spaces = jax.tree.leaves(spec.observation_space, is_leaf=is_space)
     _require(
         spaces and all(is_space(space) for space in spaces),
-        f"spec.observation_space is {spec.observation_space!r}, expected a space or a pytree of "
-        "spaces",
+        f"spec.observation_space is {shown(spec.observation_space)}, expected a space or a pytree "
+        "of spaces, such as purerl.Box(-jnp.inf, jnp.inf, (4,))",
     )
     limit = spec.max_episode_steps
     _require(
-        limit is None or (isinstance(limit, int) and limit >= 1),
-        f"spec.max_episode_steps is {limit!r}, expected a positive integer or None",
+        limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1),
+        f"spec.max_episode_steps is {shown(limit)}, expected a positive integer or None",
     )
     try:
         hash(spec)
     except TypeError:
-        raise EnvError(
-            "spec is not hashable: a dict or an array in it? Use tuples and spaces"
-        ) from None
+        raise EnvError("spec is not hashable: is an array in it? Use spaces and tuples") from None
 
 
-def _check_obs(env: Env, obs: Any, where: str) -> None:
+def _check_obs(env: Env, obs: Any, where: str, strict: bool) -> None:
     space = env.spec.observation_space
     structure: Any = jax.tree.structure(obs)
     expected = jax.tree.structure(space, is_leaf=is_space)
@@ -87,58 +163,81 @@ def _check_obs(env: Env, obs: Any, where: str) -> None:
     for leaf, part in zip(
         jax.tree.leaves(obs), jax.tree.leaves(space, is_leaf=is_space), strict=True
     ):
-        _require_array(leaf, part.shape, part.dtype, f"{where}: the observation")
+        what = f"{where}: the observation"
+        _require_array(leaf, part.shape, part.dtype if strict else None, what)
 
 
 def _require_array(x: Any, shape: tuple, dtype: Any, what: str) -> None:
+    """Raises EnvError unless it is an array of that shape and dtype; None for any real one."""
     _require(hasattr(x, "dtype"), f"{what} is a {type(x).__name__}, expected an array")
+    right = is_real(x.dtype) if dtype is None else x.dtype == dtype
+    wanted = "numbers" if dtype is None else dtype_name(dtype)
     _require(
-        x.shape == shape and x.dtype == dtype,
-        f"{what} has shape {x.shape} and dtype {x.dtype}, expected {shape} and {np.dtype(dtype)}",
+        x.shape == shape and right,
+        f"{what} has shape {x.shape} and dtype {dtype_name(x.dtype)}, expected {shape} and "
+        f"{wanted}",
     )
 
 
-def _traced(function: Callable, *args: Any, what: str) -> Any:
-    """The shapes of what a function returns."""
+def is_real(dtype: Any) -> bool:
+    """Whether it is a dtype of floats, integers or booleans."""
+    kinds = (np.floating, np.integer, np.bool_)
+    return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype; typed keys have none of numpy's."""
     try:
-        with jax.checking_leaks():
-            return jax.eval_shape(function, *args)
-    except EnvError:
-        raise
-    except Exception as error:
-        message = str(error).split("\n")[0]
-        raise EnvError(f"{what} can't be traced by jax.jit: {message}") from error
+        return np.dtype(dtype).name
+    except TypeError:
+        return str(dtype)
 
 
-def _check_reset(env: Env, key: jax.Array) -> tuple[Any, Any]:
-    out = _traced(env.reset, key, what="reset(key)")
-    _require(isinstance(out, tuple) and len(out) == 2, "reset must return (obs, env_state)")
-    _check_obs(env, out[0], "reset")
+def _traced(function: Callable, *args: Any, what: str, strict: bool) -> Any:
+    """The shapes of what a function returns."""
+    leaks = jax.checking_leaks() if strict else contextlib.nullcontext()
+    with sentence(f"{what} can't be traced by jax.jit", EnvError), leaks:
+        return jax.eval_shape(function, *args)
+
+
+def _check_reset(env: Env, key: Any, strict: bool) -> tuple[Any, Any]:
+    out = _traced(env.reset, key, what="reset(key)", strict=strict)
+    _require(
+        isinstance(out, tuple) and len(out) == 2,
+        f"reset must return (obs, env_state), and returns {_kind(out)}",
+    )
+    _check_obs(env, out[0], "reset", strict)
     return out
 
 
-def _check_step(env: Env, key: jax.Array, obs: Any, state: Any) -> None:
+def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
     action = jax.eval_shape(env.spec.action_space.sample, key)
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> Any:
         out = env.step(key, state, action)
+        _require(
+            isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], TimeStep),
+            f"step must return (env_state, TimeStep), and returns {_kind(out)}",
+        )
         for name in ("reward", "terminated", "truncated"):
-            value = getattr(out[1], name, action)
-            got = type(value).__name__
-            _require(hasattr(value, "dtype"), f"step: the {name} is a {got}, expected an array")
+            value = getattr(out[1], name)
+            number = isinstance(value, (bool, int, float)) and not strict
+            _require(
+                hasattr(value, "dtype") or number,
+                f"step: the {name} is a {type(value).__name__}, expected an array",
+            )
         return out
 
-    out = _traced(step, key, state, action, what="step(key, env_state, action)")
-    _require(
-        isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], TimeStep),
-        "step must return (env_state, TimeStep)",
+    next_state, timestep = _traced(
+        step, key, state, action, what="step(key, env_state, action)", strict=strict
     )
-    next_state, timestep = out
-    _check_obs(env, timestep.obs, "step")
-    _require_array(timestep.reward, (), np.float32, "step: the reward")
-    _require_array(timestep.terminated, (), np.bool_, "step: terminated")
-    _require_array(timestep.truncated, (), np.bool_, "step: truncated")
-    _require(isinstance(timestep.info, dict), "step: info must be a dict")
+    _check_obs(env, timestep.obs, "step", strict)
+    for name, dtype in (("reward", np.float32), ("terminated", np.bool_), ("truncated", np.bool_)):
+        what = f"step: {'the ' if name == 'reward' else ''}{name}"
+        _require_array(getattr(timestep, name), (), dtype if strict else None, what)
+    _require(
+        isinstance(timestep.info, dict), f"step: info must be a dict, and is {_kind(timestep.info)}"
+    )
     before: Any = jax.tree.structure(state)
     after = jax.tree.structure(next_state)
     _require(before == after, f"reset's state is {before}, step's is {after}")
@@ -148,6 +247,53 @@ def _check_step(env: Env, key: jax.Array, obs: Any, state: Any) -> None:
         path, leaf = path_leaf
         name = f"step: env_state{jax.tree_util.keystr(path)}"
         _require_array(next_leaf, leaf.shape, leaf.dtype, name)
+    return timestep
+
+
+def _kind(x: Any) -> str:
+    """A type in words; of a tuple, what is in it."""
+    if type(x) is tuple:
+        return f"({', '.join(type(part).__name__ for part in x)})"
+    return type(x).__name__
+
+
+def _check_transforms(env: Env, key: jax.Array) -> None:
+    """Whether the key alone decides, and vmap changes nothing.
+
+    Where two traces are the same program, of primitives that JAX itself maps over, nothing has to
+    be run for that. Else one environment and four under `vmap` are compiled and compared.
+    """
+
+    def program() -> tuple[str, list[Any]]:
+        closed = jax.make_jaxpr(lambda key: _start_and_step(env, key))(key)
+        return re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr)), closed.consts
+
+    (text, consts), (again, others) = program(), program()
+    if text == again and not OPAQUE.search(text) and _equal_constants(consts, others):
+        return
+    keys = jax.random.split(key, 4)
+    jitted = jax.jit(lambda key: _start_and_step(env, key), compiler_options=QUICK_COMPILE)
+    alone = [jitted(k) for k in keys]
+    _require_equal(alone[0], jitted(keys[0]), "the same key gave another result", exact=True)
+    # Traced anew: hidden state would show as well as what vmap does wrong.
+    mapped = jax.vmap(lambda key: _start_and_step(env, key))
+    together = jax.jit(mapped, compiler_options=QUICK_COMPILE)(keys)
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *alone)
+    message = "traced a second time, under vmap, the same key gave another result"
+    _require_equal(stacked, together, message)
+
+
+def _equal_constants(some: list[Any], others: list[Any]) -> bool:
+    def same(a: Any, b: Any) -> bool:
+        return a is b or bool(np.array_equal(_plain(a), _plain(b), equal_nan=True))
+
+    return len(some) == len(others) and all(map(same, some, others))
+
+
+def _plain(x: Any) -> np.ndarray:
+    """An array of numpy's, of keys their data."""
+    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x)
 
 
 def _start_and_step(env: Env, key: jax.Array) -> Any:
@@ -156,88 +302,110 @@ def _start_and_step(env: Env, key: jax.Array) -> Any:
     return obs, env.step(step_key, state, env.spec.action_space.sample(action_key))
 
 
-def _check_transforms(env: Env, key: jax.Array) -> None:
-    def once(key: jax.Array) -> Any:
-        reset_key, action_key, step_key = jax.random.split(key, 3)
-        obs, state = env.reset(reset_key)
-        return obs, env.step(step_key, state, env.spec.action_space.sample(action_key))
-
-    keys = jax.random.split(key, 4)
-    jitted = jax.jit(once, compiler_options=QUICK_COMPILE)
-    alone = [jitted(k) for k in keys]
-    _require_equal(alone[0], jitted(keys[0]), "the same key gave another result", exact=True)
-    # Traced anew: hidden state would show as well as what vmap does wrong.
-    together = jax.jit(jax.vmap(lambda key: once(key)), compiler_options=QUICK_COMPILE)(keys)
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *alone)
-    message = "traced a second time, under vmap, the same key gave another result"
-    _require_equal(stacked, together, message)
-
-
 def _require_equal(x: Any, y: Any, message: str, exact: bool = False) -> None:
     tolerance = 0.0 if exact else 1e-4
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(x), jax.tree.leaves(y), strict=True
     ):
-        if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        a, b = _plain(a), _plain(b)
         same = np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
         _require(same, f"{message}, at {jax.tree_util.keystr(path)}: {a} and {b}")
 
 
-def _check_episodes(env: Env, key: jax.Array, num_steps: int) -> None:
-    """Plays 8 environments with random actions; each ends for good at its first end."""
+class _Seen(NamedTuple):
+    """What was seen of episodes, each up to its end: `[E]`, and `[E, ...]` of observations."""
 
-    def play(key: jax.Array) -> tuple[Any, TimeStep, jax.Array]:
-        reset_key, action_key, step_key = jax.random.split(key, 3)
-        obs, state = env.reset(reset_key)
-        actions = jax.vmap(env.spec.action_space.sample)(jax.random.split(action_key, num_steps))
-
-        def step(carry: Any, inputs: Any) -> Any:
-            state, over = carry
-            state, timestep = env.step(inputs[0], state, inputs[1])
-            timestep = timestep._replace(info={})
-            return (state, over | timestep.terminated | timestep.truncated), (timestep, over)
-
-        inputs = (jax.random.split(step_key, num_steps), actions)
-        _, (timesteps, over) = jax.lax.scan(step, (state, jnp.bool_(False)), inputs)
-        return obs, timesteps, over
-
-    keys = jax.random.split(key, 8)
-    played = jax.jit(jax.vmap(play), compiler_options=QUICK_COMPILE)(keys)
-    first, timesteps, over = jax.tree.map(np.asarray, played)
-    valid = ~over
-    _require(np.all(np.isfinite(timesteps.reward[valid])), "step: a reward is not finite")
-    both = timesteps.terminated & timesteps.truncated & valid
-    _require(
-        not both.any(), "step: terminated and truncated are set together; terminated has to win"
-    )
-    limit = env.spec.max_episode_steps
-    for episode in range(len(valid)):
-        cut = np.flatnonzero(timesteps.truncated[episode] & valid[episode])
-        length = int(valid[episode].sum())
-        if cut.size and limit is not None:
-            _require(
-                cut[0] + 1 == limit,
-                f"truncated after {cut[0] + 1} steps, spec.max_episode_steps says {limit}; a "
-                "natural end is terminated",
-            )
-        if limit is not None:
-            _require(
-                length <= limit,
-                f"an episode took {length} steps, spec.max_episode_steps says {limit}",
-            )
-    _check_inside(env, first, np.ones(len(valid), bool), "reset")
-    _check_inside(env, timesteps.obs, valid, "step")
+    over: jax.Array
+    length: jax.Array
+    truncated: jax.Array
+    both: jax.Array
+    broken_reward: jax.Array
+    low: Any
+    high: Any
 
 
-def _check_inside(env: Env, obs: Any, valid: np.ndarray, where: str) -> None:
-    spaces = jax.tree.leaves(env.spec.observation_space, is_leaf=is_space)
-    for leaf, space in zip(jax.tree.leaves(obs), spaces, strict=True):
-        seen = leaf[valid]
-        _require(np.all(np.isfinite(seen)), f"{where}: an observation is not finite")
-        low, high = (0, space.n - 1) if isinstance(space, Discrete) else (space.low, space.high)
-        outside = (seen < low - 1e-4) | (seen > high + 1e-4)
-        _require(
-            not outside.any(),
-            f"{where}: an observation is outside {space}: {seen[outside.nonzero()][:1]}",
+def _play(env: Env, key: jax.Array, num_steps: int) -> tuple[Any, _Seen]:
+    """First observations, and what was seen of episodes with random actions."""
+    many = vectorize(env)
+    reset_key, play_key = jax.random.split(key)
+    first, state = many.reset(jax.random.split(reset_key, EPISODES))
+    no = jnp.zeros(EPISODES, bool)
+    start = _Seen(no, jnp.zeros(EPISODES, jnp.int32), no, no, no, first, first)
+
+    def going(carry: tuple) -> jax.Array:
+        return (carry[0] < num_steps) & ~jnp.all(carry[2].over)
+
+    def step(carry: tuple) -> tuple:
+        time, state, seen = carry
+        keys = jax.random.split(jax.random.fold_in(play_key, time), (2, EPISODES))
+        action = jax.vmap(env.spec.action_space.sample)(keys[0])
+        state, timestep = many.step(keys[1], state, action)
+        valid = ~seen.over
+
+        def widened(pick: Callable, bound: Any) -> Any:
+            return jax.vmap(where)(valid, jax.tree.map(pick, bound, timestep.obs), bound)
+
+        both = timestep.terminated & timestep.truncated
+        return (
+            time + 1,
+            state,
+            _Seen(
+                over=seen.over | timestep.terminated | timestep.truncated,
+                length=seen.length + valid,
+                truncated=seen.truncated | (valid & timestep.truncated),
+                both=seen.both | (valid & both),
+                broken_reward=seen.broken_reward | (valid & ~jnp.isfinite(timestep.reward)),
+                low=widened(jnp.minimum, seen.low),
+                high=widened(jnp.maximum, seen.high),
+            ),
         )
+
+    return first, jax.lax.while_loop(going, step, (jnp.int32(0), state, start))[2]
+
+
+def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
+    """Plays environments side by side; each ends for good at its first end."""
+    limit = env.spec.max_episode_steps
+    if num_steps is None:
+        num_steps = limit if limit is not None and limit <= PLAYED_OUT else PLAYED
+
+    def played(key: jax.Array, num_steps: jax.Array) -> Any:
+        return _play(env, key, num_steps)
+
+    run = jax.jit(played, compiler_options=QUICK_COMPILE)
+    first, seen = jax.tree.map(np.asarray, run(key, num_steps))
+    _require(not seen.broken_reward.any(), "step: a reward is not finite")
+    _require(
+        not seen.both.any(),
+        "step: terminated and truncated are set together; terminated has to win",
+    )
+    for over, length, truncated in zip(seen.over, seen.length, seen.truncated, strict=True):
+        if limit is None:
+            break
+        _require(
+            not truncated or length == limit,
+            f"truncated after {length} steps, spec.max_episode_steps says {limit}; a natural end "
+            "is terminated",
+        )
+        _require(
+            length < limit or (length == limit and over),
+            f"an episode took more than {limit} steps, which spec.max_episode_steps says",
+        )
+    _check_inside(env, first, first, "reset")
+    _check_inside(env, seen.low, seen.high, "step")
+
+
+def _check_inside(env: Env, lowest: Any, highest: Any, where: str) -> None:
+    """Whether observations are inside their space, by the lowest and highest of each number."""
+    spaces = jax.tree.leaves(env.spec.observation_space, is_leaf=is_space)
+    for least, most, space in zip(
+        jax.tree.leaves(lowest), jax.tree.leaves(highest), spaces, strict=True
+    ):
+        finite = np.isfinite(least).all() and np.isfinite(most).all()
+        _require(finite, f"{where}: an observation is not finite")
+        low, high = (0, space.n - 1) if isinstance(space, Discrete) else (space.low, space.high)
+        for extreme, outside in ((least, least < low - 1e-4), (most, most > high + 1e-4)):
+            _require(
+                not outside.any(),
+                f"{where}: an observation is outside {space}: {extreme[outside][:1]}",
+            )

@@ -6,7 +6,8 @@ from typing import Any
 
 from purerl.envs import gymnax
 from purerl.envs.base import Env
-from purerl.fields import ConfigError, suggest
+from purerl.envs.spaces import convert_spaces
+from purerl.errors import ConfigError, shown, suggest
 
 _factories: dict[str, Callable[..., Env]] = {}
 
@@ -19,8 +20,15 @@ def register(name: str, factory: Callable[..., Env]) -> None:
         factory: `(**kwargs) -> Env`.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: the name is taken, or is no name; `factory` is no function.
     """
+    if not isinstance(name, str) or not name or ":" in name:
+        raise ConfigError(f"register: got {shown(name)}, expected a name, without a colon")
+    if not callable(factory) or isinstance(factory, Env):
+        raise ConfigError(
+            f"register: got {shown(factory)} for {name!r}, expected a function that returns an "
+            "environment"
+        )
     if name in env_names():
         raise ConfigError(f"register: the environment {name!r} exists already")
     _factories[name] = factory
@@ -43,6 +51,8 @@ def make(name: str, **kwargs: Any) -> Env:
         ConfigError: no such environment (the message has the nearest names), or one that can't be
             made on this machine.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"env: got {shown(name)}, expected a name: see purerl.env_names()")
     if name in _factories:
         return _factories[name](**kwargs)
     if ":" in name:
@@ -73,11 +83,13 @@ def _import(name: str, kwargs: dict[str, Any]) -> Env:
 def as_env(env: Any) -> Env:
     """An `Env` from a name, an `Env`, a gymnax `Environment`, or a pair of one and its parameters.
 
+    Spaces of Gymnasium and gymnax in its spec become ours.
+
     Raises:
         ConfigError: it is none of these.
     """
     if isinstance(env, Env):
-        return env
+        return _with_our_spaces(env)
     if isinstance(env, str):
         return make(env)
     pair = isinstance(env, tuple) and len(env) == 2
@@ -85,6 +97,15 @@ def as_env(env: Any) -> Env:
     if hasattr(instance, "step_env") and not isinstance(instance, type):
         return gymnax.gymnax_env(instance, params)
     raise ConfigError(
-        f"env: got {env!r}, expected a name, a purerl.Env, a gymnax Environment, or a pair of a "
-        "gymnax Environment and its parameters"
+        f"env: got {shown(env)}, expected a name, a purerl.Env, a gymnax Environment, or a pair of "
+        "a gymnax Environment and its parameters"
     )
+
+
+def _with_our_spaces(env: Env) -> Env:
+    """The environment itself where its spaces are ours."""
+    spec: Any = env.spec
+    names = [n for n in ("observation_space", "action_space") if hasattr(spec, n)]
+    ours = {name: convert_spaces(getattr(spec, name)) for name in names}
+    changed = {name: space for name, space in ours.items() if space is not getattr(spec, name)}
+    return env._replace(spec=spec._replace(**changed)) if changed else env

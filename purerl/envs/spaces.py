@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.errors import ConfigError, shown
+
 
 class Discrete:
     """The integers 0 to n - 1, as int32 scalars."""
@@ -15,8 +17,11 @@ class Discrete:
     dtype = np.dtype(np.int32)
 
     def __init__(self, n: int):
-        if int(n) != n or n < 1:
-            raise ValueError(f"Discrete.n: got {n!r}, expected an integer >= 1")
+        whole = isinstance(n, (int, np.integer)) or (isinstance(n, float) and n.is_integer())
+        if not whole or isinstance(n, bool) or not 1 <= n < 2**31:
+            raise ConfigError(
+                f"Discrete.n: got {shown(n)}, expected an integer >= 1, and below 2**31"
+            )
         self.n = int(n)
 
     def sample(self, key: jax.Array) -> jax.Array:
@@ -42,14 +47,25 @@ class Box:
     """Arrays of one shape between two bounds, which broadcast to it and may be infinite."""
 
     def __init__(self, low: Any, high: Any, shape: Sequence[int] | None = None, dtype: Any = float):
+        bounds = [_bound(name, bound) for name, bound in (("low", low), ("high", high))]
         if shape is None:
-            shape = np.broadcast_shapes(np.shape(low), np.shape(high))
-        self.shape = tuple(int(size) for size in shape)
-        self.dtype = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
-        self.low = np.broadcast_to(np.asarray(low, np.float32), self.shape)
-        self.high = np.broadcast_to(np.asarray(high, np.float32), self.shape)
+            try:
+                shape = np.broadcast_shapes(*(bound.shape for bound in bounds))
+            except ValueError:
+                shapes = " and ".join(str(bound.shape) for bound in bounds)
+                raise ConfigError(f"Box: low and high have shapes {shapes}, expected one") from None
+        self.shape = _shape(shape)
+        self.dtype = _dtype(dtype)
+        try:
+            self.low, self.high = (np.broadcast_to(bound, self.shape) for bound in bounds)
+        except ValueError:
+            shapes = " and ".join(str(bound.shape) for bound in bounds)
+            raise ConfigError(
+                f"Box.shape: got {self.shape}, expected what low and high, of shapes {shapes}, "
+                "broadcast to"
+            ) from None
         if not np.all(self.low <= self.high):
-            raise ValueError(f"Box: low {low!r} is not below high {high!r}")
+            raise ConfigError(f"Box: low {shown(low)} is not below high {shown(high)}")
 
     @property
     def bounded(self) -> bool:
@@ -116,3 +132,75 @@ Space = Discrete | Box
 def is_space(x: Any) -> bool:
     """Whether it is a space, and not a pytree of spaces."""
     return isinstance(x, Space)
+
+
+def convert_spaces(space: Any) -> Any:
+    """A space, or a pytree of spaces, with those of Gymnasium and gymnax as ours; itself where all
+    are.
+
+    What has no counterpart stays as it is, for `check_env` to name. A `MultiDiscrete` or
+    `MultiBinary` becomes a `Box` of integers.
+
+    Raises:
+        ConfigError: a `Discrete` that doesn't start at 0.
+    """
+    if is_space(space) or isinstance(space, type):
+        return space
+    children = getattr(space, "spaces", None)
+    if children is not None:  # Dict and Tuple
+        return convert_spaces(dict(children) if hasattr(children, "items") else tuple(children))
+    if type(space) is dict or (isinstance(space, tuple | list) and space):
+        old = space.values() if isinstance(space, dict) else space
+        parts = [convert_spaces(part) for part in old]
+        if all(part is before for part, before in zip(parts, old, strict=True)):
+            return space
+        if isinstance(space, dict):
+            return dict(zip(space, parts, strict=True))
+        return type(space)(*parts) if hasattr(space, "_fields") else type(space)(parts)
+    if hasattr(space, "nvec"):
+        most = np.asarray(space.nvec) - 1
+        return Box(0, most, most.shape, np.int32)
+    if hasattr(space, "low") and hasattr(space, "high"):
+        return Box(np.asarray(space.low), np.asarray(space.high), space.shape, space.dtype)
+    if hasattr(space, "n"):
+        if getattr(space, "shape", None):  # MultiBinary
+            return Box(0, 1, space.shape, space.dtype)
+        if getattr(space, "start", 0) != 0:
+            raise ConfigError(f"EnvSpec: got {shown(space)}, expected a Discrete that starts at 0")
+        return Discrete(int(space.n))
+    return space
+
+
+def _bound(name: str, bound: Any) -> np.ndarray:
+    try:
+        if np.iscomplexobj(bound):
+            raise TypeError
+        return np.asarray(bound, np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(
+            f"Box.{name}: got {shown(bound)}, expected a number, or an array of numbers"
+        ) from None
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    sizes = (shape,) if isinstance(shape, (int, np.integer)) else shape
+    try:
+        sizes = tuple(int(np.asarray(size).__index__()) for size in sizes)
+    except (TypeError, ValueError, OverflowError):
+        sizes = (-1,)
+    if any(size < 0 for size in sizes):
+        raise ConfigError(f"Box.shape: got {shown(shape)}, expected a sequence of sizes")
+    return sizes
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    kinds = (np.floating, np.integer, np.bool_)
+    try:
+        found = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+    except (TypeError, ValueError):
+        found = None
+    if found is None or not any(jax.dtypes.issubdtype(found, kind) for kind in kinds):
+        raise ConfigError(
+            f"Box.dtype: got {shown(dtype)}, expected one of floats, integers or booleans"
+        )
+    return found

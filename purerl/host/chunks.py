@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl import devices
-from purerl.config import TrainConfig, with_hyperparams
-from purerl.errors import ConfigError
+from purerl.config import TrainConfig, check_hyperparams, with_hyperparams
+from purerl.errors import ConfigError, shown
 from purerl.metrics import Count, Metrics
 from purerl.state import OWN
 from purerl.train import TrainOutput, list_seeds, make_output
@@ -111,12 +111,20 @@ def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] |
 
 
 def hyperparam_arrays(
-    config: TrainConfig, values: Mapping[str, Any], count: int | None
+    config: TrainConfig, values: Mapping[str, Any] | None, count: int | None
 ) -> dict[str, np.ndarray]:
     """Each as an array, `[S]` or `[]`, checked value by value."""
     arrays = {}
-    for name, value in values.items():
-        array = np.asarray(value, np.float32)
+    for name, value in check_hyperparams(values).items():
+        try:
+            array = np.asarray(value)
+        except ValueError:  # nested lists of several lengths
+            array = np.asarray(None)
+        if array.dtype.kind not in "fiu" and array.dtype != jnp.bfloat16:
+            with_hyperparams(config.agent, {name: value})  # says what is wrong with it
+            raise ConfigError(f"hyperparams: {name} is {shown(value)}, expected floats")
+        with np.errstate(over="ignore"):  # what is infinite then is found below
+            array = array.astype(np.float32)
         if array.shape not in {(), () if count is None else (count,)}:
             expected = (
                 "a scalar" if count is None else f"a scalar, or one for each of {count} seeds"

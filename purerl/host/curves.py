@@ -6,13 +6,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from purerl import statistics
-from purerl.errors import ConfigError, RunError
+from purerl.errors import ConfigError, RunError, shown
+from purerl.fields import check_path
 from purerl.host.files import reason
 from purerl.host.run_files import read_summary
 from purerl.metrics import Metrics
@@ -128,7 +128,7 @@ def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:
     Raises:
         RunError: it is no run's folder, is damaged, or no episode has ended in it.
     """
-    folder = Path(path).expanduser()
+    folder = check_path("path", path)
     summary, file = read_summary(folder), folder / "metrics.csv"
     try:
         with file.open(newline="") as lines:
@@ -151,9 +151,12 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
     their folders' names.
 
     Raises:
+        ConfigError: they aren't several paths.
         RunError: as from `read_run`.
     """
-    folders = [Path(path).expanduser().absolute() for path in paths]
+    if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
+        raise ConfigError(f"paths: got {shown(paths)}, expected several paths: [path]")
+    folders = [check_path("paths", path).absolute() for path in paths]
     runs = [read_run(folder) for folder in folders]
     count = Counter(run.name for run in runs)
     return [

@@ -2,18 +2,19 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from purerl.envs.spaces import is_space
-from purerl.errors import ConfigError
+from purerl.errors import ConfigError, shown
+from purerl.fields import check_path
 from purerl.host.files import reason, write_bytes
 from purerl.policy import Policy
 
 PyTree = Any
 PLATFORMS = ("cpu", "cuda", "tpu")
+KNOWN_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export_policy(
@@ -50,6 +51,12 @@ def export_policy(
         raise ConfigError(f"policy: got {type(policy).__name__}, expected a Policy: out.policy")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ConfigError(f"batch: got {batch!r}, expected an integer >= 1, or None")
+    several = isinstance(platforms, Sequence) and not isinstance(platforms, str)
+    if not several or not platforms or not all(name in KNOWN_PLATFORMS for name in platforms):
+        raise ConfigError(
+            f"platforms: got {shown(platforms)}, expected some of {', '.join(KNOWN_PLATFORMS)}"
+        )
+    target = check_path("path", path)
     # Imported late, with flatbuffers: only those who export wait for it.
     from jax import export
 
@@ -66,4 +73,4 @@ def export_policy(
     except Exception as error:  # the user's network raises of every kind
         hint = "; try batch=1" if batch is None else ""
         raise ConfigError(f"policy: can't be exported: {reason(error)}{hint}") from error
-    write_bytes(Path(path).expanduser(), packed, "the policy")
+    write_bytes(target, packed, "the policy")

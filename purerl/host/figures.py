@@ -10,9 +10,9 @@ import os
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from purerl import fields
 from purerl.errors import ConfigError, RunError
 from purerl.host.files import reason, write_whole
 
@@ -125,7 +125,7 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 def check_path(path: Path_ | None) -> None:
     """Raises ConfigError unless a figure can be saved under that name."""
-    if path is not None and Path(path).suffix.lower() not in SUFFIXES:
+    if path is not None and fields.check_path("path", path).suffix.lower() not in SUFFIXES:
         raise ConfigError(f"path: got {os.fspath(path)!r}, expected a name that ends in "
                           f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")  # fmt: skip
 
@@ -139,7 +139,7 @@ def save(figure: "Figure", path: Path_ | None) -> "Figure":
     check_path(path)
     if path is None:
         return figure
-    target = Path(path).expanduser()
+    target = fields.check_path("path", path)
     drawn = io.BytesIO()
     figure.savefig(drawn, format=target.suffix.lower()[1:], dpi=160)
     try:

@@ -15,7 +15,8 @@ import numpy as np
 
 from purerl import devices
 from purerl.config import TrainConfig
-from purerl.fields import ConfigError
+from purerl.errors import ConfigError, shown
+from purerl.fields import check_path
 from purerl.host.checkpoint import RunFolder
 from purerl.host.chunks import Program, hyperparam_arrays, seed_keys
 from purerl.host.files import describe
@@ -24,7 +25,7 @@ from purerl.host.report import Report
 from purerl.host.run_files import RunFiles
 from purerl.host.sinks import Sink, list_sinks
 from purerl.metrics import Metrics
-from purerl.train import TrainOutput
+from purerl.train import TrainOutput, list_seeds
 
 PyTree = Any
 
@@ -85,10 +86,14 @@ def fit(
         ("checkpoint_every", checkpoint_every, 0),
         ("keep", keep, 1),
     ):
-        if not isinstance(number, (int, float)) or not number >= least:
-            raise ConfigError(f"{name}: got {number!r}, expected a number >= {least}")
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not is_number or not number >= least:
+            raise ConfigError(f"{name}: got {shown(number)}, expected a number >= {least}")
+    if run_dir is not None:
+        run_dir = check_path("run_dir", run_dir)
+    count = None if seeds is None else len(list_seeds(seeds))
+    values = hyperparam_arrays(config, hyperparams, count)
     keys, listed = seed_keys(seeds)
-    values = hyperparam_arrays(config, hyperparams or {}, None if listed is None else len(listed))
     program = Program(config, keys, values)
     sinks = list_sinks(callback)
     seeds_told = (0,) if listed is None else tuple(listed)

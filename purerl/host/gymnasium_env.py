@@ -11,8 +11,10 @@ import numpy as np
 
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Discrete, Space
-from purerl.errors import ConfigError, suggest
+from purerl.errors import ConfigError, shown, suggest
+from purerl.fields import check_count
 from purerl.policy import Policy
+from purerl.train import check_seed
 
 RENDER_MODES = (None, "rgb_array")
 
@@ -73,8 +75,15 @@ def evaluate_in_gymnasium(
         ConfigError: no such environment, or its actions are others than the policy's; Gymnasium
             isn't installed.
     """
+    num_episodes = check_count("num_episodes", num_episodes)
+    max_steps = check_count("max_steps", max_steps)
+    seed = check_seed("seed", seed)
+    if not callable(policy):
+        raise ConfigError(f"policy: got {shown(policy)}, expected a Policy, or a function")
     gymnasium = _gymnasium()
     made = isinstance(env, str)
+    if not made and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
+        raise ConfigError(f"env: got {shown(env)}, expected an id or a gymnasium.Env")
     env = _make(gymnasium, env) if made else env
     if isinstance(policy, Policy):
         _check_actions(policy.spec.action_space, env.action_space)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from purerl.errors import ConfigError, suggest
+from purerl.errors import ConfigError, shown, suggest
 from purerl.host import figures
 from purerl.host.curves import Curves
 from purerl.host.figures import Path_
@@ -229,6 +229,9 @@ def _wrapped(name: str) -> str:
 
 def _runs(curves: Curves | Sequence[Curves]) -> list[Curves]:
     """The runs, all of which have something to show."""
+    several = isinstance(curves, Sequence)
+    if not several and not isinstance(curves, Curves):
+        raise ConfigError(f"curves: got {shown(curves)}, expected Curves, or several of them")
     runs = [curves] if isinstance(curves, Curves) else list(curves)
     if not runs:
         raise ConfigError("curves: got none, expected at least one run")

@@ -19,7 +19,7 @@ from purerl.agents import AGENTS, Agent
 from purerl.config import plain_value
 from purerl.envs.base import EnvSpec
 from purerl.errors import ConfigError, RunError
-from purerl.fields import field_names
+from purerl.fields import check_path, field_names
 from purerl.host.files import by_path, describe, plain_bytes, reason, versions, write_bytes
 from purerl.host.plain_space import space_from_plain, space_to_plain
 from purerl.normalize import init_stats
@@ -56,7 +56,7 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
         policy.check_one()
     except ValueError as error:
         raise ConfigError(f"policy: {error}") from None
-    path = Path(path).expanduser()
+    path = check_path("path", path)
     leaves = _leaves(policy.state, policy.obs_stats)
     arrays: dict[str, Any] = {name: _stored(x) for name, x in leaves.items()}
     processor, spec = policy.interface.action_processor, policy.spec
@@ -98,7 +98,7 @@ def load_policy(
         RunError: the file can't be read, is damaged, is no policy's or another version's, or the
             agent (or action_processor) has to be given, or is another than the file's.
     """
-    path = Path(path).expanduser()
+    path = check_path("path", path)
     about, arrays = _read(path)
     try:
         spec = _spec(about["spec"])

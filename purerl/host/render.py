@@ -12,9 +12,11 @@ import numpy as np
 from purerl.envs.base import Env, where
 from purerl.envs.registry import as_env
 from purerl.errors import ConfigError
+from purerl.fields import check_key, check_path
 from purerl.host.drawing import draw
 from purerl.host.files import write_bytes
 from purerl.policy import Policy
+from purerl.train import check_seed
 
 PyTree = Any
 MOST_FRAMES = 500  # and the first
@@ -65,15 +67,19 @@ def render(
     max_steps = limit if max_steps is None else max_steps
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ConfigError(f"max_steps: got {max_steps!r}, expected an integer >= 1, or None")
-    if Path(path).suffix.lower() != ".gif":
+    target = check_path("path", path)
+    if target.suffix.lower() != ".gif":
         raise ConfigError(f"path: got {str(path)!r}, expected a name that ends in .gif")
+    seed = check_seed("seed", seed)
+    if key is not None:
+        check_key(key)
     states, observations, returns, length = _play(env, policy, seed, max_steps, key)
     shown = _shown(length)
     frames = []
     for i in shown:
         state, obs = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in (states, observations))
         frames.append(draw(env.spec, state, obs, i, returns[i]))
-    _write(frames, Path(path).expanduser())
+    _write(frames, target)
     return float(returns[length]), length
 
 

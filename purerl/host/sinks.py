@@ -4,12 +4,12 @@ import csv
 import io
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from purerl.errors import ConfigError, RunError
+from purerl.fields import check_path
 from purerl.host.files import DAMAGED, reason, write_whole
 from purerl.host.report import Report, means
 
@@ -41,7 +41,7 @@ class csv_sink:  # noqa: N801 - called as a function
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = check_path("path", path)
         self._begun = False
         self._before = 0.0  # seconds that earlier processes took
         self._last = 0.0
@@ -101,7 +101,7 @@ class tensorboard_sink:  # noqa: N801
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder = check_path("folder", folder)
         self._writers: dict[str, Any] = {}
 
     def __call__(self, report: Report) -> None:

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from purerl.config import TrainConfig
-from purerl.errors import ConfigError
+from purerl.errors import ConfigError, shown
+from purerl.fields import check_path
 from purerl.host.sweep_apart import cores_lie_idle, pickled, run_apart
 from purerl.host.sweep_result import Effort, GroupResult, SweepResult
 from purerl.host.sweep_store import Store, describe_sweep, open_store
@@ -70,6 +71,13 @@ def sweep(
         ConfigError: a name or a value that can't be used, or another sweep in `run_dir`. Before
             anything is compiled.
     """
+    switches = {"keep_buffer": keep_buffer, "all_cores": all_cores, "verbose": verbose}
+    for name, value in switches.items():
+        if not isinstance(value, bool) and (value is not None or name == "keep_buffer"):
+            words = "True or False" + ("" if name == "keep_buffer" else " or None")
+            raise ConfigError(f"{name}: got {shown(value)}, expected {words}")
+    if run_dir is not None:
+        run_dir = check_path("run_dir", run_dir)
     plan = make_plan(config, seeds, grid, samples, num_samples, key)
     if slice_size is not None and (
         isinstance(slice_size, bool) or not isinstance(slice_size, int) or slice_size < 1

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purerl.errors import ConfigError, suggest
+from purerl.errors import ConfigError, shown, suggest
 from purerl.host import figures
 from purerl.host.sweep_result import SweepResult
 
@@ -41,6 +41,8 @@ def swept(result: SweepResult, names: str | Sequence[str] | None) -> list[str]:
     Raises:
         ConfigError: nothing was swept, or not this.
     """
+    if not isinstance(result, SweepResult):
+        raise ConfigError(f"result: got {shown(result)}, expected a SweepResult: purerl.sweep(...)")
     known = list(result.plan.names)
     if not known:
         raise ConfigError("names: nothing was swept, there are only seeds: use plot_curves")
