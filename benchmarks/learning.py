@@ -67,6 +67,17 @@ def trained(tree, name, num_seeds, folder):
     return {"final": final_returns(returns, episodes), "area": np.nanmean(binned, axis=1)}
 
 
+def unpack(revision, folder):
+    """A revision's tree, unpacked into a folder."""
+    tree = Path(folder).resolve() / "before"
+    tree.mkdir()
+    archive = subprocess.run(
+        ["git", "archive", revision], cwd=HERE, check=True, capture_output=True
+    )
+    subprocess.run(["tar", "-x", "-C", tree], input=archive.stdout, check=True)
+    return tree
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--against", default="HEAD", help="a revision (HEAD: what isn't committed)")
@@ -89,12 +100,7 @@ def main():
         if name not in known:
             parser.error(f"--only: got {name!r}, expected some of {', '.join(known)}")
     with tempfile.TemporaryDirectory() as folder:
-        before = Path(folder).resolve() / "before"
-        before.mkdir()
-        archive = subprocess.run(
-            ["git", "archive", args.against], cwd=HERE, check=True, capture_output=True
-        )
-        subprocess.run(["tar", "-x", "-C", before], input=archive.stdout, check=True)
+        before = unpack(args.against, folder)
         for name in args.only or known:
             old, new = (trained(tree, name, args.seeds, folder) for tree in (before, HERE))
             for what in ("final", "area"):

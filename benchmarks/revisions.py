@@ -1,0 +1,148 @@
+"""Speed and memory of this tree next to those of one of its revisions, in one interleaved run.
+
+    python benchmarks/revisions.py --against HEAD~1             # all cases, some 15 minutes
+    python benchmarks/revisions.py --against HEAD~9 --only ppo-4x128 dqn --cores 1
+
+Each case is trained by two processes, one that imports purerl from this tree and one from the
+revision's, which run by turns: one is idle while the other is timed. For each case: environment
+steps a second, medians of the repeats; their ratio, the median of the ratios of two runs that
+followed each other, with its range; the ratio of the time to compile; and of what the compiled
+program holds beyond its inputs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from learning import HERE, unpack
+
+
+def cases(purerl):
+    """Options of a config, by name: about a second of training each."""
+    cartpole, pendulum, breakout = "CartPole-v1", "Pendulum-v1", "Breakout-MinAtar"
+    a2c = purerl.ActorCritic(n_episodes=64, episode_length=32)
+    sizes = {"num_envs": 64, "update_every": 128}
+    return {
+        "ppo-4x128": (cartpole, purerl.PPO(), 262_144, {"num_envs": 4, "update_every": 128}),
+        "ppo-64x128": (cartpole, purerl.PPO(), 524_288, sizes),
+        "ppo-2048x32": (cartpole, purerl.PPO(), 524_288, {"num_envs": 2048, "update_every": 32}),
+        "ppo-breakout": (breakout, purerl.PPO(network="mlp"), 131_072, sizes),
+        "ppo-normalised": (
+            pendulum,
+            purerl.PPO(),
+            524_288,
+            sizes | {"normalize_obs": True, "normalize_reward": True},
+        ),
+        "reinforce": (cartpole, purerl.REINFORCE(), 524_288, {}),
+        "actor-critic": (cartpole, a2c, 1_048_576, {}),
+        "dqn": (cartpole, purerl.DQN(hidden=(120, 84)), 100_000, {"num_envs": 10}),
+        "ddpg": (pendulum, purerl.DDPG(), 20_000, {}),
+    }
+
+
+def work(tree, name):
+    """Compiles, says how long that took and what it holds, and trains once for each line."""
+    import jax
+
+    import purerl
+
+    if not Path(purerl.__file__).is_relative_to(tree):
+        raise SystemExit(f"purerl came from {purerl.__file__}, not from {tree}")
+    env, agent, steps, options = cases(purerl)[name]
+    train = purerl.make_train(purerl.TrainConfig(env, agent, steps, **options))
+    key = jax.random.key(0)
+    began = time.perf_counter()
+    compiled = jax.jit(train).lower(key).compile()
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    jax.block_until_ready(compiled(key))
+    print(json.dumps({"compile": seconds, "memory": memory, "steps": steps}), flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(key))
+        print(json.dumps(time.perf_counter() - began), flush=True)
+
+
+class Worker:
+    """A process that trains a case with the purerl of one tree."""
+
+    def __init__(self, tree, name):
+        command = [sys.executable, __file__, "--work", str(tree), name]
+        # No compiled programs from before: compiling is timed.
+        environment = {**os.environ, "PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": ""}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, cwd=tree, **pipes)
+        self.about = self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a process ended with code {self.process.wait()}")
+        return json.loads(line)
+
+    def seconds(self):
+        """Of one training, from the first step to the last."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(before, here, name, repeats):
+    """The row of a case."""
+    workers = old, new = [Worker(tree, name) for tree in (before, here)]
+    times = [(old.seconds(), new.seconds()) for _ in range(repeats)]
+    for worker in workers:
+        worker.end()
+    ratios = [x / y for x, y in times]
+    speeds = [
+        worker.about["steps"] / statistics.median(column)
+        for worker, column in zip(workers, zip(*times, strict=True), strict=True)
+    ]
+    compiling = new.about["compile"] / old.about["compile"]
+    memory = new.about["memory"] / old.about["memory"]
+    return (
+        f"{name:15} {speeds[0]:>10,.0f} {speeds[1]:>10,.0f}   {statistics.median(ratios):.3f} "
+        f"({min(ratios):.2f} to {max(ratios):.2f})   {compiling:.2f} "
+        f"({old.about['compile']:.1f} s, {new.about['compile']:.1f} s)   {memory:.2f}"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--against", default="HEAD", help="a revision (HEAD: what isn't committed)")
+    parser.add_argument("--only", nargs="+", metavar="CASE", help="such as ppo-4x128")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cores", type=int, help="how many may be used")
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        return work(Path(args.work[0]), args.work[1])
+    if args.cores:
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.cores]))
+
+    import purerl
+
+    known = cases(purerl)
+    for name in args.only or ():
+        if name not in known:
+            parser.error(f"--only: got {name!r}, expected some of {', '.join(known)}")
+    with tempfile.TemporaryDirectory() as folder:
+        before = unpack(args.against, folder)
+        print(f"steps/s of {args.against} and here, their ratio; compiling; memory", flush=True)
+        for name in args.only or known:
+            print(compare(before, HERE, name, args.repeats), flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
