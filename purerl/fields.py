@@ -68,8 +68,8 @@ def real(
                 return value
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError
-        # As the device has it: 1e39 is infinite there, and 1e-50 is 0.
-        for number in (float(value), float(_float32(value))):
+        # As the device has it too: 1e39 is infinite there, and 1e-50 is 0.
+        for number in (float(value), float(_float32(value))):  # type: ignore[arg-type]
             if not math.isfinite(number) or not within(number):
                 raise ValueError
         return value if isinstance(value, jax.Array) else float(value)

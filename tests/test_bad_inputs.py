@@ -4,7 +4,6 @@ within a second, before anything is compiled."""
 import decimal
 import functools
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -13,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, push_env, quick_jit, target_env, walk
+from toys import Tiny, push_env, quick_jit, walk
 
 import purerl
-from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, as_env
-from purerl.fields import flag, integer, real, static
+from purerl.envs import Box, Discrete, Env
 from purerl.policy import Interface, Policy
 
 Config = functools.partial(purerl.TrainConfig, total_timesteps=64, num_envs=4, update_every=4)
@@ -630,7 +628,7 @@ AGENTS = [
     ),
     (
         "act-branches",
-        lambda g: Config(BASE, act(lambda a, obs: (a if a[0] else a, {}))),
+        lambda g: Config(BASE, act(lambda a, obs: (a if a[0] else a + 1, {}))),
         "Mine.act can't be traced: Trac",
     ),
     (
@@ -1562,8 +1560,6 @@ def listen(event, seconds, **_):
 def given(tmp_path_factory):
     """What the cases need that is right, made before the first of them; and all late imports."""
     purerl.make("CartPole-v1")
-    import matplotlib.pyplot
-    import orbax.checkpoint
     import tensorboardX  # noqa: F401
 
     key = jax.random.key(0)
