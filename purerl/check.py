@@ -15,7 +15,7 @@ from purerl.envs.check import QUICK_COMPILE, dtype_name, is_real
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Discrete, is_space
 from purerl.errors import ConfigError, sentence, shown
-from purerl.fields import check_key, field_names
+from purerl.fields import check_count, check_key, field_names
 from purerl.loop import Loop, obs_transform
 from purerl.noise import NOISES
 from purerl.normalize import init_stats
@@ -70,6 +70,9 @@ def check_methods(agent: Any) -> None:
         isinstance(defaults, RunDefaults),
         f"agent: {name}.run_defaults is {shown(defaults)}, expected a purerl.RunDefaults",
     )
+    for word, least in (("num_envs", 1), ("update_every", 1), ("update_after", 0)):
+        what = f"agent: {name}.run_defaults.{word}"
+        check_count(what, getattr(defaults, word), at_least=least)
 
 
 def check_loop(loop: Loop) -> None:

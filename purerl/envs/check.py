@@ -137,6 +137,7 @@ def _check_spec(env: Env) -> None:
         all(hasattr(spec, field) for field in fields),
         f"Env.spec: got {shown(spec)}, expected a purerl.EnvSpec",
     )
+    _require(isinstance(spec.name, str), f"spec.name is {shown(spec.name)}, expected text")
     _require(
         isinstance(spec.action_space, Discrete | Box),
         f"spec.action_space is {shown(spec.action_space)}, expected Discrete or Box",
