@@ -13,7 +13,17 @@ import jax.numpy as jnp
 
 from purerl import devices, returns, sumtree
 from purerl.envs.base import where
-from purerl.fields import ConfigError, Record, by_loop, flag, integer, real, suggest
+from purerl.fields import (
+    ConfigError,
+    Record,
+    by_loop,
+    check_count,
+    check_key,
+    flag,
+    integer,
+    real,
+    suggest,
+)
 from purerl.types import Transition
 
 PyTree = Any
@@ -87,6 +97,7 @@ class Buffer(Record):
         Raises:
             ConfigError: `maxlen` is not set, or N doesn't divide it.
         """
+        num_envs = check_count("num_envs", num_envs)
         if self.maxlen is None or self.maxlen % num_envs:
             raise ConfigError(
                 f"Buffer.maxlen: got {self.maxlen}, expected a multiple of num_envs={num_envs}"
@@ -114,7 +125,7 @@ class Buffer(Record):
         num_rows, num_envs = state.data["reward"].shape
         num_steps = transitions.reward.shape[0]
         if num_steps > num_rows:
-            raise ValueError(f"Buffer.push: {num_steps} steps do not fit into {num_rows} rows")
+            raise ConfigError(f"Buffer.push: {num_steps} steps do not fit into {num_rows} rows")
         start = jnp.int32(0) if num_steps == num_rows else state.position
         rows = (start + jnp.arange(num_steps)) % num_rows
         new = _entries(transitions)
@@ -176,6 +187,13 @@ class Buffer(Record):
         Raises:
             ConfigError: no such entry; neither or both of indices and batch_size.
         """
+        check_count("Buffer.sample: n_step", n_step)
+        if key is not None:
+            check_key(key)
+        if batch_size is not None:
+            check_count("Buffer.sample: batch_size", batch_size)
+        if isinstance(keys, str):
+            raise ConfigError(f"Buffer.sample: keys are {keys!r}, expected a sequence of names")
         known = [*state.data, *(["priority"] if self.priority_sampling else [])]
         keys = known if keys is None else keys
         for name in set(keys) - set(known):

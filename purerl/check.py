@@ -15,11 +15,11 @@ from purerl.envs.check import QUICK_COMPILE, dtype_name, is_real
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Discrete, is_space
 from purerl.errors import ConfigError, sentence, shown
-from purerl.fields import check_key, field_names
+from purerl.fields import check_count, check_key, field_names
 from purerl.loop import Loop, obs_transform
 from purerl.noise import NOISES
 from purerl.normalize import init_stats
-from purerl.rewarders import REWARDERS, Identity
+from purerl.rewarders import REWARDERS, Identity, Rewarder
 from purerl.run import make_loop
 from purerl.types import Transition
 
@@ -70,6 +70,9 @@ def check_methods(agent: Any) -> None:
         isinstance(defaults, RunDefaults),
         f"agent: {name}.run_defaults is {shown(defaults)}, expected a purerl.RunDefaults",
     )
+    for word, least in (("num_envs", 1), ("update_every", 1), ("update_after", 0)):
+        what = f"agent: {name}.run_defaults.{word}"
+        check_count(what, getattr(defaults, word), at_least=least)
 
 
 def check_loop(loop: Loop) -> None:
@@ -165,7 +168,7 @@ def _watched_agent(agent: Agent) -> Agent:
     return agent.tell(update=update)
 
 
-class _WatchedRewarder:
+class _WatchedRewarder(Rewarder):
     """A rewarder that says what is wrong with it."""
 
     def __init__(self, rewarder: Any) -> None:
@@ -175,7 +178,7 @@ class _WatchedRewarder:
         with sentence(f"{self.name}.init can't be traced"):
             return self.rewarder.init(num_envs)
 
-    def __call__(self, state: Any, reward: jax.Array, *rest: jax.Array) -> Any:
+    def __call__(self, state: Any, reward: jax.Array, *rest: Any) -> Any:
         with sentence(f"{self.name} can't be traced"):
             out = self.rewarder(state, reward, *rest)
         if not (isinstance(out, tuple) and len(out) == 2):
@@ -225,14 +228,14 @@ def _require_action(what: str, action: Any, num_envs: int, spec: EnvSpec) -> Non
 
 
 def _require_array(
-    what: str, x: Any, shape: tuple, kind: type, error: Callable[[str], Exception]
+    what: str, x: Any, shape: tuple, kind: Any, error: Callable[[str], Exception]
 ) -> None:
     """Raises unless it is an array of real numbers, of that shape and kind."""
     got, dtype = _kind(x)
     if got is None:
         raise error(f"{what} is a {type(x).__name__}, expected an array of shape {shape}")
     if got != shape or not jax.dtypes.issubdtype(dtype, kind) or not is_real(dtype):
-        words = {np.floating: "floats", np.integer: "integers", np.number: "numbers"}[kind]
+        words = {np.floating: "floats", np.integer: "integers"}.get(kind, "numbers")
         raise error(
             f"{what} has shape {got} and dtype {dtype_name(dtype)}, expected {shape} and {words}"
         )

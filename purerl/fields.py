@@ -68,7 +68,7 @@ def real(
                 return value
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError
-        # As the device has it: 1e39 is infinite there, and 1e-50 is 0.
+        # As the device has it too: 1e39 is infinite there, and 1e-50 is 0.
         for number in (float(value), float(_float32(value))):
             if not math.isfinite(number) or not within(number):
                 raise ValueError
@@ -100,7 +100,7 @@ def integer(
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ValueError
-        if abs(value) > largest:
+        if abs(int(value)) > largest:
             raise ValueError(f"at most {largest}")
         if not within(value):
             raise ValueError
@@ -345,22 +345,29 @@ def check_key(key: Any) -> None:
         )
 
 
-def check_count(name: str, value: Any, *, at_least: int = 1, optional: bool = False) -> int:
+def check_count(
+    name: str,
+    value: Any,
+    *,
+    at_least: int = 1,
+    at_most: int = INT32,
+    optional: bool = False,
+) -> int:
     """An argument that is an integer, such as a number of episodes.
 
     Args:
         name: the argument's.
         value: what was given.
-        at_least: the smallest that is allowed.
+        at_least, at_most: the smallest and the largest that are allowed.
         optional: whether the message has None among what is allowed.
 
     Raises:
-        ConfigError: it isn't, or is too small, or 2**31 and more.
+        ConfigError: it isn't, or is too small or too large.
     """
     whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
     right = whole or (isinstance(value, (int, np.integer)) and not isinstance(value, bool))
-    if not right or not at_least <= value <= INT32:
+    if not right or not at_least <= value <= at_most:
         words = f"an integer >= {at_least}" + (" or None" if optional else "")
-        hint = f"; at most {INT32}" if right and value > INT32 else ""
+        hint = f"; at most {at_most}" if right and value > at_most else ""
         raise ConfigError(f"{name}: got {shown(value)}, expected {words}{hint}")
     return int(value)

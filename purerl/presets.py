@@ -8,7 +8,7 @@ from typing import Any
 
 from purerl.agents import AGENTS
 from purerl.config import TrainConfig
-from purerl.errors import ConfigError, suggest
+from purerl.errors import ConfigError, shown, suggest
 
 
 def preset(env: str, agent: str = "ppo", **changes: Any) -> TrainConfig:
@@ -25,13 +25,14 @@ def preset(env: str, agent: str = "ppo", **changes: Any) -> TrainConfig:
     found = find_preset(env, agent)
     if not found:
         known = [f"{x}, {y}" for x, agents in list_presets().items() for y in agents]
-        raise ConfigError(f"preset: none for {env!r} with {agent!r}; {suggest(env, known)}")
+        got = f"{shown(env)} with {shown(agent)}"
+        raise ConfigError(f"preset: none for {got}; {suggest(env, known)}")
     return TrainConfig.from_mapping({**found, "env": env, **changes})
 
 
 def find_preset(env: Any, agent: str | None) -> dict[str, Any]:
     """A preset as a mapping for `TrainConfig.from_mapping`; {} where there is none."""
-    agent = "ppo" if agent is None else agent.lower()
+    agent = "ppo" if agent is None else str(agent).lower()
     found = list_presets().get(env, {}).get(agent) if isinstance(env, str) else None
     if found is None:
         return {}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.errors import ConfigError
+from purerl.errors import ConfigError, shown
 from purerl.fields import check_count
 
 
@@ -38,7 +38,7 @@ def gae(
     Returns:
         `[T, ...]` advantages.
     """
-    _check_paths("gae", reward, (value, next_value), (terminated, truncated))
+    _check_paths("gae", reward, (value, next_value), (terminated, truncated), gamma, lam)
     delta = td_error(reward, value, next_value, terminated, gamma)
     decay = jnp.where(terminated | truncated, 0.0, gamma * lam)
 
@@ -50,8 +50,14 @@ def gae(
     return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
 
 
-def _check_paths(name: str, reward: Any, values: tuple, ends: tuple) -> None:
-    """Raises ConfigError unless all are arrays `[T, ...]` of one shape, the ends boolean."""
+def _check_paths(
+    name: str, reward: Any, values: tuple, ends: tuple, gamma: Any, lam: Any = 1.0
+) -> None:
+    """Raises ConfigError unless all are arrays `[T, ...]` of one shape, the ends boolean, and the
+    discounts numbers."""
+    for word, x in (("gamma", gamma), ("lam", lam)):
+        if not isinstance(x, (int, float, np.ndarray, np.number, jax.Array)):
+            raise ConfigError(f"{name}: {word} is {shown(x)}, expected a number in [0, 1]")
     words = ("value", "next_value")[-len(values) :]
     arrays = {"reward": reward, **dict(zip(words, values, strict=True))}
     arrays |= dict(zip(("terminated", "truncated"), ends, strict=True))
@@ -97,7 +103,7 @@ def reward_to_go(
     Returns:
         `[T, ...]`.
     """
-    _check_paths("reward_to_go", reward, (next_value,), (terminated, truncated))
+    _check_paths("reward_to_go", reward, (next_value,), (terminated, truncated), gamma)
     beyond = jnp.where(terminated, 0.0, next_value)
 
     def step(to_go: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
@@ -129,7 +135,7 @@ def lambda_return(
     Returns:
         `[T, ...]`.
     """
-    _check_paths("lambda_return", reward, (next_value,), (terminated, truncated))
+    _check_paths("lambda_return", reward, (next_value,), (terminated, truncated), gamma, lam)
     beyond = jnp.where(terminated, 0.0, next_value)
 
     def step(later: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +173,7 @@ def n_step_return(
         ConfigError: n is no integer >= 1.
     """
     n = check_count("n_step_return: n", n)
-    _check_paths("n_step_return", reward, (next_value,), (terminated, truncated))
+    _check_paths("n_step_return", reward, (next_value,), (terminated, truncated), gamma)
     beyond = jnp.where(terminated, 0.0, next_value)
 
     def step(shorter: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:

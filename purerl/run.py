@@ -15,7 +15,7 @@ from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Box, Discrete
 from purerl.errors import ConfigError, shown, suggest
-from purerl.fields import check_count, check_key
+from purerl.fields import INT32, INT64, check_count, check_key
 from purerl.loop import Loop, RunState
 from purerl.metrics import Metrics
 from purerl.noise import Noise
@@ -51,6 +51,8 @@ def make_loop(
     num_devices: int = 1,
 ) -> Loop:
     """Puts a run together; `run` says what the arguments mean."""
+    if not isinstance(agent, Agent):
+        raise ConfigError(f"agent: got {shown(agent)}, expected an agent, such as purerl.PPO()")
     raw_env = as_env(env)
     env = limit_env(raw_env, max_episode_steps, skip_frames)
     defaults = agent.run_defaults
@@ -165,21 +167,22 @@ def run(
         ConfigError: arguments that don't fit together.
     """
     check_key(key)
-    if not isinstance(agent, Agent):
-        raise ConfigError(f"agent: got {shown(agent)}, expected an agent, such as purerl.PPO()")
-    check_options(options)
-    loop = make_loop(env, agent, buffer, **options)
+    loop = make_loop(env, agent, buffer, **_checked(options))
     return loop.spread(loop.scan)(loop.start(key))
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Raises ConfigError for a name that `run` has not, or a size that is no positive integer."""
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `run`, sizes as integers. Raises ConfigError: an unknown name, or no such size."""
     known = inspect.signature(make_loop).parameters
+    checked = dict(options)
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"run: no argument {name!r}; {suggest(name, known)}")
         if value is not None and str(known[name].annotation).startswith("int"):
-            check_count(name, value, at_least=0 if name == "update_after" else 1)
+            counter = name in ("total_timesteps", "max_episodes", "update_after")
+            least, most = int(name != "update_after"), INT64 if counter else INT32
+            checked[name] = check_count(name, value, at_least=least, at_most=most)
+    return checked
 
 
 def _share(loop: Loop, num_devices: int) -> Loop:

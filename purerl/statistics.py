@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purerl.errors import ConfigError
+from purerl.errors import ConfigError, shown
+from purerl.fields import INT64, check_count
 
 Scores = np.ndarray | Sequence[Any]
 Seed = np.random.Generator | int
@@ -84,7 +85,9 @@ def bootstrap_interval(
     Raises:
         ConfigError: no scores, scores that don't fit each other, or an argument out of its range.
     """
-    _check(num_samples, confidence)
+    _check(num_samples, confidence, rng)
+    if not callable(statistic):
+        raise ConfigError(f"statistic: got {shown(statistic)}, expected a function such as iqm")
     strata = _strata(scores)
     shape = strata[0].shape[1:]
     columns = [x.reshape(len(x), -1) for x in strata]
@@ -118,7 +121,7 @@ def probability_of_improvement(
     Raises:
         ConfigError: no scores, other environments in X than in Y, or as `bootstrap_interval`.
     """
-    _check(num_samples, confidence)
+    _check(num_samples, confidence, rng)
     xs, ys = _seen(x), _seen(y)
     if len(xs) != len(ys):
         raise ConfigError(f"y: got {len(ys)} environments, expected {len(xs)}, as many as of x")
@@ -254,7 +257,10 @@ def _quantiles(drawn: np.ndarray, confidence: float) -> np.ndarray:
 def _strata(scores: Scores) -> list[np.ndarray]:
     """Scores as a list of arrays, one for each environment, that fit each other."""
     several = isinstance(scores, (list, tuple)) and any(np.ndim(x) > 0 for x in scores)
-    strata = [np.asarray(x, np.float64) for x in (scores if several else [scores])]
+    try:
+        strata = [np.asarray(x, np.float64) for x in (scores if several else [scores])]
+    except (ValueError, TypeError):
+        raise ConfigError(f"scores: got {shown(scores)}, expected arrays of numbers") from None
     if any(x.ndim == 0 or not len(x) for x in strata):
         raise ConfigError("scores: got no scores, expected at least one seed of each environment")
     if len({x.shape[1:] for x in strata}) > 1:
@@ -274,8 +280,9 @@ def _seen(scores: Scores) -> list[np.ndarray]:
     return _strata([x[~np.isnan(x)] for x in strata])
 
 
-def _check(num_samples: int, confidence: float) -> None:
-    if not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
-        raise ConfigError(f"num_samples: got {num_samples!r}, expected an integer >= 1")
-    if not 0 < confidence < 1:
-        raise ConfigError(f"confidence: got {confidence!r}, expected a number between 0 and 1")
+def _check(num_samples: int, confidence: float, rng: Any) -> None:
+    check_count("num_samples", num_samples)
+    if not isinstance(rng, np.random.Generator):
+        check_count("rng", rng, at_least=0, at_most=INT64)
+    if not isinstance(confidence, (int, float, np.floating)) or not 0 < confidence < 1:
+        raise ConfigError(f"confidence: got {shown(confidence)}, expected a number between 0 and 1")

@@ -186,10 +186,14 @@ def test_an_environment_of_ones_own(command, monkeypatch):
         0,
         "mine:make is right: observations Box(4,), actions Discrete(2), time limit 500\n",
     )
-    code, _, err = command("check-env", "mine:broken")
-    assert code == 1
-    assert "mine:broken: " in err
-    assert err.count("\n") == 1
+    for quick in ((), ("--quick",)):
+        code, _, err = command("check-env", "mine:broken", *quick)
+        assert code == 1
+        assert "mine:broken: reset: the observation has shape (3,)" in err
+        assert err.count("\n") == 1
+    code, _, err = command("train", "mine:broken")  # as `check-env` has it
+    assert (code, err.count("\n")) == (1, 1)
+    assert "reset: the observation has shape (3,)" in err
     assert command("train", "mine:make", "--run-dir", "own", *QUICK)[0] == 0
     code, _, err = command("eval", "own")  # a folder doesn't say which code is run
     assert (code, err) == (2, "purerl: --env: expected --env mine:make, whose code is yours\n")

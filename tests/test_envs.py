@@ -209,14 +209,14 @@ def pytree_env():
         return state, timestep._replace(obs=split(timestep.obs))
 
     space = {"name": Box(0.0, 1.0, (1,)), "time": Box(0.0, 10.0, ())}
-    return Env(reset, step, HashableSpec("tree", space, Discrete(2), None))
+    return Env(reset, step, EnvSpec("tree", space, Discrete(2)))
 
 
-class HashableSpec(EnvSpec):
-    """A spec whose observation space is a dict, which is not hashable by itself."""
-
-    def __hash__(self):
-        return hash(self.name)
+def test_specs_with_dicts_are_hashable():
+    one, other = pytree_env().spec, pytree_env().spec
+    assert one == other
+    assert hash(one) == hash(other)
+    assert len({one, other, one._replace(max_episode_steps=3), walk(3).spec}) == 3
 
 
 def broken(**changes):
@@ -276,6 +276,120 @@ def impure(timestep):
 def test_check_env_finds(env, message):
     with pytest.raises(EnvError, match=message):
         purerl.check_env(env)
+
+
+def keyed_env(*, step_key=lambda key: jax.random.split(key)[0]):
+    """`walk` with a typed key in its state, from which it draws."""
+    base = walk(3)
+
+    def reset(key):
+        obs, state = base.reset(key)
+        return obs, (state, key)
+
+    def step(key, state, action):
+        new, timestep = base.step(state[1], state[0], action)
+        reward = jax.random.uniform(state[1])
+        return (new, step_key(state[1])), timestep._replace(reward=reward)
+
+    return Env(reset, step, base.spec)
+
+
+def test_a_typed_key_in_the_state():
+    purerl.check_env(keyed_env())
+    purerl.TrainConfig(keyed_env())
+    raw = keyed_env(step_key=jax.random.key_data)
+    with pytest.raises(
+        EnvError, match=r"env_state\[1\] has shape \(2,\) and dtype uint32, expected .*key"
+    ):
+        purerl.check_env(raw)
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"), [(399, "truncated after 399 steps"), (401, "more than 400")]
+)
+def test_time_limits_are_played_out(cut, message):
+    def limited(limit):
+        return reward_forever(limit)._replace(spec=reward_forever(400).spec)
+
+    purerl.check_env(limited(400))
+    with pytest.raises(EnvError, match=message):
+        purerl.check_env(limited(cut))
+    purerl.check_env(limited(cut), num_steps=300)  # as far as it was asked to look
+    purerl.check_env(limited(cut), quick=True)
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """What is compiled, whether it is in JAX's cache or not."""
+    from jax._src import compiler
+
+    seen, compile_it = [], compiler.compile_or_get_cached
+
+    def counted(*args, **kwargs):
+        seen.append(args)
+        return compile_it(*args, **kwargs)
+
+    monkeypatch.setattr(compiler, "compile_or_get_cached", counted)
+    return seen
+
+
+def test_one_program_is_compiled_and_none_by_the_quick_form(compilations, key):
+    env = pytree_env()
+    purerl.check_env(env, key, quick=True)
+    assert not compilations
+    purerl.check_env(env, key)
+    assert len(compilations) == 1
+
+
+def test_what_the_host_does_is_run_twice():
+    calls = []
+
+    def count(reward):
+        calls.append(1)
+        return np.float32(len(calls))
+
+    def timestep(t):
+        like = jax.ShapeDtypeStruct((), jnp.float32)
+        return t._replace(reward=jax.pure_callback(count, like, t.reward, vmap_method="sequential"))
+
+    with pytest.raises(EnvError, match="the same key gave another result"):
+        purerl.check_env(broken(timestep=timestep))
+
+
+def test_foreign_spaces_become_ours():
+    spaces = gymnasium.spaces
+    theirs = spaces.Dict(
+        a=spaces.Box(0.0, 1.0, (1,)),
+        b=spaces.Tuple([spaces.Discrete(3), spaces.MultiDiscrete([2, 4])]),
+    )
+    ours = {"a": Box(0.0, 1.0, (1,)), "b": (Discrete(3), Box([0, 0], [1, 3], (2,), int))}
+    spec = EnvSpec("theirs", theirs, spaces.Discrete(2))
+    assert as_env(walk(3)._replace(spec=spec)).spec == EnvSpec("theirs", ours, Discrete(2))
+    base = target_env()
+    spec = EnvSpec("theirs", spaces.Box(0.0, 1.0, (1,)), spaces.Box(-2.0, 2.0, (1,)))
+    env = base._replace(spec=spec)
+    purerl.check_env(env)
+    config = purerl.TrainConfig(env, purerl.PPO())
+    assert config.env.spec == base.spec._replace(name="theirs")
+
+
+def test_an_environment_is_traced_once_however_many_configs_are_made_of_it(compilations):
+    traced = []
+    base = walk(3)
+
+    def step(key, state, action):
+        traced.append(1)
+        return base.step(key, state, action)
+
+    config = purerl.TrainConfig(base._replace(step=step))
+    assert len(traced) == 1
+    config.replace(num_envs=4).replace(agent=purerl.PPO(lr=0.1))
+    purerl.TrainConfig(config.env, purerl.PPO())
+    assert len(traced) == 1
+    assert not compilations
+    # What is another environment is traced.
+    purerl.TrainConfig(config.env._replace(spec=config.env.spec._replace(name="other")))
+    assert len(traced) == 2
 
 
 def test_spaces():

@@ -183,7 +183,7 @@ def test_reward_one_forever_is_worth_ten():
 
 
 def test_n_below_one():
-    with pytest.raises(ValueError, match="n is 0"):
+    with pytest.raises(ValueError, match="n: got 0"):
         returns.n_step_return(*[jnp.zeros(3)] * 2, *[jnp.zeros(3, bool)] * 2, 0.9, 0)
 
 

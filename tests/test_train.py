@@ -139,6 +139,20 @@ def test_outputs_of_many_runs():
     np.testing.assert_allclose(outs.member(1).value(obs), values[1], rtol=1e-4, atol=1e-6)
 
 
+def test_members_are_counted_as_python_does(key):
+    """What there is not is in the table of bad inputs."""
+    train = quick_jit(jax.vmap(jax.vmap(make(target_env(), Tiny()), (0, None)), (None, 0)))
+    outs = train(jax.random.split(key, 3), {"lr": jnp.array([0.1, 0.2])})
+    for index, same in (((1, 2), (1, 2)), ((-1, -1), (1, 2)), ((np.int64(0), -3), (0, 0))):
+        member, expected = outs.member(*index), jax.tree.map(lambda x, at=same: x[at], outs)
+        close(member.state.agent, expected.state.agent, 0)
+    assert outs.member(1, 2).policy.step(np.ones(1)).shape == (1,)
+    with pytest.raises(purerl.ConfigError, match=r"got \(1\), expected 2 integers: .*\(2, 3\)"):
+        outs.member(1)
+    with pytest.raises(IndexError, match=r"got \(1, 3\), but the runs have the shape \(2, 3\)"):
+        outs.member(1, 3)
+
+
 def test_a_mapping_will_do(key):
     train = purerl.make_train({"env": "CartPole-v1", "agent": {"name": "ppo", "lr": 1e-2}, **SMALL})
     assert float(quick_jit(train)(key).agent.lr) == pytest.approx(1e-2)

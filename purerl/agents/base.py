@@ -142,7 +142,7 @@ class NetworkAgent(Agent):
     """An agent with networks, a user's own or the defaults.
 
     Attributes:
-        hidden: widths of the default networks' hidden layers.
+        hidden: widths of the default networks' hidden layers; one number is one layer, () none.
         activation: their activation function.
         network: their kind; by default images go through a convolution, and all else doesn't.
     """
@@ -167,7 +167,7 @@ class NetworkAgent(Agent):
             return given(spec.action_space)
         return default(
             spec.action_space,
-            hidden=self.hidden or (64, 64),
+            hidden=(64, 64) if self.hidden is None else self.hidden,
             activation=self.activation or activation,
             network=self.network or "auto",
         )

@@ -1,6 +1,7 @@
 """`check_env`: whether an environment keeps the contract that everything else relies on."""
 
 import contextlib
+import inspect
 import re
 import weakref
 from collections.abc import Callable
@@ -103,17 +104,22 @@ def check_new_env(env: Any) -> Env:
     """
     with sentence(f"env: {shown(env)} can't be made", EnvError):
         made = as_env(env)
+    owner = getattr(made.step, "__self__", made.step)
     with contextlib.suppress(TypeError):  # what isn't hashable, or takes no weak reference
-        reset, spec = _traced_before.get(made.step, (None, None))
-        if reset is not None and reset() is made.reset and spec == made.spec:
+        reset, step, spec = _traced_before.get(owner, (None, None, None))
+        if reset is not None and (reset(), step(), spec) == tuple(made):
             return made
     trace_env(made, strict=False)
     with contextlib.suppress(TypeError):
-        _traced_before[made.step] = weakref.ref(made.reset), made.spec
+        _traced_before[owner] = _reference(made.reset), _reference(made.step), made.spec
     return made
 
 
-_traced_before: weakref.WeakKeyDictionary[Any, tuple[Any, Any]] = weakref.WeakKeyDictionary()
+_traced_before: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _reference(function: Any) -> Any:
+    return (weakref.WeakMethod if inspect.ismethod(function) else weakref.ref)(function)
 
 
 def _require(condition: Any, message: str) -> None:
@@ -131,6 +137,7 @@ def _check_spec(env: Env) -> None:
         all(hasattr(spec, field) for field in fields),
         f"Env.spec: got {shown(spec)}, expected a purerl.EnvSpec",
     )
+    _require(isinstance(spec.name, str), f"spec.name is {shown(spec.name)}, expected text")
     _require(
         isinstance(spec.action_space, Discrete | Box),
         f"spec.action_space is {shown(spec.action_space)}, expected Discrete or Box",
@@ -324,7 +331,7 @@ class _Seen(NamedTuple):
     high: Any
 
 
-def _play(env: Env, key: jax.Array, num_steps: int) -> tuple[Any, _Seen]:
+def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
     """First observations, and what was seen of episodes with random actions."""
     many = vectorize(env)
     reset_key, play_key = jax.random.split(key)

@@ -16,7 +16,7 @@ import numpy as np
 from purerl import devices
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, shown
-from purerl.fields import check_path
+from purerl.fields import check_count, check_path
 from purerl.host.checkpoint import RunFolder
 from purerl.host.chunks import Program, hyperparam_arrays, seed_keys
 from purerl.host.files import describe
@@ -84,13 +84,17 @@ def fit(
     for name, number, least in (
         ("report_every", report_every, 0),
         ("checkpoint_every", checkpoint_every, 0),
-        ("keep", keep, 1),
     ):
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
         if not is_number or not number >= least:
             raise ConfigError(f"{name}: got {shown(number)}, expected a number >= {least}")
+    keep = check_count("keep", keep)
+    if resume is not None and not isinstance(resume, bool):
+        raise ConfigError(f"resume: got {shown(resume)}, expected True or False or None")
     if run_dir is not None:
         run_dir = check_path("run_dir", run_dir)
+    if resume and run_dir is None:
+        raise ConfigError("resume: got True, expected None where there is no run_dir")
     count = None if seeds is None else len(list_seeds(seeds))
     values = hyperparam_arrays(config, hyperparams, count)
     keys, listed = seed_keys(seeds)
@@ -98,8 +102,6 @@ def fit(
     sinks = list_sinks(callback)
     seeds_told = (0,) if listed is None else tuple(listed)
     if run_dir is None:
-        if resume:
-            raise ConfigError("resume: got True, expected None where there is no run_dir")
         training = _Training(program, None, seeds_told, None)
         return _train(training, sinks, report_every, checkpoint_every)
     run = {

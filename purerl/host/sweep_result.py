@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from purerl.config import TrainConfig
-from purerl.errors import ConfigError
+from purerl.errors import ConfigError, MemberError, shown
 from purerl.host.files import write_whole
 from purerl.metrics import Metrics
 from purerl.slices import Program, from_host
@@ -152,19 +152,29 @@ class SweepResult:
 
     def member(self, index: int) -> TrainOutput:
         """A member's `TrainOutput`, by its row in the table: its policy, its state (with the buffer
-        only if that was kept), its metrics."""
-        if not -self.plan.num_members <= index < self.plan.num_members:
-            raise IndexError(f"member {index} of {self.plan.num_members}")
-        index %= self.plan.num_members
+        only if that was kept), its metrics.
+
+        Raises:
+            MemberError: there is no such member. It is an `IndexError`.
+        """
+        index = self._place(index)
         for group in self.groups:
             places = np.flatnonzero(group.group.members == index)
             if len(places):
                 return group.member(int(places[0]))
         raise AssertionError(index)
 
+    def _place(self, index: Any) -> int:
+        """A row of the table, counted from its start. Raises MemberError, ConfigError."""
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+            raise ConfigError(f"member: got {shown(index)}, expected an integer")
+        if not -self.plan.num_members <= index < self.plan.num_members:
+            raise MemberError(f"member {index} of {self.plan.num_members}, counted from 0")
+        return int(index) % self.plan.num_members
+
     def config(self, index: int) -> TrainConfig:
         """The config that trains a member alone, with `jax.random.key(seed)`."""
-        combination = range(self.plan.num_members)[index] // len(self.plan.seeds)
+        combination = self._place(index) // len(self.plan.seeds)
         return configure(self.plan.config, self.plan.combinations[combination])
 
     def best(self, by: str = "final_return") -> Best:

@@ -82,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(argv)
-    except (ConfigError, UsageError) as error:
-        return _tell(error, USAGE_ERROR)
     except (RunError, EnvError, AgentError) as error:
         return _tell(error, FAILED)
+    except (ConfigError, UsageError) as error:
+        return _tell(error, USAGE_ERROR)
     except KeyboardInterrupt:
         return _tell("interrupted", INTERRUPTED)
     except BrokenPipeError:  # such as | head

@@ -106,13 +106,14 @@ def add_check_env(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `check-env`."""
     del argv
     parser.add_argument("env", metavar="ENV", help="module:name, or a name")
+    parser.add_argument("--quick", action="store_true", help="by tracing alone, nothing is played")
 
 
 def run_check_env(args: argparse.Namespace, console: Console) -> int:
     """Checks an environment."""
     env = make(args.env)
     try:
-        check_env(env)
+        check_env(env, quick=args.quick)
     except EnvError as error:
         print(f"purerl: {args.env}: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
