@@ -124,8 +124,7 @@ class Loop:
         if self.normalize_obs:
             first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
             stats = init_stats(first_obs, devices.of_first(first_obs, self.axis_name))
-        zero = Count.of(0)
-        play = jax.eval_shape(self.play, agent_state, envs, stats, key, zero, zero)
+        play = jax.eval_shape(self.play, agent_state, envs, stats, key, 0)
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), play[1])
         return RunState(
             agent=agent_state,
@@ -135,8 +134,8 @@ class Loop:
             rewarder=self.rewarder.init(self.num_envs),
             key=key,
             eval_key=eval_key,
-            num_updates=zero,
-            num_episodes=zero,
+            num_updates=Count.of(0),
+            num_episodes=Count.of(0),
             nonfinite_updates=jnp.int32(0),
         )
 
@@ -248,13 +247,14 @@ class Loop:
         envs: RolloutState,
         stats: RunningStats | None,
         key: jax.Array,
-        index: Count,
-        num_episodes: Count,
+        index: Any,
+        num_episodes: Any = 0,
     ) -> tuple[RolloutState, Transition, Episodes]:
-        """One rollout; the statistics are of all devices' episodes."""
+        """One rollout; the statistics are of all devices' episodes. Of updates and of episodes it
+        is given how many there were before."""
         at_random = None
         if self.random_rollouts > 0:
-            at_random = ~index.at_least(self.random_rollouts)
+            at_random = ~Count.of(index).at_least(self.random_rollouts)
         envs, transitions, episodes = rollout(
             self.vector_env(),
             self._agent(index, num_episodes),
@@ -318,7 +318,8 @@ class Loop:
             losses = {name: jnp.where(learning, x, jnp.nan) for name, x in losses.items()}
         return agent_state, stored, losses
 
-    def _agent(self, index: Count, num_episodes: Count) -> Agent:
+    def _agent(self, index: Any, num_episodes: Any = 0) -> Agent:
+        index, num_episodes = Count.of(index), Count.of(num_episodes)
         return self.agent.tell(
             timesteps=index.as_float() * self.steps_per_update,
             progress=self._progress(index, num_episodes),

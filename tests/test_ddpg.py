@@ -220,6 +220,7 @@ def test_the_buffer_holds_the_noisy_action_inside_its_bounds():
         agent,
         num_envs=64,
         update_every=8,
+        update_after=0,
         total_timesteps=5_000,
         noise=noise,
     )
@@ -243,6 +244,36 @@ def test_the_buffer_holds_the_noisy_action_inside_its_bounds():
     # The reward tells what the environment got: the same.
     reward = -(((action - 0.075) / 0.1) ** 2)
     np.testing.assert_allclose(stored.data["reward"][:8], reward, atol=1e-5)
+
+
+def test_actions_are_drawn_from_the_action_space_until_update_after():
+    """24 steps of 64 environments in each rollout, of which three come before update_after."""
+    spec = push_env().spec._replace(action_space=purerl.Box([-1.0, 0.0], [3.0, 0.1]))
+    env = push_env()._replace(spec=spec, step=lambda key, x, a: push_env().step(key, x, a[:1]))
+    options = {"num_envs": 64, "update_every": 24, "total_timesteps": 20_000}
+    loop = purerl.make_loop(env, purerl.DDPG(batch_size=8), update_after=2 * 1536 + 1, **options)
+    assert loop.first_update == 2
+
+    @quick_jit
+    def play(key, index):
+        state = loop.init(key)
+        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, index)
+        return transitions.action
+
+    def quantiles(index):
+        actions = np.asarray(play(jax.random.key(1), index)).reshape(-1, 2)
+        return np.quantile(actions, [0.0, 0.25, 0.5, 0.75, 1.0], axis=0)
+
+    for index in (0, 2):
+        found = quantiles(index)
+        np.testing.assert_allclose(found[:, 0], [-1, 0, 1, 2, 3], atol=0.15)
+        np.testing.assert_allclose(found[:, 1], [0, 0.025, 0.05, 0.075, 0.1], atol=0.005)
+    later = quantiles(3)
+    assert later[3, 0] - later[1, 0] < 1.0  # the policy near the middle, and its noise
+    # Not where nothing is waited for, and not of agents that explore otherwise.
+    ddpg = purerl.make_loop(push_env(), purerl.DDPG(), update_after=0, **options)
+    dqn = purerl.make_loop(walk(), purerl.DQN(), update_after=3_000, **options)
+    assert ddpg.random_rollouts == dqn.random_rollouts == 0
 
 
 def test_the_policy_stays_inside_its_bounds_and_has_no_chance_in_it():

@@ -160,6 +160,28 @@ def test_the_target_network_moves_every_so_many_steps(tau, every):
         np.testing.assert_allclose(kernel(state.target_params), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("tau", "moves"), [(1.0, {200}), (0.005, set(range(1, 202)))])
+def test_a_soft_update_is_made_with_every_step(tau, moves):
+    """And a hard one every 200, where nothing is said."""
+    agent = dqn(tau=tau, lr=0.1)
+    assert agent.target_update_every is None
+    batch = everything(*filled())
+
+    @quick_jit
+    def steps(state, tau):
+        def step(state, _):
+            new, _, _ = agent.replace(tau=tau)._learn(state, batch)
+            first = jax.tree.leaves(
+                jax.tree.map(jnp.subtract, new.target_params, state.target_params)
+            )[0]
+            return new, first
+
+        return jax.lax.scan(step, state, length=201)[1]
+
+    moved = np.abs(np.asarray(steps(initial(agent), jnp.float32(tau)))).reshape(201, -1)
+    assert set(1 + np.flatnonzero(moved.max(axis=1))) == moves
+
+
 def test_steps_are_counted_over_updates():
     agent = dqn(gradient_steps=5, target_update_every=7)
     buffer, stored = filled()

@@ -473,3 +473,34 @@ def test_another_number_of_processes_goes_on_exactly(name, tmp_path):
         assert (first == 1) == (folder == "alone")
     assert ends["run"].startswith("end ")
     assert ends["run"] == ends["alone"]
+
+
+def test_rows_of_several_updates_chunked_resumed_and_extended(tmp_path):
+    config = small(num_updates=10, log_every=3)
+    reports, keys = [], jnp.stack([jax.random.key(0), jax.random.key(1)])
+    whole = purerl.fit(config, seeds=2, callback=reports.append, report_every=0.0)
+    assert_equal(whole, quick_jit(jax.vmap(purerl.make_train(config)))(keys))
+    assert [(r.start, r.stop, r.num_rows) for r in reports] == [
+        (0, 3, 1), (3, 6, 1), (6, 9, 1), (9, 10, 1)
+    ]  # fmt: skip
+    spent = whole.steps_per_update
+    assert whole.timesteps.tolist() == [3 * spent, 6 * spent, 9 * spent, 10 * spent]
+    options = {"seeds": 2, "report_every": 0.0, "checkpoint_every": 0.0}
+    with pytest.raises(purerl.Interrupted):
+        purerl.fit(config, tmp_path / "a", callback=stop_at(4), **options)
+    with pytest.raises(
+        purerl.ConfigError, match=r"log_every: .* every 3 updates, got 2; say log_e"
+    ):
+        purerl.fit(config.replace(log_every=2), tmp_path / "a", **options)
+    assert_equal(purerl.fit(config, tmp_path / "a", **options), whole)
+    curves = purerl.read_run(tmp_path / "a")
+    np.testing.assert_array_equal(curves.timesteps, whole.timesteps)
+    np.testing.assert_allclose(curves.returns, whole.metrics.episode_return, rtol=1e-6)
+    same = purerl.Curves.of("same", whole)
+    np.testing.assert_array_equal(same.timesteps, whole.timesteps)
+    np.testing.assert_allclose(same.final_returns, curves.final_returns, rtol=1e-6)
+    longer = config.replace(total_timesteps=12 * spent)
+    with pytest.raises(purerl.ConfigError, match="after 10 updates, within a row of metrics"):
+        purerl.fit(longer, tmp_path / "a", **options)
+    purerl.fit(small(num_updates=6, log_every=3), tmp_path / "b", **options)
+    assert_equal(purerl.fit(config, tmp_path / "b", **options), whole)

@@ -6,6 +6,7 @@ from toys import Tiny, faulty, push_env, quick_jit, reward_forever, target_env, 
 
 import purerl
 from purerl.fields import real
+from purerl.metrics import Count
 from purerl.noise import Noise
 from purerl.normalize import normalize
 
@@ -466,3 +467,90 @@ def test_what_stays_out_of_the_statistics_is_counted_and_the_rest_is_learned(key
     clean, metrics = jitted_run(walk(3), Tiny(), key=key, **options)
     assert metrics.nonfinite_updates.sum() == 0
     np.testing.assert_allclose(state.obs_stats.mean, clean.obs_stats.mean, rtol=0.1)
+
+
+def test_a_row_of_metrics_is_of_several_updates_and_changes_nothing(key):
+    options = {**OPTIONS, "total_timesteps": 10 * 32, "eval_every": 2, "eval_max_episodes": 2}
+    state, every = jitted_run(walk(5), Tiny(), key=key, **options)
+    same, rows = jitted_run(walk(5), Tiny(), key=key, log_every=4, **options)
+    assert equal(state, same)
+    assert rows.episode_return.shape == rows.losses["loss"].shape == (3,)  # of 4, 4 and 2 updates
+    for i, part in enumerate((slice(0, 4), slice(4, 8), slice(8, 10))):
+        ones = jax.tree.map(lambda x, part=part: np.asarray(x[part], np.float64), every)
+        assert int(rows.num_episodes[i]) == ones.num_episodes.sum()
+        mean = np.sum(ones.episode_length * ones.num_episodes) / ones.num_episodes.sum()
+        np.testing.assert_allclose(rows.episode_length[i], mean, rtol=1e-6)
+        np.testing.assert_allclose(rows.losses["loss"][i], ones.losses["loss"].mean(), rtol=1e-5)
+        np.testing.assert_array_equal(rows.eval.episode_return[i], ones.eval.episode_return[-1])
+
+
+def test_a_long_run_has_no_more_than_ten_thousand_rows():
+    options = {"num_envs": 1, "update_every": 1}
+    for updates, log_every in ((10_000, 1), (10_001, 2), (62_500, 7), (10**8, 10_000)):
+        loop = purerl.make_loop(walk(3), Replay(), total_timesteps=updates, **options)
+        assert loop.log_every == log_every
+        assert loop.num_rows == -(-updates // log_every) <= 10_000
+    config = purerl.TrainConfig(walk(3), Replay(), total_timesteps=10**15, **options)
+    out = jax.eval_shape(purerl.make_train(config), jax.random.key(0))
+    assert out.timesteps[-1] == 10**15
+    assert out.metrics.num_episodes.shape == (10**15 // 2**30 + 1,)
+    config = config.replace(total_timesteps=10**6, log_every=10**5 + 1)
+    out = jax.eval_shape(purerl.make_train(config), jax.random.key(0))
+    assert out.timesteps.tolist() == [*(n * 100_001 for n in range(1, 10)), 10**6]
+    for bad, message in (
+        ({"log_every": 0}, "TrainConfig.log_every: got 0"),
+        ({"log_every": 10**6 + 1}, "log_every: got 1000001, expected an integer from 1 to 1000000"),
+        ({"total_timesteps": 10**19}, "total_timesteps: got a run of"),
+    ):
+        with pytest.raises(purerl.ConfigError, match=message):
+            config.replace(**bad)
+
+
+def test_counters_go_on_beyond_what_an_int32_counts(key):
+    options = {
+        "num_envs": 4,
+        "update_every": 8,
+        "max_episodes": 2**31 + 20,
+        "eval_every": 3,
+        "eval_max_episodes": 1,
+    }
+    loop = purerl.make_loop(walk(8), Tiny(), total_timesteps=32 * 10**10, **options)
+    step = quick_jit(loop.step)
+    index = Count.of(3 * 2**32 - 3)
+    state = quick_jit(loop.init)(key)
+    state = state._replace(num_updates=index, num_episodes=Count.of(2**31 + 8))
+    rows = []
+    for _ in range(6):
+        state, metrics = step(state, index)
+        index = index.plus(1)
+        rows.append(metrics)
+    assert [int(x.num_episodes) for x in rows] == [4, 4, 4, 0, 0, 0]
+    assert int(state.num_episodes) == 2**31 + 20
+    assert int(state.num_updates) == 3 * 2**32
+    assert [int(x.eval.num_episodes) for x in rows] == [0, 0, 1, 0, 0, 0]
+
+
+def test_schedules_follow_the_episodes_where_these_end_the_run(key):
+    """20 episodes of 4 steps, in 4 environments with 8 steps each: 8 end in every update. With the
+    limit of 400 steps they could take 100 times as long."""
+    seen = {}
+
+    class Watching(Tiny):
+        def update(self, state, buffer, buffer_state, key):
+            state, buffer_state, losses = super().update(state, buffer, buffer_state, key)
+            return state, buffer_state, {**losses, "progress": self.progress}
+
+    for name, more in (
+        ("alone", {}),
+        ("both", {"total_timesteps": 32 * 10}),
+        ("shorter", {"total_timesteps": 32 * 2}),
+    ):
+        options = {"num_envs": 4, "update_every": 8, "max_episodes": 20, "max_episode_steps": 400}
+        loop = purerl.make_loop(walk(4), Watching(), **options, **more)
+        step, state, seen[name] = quick_jit(loop.step), quick_jit(loop.init)(key), []
+        for index in range(3):
+            state, metrics = step(state, index)
+            seen[name].append(float(metrics.losses["progress"]))
+    np.testing.assert_allclose(seen["alone"], [0, 0.4, 0.8])
+    np.testing.assert_allclose(seen["both"], [0, 0.4, 0.8])
+    np.testing.assert_allclose(seen["shorter"], [0, 0.5, 1.0])

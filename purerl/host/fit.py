@@ -266,9 +266,9 @@ def _warn_of_nonfinite(out: TrainOutput) -> None:
     skipped = np.asarray(out.state.nonfinite_updates)
     if skipped.any():
         warnings.warn(
-            f"NaN or infinity came up, and {skipped.sum()} updates were skipped, or left numbers "
-            "beyond 1e15 out of the running statistics"
-            + (f" (of each seed: {skipped.tolist()})" if skipped.ndim else ""),
+            f"NaN, infinity or numbers beyond 1e15 came up: {skipped.sum()} updates were skipped"
+            + (f" (of each seed: {skipped.tolist()})" if skipped.ndim else "")
+            + ", or kept them out of running statistics",
             stacklevel=4,
         )
 

@@ -18,7 +18,7 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
 
     Args:
         folder: which.
-        run: `config`, `hyperparams` and `seeds`, in plain values.
+        run: `config`, `hyperparams`, `seeds` and `log_every`, in plain values.
         loop: the run.
         resume: as in `fit`.
 
@@ -39,7 +39,10 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
         )
     old, new = (x["config"]["total_timesteps"] for x in (found, run))
     config = {**found["config"], "total_timesteps": new} if old and new else found["config"]
+    # How many updates make a row follows from the length of the run, where it isn't given.
+    config = config | {"log_every": run["config"]["log_every"]}
     parts = {name: found.get(name) for name in run} | {"config": config}
+    parts["log_every"] = run["log_every"]
     differing = next(differences(parts, run), None)
     if differing is not None:
         raise ConfigError(
@@ -52,6 +55,7 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
             f"{' and '.join(loop.schedules)} follows the length of the run, so that a longer one "
             "is another run: choose another folder (nothing was changed)"
         )
+    _check_rows(folder, found.get("log_every", 1), loop)
     if folder.latest > loop.num_updates:
         raise ConfigError(
             f"total_timesteps: got {new}, but {folder.path} has been trained for "
@@ -67,6 +71,22 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
         )
     if old != new:
         folder.write_run({**run, "versions": versions(), "hardware": hardware()})
+
+
+def _check_rows(folder: RunFolder, log_every: int, loop: Loop) -> None:
+    """Raises ConfigError where the rows of metrics that are there don't fit those to come."""
+    assert folder.latest is not None
+    if log_every != loop.log_every:
+        raise ConfigError(
+            f"log_every: {folder.path} has a row of metrics every {log_every} updates, got "
+            f"{loop.log_every}; say log_every={log_every} (nothing was changed)"
+        )
+    if folder.latest % log_every and folder.latest < loop.num_updates:
+        raise ConfigError(
+            f"total_timesteps: {folder.path} has ended after {folder.latest} updates, within a row "
+            f"of metrics (log_every={log_every}), so that it can't be made longer: choose another "
+            "folder (nothing was changed)"
+        )
 
 
 def hardware() -> str:
