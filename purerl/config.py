@@ -8,7 +8,7 @@ import jax
 from purerl.agents import AGENTS, PPO, Agent
 from purerl.buffer import Buffer
 from purerl.envs.base import Env
-from purerl.envs.registry import as_env
+from purerl.envs.registry import as_env, source_of
 from purerl.fields import (
     ConfigError,
     Record,
@@ -181,10 +181,8 @@ class TrainConfig(Record):
     def to_mapping(self) -> dict[str, Any]:
         """Plain values again, those that aren't None; `from_mapping` takes them.
 
-        Raises:
-            ConfigError: a field holds a function, a class or an environment, which have no plain
-                form (an environment made from its name has).
-        """
+            Raises:
+        XX"""
         return to_plain(self)
 
 
@@ -263,7 +261,14 @@ def plain_value(
     if isinstance(value, jax.Array) and value.shape == ():
         return float(value)
     if isinstance(value, Env):
-        return value.spec.name
+        source = source_of(value)
+        if source is None or source.params:
+            raise ConfigError(
+                f"{cls.__name__}.{name}: this {value.spec.name} has no plain form, which only an "
+                "environment has that is given by its name, without parameters (purerl.register "
+                "gives names)"
+            )
+        return source.name
     if isinstance(value, tuple):
         return list(value)
     if value is not None and not isinstance(value, (bool, int, float, str)):
