@@ -54,6 +54,10 @@ def _function(value: Any) -> Any:
 class TrainConfig(Record):
     """A run, said in full. Checked when it is made, before anything is compiled.
 
+    It pickles where the functions in it do, and so goes to other processes. These are to be started
+    by `multiprocessing.get_context("spawn")`: a config starts JAX, whose threads a forked process
+    doesn't have, and there JAX hangs.
+
     Attributes:
         env: a name such as `"CartPole-v1"`, a `purerl.Env`, a gymnax `Environment`, or a pair of
             one and its parameters.
@@ -181,8 +185,10 @@ class TrainConfig(Record):
     def to_mapping(self) -> dict[str, Any]:
         """Plain values again, those that aren't None; `from_mapping` takes them.
 
-            Raises:
-        XX"""
+        Raises:
+            ConfigError: a field holds a function, a class or an environment, which have no plain
+                form (an environment that `make` makes of its name alone has).
+        """
         return to_plain(self)
 
 
