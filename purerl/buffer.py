@@ -34,6 +34,10 @@ PATH_ENTRIES = ("advantage", "reward_to_go", "td_error")
 DEFAULT_ALPHA, DEFAULT_BETA = 0.6, 0.4
 
 
+def _as_it_is(obs: PyTree) -> PyTree:  # by its name in a module, so that a buffer pickles
+    return obs
+
+
 class BufferState(NamedTuple):
     """What a buffer holds.
 
@@ -81,7 +85,7 @@ class Buffer(Record):
     alpha: Any = real(default=None, at_least=0.0, optional=True)
     beta: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     anneal_beta: bool | None = flag(default=None, optional=True)
-    transform_obs: Callable[[PyTree], PyTree] = by_loop(default=lambda obs: obs)
+    transform_obs: Callable[[PyTree], PyTree] = by_loop(default=_as_it_is)
     writable: Any = by_loop(traced=True)
     progress: Any = by_loop(default=0.0, traced=True)
     axis_name: str | None = by_loop()

@@ -10,6 +10,7 @@ from purerl.buffer import Buffer
 from purerl.check import check_loop, check_methods
 from purerl.envs.base import Env
 from purerl.envs.check import check_new_env
+from purerl.envs.registry import source_of
 from purerl.errors import ConfigError, sentence, shown, suggest
 from purerl.fields import (
     Record,
@@ -61,6 +62,10 @@ def _rewarder(value: Any) -> Any:
 
 class TrainConfig(Record):
     """A run, said in full. Checked when it is made, before anything is compiled.
+
+    It pickles where the functions in it do, and so goes to other processes. These are to be started
+    by `multiprocessing.get_context("spawn")`: a config starts JAX, whose threads a forked process
+    doesn't have, and there JAX hangs.
 
     Attributes:
         env: a name such as `"CartPole-v1"`, a `purerl.Env`, a gymnax `Environment`, or a pair of
@@ -202,7 +207,7 @@ class TrainConfig(Record):
 
         Raises:
             ConfigError: a field holds a function, a class or an environment, which have no plain
-                form (an environment made from its name has).
+                form (an environment that `make` makes of its name alone has).
         """
         return to_plain(self)
 
@@ -303,7 +308,14 @@ def plain_value(
     if isinstance(value, jax.Array) and value.shape == ():
         return float(value)
     if isinstance(value, Env):
-        return value.spec.name
+        source = source_of(value)
+        if source is None or source.params:
+            raise ConfigError(
+                f"{cls.__name__}.{name}: this {value.spec.name} has no plain form, which only an "
+                "environment has that is given by its name, without parameters (purerl.register "
+                "gives names)"
+            )
+        return source.name
     if isinstance(value, tuple):
         return list(value)
     if value is not None and not isinstance(value, (bool, int, float, str)):

@@ -98,6 +98,7 @@ class Actor(nn.Module):
             log_std = jnp.broadcast_to(log_std, mean.shape)
         else:
             self._check_shape("create_network's log_std", log_std, batch)
+        mean, log_std, space = _drawn_alike(mean, log_std, space)
         mean, scale = mean.reshape(shape), jnp.exp(jnp.clip(log_std, -20.0, 2.0)).reshape(shape)
         event_ndim = len(space.shape)
         if distribution is TanhNormal:
@@ -202,7 +203,7 @@ class Critic(nn.Module):
             return jax.nn.one_hot(action, self.action_space.n)
         space = self.action_space
         assert space is not None
-        scaled = (action - space.center) / np.maximum(space.half_range, 1e-8)
+        scaled = (action - space.center) / _divisor(space.half_range)
         return scaled.reshape(action.shape[0], -1)
 
 
@@ -253,6 +254,32 @@ def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
 def apply(network: nn.Module, params: Any, *inputs: Any) -> Any:
     """What a network returns for its inputs."""
     return network.apply(params, *inputs)
+
+
+def _drawn_alike(mean: jax.Array, log_std: jax.Array, space: Box) -> tuple[Any, Any, Box]:
+    """Of an action's numbers those without a range, whose bounds are equal: always drawn from the
+    same distribution, from bounds 1 to each side, and clipped to what they have to be on the way to
+    the environment. Log probabilities stay finite, and nothing is learned from them.
+
+    Args:
+        mean, log_std: `[B, action_dim]`.
+        space: of the actions.
+
+    Returns:
+        The same, with 0 for the mean and the log standard deviation of these numbers.
+    """
+    fixed = space.half_range == 0.0
+    if not fixed.any():
+        return mean, log_std, space
+    mean, log_std = (jnp.where(fixed.reshape(1, -1), 0.0, x) for x in (mean, log_std))
+    room = np.maximum(fixed, fixed * 4 * np.spacing(np.abs(space.low)))  # 1, or what is beyond it
+    low, high = space.low - room, space.high + room
+    return mean, log_std, Box(low, high, space.shape, space.dtype)
+
+
+def _divisor(half_range: np.ndarray) -> np.ndarray:
+    """By which actions are scaled for a critic: those without a range are 0."""
+    return np.where(half_range > 0.0, np.maximum(half_range, 1e-8), np.inf).astype(np.float32)
 
 
 def _action_dim(space: Space) -> int:

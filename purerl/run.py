@@ -1,6 +1,7 @@
 """`run`: a loop put together from its arguments, and scanned. One for every agent."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 from purerl.agents.base import Agent
 from purerl.buffer import Buffer
 from purerl.devices import AXIS, check_divides
-from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit
-from purerl.envs.registry import as_env
-from purerl.envs.spaces import Box, Discrete
+from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
+from purerl.envs.registry import as_env, source_of
+from purerl.envs.spaces import Box, Discrete, Space
 from purerl.errors import ConfigError, shown, suggest
 from purerl.fields import INT32, INT64, check_count, check_key
 from purerl.loop import Loop, RunState
@@ -55,6 +56,7 @@ def make_loop(
         raise ConfigError(f"agent: got {shown(agent)}, expected an agent, such as purerl.PPO()")
     raw_env = as_env(env)
     env = limit_env(raw_env, max_episode_steps, skip_frames)
+    env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
     defaults = agent.run_defaults
     num_envs = defaults.num_envs if num_envs is None else num_envs
     update_every = defaults.update_every if update_every is None else update_every
@@ -69,6 +71,9 @@ def make_loop(
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)
+    to_env = action_map(raw_env.spec, action_processor)
+    if action_processor is not None:
+        _check_processor(to_env, raw_env.spec.action_space, num_envs)
     limit = env.spec.max_episode_steps
     if wait_end_path:
         limit = min(limit or update_every, update_every)
@@ -94,7 +99,7 @@ def make_loop(
         buffer=buffer,
         rewarder=rewarder,
         noise=defaults.noise if noise is None else noise,
-        to_env=action_map(raw_env.spec, action_processor),
+        to_env=to_env,
         num_envs=num_envs,
         update_every=update_every,
         num_updates=num_updates,
@@ -208,11 +213,12 @@ def _share(loop: Loop, num_devices: int) -> Loop:
 
 
 def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
-    """The environment with the run's frame skip and time limit.
+    """The environment with the run's frame skip and time limit, and the dtypes of `typed`.
 
     Raises:
         ConfigError: the time limit is beyond the environment's own, where it would do nothing.
     """
+    env = typed(env)
     if skip_frames > 1:
         env = action_repeat(env, skip_frames)
     if max_episode_steps is None:
@@ -229,13 +235,45 @@ def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
 def action_map(
     spec: EnvSpec, action_processor: Callable[[jax.Array], jax.Array] | None
 ) -> Callable[[jax.Array], jax.Array]:
-    """From the agent's actions `[N, *action_shape]` to the environment's: inside its bounds."""
+    """From the agent's actions `[N, *action_shape]` to the environment's: inside its bounds.
+
+    Raises:
+        ConfigError: from what it returns, where that is traced: the processor gives other shapes or
+            kinds of numbers than the environment takes.
+    """
     space = spec.action_space
     if action_processor is not None:
-        return action_processor
+        return functools.partial(_processed, action_processor, space)
     if isinstance(space, Box):
         return lambda action: jnp.clip(action, space.low, space.high).astype(space.dtype)
     return lambda action: action
+
+
+def _processed(processor: Callable[[Any], Any], space: Space, action: jax.Array) -> jax.Array:
+    """What a user's processor makes of actions, `[N, *action_shape]` as they have to be."""
+    out = processor(action)
+    expected = (*action.shape[: action.ndim - len(space.shape)], *space.shape)
+    got = f"{out.dtype} of shape {out.shape}" if hasattr(out, "dtype") else type(out).__name__
+    floats = jnp.issubdtype(space.dtype, jnp.floating)
+    fits = hasattr(out, "dtype") and out.shape == expected
+    if not fits or not (floats or jnp.issubdtype(out.dtype, jnp.integer)):
+        kind = "numbers" if floats else "integers"
+        raise ConfigError(
+            f"action_processor: got {got} for actions of shape {action.shape}, expected {kind} of "
+            f"shape {expected}, as the environment takes them: [N, *action_shape] of {space}"
+        )
+    return out.astype(space.dtype)
+
+
+def _check_processor(to_env: Callable[[jax.Array], jax.Array], space: Space, num_envs: int) -> None:
+    dtype = jnp.int32 if isinstance(space, Discrete) else jnp.float32
+    try:
+        jax.eval_shape(to_env, jax.ShapeDtypeStruct((num_envs, *space.shape), dtype))
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a user's function raises
+        what = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ConfigError(f"action_processor: can't be traced by jax.jit: {what}") from error
 
 
 def _fit_buffer(buffer: Buffer | None, agent: Agent, num_envs: int, update_every: int) -> Buffer:

@@ -412,5 +412,24 @@ def test_spaces():
         Box(1, -1, (2,))
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [(0, 1, bool), (0, 255, "uint8"), (-128, 127, "int8"), (0, 9, "int16"), (-1.5, 2.5, "int32")],
+)
+def test_integers_and_booleans_are_drawn_over_their_whole_range(low, high, dtype):
+    space = Box(low, high, (2000,), dtype)
+    drawn = np.asarray(space.sample(jax.random.key(0)))
+    assert space.contains(drawn)
+    values = np.arange(np.ceil(low), np.floor(high) + 1)
+    assert set(drawn.astype(int)) >= {int(values[0]), int(values[-1])}
+    np.testing.assert_allclose(drawn.astype(float).mean(), values.mean(), atol=values.std() / 8)
+
+
+def test_the_largest_integers_are_drawn_too():
+    drawn = Box(-(2**31), 2**31 - 1, (2000,), "int32").sample(jax.random.key(0))
+    assert drawn.min() < -(2**30)
+    assert drawn.max() > 2**30
+
+
 def test_time_step_fields():
     assert TimeStep._fields == ("obs", "reward", "terminated", "truncated", "info")

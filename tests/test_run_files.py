@@ -92,7 +92,7 @@ def test_what_has_no_form_in_a_file_is_named(tmp_path):
         config(agent=purerl.PPO(actor=purerl.DefaultActor), action_processor=lambda a: a), tmp_path
     )
     text = (tmp_path / "config.toml").read_text()
-    assert "since it has no form there: agent.actor, action_processor" in text
+    assert "since it has no form there: env, agent.actor, action_processor" in text
     assert tomllib.loads(text)["num_envs"] == 4
 
 

@@ -1,15 +1,19 @@
 """Environments: a record of pure functions, and what every suite needs written once.
 
 An `Env` is the raw dynamics of one environment. `action_repeat`, `time_limit`, `auto_reset` and
-`vectorize` each take an `Env` and return one.
+`vectorize` each take an `Env` and return one. What they return are methods of records that modules
+have by name, so that an environment pickles wherever the functions inside do.
 """
 
-from typing import Any, NamedTuple, Protocol
+import dataclasses
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purerl.envs.spaces import Space, is_space
+from purerl.errors import ConfigError
 from purerl.fields import check_count
 
 PyTree = Any
@@ -34,14 +38,28 @@ class TimeStep(NamedTuple):
     info: dict[str, Any]
 
 
+class EnvSource(NamedTuple):
+    """The call of `make` that an environment comes from.
+
+    Attributes:
+        name: its first argument.
+        params: the others, each a pair of its name and value.
+    """
+
+    name: str
+    params: tuple[tuple[str, Any], ...] = ()
+
+
 class EnvSpec(NamedTuple):
-    """What is known of an environment before it is run. Hashable, dicts of spaces included.
+    """What is known of an environment before it is run. Hashable, observations in dicts included.
 
     Attributes:
         name: for people.
         observation_space: a space, or a pytree of spaces where observations are pytrees.
         action_space: `Discrete` or `Box`.
         max_episode_steps: the time limit that the dynamics keep by themselves, or None.
+        source: the call of `make` that the environment comes from; None for another's, which has
+            no plain form in files. No part of equality.
 
     Spaces of Gymnasium or gymnax will do; they are converted where the environment is used.
     """
@@ -50,12 +68,22 @@ class EnvSpec(NamedTuple):
     observation_space: Any
     action_space: Space
     max_episode_steps: int | None = None
+    source: EnvSource | None = None
+
+    def _facts(self) -> tuple:
+        return self.name, self.observation_space, self.action_space, self.max_episode_steps
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EnvSpec) and self._facts() == other._facts()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     def __hash__(self) -> int:
-        spaces: Any = jax.tree.flatten(self.observation_space, is_leaf=is_space)
-        leaves, structure = spaces
-        parts = (*leaves, structure, self.action_space, self.max_episode_steps)
-        return hash((self.name, *parts))
+        structure: Any
+        spaces, structure = jax.tree.flatten(self.observation_space, is_leaf=is_space)
+        rest = self.name, self.action_space, self.max_episode_steps
+        return hash((tuple(spaces), structure, rest))
 
 
 class _Reset(Protocol):
@@ -103,12 +131,138 @@ def all_finite(tree: PyTree) -> jax.Array:
     return scalar & jnp.all(whole)
 
 
+class Dynamics:
+    """Base of records whose methods are the functions of an `Env`."""
+
+    exact: ClassVar[bool] = True  # whether what comes out has the dtypes that `typed` gives
+
+    def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        raise NotImplementedError
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """Parameters by name that set it apart from others of its name: a run's identity has them.
+        Never an address in memory."""
+        raise NotImplementedError
+
+    def as_env(self, spec: EnvSpec) -> Env:
+        """The environment."""
+        return Env(self.reset, self.step, spec)
+
+
+def dynamics_of(env: Env) -> Dynamics | None:
+    """The record that both functions of an environment are methods of; None where there is none."""
+    owner, other = (getattr(method, "__self__", None) for method in (env.step, env.reset))
+    return owner if isinstance(owner, Dynamics) and owner is other else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Adapter(Dynamics):
+    """Base of what makes one environment of another; as it is, it hands everything on.
+
+    Attributes:
+        env: the other one.
+    """
+
+    env: Env
+
+    def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        return self.env.reset(key)
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
+        return self.env.step(key, state, action)
+
+    def identity(self) -> dict[str, Any]:
+        inner = dynamics_of(self.env)
+        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "env"}
+        return rest | ({} if inner is None else inner.identity())
+
+
+class _Typed(Adapter):
+    def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        obs, state = self.env.reset(key)
+        return _typed_obs(obs, self.env.spec, "reset"), state
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
+        state, timestep = self.env.step(key, state, action)
+        return state, timestep._replace(
+            obs=_typed_obs(timestep.obs, self.env.spec, "step"),
+            reward=_as(timestep.reward, jnp.float32),
+            terminated=_as(timestep.terminated, jnp.bool_),
+            truncated=_as(timestep.truncated, jnp.bool_),
+        )
+
+
+def typed(env: Env) -> Env:
+    """The environment with the dtypes that a `TimeStep` has: float32 rewards, bool `terminated` and
+    `truncated`, observations as the spec has them. In a compiled program it costs nothing where
+    they are right.
+
+    Raises:
+        ConfigError: where it is traced, for observations that the spec's dtype can't hold, such as
+            floats in a space of integers.
+    """
+    dynamics = dynamics_of(env)
+    return env if dynamics is not None and dynamics.exact else _Typed(env).as_env(env.spec)
+
+
+def _as(x: Any, dtype: Any) -> jax.Array:
+    # A weak type, that of a Python number, is lost too: scans want one type.
+    return jax.lax.convert_element_type(jnp.asarray(x), np.dtype(dtype))
+
+
+def _typed_obs(obs: PyTree, spec: EnvSpec, where: str) -> PyTree:
+    structure: Any
+    spaces, structure = jax.tree.flatten(spec.observation_space, is_leaf=is_space)
+    try:
+        parts = structure.flatten_up_to(obs)
+    except (ValueError, TypeError):  # another structure, which is for `check_env` to say
+        return obs
+    return structure.unflatten(
+        [_typed_part(x, space, spec, where) for x, space in zip(parts, spaces, strict=True)]
+    )
+
+
+def _typed_part(x: Any, space: Any, spec: EnvSpec, where: str) -> Any:
+    number = isinstance(x, (bool, int, float))
+    if not is_space(space) or not (number or hasattr(x, "dtype")):
+        return x
+    x = jnp.asarray(x)
+    if not _holds(space.dtype, x.dtype):
+        raise ConfigError(
+            f"env: {spec.name}'s {where} gives observations of {x.dtype}, expected {space.dtype} "
+            f"as its spec has them, {space}, which can't hold the others: change one of the two"
+        )
+    return _as(x, space.dtype)
+
+
+def _holds(dtype: Any, other: Any) -> bool:
+    """Whether a dtype has room for another's values (a float for all numbers, to its precision)."""
+    if dtype == other:
+        return True
+    if jnp.issubdtype(other, jnp.bool_):
+        return jnp.issubdtype(dtype, jnp.number)
+    if jnp.issubdtype(other, jnp.integer):
+        return jnp.issubdtype(dtype, jnp.floating) or np.can_cast(other, dtype, "safe")
+    return jnp.issubdtype(other, jnp.floating) and jnp.issubdtype(dtype, jnp.floating)
+
+
+class _Vectorized(Adapter):
+    def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        return jax.vmap(self.env.reset)(key)
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
+        return jax.vmap(self.env.step)(key, state, action)
+
+
 def vectorize(env: Env) -> Env:
     """N independent copies: keys, states, actions and time steps all get a leading axis `[N]`.
 
     N is the number of keys given, so the randomness of many steps can be split in one block.
     """
-    return Env(jax.vmap(env.reset), jax.vmap(env.step), env.spec)
+    return _Vectorized(typed(env)).as_env(env.spec)
 
 
 class AutoResetState(NamedTuple):
@@ -123,6 +277,27 @@ class AutoResetState(NamedTuple):
     obs: PyTree
 
 
+class _AutoReset(Adapter):
+    def reset(self, key: jax.Array) -> tuple[PyTree, AutoResetState]:
+        obs, state = self.env.reset(key)
+        return obs, AutoResetState(state, obs)
+
+    def step(
+        self, key: jax.Array, state: AutoResetState, action: jax.Array
+    ) -> tuple[AutoResetState, TimeStep]:
+        step_key, reset_key = jax.random.split(key)
+        inner, timestep = self.env.step(step_key, state.env, action)
+        first_obs, first = self.env.reset(reset_key)
+        broken = ~all_finite((timestep.obs, timestep.reward))
+        timestep = timestep._replace(
+            truncated=timestep.truncated | (broken & ~timestep.terminated),
+            info={**timestep.info, "nonfinite": broken},
+        )
+        done = timestep.terminated | timestep.truncated
+        obs = where(done, first_obs, timestep.obs)
+        return AutoResetState(where(done, first, inner), obs), timestep
+
+
 def auto_reset(env: Env) -> Env:
     """Starts a new episode in the very step that ends one.
 
@@ -133,27 +308,7 @@ def auto_reset(env: Env) -> Env:
     An observation or reward that isn't finite cuts the episode too (`truncated`), so that a broken
     simulation doesn't go on; `info["nonfinite"]` is True there.
     """
-
-    def reset(key: jax.Array) -> tuple[PyTree, AutoResetState]:
-        obs, state = env.reset(key)
-        return obs, AutoResetState(state, obs)
-
-    def step(
-        key: jax.Array, state: AutoResetState, action: jax.Array
-    ) -> tuple[AutoResetState, TimeStep]:
-        step_key, reset_key = jax.random.split(key)
-        inner, timestep = env.step(step_key, state.env, action)
-        first_obs, first = env.reset(reset_key)
-        broken = ~all_finite((timestep.obs, timestep.reward))
-        timestep = timestep._replace(
-            truncated=timestep.truncated | (broken & ~timestep.terminated),
-            info={**timestep.info, "nonfinite": broken},
-        )
-        done = timestep.terminated | timestep.truncated
-        obs = where(done, first_obs, timestep.obs)
-        return AutoResetState(where(done, first, inner), obs), timestep
-
-    return Env(reset, step, env.spec)
+    return _AutoReset(typed(env)).as_env(env.spec)
 
 
 class TimeLimitState(NamedTuple):
@@ -163,6 +318,24 @@ class TimeLimitState(NamedTuple):
     time: jax.Array
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TimeLimit(Adapter):
+    max_episode_steps: int
+
+    def reset(self, key: jax.Array) -> tuple[PyTree, TimeLimitState]:
+        obs, state = self.env.reset(key)
+        return obs, TimeLimitState(state, jnp.int32(0))
+
+    def step(
+        self, key: jax.Array, state: TimeLimitState, action: jax.Array
+    ) -> tuple[TimeLimitState, TimeStep]:
+        inner, timestep = self.env.step(key, state.env, action)
+        time = state.time + 1
+        late = (time >= self.max_episode_steps) & ~timestep.terminated
+        timestep = timestep._replace(truncated=timestep.truncated | late)
+        return TimeLimitState(inner, time), timestep
+
+
 def time_limit(env: Env, max_episode_steps: int) -> Env:
     """Cuts an episode after so many steps by `truncated`, never by `terminated`.
 
@@ -170,23 +343,28 @@ def time_limit(env: Env, max_episode_steps: int) -> Env:
         ConfigError: `max_episode_steps` is no integer >= 1.
     """
     max_episode_steps = check_count("max_episode_steps", max_episode_steps)
-
-    def reset(key: jax.Array) -> tuple[PyTree, TimeLimitState]:
-        obs, state = env.reset(key)
-        return obs, TimeLimitState(state, jnp.int32(0))
-
-    def step(
-        key: jax.Array, state: TimeLimitState, action: jax.Array
-    ) -> tuple[TimeLimitState, TimeStep]:
-        inner, timestep = env.step(key, state.env, action)
-        time = state.time + 1
-        late = (time >= max_episode_steps) & ~timestep.terminated
-        timestep = timestep._replace(truncated=timestep.truncated | late)
-        return TimeLimitState(inner, time), timestep
-
     limit = env.spec.max_episode_steps
     limit = max_episode_steps if limit is None else min(limit, max_episode_steps)
-    return Env(reset, step, env.spec._replace(max_episode_steps=limit))
+    limited = _TimeLimit(typed(env), max_episode_steps)
+    return limited.as_env(env.spec._replace(max_episode_steps=limit, source=None))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _ActionRepeat(Adapter):
+    num_repeats: int
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
+        keys = jax.random.split(key, self.num_repeats)
+        carry = self.env.step(keys[0], state, action)
+
+        def repeat(carry: tuple[PyTree, TimeStep], key: jax.Array) -> tuple[Any, None]:
+            state, last = carry
+            done = last.terminated | last.truncated
+            next_state, timestep = self.env.step(key, state, action)
+            timestep = timestep._replace(reward=last.reward + timestep.reward)
+            return where(done, carry, (next_state, timestep)), None
+
+        return jax.lax.scan(repeat, carry, keys[1:])[0]
 
 
 def action_repeat(env: Env, num_repeats: int) -> Env:
@@ -198,20 +376,7 @@ def action_repeat(env: Env, num_repeats: int) -> Env:
         ConfigError: `num_repeats` is no integer >= 1.
     """
     num_repeats = check_count("num_repeats", num_repeats)
-
-    def step(key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
-        keys = jax.random.split(key, num_repeats)
-        carry = env.step(keys[0], state, action)
-
-        def repeat(carry: tuple[PyTree, TimeStep], key: jax.Array) -> tuple[Any, None]:
-            state, last = carry
-            done = last.terminated | last.truncated
-            next_state, timestep = env.step(key, state, action)
-            timestep = timestep._replace(reward=last.reward + timestep.reward)
-            return where(done, carry, (next_state, timestep)), None
-
-        return jax.lax.scan(repeat, carry, keys[1:])[0]
-
     limit = env.spec.max_episode_steps
     limit = None if limit is None else -(-limit // num_repeats)
-    return Env(env.reset, step, env.spec._replace(max_episode_steps=limit))
+    repeated = _ActionRepeat(typed(env), num_repeats)
+    return repeated.as_env(env.spec._replace(max_episode_steps=limit, source=None))

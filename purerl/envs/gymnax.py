@@ -9,24 +9,31 @@ up, and states keep their dtypes.
 
 import ast
 import contextlib
-import functools
+import dataclasses
 import importlib
 import importlib.util
 import pathlib
 import sys
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 
-from purerl.envs.base import Env, EnvSpec, TimeStep
+from purerl.envs.base import Dynamics, Env, EnvSpec, TimeStep
+from purerl.envs.gymnax_wrappers import packed, unpacked, whole_step, without_resets, wrapped
 from purerl.envs.spaces import Box, Discrete, Space
 from purerl.fields import ConfigError
+
+PyTree = Any
 
 NEEDS_DOWNLOAD = ("MNISTBandit-bsuite",)
 # Their observations leave the bounds that their spaces declare.
 WRONG_BOUNDS = ("MemoryChain-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
+KEYS = "keys"  # in place of their dtype, which doesn't pickle
 
 
 def names() -> list[str]:
@@ -73,79 +80,171 @@ def make_gymnax(name: str, **kwargs: Any) -> Env:
 
 
 def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
-    """A gymnax `Environment` and its parameters as an `Env`.
+    """A gymnax `Environment`, or a wrapper of one, and its parameters as an `Env`.
+
+    Parameters may be traced, to be mapped over by `jax.vmap`: bounds of spaces then are those of
+    the default parameters, and a time limit among them is in the dynamics, but not in the spec.
 
     Args:
-        env: the environment.
+        env: the environment. Where a wrapper has a `step` of its own, or a `reset`, they are what
+            is run, on an environment inside that doesn't reset itself.
         params: its parameters, the default ones where None.
-        name: for the spec; `env.name` where None.
+        name: for the spec; `env.name` where None, behind the names of such wrappers.
 
     Raises:
-        ConfigError: an action space other than Discrete or Box.
+        ConfigError: an action space other than Discrete or Box; a `step` or `reset` that can't be
+            used, with what to override instead.
     """
-    params = env.default_params if params is None else params
-    name = env.name if name is None else name
-    space = env.observation_space(params)
-    num_categories = int(space.n) if hasattr(space, "n") else None
-    action_space = _space(env.action_space(params))
+    with jax.ensure_compile_time_eval():
+        params = env.default_params if params is None else params
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))
+        known = env.default_params if traced else params
+        space = env.observation_space(known)
+        action_space = _space(env.action_space(known))
+        limit = getattr(params, "max_steps_in_episode", None)
+        limit = None if limit is None or isinstance(limit, jax.core.Tracer) else int(limit)
     if not isinstance(action_space, Discrete | Box):
         raise ConfigError(
-            f"env: {name!r} has the action space {env.action_space(params)}, "
+            f"env: {env.name!r} has the action space {env.action_space(known)}, "
             "expected Discrete or Box"
         )
-
-    def observe(obs: Any) -> Any:
-        if num_categories is not None:
-            return jax.nn.one_hot(obs, num_categories)
-        return jax.tree.map(_strong, obs)
-
-    def raw_reset(key: jax.Array) -> tuple[Any, Any]:
-        obs, state = env.reset_env(key, params)
-        return observe(obs), state
-
-    def raw_step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, TimeStep]:
-        obs, state, reward, terminated, info = env.step_env(key, state, action, params)
-        terminated = jnp.asarray(terminated, bool).reshape(())
-        truncated = jnp.asarray(env.is_truncated(state, params), bool).reshape(())
-        reward = jnp.asarray(reward, jnp.float32).reshape(())
-        info = dict(info)
-        return state, TimeStep(observe(obs), reward, terminated, truncated & ~terminated, info)
-
+    played, innermost = without_resets(env)
+    if name is None:
+        name = env.name if innermost is None else _wrapped_name(env)
+    dynamics = GymnaxDynamics(played, params, _categories(space), innermost is not None)
     # A reset may leave Python numbers where a step leaves arrays: scans and selects want one dtype.
     key = jax.eval_shape(lambda: jax.random.key(0))
-    obs, reset_state = jax.eval_shape(raw_reset, key)
     action = jax.eval_shape(action_space.sample, key)
-    step_state, _ = jax.eval_shape(raw_step, key, reset_state, action)
-    dtypes = jax.tree.map(_common_dtype, reset_state, step_state)
-    cast = functools.partial(jax.tree.map, lambda x, dtype: _strong(x, dtype), is_leaf=_is_none)
-
-    def reset(key: jax.Array) -> tuple[Any, Any]:
-        obs, state = raw_reset(key)
-        return obs, cast(state, dtypes)
-
-    def step(key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, TimeStep]:
-        state, timestep = raw_step(key, state, action)
-        return cast(state, dtypes), timestep
-
-    limit = getattr(params, "max_steps_in_episode", None)
+    with _told(name):
+        obs, reset_state = jax.eval_shape(dynamics.reset, key)
+        if innermost is not None:
+            innermost.called.clear()
+        step_state, _ = jax.eval_shape(dynamics.step, key, reset_state, action)
+        dtypes = jax.tree.map(_common_dtype, reset_state, step_state)
+    if innermost is not None and innermost.called != {"step"}:
+        raise ConfigError(
+            f"env: {name} resets in its own step, which can't be undone: let it call the step of "
+            "the environment that it wraps, or override step_env in place of step"
+        )
+    core = env if innermost is None else innermost.env
+    _warn_of_deadly_limit(GymnaxDynamics(core, params), name, key, action)
     observation_space = _observation_space(space, obs)
     if env.name in WRONG_BOUNDS:
         observation_space = Box(-np.inf, np.inf, obs.shape, obs.dtype)
-    spec = EnvSpec(
-        name=name,
-        observation_space=observation_space,
-        action_space=action_space,
-        max_episode_steps=None if limit is None else int(limit),
-    )
-    return Env(reset, step, spec)
+    spec = EnvSpec(name, observation_space, action_space, limit)
+    return dataclasses.replace(dynamics, dtypes=dtypes).as_env(spec)
 
 
-def _is_none(x: Any) -> bool:
-    return x is None
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Whatever an environment's own code raises while it is traced, in one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        what = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ConfigError(f"env: {name!r} can't be traced: {what}") from error
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GymnaxDynamics(Dynamics):
+    """A gymnax environment's functions.
+
+    Attributes:
+        env: the environment.
+        params: its parameters.
+        categories: in the structure of observations, n for a `Discrete` part and 0 for a `Box`.
+        whole: whether its `step` and `reset` are run, which don't reset then; else `step_env` and
+            `reset_env`.
+        dtypes: those of the state, in its structure; None while they aren't known.
+    """
+
+    env: Any
+    params: Any
+    categories: Any = 0
+    whole: bool = False
+    dtypes: Any = None
+
+    def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        reset = self.env.reset if self.whole else self.env.reset_env
+        obs, state = reset(key, self.params)
+        return _observe(obs, self.categories), self._cast(state)
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
+        obs, state, reward, terminated, truncated, info = self.raw_step(key, state, action)
+        terminated = jnp.asarray(terminated, bool).reshape(())
+        truncated = jnp.asarray(truncated, bool).reshape(())
+        reward = jnp.asarray(reward, jnp.float32).reshape(())
+        obs = _observe(obs, self.categories)
+        timestep = TimeStep(obs, reward, terminated, truncated & ~terminated, dict(info))
+        return self._cast(state), timestep
+
+    def raw_step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
+        """Observation, state, reward, terminated, truncated and info, as the environment has
+        them."""
+        if self.whole:
+            return whole_step(self.env, key, state, action, self.params)
+        obs, state, reward, terminated, info = self.env.step_env(key, state, action, self.params)
+        truncated = self.env.is_truncated(state, self.params)
+        return obs, state, reward, terminated, truncated, info
+
+    def _cast(self, state: PyTree) -> PyTree:
+        return state if self.dtypes is None else jax.tree.map(_strong, state, self.dtypes)
+
+    def identity(self) -> dict[str, Any]:
+        return {"gymnax": self.env, "params": self.params}
+
+    def __reduce__(self) -> tuple:
+        rest = (self.params, self.categories, self.whole, self.dtypes)
+        return _restored, (packed(self.env), *rest)
+
+
+def _restored(env: Any, *rest: Any) -> GymnaxDynamics:
+    return GymnaxDynamics(unpacked(env), *rest)
+
+
+def _wrapped_name(env: Any) -> str:
+    inner = wrapped(env)
+    return env.name if inner is None else f"{type(env).__name__}({_wrapped_name(inner)})"
+
+
+def _warn_of_deadly_limit(dynamics: GymnaxDynamics, name: str, key: Any, action: Any) -> None:
+    """Warns where the time limit of the parameters ends episodes by `terminated`.
+
+    That is how environments were written for gymnax before 1.0. Of a program that gives only one of
+    the two ends, what isn't needed for it is dropped; the limit is then still there, or it isn't.
+    """
+    kind, params = type(dynamics.env), dynamics.params
+    if kind.__module__.startswith("gymnax.") or not hasattr(params, "max_steps_in_episode"):
+        return
+
+    def ends(limit: jax.Array, key: Any, state: Any, action: Any) -> list[jax.Array]:
+        limited = dataclasses.replace(params, max_steps_in_episode=limit)
+        out = dataclasses.replace(dynamics, params=limited).raw_step(key, state, action)
+        return [jnp.asarray(out[3]), jnp.asarray(out[4])]
+
+    try:
+        state = jax.eval_shape(dynamics.env.reset_env, key, params)[1]
+        jaxpr = jax.make_jaxpr(ends)(jax.ShapeDtypeStruct((), jnp.int32), key, state, action).jaxpr
+        uses = [partial_eval.dce_jaxpr(jaxpr, [i == 0, i == 1])[1][0] for i in (0, 1)]
+    except Exception:  # a limit that can't be traced: whatever a user's code makes of it
+        return
+    if all(uses):
+        warnings.warn(
+            f"env: {name!r} takes its time limit for a death: max_steps_in_episode is a part of "
+            "`terminated` too, and the value beyond it is 0. Leave it out of "
+            f"{kind.__name__}.is_terminal and step_env, since gymnax 1.0 has it in is_truncated; "
+            "or, where it is a death, override is_truncated to return False",
+            stacklevel=4,
+        )
 
 
 def _common_dtype(x: Any, y: Any) -> Any:
-    return x.dtype if x.dtype == y.dtype else jnp.promote_types(x.dtype, y.dtype)
+    """As numpy's, or None for keys, which stay as they are."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return KEYS
+    return np.dtype(x.dtype if x.dtype == y.dtype else jnp.promote_types(x.dtype, y.dtype))
 
 
 def _strong(x: Any, dtype: Any = None) -> Any:
@@ -175,3 +274,27 @@ def _observation_space(space: Any, obs: Any) -> Any:
     if isinstance(children, dict):
         return {name: _observation_space(child, obs[name]) for name, child in children.items()}
     return tuple(_observation_space(child, o) for child, o in zip(children, obs, strict=True))
+
+
+def _categories(space: Any) -> Any:
+    """For each part of an observation, its n where it is `Discrete`, and 0 where it isn't."""
+    if hasattr(space, "n"):
+        return int(space.n)
+    children = getattr(space, "spaces", None)
+    if children is None:
+        return 0
+    if isinstance(children, dict):
+        return {name: _categories(child) for name, child in children.items()}
+    return tuple(_categories(child) for child in children)
+
+
+def _observe(obs: Any, categories: Any) -> Any:
+    """An observation with its categories one-hot, in plain dicts and tuples."""
+    if isinstance(categories, dict):
+        at = (lambda name: obs[name]) if isinstance(obs, Mapping) else (lambda x: getattr(obs, x))
+        return {name: _observe(at(name), part) for name, part in categories.items()}
+    if isinstance(categories, tuple):
+        return tuple(_observe(o, part) for o, part in zip(obs, categories, strict=True))
+    if categories:
+        return jax.nn.one_hot(obs, categories)
+    return jax.tree.map(_strong, obs)

@@ -4,8 +4,10 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from purerl.envs import gymnax
-from purerl.envs.base import Env
+from purerl.envs.base import Adapter, Env, EnvSource, dynamics_of
 from purerl.envs.spaces import convert_spaces
 from purerl.errors import ConfigError, shown, suggest
 
@@ -39,6 +41,16 @@ def env_names() -> list[str]:
     return [*_factories, *gymnax.names()]
 
 
+class _Made(Adapter):
+    """An environment as `make` made it, under the spec that it has there."""
+
+    exact = False  # for `check_env` to see it as it is
+
+    def identity(self) -> dict[str, Any]:
+        params = dict(self.env.spec.source.params) if self.env.spec.source else {}
+        return super().identity() | ({"make": params} if params else {})
+
+
 def make(name: str, **kwargs: Any) -> Env:
     """An environment by its name.
 
@@ -53,6 +65,26 @@ def make(name: str, **kwargs: Any) -> Env:
     """
     if not isinstance(name, str):
         raise ConfigError(f"env: got {shown(name)}, expected a name: see purerl.env_names()")
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(kwargs)):
+        env = _make(name, kwargs)
+    else:
+        # Arrays that a constructor makes are constants, under a transformation of the caller's too.
+        with jax.ensure_compile_time_eval():
+            env = _make(name, kwargs)
+    made = env._replace(spec=env.spec._replace(source=EnvSource(name, tuple(kwargs.items()))))
+    return _Made(made).as_env(made.spec)
+
+
+def source_of(env: Env) -> EnvSource | None:
+    """The call of `make` that makes this environment again; None where there is none, as where a
+    function or the spec of one that was made has been replaced since."""
+    dynamics = dynamics_of(env)
+    if isinstance(dynamics, _Made) and dynamics.env.spec == env.spec:
+        return dynamics.env.spec.source
+    return None
+
+
+def _make(name: str, kwargs: dict[str, Any]) -> Env:
     if name in _factories:
         return _factories[name](**kwargs)
     if ":" in name:

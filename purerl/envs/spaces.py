@@ -93,14 +93,27 @@ class Box:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One element, uniformly; from a standard normal, clipped, where a bound is infinite."""
-        if np.issubdtype(self.dtype, np.integer) and self.bounded:
-            low, high = self.low.astype(self.dtype), self.high.astype(self.dtype)
-            return jax.random.randint(key, self.shape, low, high + 1, self.dtype)
+        if self.dtype.kind in "biu" and self.bounded:
+            return self._sample_integer(key)
         if self.bounded:
             x = jax.random.uniform(key, self.shape, minval=self.low, maxval=self.high)
         else:
             x = jnp.clip(jax.random.normal(key, self.shape), self.low, self.high)
         return x.astype(self.dtype)
+
+    def _sample_integer(self, key: jax.Array) -> jax.Array:
+        # Drawn as int32 where that has room for it: one beyond the highest number of a small type
+        # is none of its own. Of larger types the very highest numbers are left out instead.
+        size = self.dtype.itemsize
+        small, left_out = size < 4, 1 if size < 8 else 2**11
+        limits = np.iinfo(np.int32 if small else self.dtype)
+        low, high = (
+            np.clip(x.astype(np.float64), float(limits.min), float(limits.max - left_out))
+            for x in (np.ceil(self.low), np.floor(self.high))
+        )
+        drawn = np.dtype(np.int32) if small else self.dtype
+        bounds = low.astype(drawn), high.astype(drawn) + drawn.type(1)
+        return jax.random.randint(key, self.shape, *bounds, drawn).astype(self.dtype)
 
     def contains(self, x: Any) -> bool:
         """Whether a concrete value has the space's shape and dtype and lies inside."""

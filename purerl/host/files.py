@@ -1,6 +1,8 @@
 """What the host writes: files whole or not at all, and plain words for what a run is."""
 
+import dataclasses
 import functools
+import hashlib
 import os
 import platform
 import re
@@ -13,11 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from purerl.envs.base import Env
+from purerl.envs.base import Env, dynamics_of
+from purerl.envs.gymnax_wrappers import Bare
 from purerl.errors import RunError
 from purerl.fields import Record, field_names
 
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint")
+# An array of more numbers is told from others by a digest.
+MANY = 64
 # What numpy raises where an npz file is not what it was.
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -86,13 +91,13 @@ def describe(value: Any) -> Any:
         fields = {name: describe(getattr(value, name)) for name in field_names(type(value))}
         return {"class": type(value).__qualname__, **fields}
     if isinstance(value, Env):
-        return {"env": value.spec.name, "spec": re.sub(r" at 0x\w+", "", repr(value.spec))}
+        return _describe_env(value)
     if isinstance(value, Mapping):
         return {str(name): describe(x) for name, x in value.items()}
     if isinstance(value, (tuple, list)):
         return [describe(x) for x in value]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return np.asarray(value).tolist()
+        return _describe_array(value)
     if isinstance(value, functools.partial):
         return {
             "partial": describe(value.func),
@@ -101,7 +106,50 @@ def describe(value: Any) -> Any:
         }
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
+    if dataclasses.is_dataclass(value) or hasattr(value, "step_env"):
+        return _describe_object(value)
+    if isinstance(value, (set, frozenset)):  # whose order differs between processes
+        return sorted(map(_printed, value))
+    return _printed(value)
+
+
+def _printed(value: Any) -> str:
     return re.sub(r" at 0x\w+", "", repr(value))
+
+
+def _describe_env(env: Env) -> dict[str, Any]:
+    """An environment's spec; and its parameters, where it is one of gymnax's or made of another."""
+    spec, dynamics = env.spec, dynamics_of(env)
+    spaces = (spec.observation_space, spec.action_space)
+    return {
+        "env": spec.name,
+        **dict(zip(("observation_space", "action_space"), map(_printed, spaces), strict=True)),
+        "max_episode_steps": spec.max_episode_steps,
+        "dynamics": None if dynamics is None else describe(dynamics.identity()),
+    }
+
+
+def _describe_array(x: Any) -> Any:
+    """Its numbers, or a digest of them where they are many."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    x = np.asarray(x)
+    if x.size <= MANY:
+        return x.tolist()
+    digest = hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
+    return {"shape": list(x.shape), "dtype": x.dtype.name, "sha256": digest}
+
+
+def _describe_object(value: Any) -> dict[str, Any]:
+    """The class and the attributes of a record, or of a gymnax environment."""
+    if isinstance(value, Bare):
+        return _describe_object(value.env)
+    attributes = (
+        {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        if (dataclasses.is_dataclass(value))
+        else vars(value)
+    )
+    return {"class": type(value).__qualname__, **describe(attributes)}
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:

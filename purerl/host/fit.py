@@ -21,6 +21,7 @@ from purerl.host.checkpoint import RunFolder
 from purerl.host.chunks import Program, hyperparam_arrays, seed_keys
 from purerl.host.files import describe
 from purerl.host.identity import claim
+from purerl.host.plain_space import space_to_plain
 from purerl.host.report import Report
 from purerl.host.run_files import RunFiles
 from purerl.host.sinks import Sink, list_sinks
@@ -74,7 +75,8 @@ def fit(
         As of `make_train`, with metrics of the whole run; with `seeds`, all with an axis `[S]`.
 
     Raises:
-        ConfigError: arguments that can't be used; the folder holds another run.
+        ConfigError: arguments that can't be used, such as observations that no policy's file has a
+            form for; the folder holds another run.
         RunError: the folder can't be written or read.
         Interrupted: after Ctrl-C or SIGTERM, once the state is saved. A second one interrupts at
             once, without saving.
@@ -104,6 +106,7 @@ def fit(
     if run_dir is None:
         training = _Training(program, None, seeds_told, None)
         return _train(training, sinks, report_every, checkpoint_every)
+    space_to_plain(config.env.spec.observation_space, "env: spec.observation_space")  # policies are
     run = {
         "config": describe(config),
         "hyperparams": {name: x.tolist() for name, x in values.items()},

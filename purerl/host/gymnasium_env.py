@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from purerl.envs.base import typed
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Discrete, Space
 from purerl.errors import ConfigError, shown, suggest
@@ -38,7 +39,7 @@ def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | No
         ConfigError: arguments that can't be used, or observations that are pytrees of other than
             dicts and tuples; Gymnasium isn't installed.
     """
-    env = as_env(env)
+    env = typed(as_env(env))
     if render_mode not in RENDER_MODES:
         raise ConfigError(f"render_mode: got {render_mode!r}, expected 'rgb_array' or None")
     whole = isinstance(num_envs, int) and not isinstance(num_envs, bool)

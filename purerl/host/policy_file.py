@@ -17,7 +17,7 @@ import numpy as np
 
 from purerl.agents import AGENTS, Agent
 from purerl.config import plain_value
-from purerl.envs.base import EnvSpec
+from purerl.envs.base import EnvSource, EnvSpec
 from purerl.errors import ConfigError, RunError
 from purerl.fields import check_path, field_names
 from purerl.host.files import by_path, describe, plain_bytes, reason, versions, write_bytes
@@ -72,6 +72,7 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
             "observation_space": space_to_plain(spec.observation_space, "observation_space"),
             "action_space": space_to_plain(spec.action_space, "action_space"),
             "max_episode_steps": spec.max_episode_steps,
+            "source": _plain_source(spec),
         },
     }
     arrays[ABOUT] = np.frombuffer(json.dumps(about, indent=1).encode(), np.uint8)
@@ -196,7 +197,15 @@ def _restored(array: np.ndarray, dtype: Any) -> jax.Array:
 def _spec(plain: Mapping[str, Any]) -> EnvSpec:
     observation, action = plain["observation_space"], plain["action_space"]
     spaces = space_from_plain(observation), space_from_plain(action)
-    return EnvSpec(plain["name"], *spaces, plain["max_episode_steps"])
+    # Files of earlier versions have none: there every environment counted as what its name makes.
+    source = plain.get("source", plain["name"])
+    made = EnvSource(source) if isinstance(source, str) else None
+    return EnvSpec(plain["name"], *spaces, plain["max_episode_steps"], made)
+
+
+def _plain_source(spec: EnvSpec) -> str | None:
+    """The name by which `make` makes the environment, without parameters; None where none does."""
+    return spec.source.name if spec.source is not None and not spec.source.params else None
 
 
 def _plain_agent(agent: Agent) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.envs.base import Env, where
+from purerl.envs.base import Env, typed, where
 from purerl.envs.registry import as_env
 from purerl.errors import ConfigError
 from purerl.fields import check_key, check_path
@@ -55,7 +55,7 @@ def render(
         ConfigError: arguments that can't be used.
         RunError: the file can't be written.
     """
-    env = as_env(env)
+    env = typed(as_env(env))
     if policy is not None and not isinstance(policy, Policy):
         raise ConfigError(f"policy: got {type(policy).__name__}, expected a Policy: out.policy")
     if policy is not None and policy.spec.action_space != env.spec.action_space:

@@ -192,12 +192,17 @@ def environment(policy: Policy, args: argparse.Namespace) -> Env:
     skip and time limit where its folder says so.
 
     Raises:
-        ConfigError: training's is the user's own, and has to be named.
+        ConfigError: training's isn't what a name makes, or the user's own, and has to be named.
     """
     spec, name = policy.spec, args.env
     if name is None and ":" in spec.name:
         # A file may come from anywhere: no code is imported because it says so.
         raise ConfigError(f"--env: expected --env {spec.name}, whose code is yours")
+    if name is None and spec.source is None:
+        raise ConfigError(
+            f"--env: the policy was trained in a {spec.name} that no name makes (other parameters, "
+            "a wrapper, or your own): name one by --env, such as --env module:name"
+        )
     try:
         env = make(name or spec.name)
     except ConfigError as error:

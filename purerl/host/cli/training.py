@@ -98,6 +98,11 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
     elif ":" in str(mapping.get("env")):
         # A folder may come from anywhere: no code is imported because a file says so.
         raise ConfigError(f"--env: expected --env {mapping['env']}, whose code this run needs")
+    elif "env" not in mapping:
+        raise ConfigError(
+            f"env: that of {folder} has no form in {CONFIG}, since no name makes it: go on by "
+            "purerl.fit, from Python"
+        )
     if args.total_timesteps is not None:
         mapping["total_timesteps"] = args.total_timesteps
     config = TrainConfig.from_mapping(mapping)

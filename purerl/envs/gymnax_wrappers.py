@@ -1,0 +1,150 @@
+"""Wrappers of gymnax environments: their own `step` and `reset`, with auto-reset undone.
+
+gymnax's `Environment.step` is `step_env` and a reset where the episode ended; a wrapper overrides
+`step`, and hands on every other attribute, `step_env` included, of the environment inside. So what
+the wrapper does is only in its `step`, and the true successor only before the reset inside of it.
+Here a wrapper is copied onto an environment whose `step` doesn't reset.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.errors import ConfigError
+
+# What gymnax calls from outside, and the raw dynamics inside of it.
+PAIRS = (("step", "step_env"), ("reset", "reset_env"))
+FAR = (1_000_000, 0)
+
+
+class Bare:
+    """A gymnax environment whose `step` goes on where an episode ended, and resets nothing."""
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+        self.called: set[str] = set()  # while it was traced
+
+    @property
+    def env(self) -> Any:
+        """The environment itself."""
+        return self._env
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_env":
+            raise AttributeError(name)
+        return getattr(self._env, name)
+
+    def reset_env(self, key: jax.Array, params: Any) -> Any:
+        self.called.add("reset")
+        return self._env.reset_env(key, params)
+
+    def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> Any:
+        self.called.add("step")
+        return self._env.step_env(key, state, action, params)
+
+    def reset(self, key: jax.Array, params: Any = None) -> Any:
+        return self.reset_env(key, self._env.default_params if params is None else params)
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> Any:
+        params = self._env.default_params if params is None else params
+        obs, state, reward, terminated, info = self.step_env(key, state, action, params)
+        truncated = self._env.is_truncated(state, params)
+        ends = {"terminated": terminated, "truncated": truncated}
+        info = {**info, **ends, "final_observation": obs}
+        return obs, state, reward, terminated, truncated, info
+
+
+def without_resets(env: Any) -> tuple[Any, Bare | None]:
+    """A copy of a wrapper on an environment that doesn't reset, which is returned too. An
+    environment itself, and None, where `step_env` and `reset_env` are all that there is to it.
+
+    Raises:
+        ConfigError: its `step` or `reset` is overridden, and it is no wrapper of one environment.
+    """
+    overridden = next((pair for pair in PAIRS if _place(env, pair[0]) < _place(env, pair[1])), None)
+    if overridden is None:
+        return env, None
+    inner = wrapped(env)
+    if inner is None:
+        kind, (whole, raw) = type(env).__name__, overridden
+        raise ConfigError(
+            f"env: {kind} overrides {whole}, but not {raw}: purerl resets environments itself, and "
+            f"never calls {kind}.{whole}. Override {raw} in place of {whole}"
+        )
+    inside, innermost = without_resets(inner)
+    if innermost is None:
+        inside = innermost = Bare(inside)
+    values = {name: inside if x is inner else x for name, x in vars(env).items()}
+    return _rebuilt(type(env), values), innermost
+
+
+def wrapped(env: Any) -> Any:
+    """The one environment among an object's attributes; None where there is none, or several."""
+    found = {id(x): x for x in vars(env).values() if _is_environment(x)}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _is_environment(x: Any) -> bool:
+    whole = all(hasattr(x, name) for name in ("step", "reset", "step_env", "reset_env"))
+    return whole and not isinstance(x, type)
+
+
+def _place(env: Any, name: str) -> tuple[int, int]:
+    """How far inside a method is found: through how many wrappers, and base classes of that one."""
+    depth = 0
+    while env is not None:
+        if name in vars(env):
+            return depth, -1
+        for i, cls in enumerate(type(env).__mro__):
+            if name in vars(cls):
+                return depth, i
+        env, depth = wrapped(env), depth + 1
+    return FAR
+
+
+def whole_step(env: Any, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+    """A wrapper's step: observation, state, reward, terminated, truncated, info.
+
+    Of those that return `done` in place of the two ends, the environment's own ends, which it has
+    in `info`, say which of them it is.
+    """
+    out = env.step(key, state, action, params)
+    if isinstance(out, tuple) and len(out) == 6:
+        return out
+    if isinstance(out, tuple) and len(out) == 5 and {"terminated", "truncated"} <= set(out[4]):
+        obs, state, reward, done, info = out
+        limit = jnp.asarray(info["truncated"], bool) & ~jnp.asarray(info["terminated"], bool)
+        done = jnp.asarray(done, bool)
+        return obs, state, reward, done & ~limit, done & limit, info
+    got = f"{len(out)} values" if isinstance(out, tuple) else type(out).__name__
+    raise ConfigError(
+        f"env: {type(env).__name__}.step returns {got}, expected (obs, state, reward, terminated, "
+        "truncated, info)"
+    )
+
+
+class _Packed(NamedTuple):
+    cls: type
+    values: dict[str, Any]
+
+
+def packed(env: Any) -> Any:
+    """An environment for pickling. Wrappers that hand on every attribute would ask themselves for
+    the environment inside, before they have it again, for ever."""
+    if not hasattr(type(env), "__getattr__"):
+        return env
+    return _Packed(type(env), {name: packed(x) for name, x in vars(env).items()})
+
+
+def unpacked(env: Any) -> Any:
+    """What `packed` was given."""
+    if not isinstance(env, _Packed):
+        return env
+    return _rebuilt(env.cls, {name: unpacked(x) for name, x in env.values.items()})
+
+
+def _rebuilt(cls: type, values: dict[str, Any]) -> Any:
+    env = object.__new__(cls)
+    env.__dict__.update(values)
+    return env
