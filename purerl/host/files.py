@@ -39,9 +39,11 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
 
     Raises:
         OSError: it can't be read, or is no regular file; `reason` has it in words.
-        ValueError: the path has a null byte.
     """
-    mode = os.stat(path).st_mode
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:
+        raise OSError(errno.EINVAL, "it has a null byte", os.fspath(path)) from None
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
@@ -59,7 +61,7 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
 
     Raises:
         OSError: as from `open_file`, or there is more of it.
-        ValueError: it isn't UTF-8, or the path has a null byte.
+        ValueError: it isn't UTF-8.
     """
     with open_file(path) as file:
         data = file.read(most + 1)
