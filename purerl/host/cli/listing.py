@@ -65,7 +65,8 @@ def run_agents(args: argparse.Namespace, console: Console) -> int:
     """Lists agents, or one's hyperparameters."""
     if args.agent is None:
         for name, cls in AGENTS.items():
-            console.print(f"  [bold]{name:<13}[/] {(cls.__doc__ or '').splitlines()[0]}")
+            console.print(f"  {name:<13}", style="bold", end=" ")
+            console.print((cls.__doc__ or "").splitlines()[0])
         console.print("\npurerl agents AGENT lists the hyperparameters of one.")
         return 0
     name = args.agent.lower()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError
@@ -60,7 +59,7 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
         name = preset["agent"]["name"]
         kept = [x for x in told(preset) if x in told(config.to_mapping())]
         said = ", ".join(kept) or "the agent's own defaults"
-        console.print(f"preset for {args.env} and {name}: {escape(said)} (--no-preset for none)")
+        console.print(f"preset for {args.env} and {name}: {said} (--no-preset for none)")
     folder = Path(args.run_dir) if args.run_dir else new_folder(config)
     return _train(config, seeds, folder, args, console)
 
