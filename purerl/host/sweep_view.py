@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from purerl.host.files import counted
@@ -21,7 +21,8 @@ def overview(result: SweepResult) -> Any:
     """Combinations with their seeds put together, the best first, and what the sweep took."""
     plan, seeds = result.plan, len(result.plan.seeds)
     shown = plan.names or ()
-    table = Table(*map(Text, shown), "return", "std", "min", "max", box=None, pad_edge=False)
+    columns = [Column(Text(name)) for name in shown]
+    table = Table(*columns, "return", "std", "min", "max", box=None, pad_edge=False)
     evaluated = "eval_return" in result.table
     if evaluated:
         table.add_column("eval")
