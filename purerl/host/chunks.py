@@ -1,5 +1,6 @@
 """A run as a program for the host: one that makes any number of updates at a time."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,14 @@ import numpy as np
 
 from purerl import devices
 from purerl.config import TrainConfig, with_hyperparams
+from purerl.envs.spaces import is_space
 from purerl.errors import ConfigError
+from purerl.host.files import counted
+from purerl.loop import Loop
+from purerl.machine import check_memory
 from purerl.metrics import Metrics
 from purerl.policy import Interface
+from purerl.slices import program_memory
 from purerl.state import OWN
 from purerl.train import TrainOutput, list_seeds
 
@@ -29,6 +35,7 @@ class Program:
         self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
         self.loop = config.make_loop()
         self.mapped = keys.ndim > 0
+        check_size(self.loop, keys.size)
         state = jax.eval_shape(self._over(self._init, (0, 0)), keys, self.values)
         self.state_like = devices.place(state, self.loop.num_devices, OWN, keys.ndim)
         arguments = (self.state_like, self.values, 0, 0)
@@ -44,6 +51,8 @@ class Program:
         # One program for chunks of any length: the number of updates is an argument.
         chunk = self.jit(self._over(self._chunk, (0, 0, None, None)), donate_argnums=0)
         self._run = chunk.lower(self.state_like, self.values, 0, 0).compile()
+        what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
+        check_memory(program_memory(self._run), what)
 
     def run(self, state: PyTree, start: int, stop: int) -> tuple[PyTree, Metrics]:
         """The state after the updates from `start` up to `stop`, and their metrics on the host."""
@@ -83,6 +92,26 @@ class Program:
             return jax.lax.fori_loop(start, stop, body, (state, rows))
 
         return loop.spread(updates, 2)(state, jnp.asarray(start), jnp.asarray(stop))
+
+
+def check_size(loop: Loop, num_agents: int) -> None:
+    """Refuses, before anything is traced, what is kept of every step where that can't fit.
+
+    Args:
+        loop: the run.
+        num_agents: how many of it are trained at once.
+
+    Raises:
+        ConfigError: observations alone take more memory than there is.
+    """
+    spaces = jax.tree.leaves(loop.env.spec.observation_space, is_leaf=is_space)
+    size = sum(math.prod(space.shape) * space.dtype.itemsize for space in spaces)
+    rollout = f"num_envs={loop.num_envs:,} x update_every={loop.update_every:,}"
+    sizes = {rollout: loop.num_envs * loop.update_every}
+    if loop.buffer.maxlen is not None:
+        sizes[f"Buffer.maxlen={loop.buffer.maxlen:,}"] = loop.buffer.maxlen
+    for name, steps in sizes.items():
+        check_memory(num_agents * steps * size, f"{name} of {counted(num_agents, 'agent')}")
 
 
 def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] | None]:

@@ -210,7 +210,8 @@ def integers(flag: str, text: str) -> int | list[int]:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
+    zero = numbers == [0] and "," not in text
+    if not numbers or zero or not 0 <= min(numbers) <= max(numbers) < 2**32:
         shown = text if len(text) < 80 else text[:77] + "..."
         raise ConfigError(f"{flag}: got {shown!r}, expected a number >= 1, or several: 3,7,12")
     if "," in text:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError
+from purerl.host.chunks import check_size
 from purerl.host.cli import INTERRUPTED, Parser
 from purerl.host.cli.flags import add_config_flags, config_from, integers, told
 from purerl.host.console import console_sink, show_curve
@@ -56,6 +57,7 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
     """Trains."""
     seeds = integers("--seeds", args.seeds)  # first: a config takes seconds to check
     config, preset = config_from(args)
+    check_size(config.make_loop(), seeds if isinstance(seeds, int) else len(seeds))
     if preset:
         name = preset["agent"]["name"]
         kept = [x for x in told(preset) if x in told(config.to_mapping())]
