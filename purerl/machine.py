@@ -102,11 +102,51 @@ def free_memory() -> float:
     return 0.5 * free / jax.local_device_count()
 
 
+def check_memory(needed: float, what: str) -> None:
+    """Refuses what can never fit a device of this process.
+
+    Args:
+        needed: bytes on each device.
+        what: takes them; the error begins with it.
+
+    Raises:
+        ConfigError: a device has fewer in all, used or free.
+    """
+    there = _all_memory()
+    if needed > there:
+        raise ConfigError(
+            f"{what} take {needed / 2**30:,.0f} GiB at least, and a device here has "
+            f"{there / 2**30:,.0f} GiB"
+        )
+
+
+def _all_memory() -> float:
+    """Bytes of each device, used or free; infinity where nothing tells."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    if device.platform != "cpu":
+        return math.inf
+    return min(_meminfo("MemTotal") + _meminfo("SwapTotal"), _cgroup_limit())
+
+
 def _meminfo_free() -> float:
+    return _meminfo("MemAvailable")
+
+
+def _meminfo(name: str) -> float:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024.0 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+        return next(1024.0 * int(x.split()[1]) for x in lines if x.startswith(f"{name}:"))
     except (OSError, StopIteration):
+        return math.inf
+
+
+def _cgroup_limit() -> float:
+    try:
+        return float(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # "max" where there is none
         return math.inf
 
 

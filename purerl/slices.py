@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.devices import map_members
-from purerl.machine import free_memory
+from purerl.machine import check_memory, free_memory
 from purerl.sweep import Group
 from purerl.train import TrainOutput, make_train
 
@@ -70,6 +70,7 @@ def compile_group(
         count += 1
         memory, free = program_memory(call), free_memory()
         if slice_size is not None or memory <= free or most == 1:
+            check_memory(memory, f"{size} agents at once")
             return Program(call, size, memory, count, time.perf_counter() - start)
         most = max(1, min(most - 1, math.floor(most * free / memory)))
 

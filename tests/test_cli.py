@@ -1,10 +1,14 @@
 """The command: what it says, what it makes, and how it answers mistakes."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import pathlib
+import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from toys import quick_jit
 
 import purerl
-from purerl.host.cli import COMMANDS, Parser, training
+from purerl.host.checkpoint import RunFolder
+from purerl.host.chunks import Program
+from purerl.host.cli import COMMANDS, Parser, listing, training
 from purerl.host.cli.flags import add_config_flags, config_from, list_flags, literal
+from purerl.host.cli.terminal import lasting_output, new_console
+from purerl.host.console import console_sink, show_curve
+from purerl.host.run_view import RunView
+from purerl.metrics import Metrics
 
 QUICK = ("--total-timesteps", "4096", "--update-every", "32", "--no-tensorboard")
 
@@ -143,6 +154,31 @@ def test_sweep_shows_the_best_and_leaves_a_table(command):
     ]
     assert pathlib.Path("swept/sweep.png").exists()
     assert re.search(r"lr", out)
+    # Its best agents can be had, and its curve drawn among those of runs.
+    returns = {(float(r["lr"]), int(r["seed"])): float(r["final_return"]) for r in rows}
+    lr = max((0, 1e-3), key=lambda lr: np.mean([returns[lr, seed] for seed in (0, 1)]))
+    seed = max((0, 1), key=lambda seed: returns[lr, seed])
+    code, out, _ = command("render", "swept", "--max-steps", 3)
+    assert code == 0
+    assert f"swept: the best of the sweep, lr={lr:.4g}, seed {seed}\n" in out
+    code, out, _ = command("eval", "swept", "--episodes", 2)
+    assert code == 0
+    assert re.search(rf"best of the sweep, lr={lr:.4g}\n(.*\n)+seed-0 .*\nseed-1 ", out)
+    best = purerl.load_policy(f"swept/best/policies/seed-{seed}.policy")
+    assert float(best.agent.lr) == np.float32(lr)
+    curves = purerl.read_run("swept")
+    assert curves.name == f"PPO on CartPole-v1, best: lr={lr:.4g}"
+    assert curves.final_returns[seed] == pytest.approx(returns[lr, seed], rel=1e-5)
+    pathlib.Path("notes").mkdir()
+    code, out, err = command("plot", "swept", "notes", "--out", "all.png")
+    assert (code, out) == (0, "all.png\n")
+    assert err.startswith("purerl: left out: notes is no run's folder")
+    assert command("plot", "swept", "nowhere", "--out", "all.png")[0] == 1
+    code, _, err = command("resume", "swept")
+    assert (code, "purerl sweep goes on" in err) == (1, True)
+    shutil.rmtree("swept/best")  # as a kill leaves it
+    code, _, err = command("eval", "swept")
+    assert (code, "swept holds a sweep without a best agent" in err) == (1, True)
 
 
 def test_lists(command):
@@ -181,7 +217,10 @@ def broken():
 
 def test_an_environment_of_ones_own(command, monkeypatch):
     pathlib.Path("mine.py").write_text(OWN)
-    monkeypatch.syspath_prepend(str(pathlib.Path.cwd()))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    # As of the installed command: the working directory is not on the path.
+    here = ("", str(pathlib.Path.cwd()))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in here])
     assert command("check-env", "mine:make")[:2] == (
         0,
         "mine:make is right: observations Box(4,), actions Discrete(2), time limit 500\n",
@@ -204,6 +243,311 @@ def test_an_environment_of_ones_own(command, monkeypatch):
         "purerl: --env: expected --env mine:make, whose code this run needs\n",
     )
     assert command("resume", "own", "--env", "mine:make")[0] == 0
+    # Killed, its policy comes out of the checkpoint, which takes the environment.
+    forget_the_end("own")
+    code, _, err = command("eval", "own")
+    assert (code, err) == (2, "purerl: --env: expected --env mine:make, whose code is yours\n")
+    assert command("eval", "own", "--env", "mine:make", "--episodes", 2)[0] == 0
+    assert "" not in sys.path
+
+
+def forget_the_end(folder):
+    """A run's folder as a kill leaves it: without what is written at the end."""
+    folder = pathlib.Path(folder)
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "policies")
+
+
+def test_code_that_a_file_names_is_not_run(command, monkeypatch):
+    module = "import pathlib; pathlib.Path('it_ran').touch()\nfrom mine_too import make\n"
+    pathlib.Path("bomb.py").write_text(module)
+    pathlib.Path("c.toml").write_text('env = "bomb:make"\n')
+    monkeypatch.syspath_prepend(str(pathlib.Path.cwd()))
+    for line in (
+        "train --config c.toml",
+        "bench --config c.toml",
+        "sweep --grid lr=1,2 --config c.toml",
+    ):
+        code, _, err = command(*line.split())
+        assert code == 2
+        expected = "ENV: missing, expected bomb:make on the command line as well: c.toml names it"
+        assert expected in err
+    assert not pathlib.Path("it_ran").exists()
+    code, _, err = command("train", "bomb:make", "--config", "c.toml")
+    assert (code, pathlib.Path("it_ran").exists()) == (2, True)
+    assert "can't import 'bomb'" in err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a small run of two seeds."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    config = purerl.TrainConfig(
+        "CartPole-v1", purerl.PPO(hidden=(4,)), num_envs=8, update_every=32, total_timesteps=1024
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Program, "jit", staticmethod(quick_jit))
+        purerl.fit(config, folder, seeds=[3, 5])
+    return folder
+
+
+@pytest.fixture
+def ran(finished, tmp_path, monkeypatch):
+    """A copy of it, in the folder where `command` runs."""
+    monkeypatch.chdir(tmp_path)
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "ran")).relative_to(tmp_path)
+
+
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).rglob("*")}
+
+
+def test_a_run_on_its_way_is_read(command, ran):
+    files = {seed: ran / "policies" / f"seed-{seed}.policy" for seed in (3, 5)}
+    policies = {seed: purerl.load_policy(file) for seed, file in files.items()}
+    curves = purerl.read_run(ran)
+    best = RunView(ran).best_seed()
+    forget_the_end(ran)
+    with RunFolder(ran, keep=3):  # as the process that trains there holds it
+        before = contents(ran)
+        found = RunView(ran).policies([3, 5])
+        assert contents(ran) == before
+        assert command("eval", ran, "--of", 5, "--episodes", 2)[0] == 0
+        assert command("plot", ran)[1] == "ran/curve.png\n"
+        assert command("export", ran)[1] == "ran/policy.stablehlo\n"
+    for seed, policy in policies.items():
+        assert found[seed].interface == policy.interface
+        for x, y in zip(*map(jax.tree.leaves, (found[seed], policy)), strict=True):
+            np.testing.assert_array_equal(x, y)
+    again = purerl.read_run(ran)
+    assert again.name == curves.name == "PPO on CartPole-v1"
+    np.testing.assert_array_equal(again.returns, curves.returns)
+    assert RunView(ran).best_seed() == best
+
+
+def test_policies_of_an_interrupted_run_that_went_on_are_of_its_checkpoint(ran):
+    policy = purerl.load_policy(ran / "policies" / "seed-3.policy")
+    summary = json.loads((ran / "summary.json").read_text())
+    (ran / "summary.json").write_text(json.dumps({**summary, "num_rows": 2}))
+    for file in (ran / "policies").iterdir():
+        file.write_text("older")
+    (found,) = RunView(ran).policies([3]).values()
+    for x, y in zip(*map(jax.tree.leaves, (found, policy)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_what_is_missing_is_said(command, ran):
+    forget_the_end(ran)
+    text = (ran / "config.toml").read_text()
+    (ran / "config.toml").write_text(text.replace("gamma = 0.99", "gamma = 0.5"))
+    code, _, err = command("eval", ran)
+    assert code == 1
+    assert "isn't all in its config.toml (agent.gamma is 0.99 there, got 0.5)" in err
+    shutil.rmtree(ran / "checkpoints")
+    code, _, err = command("eval", ran)
+    assert (code, err) == (
+        1,
+        "purerl: ran has no policies and no checkpoint yet: purerl resume ran trains and writes "
+        "them\n",
+    )
+    (ran / "metrics.csv").unlink()
+    code, _, err = command("plot", ran)
+    assert code == 1
+    assert "ran has no metrics.csv: nothing was reported yet" in err
+
+
+def summary(**changes):
+    def change(folder):
+        file = folder / "summary.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def run_json(**changes):
+    def change(folder):
+        forget_the_end(folder)
+        file = folder / "run.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def put(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def pipe(name):
+    def change(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+WRONG = {
+    "a list": put("summary.json", "[]"),
+    "a number": put("summary.json", "7"),
+    "deep": put("summary.json", "[" * 100_000),
+    "no UTF-8": lambda folder: (folder / "summary.json").write_bytes(b"\xff\xfe{"),
+    "seeds": summary(seeds=["3", None]),
+    "no seeds": summary(seeds=[]),
+    "seeds, a number": summary(seeds=5),
+    "returns": summary(final_return=3),
+    "fewer returns": summary(final_return={"by_seed": [1.0]}),
+    "returns of words": summary(final_return={"by_seed": ["a", "b"]}),
+    "agent": summary(agent=3),
+    "env": summary(env=None),
+    "run's seeds": run_json(seeds="abc"),
+    "run's hyperparams": run_json(hyperparams=3),
+    "run's config": run_json(config=[1]),
+    "run's env": run_json(config={"env": 3, "agent": "PPO"}),
+    "run, a list": put("run.json", "[]"),
+    "summary, a pipe": pipe("summary.json"),
+    "config, a pipe": pipe("config.toml"),
+    "config": put("config.toml", "env = "),
+    "frames": put("config.toml", 'skip_frames = "two"'),
+    "limit": put("config.toml", "max_episode_steps = 0"),
+    "policy": put("policies/seed-3.policy", "hello"),
+    "policy, a pipe": pipe("policies/seed-3.policy"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_folders_of_wrong_types(kind, command, ran):
+    WRONG[kind](ran)
+    code, _, err = command("render", ran, "--max-steps", 3)
+    assert code in (1, 2)
+    assert err.startswith("purerl: ")
+    assert err.count("\n") == 1
+    assert "TRACEBACK" not in err
+    if kind.startswith("run"):
+        code, _, err = command("resume", ran)
+        assert code in (1, 2)
+        assert (err.count("\n"), "TRACEBACK" in err) == (1, False)
+
+
+def test_strays_are_nobodys_policies(command, ran):
+    for name in ("seed-x.policy", "seed-99.policy", "seed-.policy", "notes.txt"):
+        (ran / "policies" / name).write_text("hello")
+    (ran / "policies" / "seed-4.policy").mkdir()
+    code, out, _ = command("eval", ran, "--episodes", 2, "--json")
+    assert code == 0
+    assert [row["policy"] for row in json.loads(out)] == ["seed-3", "seed-5"]
+
+
+def test_damaged_bytes_raise_nothing_else(ran):
+    rng = np.random.default_rng(0)
+    names = ("summary.json", "run.json", "config.toml", "metrics.csv")
+    for name in names * 40:
+        good = (ran / name).read_bytes()
+        place, bit = rng.integers(len(good)), rng.integers(8)
+        bad = good[:place] + bytes([good[place] ^ 1 << bit]) + good[place + 1 :]
+        (ran / name).write_bytes(bad if rng.random() < 0.7 else good[:place])
+        with contextlib.suppress(purerl.RunError, purerl.ConfigError):
+            purerl.read_run(ran)
+            RunView(ran).best_seed()
+            RunView(ran).read_config()
+        (ran / name).write_bytes(good)
+
+
+def test_paths_are_printed_as_they_are(command, ran):
+    folder = pathlib.Path("a[/b]:cat:")
+    folder.parent.mkdir()
+    ran.rename(folder)
+    assert command("plot", folder)[1] == "a[/b]:cat:/curve.png\n"
+    code, _, err = command("plot", "x[/b]")
+    assert (code, err.split(" is ")[0]) == (1, "purerl: x[/b]")
+    config = purerl.TrainConfig("CartPole-v1")
+    shown = io.StringIO()
+    with console_sink(config, 1, folder, Console(file=shown, highlight=False)):
+        pass
+    assert "-> a[/b]:cat:/\n" in shown.getvalue()
+
+
+def test_an_ascii_terminal(monkeypatch):
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    metrics = quick_metrics([1.0, 2.0, 4.0])
+    with lasting_output():
+        console = new_console()
+        show_curve(console, metrics, 10)
+        console.print("é/[b]")
+        print("é")
+        sys.stdout.flush()
+    shown = written.getvalue().decode("ascii")
+    assert "\\xe9/[b]\n\\xe9\n" in shown
+    assert "#" * 40 in shown
+
+
+def quick_metrics(returns):
+    """Metrics of one seed, an episode an update."""
+    returns = np.array(returns, np.float32)
+    fields = {name: returns for name in Metrics._fields if name not in ("losses", "eval")}
+    counts = dict.fromkeys(("num_episodes", "nonfinite_updates"), np.ones(len(returns), np.int32))
+    return Metrics(**{**fields, **counts, "losses": {}, "eval": None})
+
+
+def test_a_terminal_that_is_gone(monkeypatch):
+    terminal, its_end = pty.openpty()
+    with open(its_end, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with lasting_output():
+            print("seen", flush=True)
+            os.close(terminal)
+            for _ in range(3):
+                print("lost", flush=True)
+            new_console().print("lost")
+
+
+@pytest.mark.slow
+def test_training_outlives_its_terminal(tmp_path):
+    terminal, its_end = pty.openpty()
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+        "os.execv(sys.executable, [sys.executable, '-m', *sys.argv[1:]])"
+    )
+    line = (
+        f"purerl train CartPole-v1 --run-dir {tmp_path}/run --total-timesteps 3e5 --no-tensorboard"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *line.split()], stdout=its_end, stderr=its_end, stdin=its_end
+    )
+    os.close(its_end)
+    shown = b""
+    while b"steps each" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    assert process.wait(250) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"]
+
+
+def test_an_error_that_nobody_foresaw(command, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device", "runs")
+
+    monkeypatch.setattr(listing, "run_envs", fail)
+    assert command("envs") == (1, "", "purerl: runs: No space left on device\n")
+    monkeypatch.setattr(listing, "run_envs", lambda *_: {}["x"])
+    code, _, err = command("envs")
+    assert code == 1
+    assert re.fullmatch(r"purerl: KeyError: 'x' \(in .*test_cli.py, line \d+\); .*\n", err)
+    monkeypatch.setenv("PURERL_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        command("envs")
+
+
+def test_the_newest_is_a_sweep_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for age, name in ((300, "old/run.json"), (100, "new/sweep.json"), (200, "mid/run.json")):
+        file = pathlib.Path("runs", name)
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+        os.utime(file, (time.time() - age,) * 2)
+    assert training.newest_run() == pathlib.Path("runs/new")
+    pathlib.Path("runs/old/metrics.csv").write_text("")
+    assert training.newest_run() == pathlib.Path("runs/old")
 
 
 def test_every_field_is_a_flag():
@@ -293,6 +637,15 @@ MISTAKES = [
     ("agents dqm", "no agent 'dqm'; did you mean 'dqn'"),
     ("presets Acrobat-v1", "did you mean 'Acrobot-v1'"),
     ("eval nowhere --episodes 0", "--episodes: got 0, expected an integer >= 1"),
+    ("eval nowhere --episodes 1000000000000", "--episodes: got 1000000000000, expected at most"),
+    (f"eval nowhere --key {2**70}", "--key: got 1.18e+21, expected at most 4,294,967,295"),
+    ("render nowhere --key -1", "--key: got -1, expected an integer >= 0"),
+    ("render nowhere --max-steps 0", "--max-steps: got 0, expected an integer >= 1"),
+    ("train CartPole-v1 --num-envs 1e9", "num_envs=1,000,000,000 x update_every=128 of 1 agent ta"),
+    ("bench CartPole-v1 --num-envs 1e12", "num_envs"),
+    ("sweep CartPole-v1 --num-envs 1e9 --grid lr=1,2", "num_envs=1,000,000,000"),
+    ("train CartPole-v1 --seeds 1000000000", "--seeds: got 1000000000, expected at most 1,048,576"),
+    (f"train CartPole-v1 --seeds 1,{2**40}", f"--seeds: got '1,{2**40}'"),
 ]
 
 
@@ -312,6 +665,7 @@ def test_mistakes_are_one_line_and_exit_code_2(line, message, command):
 
 FAILURES = [
     ("eval nowhere", "nowhere is no run's folder: there is no such folder"),
+    ("plot file", "file is no run's folder: it is a file"),
     ("eval", "there is no run in runs/"),
     ("resume .", ". is no run's folder: it has no run.json"),
     ("plot .", "no run's folder"),

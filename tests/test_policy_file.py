@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
+import warnings
 import zipfile
 
 import flax.linen as nn
@@ -20,7 +22,7 @@ from toys import push_env, walk
 
 import purerl
 from purerl import load_policy, save_policy
-from purerl.host import files
+from purerl.host import files, policy_file
 from purerl.policy import Interface
 
 
@@ -205,16 +207,88 @@ def test_damaged_files(saved):
         assert_one_line(saved)
     rng = np.random.default_rng(0)
     refused = 0
-    for place in rng.integers(len(good), size=60):
-        saved.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+    for place, bit in rng.integers([len(good), 8], size=(300, 2)).tolist():
+        saved.write_bytes(good[:place] + bytes([good[place] ^ 1 << bit]) + good[place + 1 :])
         try:  # times in the archive may change, numbers not
             loaded = load_policy(saved)
         except purerl.RunError:
             refused += 1
         else:
+            assert (loaded.agent, loaded.interface) == (policy.agent, policy.interface)
             for x, y in zip(*map(jax.tree.leaves, (policy, loaded)), strict=True):
                 np.testing.assert_array_equal(x, y)
-    assert refused > 40
+    assert refused > 200
+
+
+def boxes(*shape):
+    box = {"box": {"low": 0.0, "high": 1.0, "shape": shape, "dtype": "float32"}}
+    return lambda about, _: about["spec"].update(observation_space=box)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (boxes(10**9), "its spaces have 1,000,000,001 elements, expected at most 4,194,304"),
+        (boxes(-(10**5), 10**5), "10,000,000,001 elements"),
+        (
+            lambda about, _: about["agent"]["fields"].update(hidden=[1] * 100_000),
+            "hidden has 100,000 parts",
+        ),
+        (lambda about, _: about["spec"].update(name=7), "name is 7"),
+    ],
+)
+def test_a_small_file_takes_little(saved, change, message):
+    rewritten(saved, change)
+    tracemalloc.start()
+    try:
+        assert message in assert_one_line(saved)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["compressed", "long header", "short header", "twice"])
+def test_archives_of_other_forms(saved, kind):
+    """A megabyte of deflated zeros is a gigabyte; a header may have any shape."""
+    with np.load(saved) as archive:
+        about = archive["about"]
+    packed = zipfile.ZIP_DEFLATED if kind == "compressed" else zipfile.ZIP_STORED
+    array = io.BytesIO()
+    size = {"long header": 10**9, "short header": 10}.get(kind, 2**26)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (size,)}
+    np.lib.format.write_array_header_1_0(array, header)
+    with zipfile.ZipFile(saved, "w", packed) as archive:
+        for name in ("more.npy", "more.npy") if kind == "twice" else ("more.npy",):
+            with warnings.catch_warnings(action="ignore"), archive.open(name, "w") as member:
+                member.write(array.getvalue())
+                for _ in range(64 if kind == "compressed" else 1):
+                    member.write(bytes(2**20))
+        with archive.open("about.npy", "w") as member:
+            np.save(member, about)
+    assert saved.stat().st_size < 2**22
+    tracemalloc.start()
+    try:
+        message = assert_one_line(saved)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert {"compressed": "compressed", "twice": "there twice"}.get(kind, "its header") in message
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "it is a pipe, expected a file" in assert_one_line(tmp_path / "pipe")
+    with pytest.raises(purerl.RunError, match="it is a device"):
+        load_policy("/dev/zero")
+    with pytest.raises(purerl.RunError, match="it has a null byte"):
+        load_policy("a\0b")
+
+
+def test_a_description_that_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(policy_file, "MOST_ABOUT", 100)
+    with pytest.raises(purerl.ConfigError, match=r"its description has .* at most 100"):
+        save_policy(make_policy(purerl.PPO(), walk()), tmp_path / "policy")
+    assert not os.listdir(tmp_path)
 
 
 def rewritten(path, change):

@@ -40,15 +40,16 @@ class RunFolder:
     Args:
         path: where it is, or is to be.
         keep: how many checkpoints stay.
+        read_only: opened by another process, to be read; nothing is made, locked or removed.
 
     Raises:
         RunError: it can't be made or written, or another process trains in it.
     """
 
-    def __init__(self, path: str | os.PathLike, keep: int) -> None:
+    def __init__(self, path: str | os.PathLike, keep: int, read_only: bool = False) -> None:
         self.path = pathlib.Path(path).expanduser().absolute()
         self._exits = contextlib.ExitStack()
-        if devices.is_first_host():
+        if devices.is_first_host() and not read_only:
             self._make()
         devices.wait_for_all_hosts("run_dir")
         # Imported late: only those who save wait for it.
@@ -56,7 +57,9 @@ class RunFolder:
 
         self._ocp = ocp
         self._exits.enter_context(_quiet_orbax())
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
+        )
         self._manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
 
     def _make(self) -> None:

@@ -1,5 +1,6 @@
 """A run as a program for the host: one that makes any number of updates at a time."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,13 @@ import numpy as np
 
 from purerl import devices
 from purerl.config import TrainConfig, check_hyperparams, with_hyperparams
+from purerl.envs.spaces import is_space
 from purerl.errors import ConfigError, shown
+from purerl.host.files import counted
+from purerl.loop import Loop
+from purerl.machine import check_memory
 from purerl.metrics import Count, Metrics
+from purerl.slices import program_memory
 from purerl.state import OWN
 from purerl.train import TrainOutput, list_seeds, make_output
 
@@ -28,6 +34,7 @@ class Program:
         self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
         self.loop = config.make_loop()
         self.mapped = keys.ndim > 0
+        check_size(self.loop, keys.size)
         state = jax.eval_shape(self._over(self._init, (0, 0)), keys, self.values)
         self.state_like = devices.place(state, self.loop.num_devices, OWN, keys.ndim)
         row = self._over(self._row, (0, 0, None))
@@ -43,6 +50,8 @@ class Program:
         # One program for chunks of any length: the number of rows is an argument.
         chunk = self.jit(self._over(self._chunk, (0, 0, None, None)), donate_argnums=0)
         self._run = chunk.lower(self.state_like, self.values, _count(0), 0).compile()
+        what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
+        check_memory(program_memory(self._run), what)
 
     def run(self, state: PyTree, start: int, stop: int) -> tuple[PyTree, Metrics]:
         """The state after the updates from `start` up to `stop`, and their metrics on the host, of
@@ -100,6 +109,26 @@ class Program:
 def _count(number: int) -> Count:
     """On the host: each process of several has it to give."""
     return Count(*(np.asarray(x, np.int32) for x in divmod(number, 2**30)))  # type: ignore[arg-type]
+
+
+def check_size(loop: Loop, num_agents: int) -> None:
+    """Refuses, before anything is traced, what is kept of every step where that can't fit.
+
+    Args:
+        loop: the run.
+        num_agents: how many of it are trained at once.
+
+    Raises:
+        ConfigError: observations alone take more memory than there is.
+    """
+    spaces = jax.tree.leaves(loop.env.spec.observation_space, is_leaf=is_space)
+    size = sum(math.prod(space.shape) * space.dtype.itemsize for space in spaces)
+    rollout = f"num_envs={loop.num_envs:,} x update_every={loop.update_every:,}"
+    sizes = {rollout: loop.num_envs * loop.update_every}
+    if loop.buffer.maxlen is not None:
+        sizes[f"Buffer.maxlen={loop.buffer.maxlen:,}"] = loop.buffer.maxlen
+    for name, steps in sizes.items():
+        check_memory(num_agents * steps * size, f"{name} of {counted(num_agents, 'agent')}")
 
 
 def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] | None]:

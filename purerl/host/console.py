@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from purerl.config import TrainConfig
 from purerl.host.files import counted
@@ -55,8 +56,10 @@ class console_sink:  # noqa: N801 - called as a function
             f"[bold]{escape(self.config.env.spec.name)}[/], {type(loop.agent).__name__}, "
             f"{counted(self.num_seeds, 'seed')}: {loop.num_updates:,} updates of {loop.num_envs} "
             f"environments x {loop.update_every} steps, {total:,} steps each"
-            + (f" -> {self.folder}/" if self.folder else ""),
+            + (f" -> {escape(str(self.folder))}/" if self.folder else ""),
             soft_wrap=True,
+            markup=True,
+            emoji=False,
         )
         if self.console.is_terminal:
             columns = (BarColumn(24), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
@@ -83,7 +86,7 @@ class console_sink:  # noqa: N801 - called as a function
     def _panel(self, report: Report) -> Table:
         """The bar, and below it the numbers of the last report."""
         table = means(report)
-        line = [f"{self.speed:,.0f} steps/s"]
+        line: list[str | Text] = [f"{self.speed:,.0f} steps/s"]
         returns = table["episode_return"]
         if np.any(np.isfinite(returns)):
             line.append(f"return {_spread(returns)}")
@@ -92,10 +95,11 @@ class console_sink:  # noqa: N801 - called as a function
         losses = list(report.metrics.losses)[:LIVE_LOSSES]
         line += [f"{name.replace('_', ' ')} {_mean(table[name]):.3g}" for name in losses]
         if report.metrics.nonfinite_updates.any():
-            line.append(f"[red]{int(report.metrics.nonfinite_updates.sum())} updates skipped[/]")
+            skipped = int(report.metrics.nonfinite_updates.sum())
+            line.append(Text(f"{skipped} updates skipped", "red"))
         grid = Table.grid()
         grid.add_row(self._bar)
-        grid.add_row("   ".join(line))
+        grid.add_row(Text("   ").join(map(_text, line)))
         return grid
 
     @property
@@ -145,7 +149,7 @@ def show_curve(console: Console, metrics: Metrics, timesteps: np.ndarray, rows: 
         if known.size:
             filled = round(40 * (known.mean() - low) / (high - low or 1.0))
             cells = (f"{x:.1f}" for x in (known.mean(), known.min(), known.max()))
-            curve.add_row(steps, *cells, "█" * filled)
+            curve.add_row(steps, *cells, ("#" if console.options.ascii_only else "█") * filled)
         else:
             curve.add_row(steps, "-", "-", "-", "")
     console.print(curve)
@@ -166,7 +170,7 @@ def _show_end(console: Console, end: dict[str, np.ndarray], metrics: Metrics) ->
         known = values[np.isfinite(values)]
         if known.size:
             numbers = (f"{x:.4g}" for x in (known.mean(), known.min(), known.max()))
-            table.add_row(name.replace("_", " "), *numbers)
+            table.add_row(_text(name.replace("_", " ")), *numbers)
     console.print(table)
 
 
@@ -175,6 +179,11 @@ def _part(metrics: Metrics, part: np.ndarray) -> Report:
     start, stop = int(part[0]), int(part[-1]) + 1
     own = jax.tree.map(lambda x: np.asarray(x)[..., start:stop], metrics)
     return Report(start, stop, stop, 1, own, 0.0, 0.0)
+
+
+def _text(x: str | Text) -> Text:
+    """A text in which brackets are no markup."""
+    return Text(x) if isinstance(x, str) else x
 
 
 def _mean(x: np.ndarray) -> float:

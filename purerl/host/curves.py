@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import io
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,8 +15,9 @@ import numpy as np
 from purerl import statistics
 from purerl.errors import ConfigError, RunError, shown
 from purerl.fields import check_path
-from purerl.host.files import reason
-from purerl.host.run_files import read_summary
+from purerl.host.files import open_file, reason
+from purerl.host.run_files import METRICS
+from purerl.host.run_view import RunView
 from purerl.metrics import Metrics
 from purerl.train import TrainOutput
 
@@ -119,31 +122,36 @@ class Curves:
 
 
 def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:
-    """The curves of a run's folder, also of a run that is still on its way.
+    """The curves of a run's folder, also of a run that is still on its way or was killed.
 
     Args:
-        path: the folder, with `metrics.csv` and `summary.json`.
+        path: the folder, with `metrics.csv`; of a sweep, whose best combination it is.
         name: what they are called; None for agent and environment.
 
     Raises:
         RunError: it is no run's folder, is damaged, or no episode has ended in it.
     """
-    folder = check_path("path", path)
-    summary, file = read_summary(folder), folder / "metrics.csv"
+    view = RunView(check_path("path", path))
+    curves = curves_of(view, name)
+    if not np.any(curves.num_episodes > 0):
+        raise RunError(f"{view.path} has no finished episode: no return is known; train for longer")
+    return curves
+
+
+def curves_of(view: RunView, name: str | None = None) -> Curves:
+    """As `read_run`, also where no episode has ended. Raises RunError."""
+    file = view.folder / METRICS
     try:
-        with file.open(newline="") as lines:
+        with io.TextIOWrapper(open_file(file), encoding="utf-8", newline="") as lines:
             table = _columns(csv.reader(lines))
+        return _curves(name or view.name, table)
     except FileNotFoundError:
-        raise RunError(f"{folder} is no run's folder: it has no metrics.csv") from None
+        raise RunError(
+            f"{view.path} has no {METRICS}: nothing was reported yet, or it is lost; purerl resume "
+            f"{view.path} goes on, and writes it"
+        ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
-    try:
-        curves = _curves(name or f"{summary['agent']} on {summary['env']}", table)
-    except ValueError as error:
-        raise RunError(f"{file} is damaged: {reason(error)}") from None
-    if not np.any(curves.num_episodes > 0):
-        raise RunError(f"{folder} has no finished episode: no return is known; train for longer")
-    return curves
 
 
 def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
@@ -156,12 +164,17 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
     """
     if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
         raise ConfigError(f"paths: got {shown(paths)}, expected several paths: [path]")
-    folders = [check_path("paths", path).absolute() for path in paths]
-    runs = [read_run(folder) for folder in folders]
+    folders = [check_path("paths", path) for path in paths]
+    return apart(folders, [read_run(folder) for folder in folders])
+
+
+def apart(folders: Iterable[Path], runs: list[Curves]) -> list[Curves]:
+    """The runs, with their folders' names in theirs where these are the same."""
     count = Counter(run.name for run in runs)
+    names = [folder.expanduser().absolute().name for folder in folders]
     return [
-        run if count[run.name] == 1 else dataclasses.replace(run, name=f"{run.name}: {folder.name}")
-        for run, folder in zip(runs, folders, strict=True)
+        run if count[run.name] == 1 else dataclasses.replace(run, name=f"{run.name}: {name}")
+        for run, name in zip(runs, names, strict=True)
     ]
 
 

@@ -1,16 +1,18 @@
 """What the host writes: files whole or not at all, and plain words for what a run is."""
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import os
 import platform
 import re
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -25,6 +27,52 @@ PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpo
 MANY = 64
 # What numpy raises where an npz file is not what it was.
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+# Bytes of a file of text (a config, a summary, the description of a run), at most.
+MOST_TEXT = 2**26
+KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, opened to be read in bytes; links to one are followed.
+
+    Of a pipe, which would be waited for without end, or a device it reads nothing.
+
+    Raises:
+        OSError: it can't be read, or is no regular file; `reason` has it in words.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:
+        raise OSError(errno.EINVAL, "it has a null byte", os.fspath(path)) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, expected a file", os.fspath(path))
+    return open(path, "rb")
+
+
+def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
+    """The text of a regular file, UTF-8.
+
+    Args:
+        path: which.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: as from `open_file`, or there is more of it.
+        ValueError: it isn't UTF-8.
+    """
+    with open_file(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", os.fspath(path))
+    return data.decode()
 
 
 def write_whole(path: Path, write: Any) -> None:

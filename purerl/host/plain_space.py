@@ -1,5 +1,6 @@
 """Spaces, and dicts and tuples of them, in the plain values that JSON has."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,17 @@ def space_from_plain(plain: Any) -> Any:
     if kind == "dict":
         return {key: space_from_plain(part) for key, part in value.items()}
     return {"tuple": tuple, "list": list}[kind](space_from_plain(part) for part in value)
+
+
+def count_elements(plain: Any) -> int:
+    """Elements of all boxes in what `space_to_plain` gave: the bounds of a `Box` take memory for
+    each, where the plain values may have one number for all."""
+    ((kind, value),) = plain.items()
+    if kind == "discrete":
+        return 1
+    if kind == "box":
+        return abs(math.prod(value["shape"]))  # a negative size makes up for no other
+    return sum(map(count_elements, value.values() if kind == "dict" else value))
 
 
 def _bound(x: np.ndarray) -> Any:

@@ -1,15 +1,18 @@
 """A policy as one small file: arrays, and beside them in JSON what they are of.
 
-The file is a NumPy archive (`.npz`). Loading reads arrays and plain values; no code comes from it.
+The file is a NumPy archive (`.npz`), uncompressed. Loading reads arrays and plain values; no code
+comes from it, and no memory is taken beyond the file's size before its parts fit each other.
 """
 
+import contextlib
 import io
 import json
+import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +23,16 @@ from purerl.config import plain_value
 from purerl.envs.base import EnvSource, EnvSpec
 from purerl.errors import ConfigError, RunError
 from purerl.fields import check_path, field_names
-from purerl.host.files import by_path, describe, plain_bytes, reason, versions, write_bytes
-from purerl.host.plain_space import space_from_plain, space_to_plain
+from purerl.host.files import (
+    by_path,
+    describe,
+    open_file,
+    plain_bytes,
+    reason,
+    versions,
+    write_bytes,
+)
+from purerl.host.plain_space import count_elements, space_from_plain, space_to_plain
 from purerl.normalize import init_stats
 from purerl.policy import Interface, Policy
 from purerl.torsos import DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork
@@ -30,6 +41,9 @@ PyTree = Any
 FORMAT = 2
 KIND = "purerl policy"
 ABOUT = "about"
+MOST_ABOUT = 2**26  # bytes of the description
+# Elements of all spaces that any policy may have, however few its parameters: 1024 x 1024 x 4.
+MOST_ELEMENTS = 2**22
 # The networks that a user may name in an agent and that are everybody's.
 NETWORKS: dict[str, Any] = {
     c.__name__: c for c in (DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork)
@@ -46,8 +60,8 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
         path: the file; one that is there is replaced.
 
     Raises:
-        ConfigError: it isn't one policy, or observations are pytrees of other than dicts and
-            tuples.
+        ConfigError: it isn't one policy, observations are pytrees of other than dicts and tuples,
+            or the bounds of a space are too many to be written down.
         RunError: the file can't be written.
     """
     if not isinstance(policy, Policy):
@@ -75,7 +89,13 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
             "source": _plain_source(spec),
         },
     }
-    arrays[ABOUT] = np.frombuffer(json.dumps(about, indent=1).encode(), np.uint8)
+    text = json.dumps(about, indent=1).encode()
+    if len(text) > MOST_ABOUT:
+        raise ConfigError(
+            f"policy: its description has {len(text):,} bytes, expected at most {MOST_ABOUT:,}: "
+            "give the spaces of the environment one bound for all elements"
+        )
+    arrays[ABOUT] = np.frombuffer(text, np.uint8)
     np.savez(packed := io.BytesIO(), **arrays)
     write_bytes(path, packed.getbuffer(), "the policy")
 
@@ -100,43 +120,114 @@ def load_policy(
             agent (or action_processor) has to be given, or is another than the file's.
     """
     path = check_path("path", path)
-    about, arrays = _read(path)
-    try:
-        spec = _spec(about["spec"])
-        made = _make_agent(path, about["agent"], agent)
-        processor = about["action_processor"]
-        if (processor is None) != (action_processor is None):
-            wanted = f"action_processor={processor}" if processor else "no action_processor"
-            raise RunError(f"{path} is of a policy with {wanted}: load it with that")
-        like = jax.eval_shape(lambda: made.for_acting(made.init(jax.random.key(0), spec)))
-        # A space has the shape of its observations.
-        stats = None
-        if about["normalize_obs"]:
-            stats = jax.eval_shape(lambda: init_stats(spec.observation_space))
-        found = _unpacked(path, arrays, like, stats)
-        return Policy(made, *found, Interface(spec, action_processor))
-    except (RunError, ConfigError) as error:
-        raise RunError(str(error)) from None
-    except Exception as error:  # a user's own agent raises of every kind
-        raise RunError(f"{path} can't be made a policy: {reason(error)}") from error
+    with _opened(path) as archive:
+        about = _read_about(path, archive)
+        try:
+            spec = _spec(about["spec"], archive)
+            made = _make_agent(path, _plausible(about["agent"], archive), agent)
+            processor = about["action_processor"]
+            if (processor is None) != (action_processor is None):
+                wanted = f"action_processor={processor}" if processor else "no action_processor"
+                raise RunError(f"{path} is of a policy with {wanted}: load it with that")
+            like = jax.eval_shape(lambda: made.for_acting(made.init(jax.random.key(0), spec)))
+            # A space has the shape of its observations.
+            stats = None
+            if about["normalize_obs"]:
+                stats = jax.eval_shape(lambda: init_stats(spec.observation_space))
+            found = _unpacked(path, archive, like, stats)
+            return Policy(made, *found, Interface(spec, action_processor))
+        except (RunError, ConfigError) as error:
+            raise RunError(str(error)) from None
+        except Exception as error:  # a user's own agent raises of every kind
+            raise RunError(f"{path} can't be made a policy: {reason(error)}") from error
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+class _Shape(NamedTuple):
+    """Dtype and shape of an array."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+class _Archive:
+    """The arrays of a file: their shapes at once, their numbers when they are asked for.
+
+    Attributes:
+        shapes: by name.
+
+    Raises:
+        Exception: of every kind, where the file is damaged, or isn't as `save_policy` writes it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no archive")
+        self._zip = zipfile.ZipFile(file)
+        members = self._zip.infolist()
+        if any(x.compress_type != zipfile.ZIP_STORED or x.flag_bits & 1 for x in members):
+            raise ValueError("it is compressed")
+        if sum(x.file_size for x in members) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its arrays are larger than the file")
+        self._members = {x.filename.removesuffix(".npy"): x for x in members}
+        if len(self._members) < len(members):
+            raise ValueError("an array is there twice")
+        self.shapes = {name: self._shape(name) for name in self._members}
+
+    def _shape(self, name: str) -> _Shape:
+        """By the array's header, which has to account for all bytes of the member."""
+        member = self._members[name]
+        with self._zip.open(member) as stream:
+            if np.lib.format.read_magic(stream) != (1, 0):
+                raise ValueError(f"the array {name!r} is of an unknown format")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            size = stream.tell() + math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or size != member.file_size:
+            raise ValueError(f"the array {name!r} is not of the size that its header has")
+        return _Shape(dtype, shape)
+
+    def read(self, name: str) -> np.ndarray:
+        """An array. Raises ValueError or BadZipFile where its checksum is another."""
+        with self._zip.open(self._members[name]) as stream:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+            if stream.read(1):  # having read to the end, it has compared the checksum
+                raise ValueError(f"the array {name!r} is longer than it should be")
+        return array
+
+    @property
+    def num_elements(self) -> int:
+        """Of all arrays together."""
+        return sum(math.prod(x.shape) for x in self.shapes.values())
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Archive]:
+    with contextlib.ExitStack() as exits:
+        try:
+            archive = _Archive(exits.enter_context(open_file(path)))
+        except OSError as error:
+            raise RunError(f"the policy {path} can't be read: {reason(error)}") from None
+        except Exception as error:
+            raise _damaged(path, error) from None
+        yield archive
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(f"{path} is damaged, or no policy that save_policy wrote: {reason(error)}")
+
+
+def _read_about(path: Path, archive: _Archive) -> dict[str, Any]:
+    """What the file's arrays are of. Raises RunError."""
     try:
-        with path.open("rb") as opened:
-            if not zipfile.is_zipfile(opened):
-                raise ValueError("it is no archive")
-            opened.seek(0)
-            with np.load(opened, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        about = json.loads(arrays.pop(ABOUT).tobytes())
+        shape = archive.shapes.pop(ABOUT)
+        if shape.dtype != np.uint8 or len(shape.shape) != 1 or shape.shape[0] > MOST_ABOUT:
+            raise ValueError(f"its description is {shape}")
+        about = json.loads(archive.read(ABOUT).tobytes())
         kind = about.get("kind")
-    except OSError as error:
-        raise RunError(f"the policy {path} can't be read: {reason(error)}") from None
     except Exception as error:  # the readers raise of every kind
-        raise RunError(
-            f"{path} is damaged, or no policy that save_policy wrote: {reason(error)}"
-        ) from None
+        raise _damaged(path, error) from None
     if kind != KIND:
         raise RunError(f"{path} is no policy that save_policy wrote, but {kind!r}")
     if about.get("format") != FORMAT:
@@ -144,7 +235,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise RunError(
             f"{path} has format {about.get('format')}, expected {FORMAT}: purerl {wrote} wrote it"
         )
-    return about, arrays
+    return about
 
 
 def _leaves(state: PyTree, stats: PyTree) -> dict[str, Any]:
@@ -159,21 +250,22 @@ def _stored(x: Any) -> np.ndarray:
     return plain_bytes(np.asarray(x))
 
 
-def _unpacked(
-    path: Path, arrays: Mapping[str, np.ndarray], state: PyTree, stats: PyTree
-) -> tuple[PyTree, PyTree]:
+def _unpacked(path: Path, archive: _Archive, state: PyTree, stats: PyTree) -> tuple[PyTree, PyTree]:
     """State and statistics of the given shapes, with what was stored in their places."""
     wanted = _leaves(state, stats)
     stored = {name: jax.eval_shape(_as_stored, x) for name, x in wanted.items()}
-    for name in {**arrays, **stored}:
-        found, expected = (
-            f"{x[name].dtype} {x[name].shape}" if name in x else "missing" for x in (arrays, stored)
-        )
+    shapes = {name: _Shape(np.dtype(x.dtype), x.shape) for name, x in stored.items()}
+    for name in {**archive.shapes, **shapes}:
+        found, expected = archive.shapes.get(name), shapes.get(name)
         if found != expected:
             raise RunError(
-                f"{path} is of other networks than the agent's: {name} is {found} there, expected "
-                f"{expected}"
+                f"{path} is of other networks than the agent's: {name} is {found or 'missing'} "
+                f"there, expected {expected or 'missing'}"
             )
+    try:
+        arrays = {name: archive.read(name) for name in wanted}
+    except Exception as error:  # the readers raise of every kind
+        raise _damaged(path, error) from None
     leaves = [_restored(arrays[name], x.dtype) for name, x in wanted.items()]
     structure: Any = jax.tree.structure({"state": state, "obs_stats": stats})
     whole = structure.unflatten(leaves)
@@ -194,18 +286,32 @@ def _restored(array: np.ndarray, dtype: Any) -> jax.Array:
     return jnp.asarray(array.view(dtype))
 
 
-def _spec(plain: Mapping[str, Any]) -> EnvSpec:
-    observation, action = plain["observation_space"], plain["action_space"]
-    spaces = space_from_plain(observation), space_from_plain(action)
+def _spec(plain: Mapping[str, Any], archive: _Archive) -> EnvSpec:
+    most = max(MOST_ELEMENTS, archive.num_elements)
+    parts = plain["observation_space"], plain["action_space"]
+    if (size := sum(map(count_elements, parts))) > most:
+        raise ValueError(f"its spaces have {size:,} elements, expected at most {most:,}")
+    name, limit = plain["name"], plain["max_episode_steps"]
+    if not isinstance(name, str) or (limit is not None and type(limit) is not int):
+        raise ValueError(f"the environment's name is {name!r}, its limit {limit!r}")
     # Files of earlier versions have none: there every environment counted as what its name makes.
-    source = plain.get("source", plain["name"])
+    source = plain.get("source", name)
     made = EnvSource(source) if isinstance(source, str) else None
-    return EnvSpec(plain["name"], *spaces, plain["max_episode_steps"], made)
+    return EnvSpec(name, *map(space_from_plain, parts), limit, made)
 
 
 def _plain_source(spec: EnvSpec) -> str | None:
     """The name by which `make` makes the environment, without parameters; None where none does."""
     return spec.source.name if spec.source is not None and not spec.source.params else None
+
+
+def _plausible(agent: dict[str, Any], archive: _Archive) -> dict[str, Any]:
+    """An agent's plain values, none of them with more parts (such as layers) than the file has
+    arrays."""
+    for name, value in agent["fields"].items():
+        if isinstance(value, list) and len(value) > 100 + len(archive.shapes):
+            raise ValueError(f"{name} has {len(value):,} parts, and there are fewer arrays")
+    return agent
 
 
 def _plain_agent(agent: Agent) -> dict[str, Any]:

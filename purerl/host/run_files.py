@@ -119,6 +119,7 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
         "agent": type(config.agent).__name__,
         "steps_per_update": out.steps_per_update,
         "num_updates": int(np.max(updates)),
+        "num_rows": metrics.num_episodes.shape[-1],
         "timesteps": int(np.max(updates)) * out.steps_per_update,
         "final_return": {
             "of": "training episodes of the last tenth of the updates, each counted once",

@@ -16,6 +16,7 @@ from purerl.config import TrainConfig
 from purerl.errors import ConfigError, shown
 from purerl.fields import check_path
 from purerl.host.sweep_apart import cores_lie_idle, pickled, run_apart
+from purerl.host.sweep_best import write_best
 from purerl.host.sweep_result import Effort, GroupResult, SweepResult
 from purerl.host.sweep_store import Store, describe_sweep, open_store
 from purerl.host.sweep_view import progress
@@ -60,7 +61,8 @@ def sweep(
             None for what the memory takes.
         keep_buffer: whether each member's final state has its buffer.
         run_dir: a folder that gets each slice when it is finished. The same call with the same
-            folder goes on from what is there, also after the process was killed.
+            folder goes on from what is there, also after the process was killed. At the end the
+            best combination is in it as a run, for `read_run`, `purerl eval` and the like.
         all_cores: on a CPU that is one device to JAX, train in a process of its own, where each
             core is a device; None where that pays. What is trained is the same. (Where JAX has not
             started, `use_all_cores` makes that process needless.)
@@ -97,7 +99,10 @@ def sweep(
                 results = apart.load()
     if _steps_to_go(results):
         effort = job.train(results)
-    return SweepResult(plan, [result for result, _ in results], effort)
+    result = SweepResult(plan, [result for result, _ in results], effort)
+    if store is not None:
+        write_best(result, store.path)
+    return result
 
 
 Results = list[tuple[GroupResult, np.ndarray]]

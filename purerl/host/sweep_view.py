@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from purerl.host.files import counted
 from purerl.host.sweep_result import SweepResult, ranking
@@ -20,7 +21,8 @@ def overview(result: SweepResult) -> Any:
     """Combinations with their seeds put together, the best first, and what the sweep took."""
     plan, seeds = result.plan, len(result.plan.seeds)
     shown = plan.names or ()
-    table = Table(*shown, "return", "±", "min", "max", box=None, pad_edge=False)
+    columns = [Column(Text(name)) for name in shown]
+    table = Table(*columns, "return", "std", "min", "max", box=None, pad_edge=False)
     evaluated = "eval_return" in result.table
     if evaluated:
         table.add_column("eval")
@@ -32,16 +34,17 @@ def overview(result: SweepResult) -> Any:
     scores = result.table["final_return"].reshape(-1, seeds)
     order = ranking(scores)
     for i in order[:ROWS]:
-        cells = [_text(plan.combinations[i][name]) for name in shown] + _numbers(scores[i])
+        cells: list[Any] = [_text(plan.combinations[i][name]) for name in shown]
+        cells += _numbers(scores[i])
         if evaluated:
             cells.append(_numbers(result.table["eval_return"].reshape(-1, seeds)[i])[0])
         if skipped.any():
             cells.append(str(skipped[i]))
         table.add_row(*cells)
     lines = [f"{counted(len(order), 'combination')} x {counted(seeds, 'seed')}"]
-    lines[0] += ": final return, mean ± standard deviation over seeds"
+    lines[0] += ": final return, mean and standard deviation over seeds"
     below = [f"and {len(order) - ROWS} more"] if len(order) > ROWS else []
-    return Group(*lines, table, *below, *_took(result))
+    return Group(*lines, table, *below, *map(Text, _took(result)))
 
 
 def _took(result: SweepResult) -> list[str]:
@@ -70,10 +73,10 @@ def _numbers(row: np.ndarray) -> list[str]:
     return [f"{seen.mean():.1f}", std, f"{seen.min():.1f}", f"{seen.max():.1f}"]
 
 
-def _text(value: Any) -> str:
+def _text(value: Any) -> Text:
     if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(getattr(value, "__name__", value))[:40]
+        return Text(f"{value:.4g}")
+    return Text(str(getattr(value, "__name__", value))[:40])
 
 
 @contextmanager

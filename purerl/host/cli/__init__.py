@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from rich.console import Console
 
 from purerl.check import AgentError
 from purerl.envs.check import EnvError
 from purerl.errors import ConfigError, RunError, suggest
+from purerl.host.cli.terminal import lasting_output, new_console
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+# Set to anything, an error that nobody has foreseen is shown with where it came from.
+TRACEBACK = "PURERL_TRACEBACK"
 # Where each command is, and what it is for.
 COMMANDS = {
     "train": ("training", "train an agent, with several seeds at once"),
@@ -80,17 +83,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         mistake in the arguments; 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    with lasting_output(), _importing_from_here(argv):
+        try:
+            return _run(argv)
+        except (RunError, EnvError, AgentError) as error:
+            return _tell(error, FAILED)
+        except (ConfigError, UsageError) as error:
+            return _tell(error, USAGE_ERROR)
+        except KeyboardInterrupt:
+            return _tell("interrupted", INTERRUPTED)
+        except BrokenPipeError:  # such as | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        except Exception as error:
+            if TRACEBACK in os.environ:
+                raise
+            return _tell(_unforeseen(error), FAILED)
+
+
+def _unforeseen(error: Exception) -> str:
+    """An error that is nobody's sentence: of the system, of a user's code, or a bug."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"out of memory: {str(error) or 'no more is to be had'}"[:300]
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename else ""
+        return f"{named}{error.strerror}"
+    ours = [x for x in traceback.extract_tb(error.__traceback__) if "site-packages" not in x[0]]
+    where = f" (in {ours[-1].filename}, line {ours[-1].lineno})" if ours else ""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return f"{text}{where}; {TRACEBACK}=1 shows more"
+
+
+@contextlib.contextmanager
+def _importing_from_here(argv: Sequence[str]) -> Iterator[None]:
+    """Finds the modules of the working directory, as `python -m` does, where an argument names an
+    environment in one: `module:name`. Elsewhere they would stand in for packages of their names."""
+    named = any(re.search(r"^(--env=)?[^\W\d][\w.]*:[^\W\d]\w*$", word) for word in argv)
+    if not named or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, "")
     try:
-        return _run(argv)
-    except (RunError, EnvError, AgentError) as error:
-        return _tell(error, FAILED)
-    except (ConfigError, UsageError) as error:
-        return _tell(error, USAGE_ERROR)
-    except KeyboardInterrupt:
-        return _tell("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # such as | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        yield
+    finally:
+        sys.path.remove("")
 
 
 def _run(argv: list[str]) -> int:
@@ -113,7 +149,7 @@ def _run(argv: list[str]) -> int:
     args = parser.parse(argv[1:])
     _use_compile_cache()
     with _plain_warnings():
-        return getattr(module, f"run_{word}")(args, Console(highlight=False))
+        return getattr(module, f"run_{word}")(args, new_console())
 
 
 def _help() -> None:

@@ -6,7 +6,6 @@ import inspect
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from purerl.agents import AGENTS
@@ -14,13 +13,15 @@ from purerl.buffer import Buffer
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, suggest
 from purerl.fields import field_names, field_options
-from purerl.host.files import DAMAGED, reason
+from purerl.host.files import reason
+from purerl.host.run_view import is_code, read_toml
 from purerl.noise import NOISES
 from purerl.presets import find_preset
 from purerl.rewarders import REWARDERS
 
 # What is chosen by name; its own fields become flags once it is.
 PARTS: dict[str, Mapping[str, type]] = {"agent": AGENTS, "noise": NOISES, "rewarder": REWARDERS}
+MOST_SEEDS = 2**20
 # Functions and classes, which a word can't stand for.
 UNSPOKEN = ("env", "agent", "buffer", "noise", "rewarder", "action_processor", "actor", "critic")
 
@@ -110,7 +111,8 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
     """The config that a command line describes, and the preset that it began with (or {}).
 
     Raises:
-        ConfigError: see `TrainConfig`.
+        ConfigError: see `TrainConfig`; or the environment of a file is code, and isn't named on
+            the command line too.
     """
     given: dict[str, Any] = {}
     for part in PARTS:
@@ -125,6 +127,11 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
     env = args.env if args.env is not None else start.get("env")
     if env is None:
         raise ConfigError("ENV: missing, expected an environment: see purerl envs")
+    if args.env is None and is_code(env):
+        raise ConfigError(
+            f"ENV: missing, expected {env} on the command line as well: {args.config} names it, "
+            "and it is code that would be run"
+        )
     preset: dict[str, Any] = {}
     if not args.config and not args.no_preset:
         preset = find_preset(env, given.get("agent", {}).get("name"))
@@ -169,25 +176,17 @@ def _chosen(argv: list[str]) -> dict[str, str | None]:
     return chosen
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A config file's fields; the word "none" is None, for which TOML has none.
+def read_config(path: str) -> dict[str, Any]:
+    """The fields of the file that `--config` names.
 
     Raises:
         ConfigError: it can't be read, or isn't TOML.
     """
     try:
-        with open(path, "rb") as file:
-            return _with_none(tomllib.load(file))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"--config: {path} is no TOML file: {reason(error)}") from None
-    except DAMAGED as error:
-        raise ConfigError(f"--config: can't read {path}: {reason(error)}") from None
-
-
-def _with_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _with_none(x) for name, x in value.items()}
-    return None if value == "none" else value
+        return read_toml(path)
+    except (OSError, ValueError) as error:
+        about = "" if isinstance(error, ValueError) else f"can't read {path}: "
+        raise ConfigError(f"--config: {about}{reason(error)}") from None
 
 
 def literal(text: Any) -> Any:
@@ -211,9 +210,28 @@ def integers(flag: str, text: str) -> int | list[int]:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         numbers = []
-    if not numbers or min(numbers) < 0 or (numbers == [0] and "," not in text):
-        raise ConfigError(f"{flag}: got {text!r}, expected a number >= 1, or several: 3,7,12")
-    return numbers if "," in text else numbers[0]
+    zero = numbers == [0] and "," not in text
+    if not numbers or zero or not 0 <= min(numbers) <= max(numbers) < 2**32:
+        shown = text if len(text) < 80 else text[:77] + "..."
+        raise ConfigError(f"{flag}: got {shown!r}, expected a number >= 1, or several: 3,7,12")
+    if "," in text:
+        return numbers
+    if numbers[0] > MOST_SEEDS:
+        raise ConfigError(f"{flag}: got {numbers[0]}, expected at most {MOST_SEEDS:,} at once")
+    return numbers[0]
+
+
+def check_integer(flag: str, value: int | None, least: int, most: int = 2**31 - 1) -> None:
+    """Raises ConfigError where a flag's number (None for no such flag) is out of its range."""
+    if value is not None and not least <= value <= most:
+        shown = str(value) if abs(value) < 10**20 else f"{value:.3g}"
+        expected = f"an integer >= {least}" if value < least else f"at most {most:,}"
+        raise ConfigError(f"{flag}: got {shown}, expected {expected}")
+
+
+def check_key(value: int) -> None:
+    """Raises ConfigError unless a key can be made of a number."""
+    check_integer("--key", value, 0, 2**32 - 1)
 
 
 def documented(cls: type) -> dict[str, str]:

@@ -16,19 +16,22 @@ from purerl.envs import check_env, env_names, make
 from purerl.envs.check import EnvError
 from purerl.errors import ConfigError, suggest
 from purerl.fields import field_options
-from purerl.host.chunks import seed_keys
+from purerl.host.chunks import check_size, seed_keys
 from purerl.host.cli import FAILED, Parser
 from purerl.host.cli.flags import (
     UNSPOKEN,
     Flag,
     add_config_flags,
+    check_integer,
     config_from,
     default_word,
     documented,
     integers,
     told,
 )
+from purerl.machine import check_memory
 from purerl.presets import list_presets
+from purerl.slices import program_memory
 from purerl.train import make_train
 
 
@@ -65,7 +68,8 @@ def run_agents(args: argparse.Namespace, console: Console) -> int:
     """Lists agents, or one's hyperparameters."""
     if args.agent is None:
         for name, cls in AGENTS.items():
-            console.print(f"  [bold]{name:<13}[/] {(cls.__doc__ or '').splitlines()[0]}")
+            console.print(f"  {name:<13}", style="bold", end=" ")
+            console.print((cls.__doc__ or "").splitlines()[0])
         console.print("\npurerl agents AGENT lists the hyperparameters of one.")
         return 0
     name = args.agent.lower()
@@ -138,7 +142,7 @@ def _shapes(space: Any) -> str:
 def add_bench(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `bench`."""
     parser.usage = "purerl bench ENV [--agent NAME] [--seeds N] [--FIELD VALUE ...]"
-    parser.add_argument("env", metavar="ENV", nargs="?", default="CartPole-v1")
+    parser.add_argument("env", metavar="ENV", nargs="?", help="(CartPole-v1)")
     parser.add_argument("--seeds", default="1", metavar="N", help="trained at once (1)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements (5)")
     add_config_flags(parser, argv)
@@ -146,13 +150,16 @@ def add_bench(parser: Parser, argv: Sequence[str]) -> None:
 
 def run_bench(args: argparse.Namespace, console: Console) -> int:
     """Times the whole of training, compiling apart."""
-    if args.repeats < 1:
-        raise ConfigError(f"--repeats: got {args.repeats}, expected an integer >= 1")
+    check_integer("--repeats", args.repeats, 1)
+    if args.env is None and not args.config:
+        args.env = "CartPole-v1"
     config, _ = config_from(args)
     keys, _ = seed_keys(integers("--seeds", args.seeds))
+    check_size(config.make_loop(), len(keys))
     lowered = jax.jit(jax.vmap(make_train(config))).lower(keys)
     began = time.perf_counter()
     train = lowered.compile()
+    check_memory(program_memory(train), f"{len(keys):,} agents at once")
     compiling = time.perf_counter() - began
     out = jax.block_until_ready(train(keys))
     seconds = []

@@ -1,13 +1,18 @@
 """`purerl plot`."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from purerl.errors import ConfigError, RunError
 from purerl.host.cli import Parser
+
+if TYPE_CHECKING:
+    from purerl.host.curves import Curves
 
 EPILOG = """\
 Curves are interquartile means over seeds with a 95 % bootstrap band (Agarwal et al. 2021).
@@ -33,8 +38,8 @@ def add_plot(parser: Parser, argv: Sequence[str]) -> None:
 
 def run_plot(args: argparse.Namespace, console: Console) -> int:
     """Draws."""
+    from purerl.host import figures
     from purerl.host.cli.training import newest_run
-    from purerl.host.curves import read_runs
     from purerl.host.plotting import plot_comparison, plot_curves
 
     folders = [Path(run) for run in args.runs] or [newest_run()]
@@ -44,13 +49,32 @@ def run_plot(args: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--compare: expected two runs or more")
     name = "comparison.png" if args.compare else "curves.png"
     out = Path(args.out or (folders[0] / "curve.png" if len(folders) == 1 else name))
-    curves = read_runs(folders)
-    try:
-        if args.compare:
-            plot_comparison(curves, out)
-        else:
-            plot_curves(curves, out, x=args.x)
-    except OSError as error:
-        raise RunError(f"can't write {out}: {error.strerror}") from error
+    figures.check_path(out)
+    curves = _read(folders)
+    if args.compare:
+        plot_comparison(curves, out)
+    else:
+        plot_curves(curves, out, x=args.x)
     console.print(f"{out}", soft_wrap=True)
     return 0
+
+
+def _read(folders: list[Path]) -> list["Curves"]:
+    """Of several folders, such as `runs/*`, those that have something to show; the others are
+    named on standard error. Raises RunError where none has, and for folders that aren't there."""
+    from purerl.host.curves import apart, read_run
+
+    shown, left = {}, []
+    for folder in dict.fromkeys(folders):
+        try:
+            shown[folder] = read_run(folder)
+        except RunError as error:
+            if len(folders) == 1 or not folder.exists():
+                raise
+            left.append(error)
+    if not shown:
+        raise left[0]
+    for error in left:
+        print(f"purerl: left out: {error}", file=sys.stderr)
+    there = [folder for folder in folders if folder in shown]
+    return apart(there, [shown[folder] for folder in there])

@@ -15,12 +15,15 @@ from purerl.envs import Env, make
 from purerl.errors import ConfigError, RunError
 from purerl.evaluate import play_episodes
 from purerl.host.cli import Parser
-from purerl.host.cli.flags import read_config
+from purerl.host.cli.flags import check_integer, check_key
 from purerl.host.cli.training import newest_run
 from purerl.host.policy_file import load_policy
-from purerl.host.run_files import CONFIG, POLICIES, read_summary
+from purerl.host.run_files import CONFIG
+from purerl.host.run_view import SWEEP, RunView, is_code
+from purerl.machine import check_memory
 from purerl.policy import Policy
 from purerl.run import limit_env
+from purerl.slices import program_memory
 
 # Where an environment has no limit of its own, an episode has to end somewhere.
 MAX_STEPS = 10_000
@@ -48,11 +51,11 @@ def add_eval(parser: Parser, argv: Sequence[str]) -> None:
 
 def run_eval(args: argparse.Namespace, console: Console) -> int:
     """Plays episodes."""
-    for flag in ("episodes", "max_steps"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            word = flag.replace("_", "-")
-            raise ConfigError(f"--{word}: got {value}, expected an integer >= 1")
+    check_integer("--episodes", args.episodes, 1)
+    check_integer("--max-steps", args.max_steps, 1)
+    check_key(args.key)
+    if not args.json:
+        _say_which(args, console)
     rows = []
     for name, policy in _policies(args).items():
         env = environment(policy, args)
@@ -99,7 +102,9 @@ def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, 
 
         return play_episodes(env, act, key, args.episodes, limit)
 
-    returns, lengths = jax.jit(play)(jax.random.key(args.key), policy)
+    compiled = jax.jit(play).lower(jax.random.key(args.key), policy).compile()
+    check_memory(program_memory(compiled), f"--episodes: {args.episodes:,} side by side")
+    returns, lengths = compiled(jax.random.key(args.key), policy)
     return np.asarray(returns, np.float64), np.asarray(lengths)
 
 
@@ -118,7 +123,9 @@ def run_render(args: argparse.Namespace, console: Console) -> int:
     """Draws an episode."""
     from purerl.host.render import render
 
-    policy = _best(args)
+    check_integer("--max-steps", args.max_steps, 1)
+    check_key(args.key)
+    policy = _best(args, console)
     out = Path(args.out or _beside(args, "episode.gif"))
     env = environment(policy, args)
     total, length = render(policy, env, out, seed=args.key, max_steps=args.max_steps)
@@ -143,7 +150,7 @@ def run_export(args: argparse.Namespace, console: Console) -> int:
     from purerl.host.export import export_policy
 
     out = Path(args.out or _beside(args, "policy.stablehlo"))
-    export_policy(_best(args), out)
+    export_policy(_best(args, console), out)
     console.print(f"{out}", soft_wrap=True)
     return 0
 
@@ -163,28 +170,31 @@ def _policies(args: argparse.Namespace) -> dict[str, Policy]:
     target = _target(args)
     if target.is_file():
         return {target.name: load_policy(target)}
-    read_summary(target)  # says so if it is no run
-    files = {file.stem: file for file in (target / POLICIES).glob("seed-*.policy")}
-    if not files:
-        raise RunError(f"{target / POLICIES} has no policies; purerl resume makes them")
-    names = sorted(files, key=lambda name: int(name.removeprefix("seed-")))
-    if args.of is not None:
-        if f"seed-{args.of}" not in files:
-            seeds = ", ".join(name.removeprefix("seed-") for name in names)
-            raise ConfigError(f"--of: got {args.of}, expected one of the run's seeds: {seeds}")
-        names = [f"seed-{args.of}"]
-    return {name: load_policy(files[name]) for name in names}
+    view = RunView(target)
+    seeds = view.seeds
+    if args.of is not None and args.of not in map(str, seeds):
+        known = ", ".join(map(str, seeds))
+        raise ConfigError(f"--of: got {args.of}, expected one of the run's seeds: {known}")
+    meant = [x for x in seeds if args.of in (None, str(x))]
+    return {f"seed-{x}": policy for x, policy in view.policies(meant, args.env).items()}
 
 
-def _best(args: argparse.Namespace) -> Policy:
+def _best(args: argparse.Namespace, console: Console) -> Policy:
     """The policy that is meant; of several seeds, the one with the highest final return."""
     target = _target(args)
     if args.of is None and not target.is_file():
-        summary = read_summary(target)
-        returns = summary["final_return"]["by_seed"]
-        known = [(x, -i) for i, x in enumerate(returns) if x is not None]
-        args.of = str(summary["seeds"][-max(known)[1] if known else 0])
+        args.of = str(RunView(target).best_seed())
+    _say_which(args, console)
     return next(iter(_policies(args).values()))
+
+
+def _say_which(args: argparse.Namespace, console: Console) -> None:
+    """Of a sweep, which of its agents are meant."""
+    target = _target(args)
+    if (target / SWEEP).is_file():
+        seed = "" if args.of is None else f", seed {args.of}"
+        label = RunView(target).label
+        console.print(f"{target}: the best of the sweep, {label}{seed}", soft_wrap=True)
 
 
 def environment(policy: Policy, args: argparse.Namespace) -> Env:
@@ -195,8 +205,7 @@ def environment(policy: Policy, args: argparse.Namespace) -> Env:
         ConfigError: training's isn't what a name makes, or the user's own, and has to be named.
     """
     spec, name = policy.spec, args.env
-    if name is None and ":" in spec.name:
-        # A file may come from anywhere: no code is imported because it says so.
+    if name is None and is_code(spec.name):
         raise ConfigError(f"--env: expected --env {spec.name}, whose code is yours")
     if name is None and spec.source is None:
         raise ConfigError(
@@ -214,6 +223,8 @@ def environment(policy: Policy, args: argparse.Namespace) -> Env:
             f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "
             f"{spec.action_space}"
         )
-    file = _target(args) / CONFIG
-    run = read_config(file) if file.is_file() else {}
-    return limit_env(env, run.get("max_episode_steps"), run.get("skip_frames", 1))
+    run = {} if _target(args).is_file() else RunView(_target(args)).read_config()
+    limit, skip = run.get("max_episode_steps"), run.get("skip_frames", 1)
+    if not all(type(x) is int and x >= 1 for x in (1 if limit is None else limit, skip)):
+        raise RunError(f"{_target(args) / CONFIG} is damaged: {skip!r} frames, limit {limit!r}")
+    return limit_env(env, limit, skip)

@@ -8,11 +8,22 @@ from typing import Any
 
 from rich.console import Console
 
-from purerl.errors import ConfigError, suggest
+from purerl.errors import ConfigError, RunError, suggest
+from purerl.host.chunks import check_size
 from purerl.host.cli import Parser
-from purerl.host.cli.flags import PARTS, add_config_flags, config_from, integers, literal
+from purerl.host.cli.flags import (
+    MOST_SEEDS,
+    PARTS,
+    add_config_flags,
+    check_integer,
+    config_from,
+    integers,
+    literal,
+)
 from purerl.host.cli.training import new_folder
+from purerl.host.files import reason
 from purerl.host.sweep import sweep
+from purerl.host.sweep_apart import SweepProcessError
 from purerl.sweep import Choice, LogUniform, Uniform, check_names
 
 DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
@@ -53,17 +64,26 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
     check_names(PARTS["agent"][args.chosen["agent"]], [*grid, *samples])  # the config takes seconds
     config, _ = config_from(args)
+    check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
+    check_size(config.make_loop(), 1)
     folder = Path(args.run_dir) if args.run_dir else new_folder(config, "sweep")
-    result = sweep(
-        config,
-        seeds=integers("--seeds", args.seeds),
-        grid=grid or None,
-        samples=samples or None,
-        num_samples=args.num_samples,
-        run_dir=folder,
-    )
+    try:
+        result = sweep(
+            config,
+            seeds=integers("--seeds", args.seeds),
+            grid=grid or None,
+            samples=samples or None,
+            num_samples=args.num_samples,
+            run_dir=folder,
+        )
+        result.to_csv(folder / "table.csv")
+    except SweepProcessError as error:
+        raise RunError(
+            f"the sweep's process failed: {str(error).strip().splitlines()[-1]}"
+        ) from None
+    except OSError as error:
+        raise RunError(f"run_dir: can't write into {folder}: {reason(error)}") from None
     console.print(result)
-    result.to_csv(folder / "table.csv")
     if result.has_returns:
         from purerl.host.plotting_sweep import plot_sweep
 

@@ -1,23 +1,24 @@
 """`purerl train` and `purerl resume`."""
 
 import argparse
+import contextlib
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError
+from purerl.host.chunks import check_size
 from purerl.host.cli import INTERRUPTED, Parser
-from purerl.host.cli.flags import add_config_flags, config_from, integers, read_config, told
+from purerl.host.cli.flags import add_config_flags, config_from, integers, told
 from purerl.host.console import console_sink, show_curve
 from purerl.host.fit import Interrupted, fit
-from purerl.host.run_files import CONFIG, read_summary
+from purerl.host.run_files import CONFIG, METRICS, SUMMARY, read_summary
+from purerl.host.run_view import BEST, RUN, SWEEP, RunView, is_code
 from purerl.host.sinks import Sink, tensorboard_sink, wandb_sink
 
 RUNS = Path("runs")
@@ -56,11 +57,12 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
     """Trains."""
     seeds = integers("--seeds", args.seeds)  # first: a config takes seconds to check
     config, preset = config_from(args)
+    check_size(config.make_loop(), seeds if isinstance(seeds, int) else len(seeds))
     if preset:
         name = preset["agent"]["name"]
         kept = [x for x in told(preset) if x in told(config.to_mapping())]
         said = ", ".join(kept) or "the agent's own defaults"
-        console.print(f"preset for {args.env} and {name}: {escape(said)} (--no-preset for none)")
+        console.print(f"preset for {args.env} and {name}: {said} (--no-preset for none)")
     folder = Path(args.run_dir) if args.run_dir else new_folder(config)
     return _train(config, seeds, folder, args, console)
 
@@ -84,19 +86,19 @@ def add_resume(parser: Parser, argv: Sequence[str]) -> None:
 def run_resume(args: argparse.Namespace, console: Console) -> int:
     """Goes on with a run."""
     folder = Path(args.run) if args.run else newest_run()
-    file = folder / "run.json"
-    try:
-        run = json.loads(file.read_text())
-        seeds, hyperparams = run["seeds"], run["hyperparams"]
-    except FileNotFoundError:
-        raise RunError(f"{folder} is no run's folder: it has no run.json") from None
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{file} can't be read: {error}") from None
-    mapping = read_config(folder / CONFIG)
+    if (folder / SWEEP).exists():
+        raise RunError(
+            f"{folder} is a sweep's folder: purerl sweep goes on, by the same command with "
+            f"--run-dir {folder}"
+        )
+    if not (folder / RUN).exists():
+        raise RunError(f"{folder} is no run's folder: it has no {RUN}")
+    run = RunView(folder)
+    seeds, hyperparams = run.given_seeds, run.hyperparams
+    mapping = run.read_config()
     if args.env is not None:
         mapping["env"] = args.env
-    elif ":" in str(mapping.get("env")):
-        # A folder may come from anywhere: no code is imported because a file says so.
+    elif is_code(mapping.get("env")):
         raise ConfigError(f"--env: expected --env {mapping['env']}, whose code this run needs")
     elif "env" not in mapping:
         raise ConfigError(
@@ -110,11 +112,23 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
 
 
 def newest_run() -> Path:
-    """The run's folder in runs/ that was written last. Raises RunError where there is none."""
-    runs = [file.parent for file in RUNS.glob("*/run.json")]
+    """The folder of the run or the sweep in runs/ that was written last. Raises RunError where
+    there is none."""
+    runs = {file.parent for name in (RUN, SWEEP) for file in RUNS.glob(f"*/{name}")}
     if not runs:
         raise RunError("there is no run in runs/: name a run's folder")
-    return max(runs, key=lambda folder: (folder / "lock").stat().st_mtime)
+    return max(sorted(runs), key=_written)
+
+
+def _written(folder: Path) -> float:
+    """When training last wrote into a folder; pictures don't count."""
+    names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", SWEEP, "table.csv", BEST)
+    files = [*(folder / name for name in names), *folder.glob("group-*.npz")]
+    times = []
+    for file in files:
+        with contextlib.suppress(OSError):  # not there, or removed meanwhile
+            times.append(file.stat().st_mtime)
+    return max(times, default=0.0)
 
 
 def _train(

@@ -1,0 +1,70 @@
+"""The best combination of a sweep, written as the folder of a run."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purerl.config import TrainConfig, to_plain
+from purerl.errors import ConfigError, RunError
+from purerl.host.files import describe, reason, versions, write_whole
+from purerl.host.policy_file import save_policy
+from purerl.host.report import Report
+from purerl.host.run_files import CONFIG, METRICS, POLICIES, SUMMARY, config_text, summarize
+from purerl.host.run_view import BEST
+from purerl.host.sinks import csv_sink
+from purerl.host.sweep_result import SweepResult
+from purerl.train import TrainOutput
+
+
+def write_best(result: SweepResult, run_dir: Path) -> None:
+    """Writes the combination with the highest mean return, all its seeds, into `run_dir/best`:
+    config, metrics, summary and policies, for `read_run` and the command to read.
+
+    What can't be written is a warning: the sweep is done, and its slices are saved.
+
+    Args:
+        result: of the whole sweep. Where no episode of it has ended, nothing is written.
+        run_dir: the sweep's folder.
+    """
+    if not result.has_returns:
+        return
+    best, seeds = result.best(), result.plan.seeds
+    first = best.member // len(seeds) * len(seeds)
+    outs = [result.member(first + i) for i in range(len(seeds))]
+    try:
+        _write(run_dir / BEST, result.config(first), seeds, outs, best.hyperparams)
+    except (ConfigError, RunError, OSError) as error:
+        warnings.warn(f"the sweep's best agent isn't in {run_dir}: {reason(error)}", stacklevel=3)
+
+
+def _write(
+    folder: Path,
+    config: TrainConfig,
+    seeds: tuple[int, ...],
+    outs: list[TrainOutput],
+    values: dict[str, Any],
+) -> None:
+    (folder / POLICIES).mkdir(parents=True, exist_ok=True)
+    for seed, out in zip(seeds, outs, strict=True):
+        save_policy(out.policy, folder / POLICIES / f"seed-{seed}.policy")
+    metrics: Any = jax.tree.map(lambda *xs: np.stack(xs), *(out.metrics for out in outs))
+    steps, rows = outs[0].steps_per_update, metrics.num_episodes.shape[1]
+    # How long a member alone would have taken isn't known.
+    csv_sink(folder / METRICS)(Report(0, rows, rows, steps, metrics, np.nan, np.nan, seeds))
+    text = config_text(to_plain(config, left := []))
+    if left:
+        text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
+    _write_text(folder / CONFIG, text)
+    num_updates = np.array([out.state.num_updates for out in outs])
+    whole = outs[0].replace(metrics=metrics, state=outs[0].state._replace(num_updates=num_updates))
+    about = {"seeds": list(seeds), "finished": True, "best": describe(values)}
+    summary = summarize(config, whole) | about | {"versions": versions()}
+    _write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def _write_text(file: Path, text: str) -> None:
+    write_whole(file, lambda opened: opened.write(text.encode()))
