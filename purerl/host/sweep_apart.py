@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle
 import jax
 
-from purerl.errors import ConfigError
+from purerl.errors import ConfigError, RunError
 from purerl.machine import COUNT_FLAG, all_cores_environment, num_cores
 
 CODE = "from purerl.host.sweep_apart import main; main()"
@@ -56,7 +56,7 @@ def run_apart(payload: bytes) -> Any:
     """Does pickled work, a function without arguments, in a new process; returns what it returns.
 
     Raises:
-        ConfigError: the work raised one.
+        ConfigError, RunError: the work raised one.
         SweepProcessError: it raised anything else, or the process was ended.
     """
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -81,7 +81,7 @@ def run_apart(payload: bytes) -> Any:
                 f"the sweep's process ended with code {process.returncode} and no result"
             )
         result, error, text = cloudpickle.loads(answer.read_bytes())
-    if isinstance(error, ConfigError):
+    if error is not None:
         raise error
     if text:
         raise SweepProcessError(f"in the sweep's process:\n{text}")
@@ -102,7 +102,7 @@ def main() -> None:
         os._exit(130)
     except Exception as caught:
         text = traceback.format_exc()
-        error = caught if isinstance(caught, ConfigError) else None
+        error = caught if isinstance(caught, (ConfigError, RunError)) else None
     partial = Path(sys.argv[1], "partial")
     partial.write_bytes(cloudpickle.dumps((result, error, text)))
     partial.rename(Path(sys.argv[1], ANSWER))

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from rich.console import Console
 
 from purerl.check import AgentError
 from purerl.envs.check import EnvError
 from purerl.errors import ConfigError, RunError, suggest
+from purerl.host.console import lasting_console
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 # Where each command is, and what it is for.
@@ -113,7 +113,7 @@ def _run(argv: list[str]) -> int:
     args = parser.parse(argv[1:])
     _use_compile_cache()
     with _plain_warnings():
-        return getattr(module, f"run_{word}")(args, Console(highlight=False))
+        return getattr(module, f"run_{word}")(args, lasting_console())
 
 
 def _help() -> None:

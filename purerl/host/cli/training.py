@@ -16,6 +16,7 @@ from purerl.errors import ConfigError, RunError
 from purerl.host.cli import INTERRUPTED, Parser
 from purerl.host.cli.flags import add_config_flags, config_from, integers, read_config, told
 from purerl.host.console import console_sink, show_curve
+from purerl.host.files import reason
 from purerl.host.fit import Interrupted, fit
 from purerl.host.run_files import CONFIG, read_summary
 from purerl.host.sinks import Sink, tensorboard_sink, wandb_sink
@@ -66,10 +67,26 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
 
 
 def new_folder(config: TrainConfig, kind: str = "") -> Path:
-    """The first of runs/ENV-agent-1, -2, ... that isn't there."""
+    """Makes the first of runs/ENV-agent-1, -2, ... that isn't there, for this process alone.
+
+    Raises:
+        RunError: it can't be made.
+    """
     env = re.sub(r"[^\w.-]+", "-", config.env.spec.name)
     stem = "-".join(filter(None, (env, type(config.agent).__name__.lower(), kind)))
-    return next(folder for i in itertools.count(1) if not (folder := RUNS / f"{stem}-{i}").exists())
+    for i in itertools.count(1):
+        folder = RUNS / f"{stem}-{i}"
+        try:
+            RUNS.mkdir(exist_ok=True)
+            folder.mkdir()  # which only one of two that want it can
+        except FileExistsError:
+            if RUNS.is_dir():
+                continue
+            raise RunError(f"can't make {folder}: {RUNS} is a file") from None
+        except OSError as error:
+            raise RunError(f"can't make {folder}: {reason(error)}") from None
+        return folder
+    raise AssertionError
 
 
 def add_resume(parser: Parser, argv: Sequence[str]) -> None:
