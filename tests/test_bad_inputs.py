@@ -1064,11 +1064,11 @@ TRAINING = [
         lambda g: purerl.fit(g.config, callback=3),
         "callback: got 3, expected a function",
     ),
-    ("fit-keep", lambda g: purerl.fit(g.config, keep=0), "keep: got 0, expected a number >= 1"),
+    ("fit-keep", lambda g: purerl.fit(g.config, keep=0), "keep: got 0, expected an integer >= 1"),
     (
         "fit-keep-nan",
         lambda g: purerl.fit(g.config, keep=np.nan),
-        "keep: got nan, expected a number >= 1",
+        "keep: got nan, expected an integer >= 1",
     ),
     (
         "fit-report-every",

@@ -63,7 +63,8 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
     if trained < loop.num_updates and trained % loop.log_every:
         raise ConfigError(
             f"total_timesteps: {folder.path} holds a run whose last row of metrics is of fewer "
-            f"than log_every={loop.log_every} updates: it can't be made longer (nothing was changed)"
+            f"than log_every={loop.log_every} updates, so that it can't be made longer (nothing "
+            "was changed)"
         )
     if trained > loop.num_updates:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """`purerl train` and `purerl resume`."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import re
@@ -13,6 +14,7 @@ from rich.markup import escape
 
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError
+from purerl.fields import check_path
 from purerl.host.cli import INTERRUPTED, Parser
 from purerl.host.cli.flags import add_config_flags, config_from, integers, read_config, told
 from purerl.host.console import console_sink, show_curve
@@ -62,8 +64,15 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
         kept = [x for x in told(preset) if x in told(config.to_mapping())]
         said = ", ".join(kept) or "the agent's own defaults"
         console.print(f"preset for {args.env} and {name}: {escape(said)} (--no-preset for none)")
-    folder = Path(args.run_dir) if args.run_dir else new_folder(config)
-    return _train(config, seeds, folder, args, console)
+    if args.run_dir is not None:
+        return _train(config, seeds, check_path("--run-dir", args.run_dir), args, console)
+    folder = new_folder(config)
+    try:
+        return _train(config, seeds, folder, args, console)
+    except ConfigError:
+        with contextlib.suppress(OSError):  # something is in it
+            folder.rmdir()
+        raise
 
 
 def new_folder(config: TrainConfig, kind: str = "") -> Path:
