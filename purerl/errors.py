@@ -59,7 +59,13 @@ class MemberError(ConfigError, IndexError):
 
 
 class RunError(Error, RuntimeError):
-    """A run's folder can't be written or read: says which file, why, and what is still good."""
+    """A run's folder can't be written or read: says which file, why, and what is still good.
+
+    Attributes:
+        output: from `fit`, after training has begun: a `TrainOutput` of the updates so far.
+    """
+
+    output: Any = None
 
 
 def shown(value: Any, most: int = 200) -> str:

@@ -28,10 +28,13 @@ import numpy as np
 
 from purerl import devices
 from purerl.errors import RunError
+from purerl.fields import check_path
 from purerl.host.files import DAMAGED, by_path, reason, write_whole
+from purerl.host.folders import EMPTY, LOCK, is_taken, locked, refuse_links
 
 PyTree = Any
 FORMAT = 1
+RUN = "run.json"
 
 
 class RunFolder:
@@ -43,30 +46,38 @@ class RunFolder:
         read_only: opened by another process, to be read; nothing is made, locked or removed.
 
     Raises:
+        ConfigError: it is somebody else's: neither empty nor a run's.
         RunError: it can't be made or written, or another process trains in it.
     """
 
     def __init__(self, path: str | os.PathLike, keep: int, read_only: bool = False) -> None:
-        self.path = pathlib.Path(path).expanduser().absolute()
+        self.path = check_path("run_dir", path).absolute()
         self._exits = contextlib.ExitStack()
-        if devices.is_first_host() and not read_only:
-            self._make()
-        devices.wait_for_all_hosts("run_dir")
-        # Imported late: only those who save wait for it.
-        import orbax.checkpoint as ocp
+        with self._exits:  # gives the lock back where something fails
+            if devices.is_first_host() and not read_only:
+                self._make()
+            devices.wait_for_all_hosts("run_dir")
+            # Imported late: only those who save wait for it.
+            import orbax.checkpoint as ocp
 
-        self._ocp = ocp
-        self._exits.enter_context(_quiet_orbax())
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
-        )
-        self._manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
+            self._ocp = ocp
+            self._exits.enter_context(_quiet_orbax())
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
+            )
+            self._manager = ocp.CheckpointManager(self.path / "checkpoints", options=options)
+            self._exits = self._exits.pop_all()
 
     def _make(self) -> None:
+        """Looks first: nothing is touched in a folder that isn't this one's to write into."""
+        if is_taken(self.path, RUN, "run"):
+            self.read_run()
+        refuse_links(self.path, [RUN], EMPTY)
         try:
-            for folder in ("checkpoints", "metrics"):
-                (self.path / folder).mkdir(parents=True, exist_ok=True)
-            self._exits.enter_context(_locked(self.path / "lock"))
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._exits.enter_context(locked(self.path / LOCK))
+            for folder in EMPTY:
+                (self.path / folder).mkdir(exist_ok=True)
             _remove_rests(self.path / "checkpoints")
         except OSError as error:
             raise RunError(f"run_dir: can't write into {self.path}: {reason(error)}") from None
@@ -75,9 +86,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(Exception):  # what failed has been told by `wait`
+        with self._exits, contextlib.suppress(Exception):  # what failed was raised by `wait`
             self._manager.close()
-        self._exits.close()
 
     @property
     def latest(self) -> int | None:
@@ -237,22 +247,6 @@ class RunFolder:
             if numbers
             else "there is no checkpoint yet"
         )
-
-
-@contextlib.contextmanager
-def _locked(file: pathlib.Path) -> Iterator[None]:
-    """Holds a lock that the system takes back when the process ends, however it does."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        yield
-        return
-    with file.open("w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"run_dir: another process is training in {file.parent}") from None
-        yield
 
 
 @contextlib.contextmanager

@@ -1,9 +1,13 @@
 """A run on the screen: live while it trains, its curve and its end afterwards."""
 
 import contextlib
+import errno
 import math
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import jax
 import numpy as np
@@ -21,6 +25,61 @@ from purerl.metrics import Metrics
 
 # Of the losses, the live line has as many as fit beside the rest.
 LIVE_LOSSES = 2
+
+
+class LastingFile:
+    """A text file on a terminal that may go away: from then on what is written is lost, silently.
+
+    Training outlives its terminal (`nohup`, a connection that breaks), which answers every write
+    with an error then.
+
+    Args:
+        file: such as standard output.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Writes, or doesn't."""
+        with self._lost_with_the_terminal():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, or doesn't."""
+        with self._lost_with_the_terminal():
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _lost_with_the_terminal(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # All that is still to come, from whomever, goes nowhere.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for file in {self._file, sys.stdout, sys.stderr}:
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    _replace_dead(file.fileno(), nowhere)
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _replace_dead(descriptor: int, other: int) -> None:
+    try:
+        os.write(descriptor, b"")
+    except OSError:
+        os.dup2(other, descriptor)
+
+
+def lasting_console(*, stderr: bool = False) -> Console:
+    """A console on standard output, or on standard error, that outlives the terminal."""
+    file: Any = LastingFile(sys.stderr if stderr else sys.stdout)
+    return Console(file=file, highlight=False)
 
 
 class console_sink:  # noqa: N801 - called as a function
@@ -42,7 +101,7 @@ class console_sink:  # noqa: N801 - called as a function
         folder: Path | str | None = None,
         console: Console | None = None,
     ) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or lasting_console()
         self.config, self.folder = config, folder
         self.num_seeds = 1 if seeds is None else seeds if isinstance(seeds, int) else len(seeds)
         self.first: Report | None = None

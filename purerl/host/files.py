@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import platform
 import re
@@ -79,7 +80,8 @@ def write_whole(path: Path, write: Any) -> None:
     """Writes a file that is there whole or not at all, even after a power cut."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # of a process that was killed, or a link to anything
+        with partial.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -207,5 +209,20 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
             inside = f"{name}.{key}" if name else key
             yield from differences(there.get(key), here.get(key), inside)
     elif there != here or type(there) is not type(here):
-        old, new = (x if len(x) < 80 else x[:77] + "..." for x in map(repr, (there, here)))
+        old, new = _where_they_part(repr(there), repr(here))
         yield f"{name} is {old} there, got {new}"
+
+
+def _where_they_part(old: str, new: str) -> tuple[str, str]:
+    """Two texts; of long ones what is around the first place in which they differ."""
+    if max(len(old), len(new)) < 80:
+        return old, new
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False))
+    first = sum(1 for _ in pairs)
+    start = first - 30 if first > 33 else 0
+
+    def cut(text: str) -> str:
+        end = start + 70
+        return "..." * (start > 0) + text[start:end] + "..." * (len(text) > end)
+
+    return cut(old), cut(new)

@@ -1,16 +1,25 @@
 """Which run a folder holds, and whether it is the one that is asked for."""
 
+import contextlib
 import json
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from purerl.errors import ConfigError
-from purerl.host.checkpoint import RunFolder
+from purerl.host.checkpoint import RUN, RunFolder
 from purerl.host.files import differences, versions
+from purerl.host.folders import LOCK, is_taken
 from purerl.loop import Loop
+
+
+def refuse_to_begin(path: Path) -> None:
+    """Raises ConfigError where a folder holds no run that could be resumed. Changes nothing."""
+    if not is_taken(path, RUN, "run"):
+        raise ConfigError(f"resume: got True, but {path} holds no run (nothing was changed)")
 
 
 def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | None) -> None:
@@ -27,14 +36,13 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
     """
     run = json.loads(json.dumps(run))  # as it comes back from a file
     found = folder.read_run()
-    if found is None or folder.latest is None:
-        if resume:
-            raise ConfigError(f"resume: got True, but {folder.path} holds no checkpoint yet")
+    trained = folder.latest or 0
+    if found is None or (folder.latest is None and not resume):
         folder.write_run({**run, "versions": versions(), "hardware": hardware()})
         return
     if resume is False:
         raise ConfigError(
-            f"resume: got False, but {folder.path} holds a run of {folder.latest} updates; choose "
+            f"resume: got False, but {folder.path} holds a run of {trained} updates; choose "
             "another folder (nothing was changed)"
         )
     old, new = (x["config"]["total_timesteps"] for x in (found, run))
@@ -55,11 +63,11 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
             f"{' and '.join(loop.schedules)} follows the length of the run, so that a longer one "
             "is another run: choose another folder (nothing was changed)"
         )
-    _check_rows(folder, found.get("log_every", 1), loop)
-    if folder.latest > loop.num_updates:
+    _check_rows(folder, found.get("log_every", 1), trained, loop)
+    if trained > loop.num_updates:
         raise ConfigError(
             f"total_timesteps: got {new}, but {folder.path} has been trained for "
-            f"{folder.latest * loop.steps_per_update} steps already (nothing was changed)"
+            f"{trained * loop.steps_per_update} steps already (nothing was changed)"
         )
     now = versions()
     changed = {n: (x, now[n]) for n, x in found["versions"].items() if now.get(n) != x}
@@ -71,20 +79,21 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
         )
     if old != new:
         folder.write_run({**run, "versions": versions(), "hardware": hardware()})
+    with contextlib.suppress(OSError):
+        os.utime(folder.path / LOCK)  # by it the newest run is found
 
 
-def _check_rows(folder: RunFolder, log_every: int, loop: Loop) -> None:
+def _check_rows(folder: RunFolder, log_every: int, trained: int, loop: Loop) -> None:
     """Raises ConfigError where the rows of metrics that are there don't fit those to come."""
-    assert folder.latest is not None
     if log_every != loop.log_every:
         raise ConfigError(
             f"log_every: {folder.path} has a row of metrics every {log_every} updates, got "
             f"{loop.log_every}; say log_every={log_every} (nothing was changed)"
         )
-    if folder.latest % log_every and folder.latest < loop.num_updates:
+    if trained % log_every and trained < loop.num_updates:
         raise ConfigError(
-            f"total_timesteps: {folder.path} has ended after {folder.latest} updates, within a row "
-            f"of metrics (log_every={log_every}), so that it can't be made longer: choose another "
+            f"total_timesteps: {folder.path} has ended after {trained} updates, within a row of "
+            f"metrics (log_every={log_every}), so that it can't be made longer: choose another "
             "folder (nothing was changed)"
         )
 

@@ -12,7 +12,7 @@ import contextlib
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import tomli_w
 from purerl.config import TrainConfig, to_plain
 from purerl.errors import RunError
 from purerl.host.files import DAMAGED, reason, versions, write_whole
+from purerl.host.folders import refuse_links
 from purerl.host.policy_file import save_policy
 from purerl.host.report import Report
 from purerl.host.sinks import csv_sink
@@ -30,6 +31,17 @@ from purerl.host.sweep_result import final_return
 from purerl.train import TrainOutput
 
 CONFIG, METRICS, SUMMARY, POLICIES = "config.toml", "metrics.csv", "summary.json", "policies"
+# What others read of a summary; the first two are always there.
+SUMMARY_TYPES: dict[str, tuple[Any, str]] = {
+    "agent": (str, "a name"),
+    "env": (str, "a name"),
+    "seeds": (list, "a list"),
+    "finished": (bool, "true or false"),
+    "timesteps": (int, "a number"),
+    "num_updates": (int, "a number"),
+    "steps_per_update": (int, "a number"),
+    "final_return": (dict, "an object"),
+}
 
 
 class RunFiles:
@@ -48,9 +60,10 @@ class RunFiles:
     def __init__(
         self, folder: Path, config: TrainConfig, seeds: tuple[int, ...], good: Callable[[], str]
     ) -> None:
+        refuse_links(folder, [CONFIG, METRICS, SUMMARY], [POLICIES])
         self.folder, self.config, self.seeds, self.good = folder, config, seeds, good
         self.csv = csv_sink(folder / METRICS)
-        self.compile_seconds = 0.0
+        self.compile_seconds: float | None = None
         left: list[str] = []
         text = config_text(to_plain(config, left))
         if left:
@@ -61,24 +74,54 @@ class RunFiles:
         try:
             self.csv(report)
         except RunError as error:
-            raise RunError(f"{error}; {self.good()}") from error
+            raise RunError(f"{error}; {self._still_there()}") from error
         self.compile_seconds = report.compile_seconds
 
-    def end(self, out: TrainOutput, finished: bool) -> None:
+    def restore(self, reports: Iterable[Report]) -> None:
+        """Makes `metrics.csv` that of the updates before the one that training starts from.
+
+        Args:
+            reports: of all of them, in order.
+        """
+        self.csv.restore(reports, self._seconds_before().get("seconds", 0.0))
+
+    def _seconds_before(self) -> dict[str, float]:
+        """What earlier processes took, by `summary.json`; empty where it doesn't say."""
+        with contextlib.suppress(RunError):
+            before = read_summary(self.folder)
+            return {
+                name: float(x)
+                for name in ("seconds", "compile_seconds")
+                if isinstance(x := before.get(name), (int, float)) and math.isfinite(x)
+            }
+        return {}
+
+    def _still_there(self) -> str:
+        try:
+            return self.good() if self.folder.is_dir() else f"{self.folder} is gone"
+        except OSError:
+            return f"{self.folder} is gone"
+
+    def end(self, out: TrainOutput, finished: bool, reports: Iterable[Report]) -> None:
         """Writes `summary.json`, and the policies of what training left so far.
 
         Args:
             out: as of `fit`, with or without an axis of seeds.
             finished: whether the run is over.
+            reports: of all updates, in order, for a `metrics.csv` that lost some.
         """
-        took = {"seconds": round(self.csv.seconds, 3), "compile_seconds": self.compile_seconds}
-        if not self.csv.seconds:  # nothing was left to do: what it took is known from before
-            with contextlib.suppress(RunError, KeyError):
-                before = read_summary(self.folder)
-                took = {name: before[name] for name in took}
+        if self.csv.changed:
+            self.csv.restore(reports)
+        took = {
+            "seconds": round(self.csv.seconds, 3),
+            "compile_seconds": self.compile_seconds or 0.0,
+        }
+        if self.compile_seconds is None:  # nothing was left to do
+            took |= self._seconds_before()
         about = {"seeds": list(self.seeds), "finished": finished, **took}
         summary = summarize(self.config, out) | about | {"versions": versions()}
         self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
+        refuse_links(self.folder, [], [POLICIES])
         try:
             (self.folder / POLICIES).mkdir(exist_ok=True)
         except OSError as error:
@@ -94,7 +137,9 @@ class RunFiles:
         try:
             write_whole(self.folder / name, lambda file: file.write(text.encode()))
         except OSError as error:
-            raise RunError(f"can't write {self.folder / name}: {reason(error)}") from error
+            raise RunError(
+                f"can't write {self.folder / name}: {reason(error)}; {self._still_there()}"
+            ) from error
 
 
 def config_text(mapping: Mapping[str, Any]) -> str:
@@ -149,9 +194,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         there = f"it has no {SUMMARY}" if folder.is_dir() else "there is no such folder"
         raise RunError(f"{folder} is no run's folder: {there}") from None
-    except DAMAGED as error:
+    except (*DAMAGED, RecursionError) as error:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
-    missing = [x for x in ("agent", "env") if not isinstance(summary, dict) or x not in summary]
-    if missing:
-        raise RunError(f"{file} is damaged: it has no {missing[0]!r}")
+    if not isinstance(summary, dict):
+        raise RunError(f"{file} is damaged: it has {type(summary).__name__}, expected an object")
+    for name, (kind, noun) in SUMMARY_TYPES.items():
+        if name in ("agent", "env") and name not in summary:
+            raise RunError(f"{file} is damaged: it has no {name!r}")
+        value = summary.get(name)
+        if name in summary and (
+            not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        ):
+            raise RunError(f"{file} is damaged: {name} is {value!r:.80}, expected {noun}")
     return summary

@@ -1,9 +1,11 @@
 """Where a run's metrics go: a sink is a callable of a `Report`, and a user's own is as good."""
 
+import contextlib
 import csv
 import io
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,9 @@ class csv_sink:  # noqa: N801 - called as a function
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = check_path("path", path)
+        self.changed = False  # by somebody else, since it was begun
         self._begun = False
+        self._size = 0
         self._before = 0.0  # seconds that earlier processes took
         self._last = 0.0
 
@@ -60,9 +64,61 @@ class csv_sink:  # noqa: N801 - called as a function
             columns["seconds"] = np.round(self._before + report_seconds, 4)[None, :]
             self._last = report.seconds
             with self.path.open("a", newline="") as file:
+                self.changed |= os.fstat(file.fileno()).st_size != self._size
                 file.write(_lines(columns, len(report.seeds), report.num_rows))
+                file.flush()
+                self._size = os.fstat(file.fileno()).st_size
         except DAMAGED as error:
             raise RunError(f"can't write metrics into {self.path}: {reason(error)}") from error
+
+    def restore(self, reports: Iterable[Report], seconds: float = 0.0) -> None:
+        """Makes the file that of some updates, and of no others, whatever it held before.
+
+        Only the clock's time isn't in the reports. It stays where the file still has it, and is
+        empty where it hasn't.
+
+        Args:
+            reports: of the updates from the first one on, in order.
+            seconds: that they took, where the file doesn't say.
+
+        Raises:
+            RunError: it can't be written.
+        """
+        known = self._known_seconds()
+        parts: list[str] = []
+        stop = 0
+        for report in reports:
+            columns = report.columns()
+            if not parts:
+                parts.append(",".join(columns) + "\n")
+            updates = columns["update"][0].tolist()
+            columns["seconds"] = np.array([[known.get(update, "") for update in updates]])
+            parts.append(_lines(columns, len(report.seeds), report.num_rows))
+            stop = report.stop
+        if not self._begun:
+            last = max((float(x) for update, x in known.items() if update <= stop), default=0.0)
+            self._before = max(last, seconds)
+        text = "".join(parts).encode()
+        try:
+            if not self.path.exists() or self.path.read_bytes() != text:
+                write_whole(self.path, lambda file: file.write(text))
+        except OSError as error:
+            raise RunError(f"can't write metrics into {self.path}: {reason(error)}") from error
+        self._begun, self._size, self.changed = True, len(text), False
+
+    def _known_seconds(self) -> dict[int, str]:
+        """The seconds up to each update, as far as the file can be read."""
+        known: dict[int, str] = {}
+        with contextlib.suppress(OSError, ValueError, csv.Error):
+            lines = self.path.read_text().splitlines()
+            rows = csv.reader(lines)
+            names = next(rows, [])
+            at, seconds = names.index("update"), names.index("seconds")
+            for row in rows:
+                with contextlib.suppress(ValueError):
+                    if len(row) == len(names) and math.isfinite(float(row[seconds])):
+                        known[int(row[at])] = row[seconds]
+        return known
 
     def _begin(self, start: int, names: list[str]) -> None:
         """Makes the file end with the update that the run goes on from."""
@@ -77,8 +133,9 @@ class csv_sink:  # noqa: N801 - called as a function
                 self._before = float(kept[-1][seconds]) if kept else 0.0
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([names, *kept])
-        write_whole(self.path, lambda file: file.write(text.getvalue().encode()))
-        self._begun = True
+        data = text.getvalue().encode()
+        write_whole(self.path, lambda file: file.write(data))
+        self._begun, self._size = True, len(data)
 
 
 def _lines(columns: dict[str, np.ndarray], num_seeds: int, num_rows: int) -> str:
@@ -119,9 +176,8 @@ class tensorboard_sink:  # noqa: N801
         if series not in self._writers:
             from tensorboardX import SummaryWriter
 
-            # What lies after the point that the run goes on from was told by a process that died.
-            options = {"purge_step": start + 1} if start else {}
-            self._writers[series] = SummaryWriter(str(self.folder / series), **options)
+            # What lies after the point that training starts from is of a process that died.
+            self._writers[series] = SummaryWriter(str(self.folder / series), purge_step=start + 1)
         return self._writers[series]
 
     def close(self) -> None:

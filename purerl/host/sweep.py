@@ -1,11 +1,12 @@
 """`sweep`: many agents, laid out over every device, in slices that fit its memory."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import jax
 import numpy as np
 
 from purerl.config import TrainConfig
-from purerl.errors import ConfigError, shown
+from purerl.errors import ConfigError, RunError, shown
 from purerl.fields import check_path
+from purerl.host.files import reason
 from purerl.host.sweep_apart import cores_lie_idle, pickled, run_apart
 from purerl.host.sweep_best import write_best
 from purerl.host.sweep_result import Effort, GroupResult, SweepResult
@@ -72,6 +74,7 @@ def sweep(
     Raises:
         ConfigError: a name or a value that can't be used, or another sweep in `run_dir`. Before
             anything is compiled.
+        RunError: the folder can't be written or read.
     """
     switches = {"keep_buffer": keep_buffer, "all_cores": all_cores, "verbose": verbose}
     for name, value in switches.items():
@@ -85,14 +88,14 @@ def sweep(
         isinstance(slice_size, bool) or not isinstance(slice_size, int) or slice_size < 1
     ):
         raise ConfigError(f"slice_size: got {slice_size!r}, expected an integer >= 1 or None")
-    store = None if run_dir is None else open_store(run_dir, describe_sweep(plan, keep_buffer))
+    store = None if run_dir is None else _open(run_dir, describe_sweep(plan, keep_buffer))
     job = Job(plan, store, slice_size, keep_buffer, verbose)
     results = job.load()
     effort = Effort()
     pays = all_cores or (all_cores is None and _steps_to_go(results) >= WORTH_A_PROCESS)
     if pays and _steps_to_go(results) and cores_lie_idle():
-        with tempfile.TemporaryDirectory(prefix="purerl-sweep-") as folder:
-            apart = dataclasses.replace(job, store=store or Store(Path(folder)))
+        with _temporary_folder() as folder:
+            apart = dataclasses.replace(job, store=store or Store(folder))
             payload = pickled(functools.partial(_effort, apart))
             if payload is not None:
                 effort = run_apart(payload)
@@ -103,6 +106,32 @@ def sweep(
     if store is not None:
         write_best(result, store.path)
     return result
+
+
+def _open(run_dir: Any, description: dict[str, Any]) -> Store:
+    path = check_path("run_dir", run_dir).absolute()
+    with _written(path):
+        return open_store(path, description)
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with contextlib.ExitStack() as stack:
+        with _written(Path(tempfile.gettempdir())):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="purerl-sweep-"))
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """What is written in here into a folder: one error in one line where that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"run_dir: can't write into {path}: {reason(error)}; slices that are there are still "
+            "good"
+        ) from error
 
 
 Results = list[tuple[GroupResult, np.ndarray]]
@@ -152,7 +181,8 @@ class Job:
                 for places, leaves in run_slices(result.group, program, todo):
                     _fill(result.outputs, done, places, leaves)
                     if self.store is not None:
-                        self.store.save(number, places, leaves)
+                        with _written(self.store.path):
+                            self.store.save(number, places, leaves)
                     report("training", sum(int(done.sum()) for _, done in results))
                 effort = effort.plus(program, len(todo), time.perf_counter() - start)
         return effort

@@ -19,6 +19,7 @@ from purerl.host.files import (
     versions,
     write_whole,
 )
+from purerl.host.folders import is_taken
 from purerl.sweep import Plan
 
 DESCRIPTION = "sweep.json"
@@ -62,9 +63,7 @@ def open_store(run_dir: str | os.PathLike[str], description: dict[str, Any]) -> 
     path = Path(run_dir)
     description = json.loads(json.dumps(description))
     file = path / DESCRIPTION
-    if not file.exists():
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"run_dir: {path} is no sweep's folder, expected an empty or new one")
+    if not is_taken(path, DESCRIPTION, "sweep"):
         path.mkdir(parents=True, exist_ok=True)
         text = json.dumps(description, indent=2).encode()
         write_whole(file, lambda stream: stream.write(text))

@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Group
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
+from purerl.host.console import lasting_console
 from purerl.host.files import counted
 from purerl.host.sweep_result import SweepResult, ranking
 
@@ -87,7 +88,7 @@ def progress(num_members: int, verbose: bool | None) -> Iterator[Report]:
     Yields:
         `report(what, members)`: what goes on, and how many members are done.
     """
-    console = Console(stderr=True, highlight=False)
+    console = lasting_console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

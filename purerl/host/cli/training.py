@@ -12,10 +12,12 @@ from rich.console import Console
 
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError
+from purerl.fields import check_path
 from purerl.host.chunks import check_size
 from purerl.host.cli import INTERRUPTED, Parser
 from purerl.host.cli.flags import add_config_flags, config_from, integers, told
 from purerl.host.console import console_sink, show_curve
+from purerl.host.files import reason
 from purerl.host.fit import Interrupted, fit
 from purerl.host.run_files import CONFIG, METRICS, SUMMARY, read_summary
 from purerl.host.run_view import BEST, RUN, SWEEP, RunView, is_code
@@ -63,15 +65,38 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
         kept = [x for x in told(preset) if x in told(config.to_mapping())]
         said = ", ".join(kept) or "the agent's own defaults"
         console.print(f"preset for {args.env} and {name}: {said} (--no-preset for none)")
-    folder = Path(args.run_dir) if args.run_dir else new_folder(config)
-    return _train(config, seeds, folder, args, console)
+    if args.run_dir is not None:
+        return _train(config, seeds, check_path("--run-dir", args.run_dir), args, console)
+    folder = new_folder(config)
+    try:
+        return _train(config, seeds, folder, args, console)
+    except ConfigError:
+        with contextlib.suppress(OSError):  # something is in it
+            folder.rmdir()
+        raise
 
 
 def new_folder(config: TrainConfig, kind: str = "") -> Path:
-    """The first of runs/ENV-agent-1, -2, ... that isn't there."""
+    """Makes the first of runs/ENV-agent-1, -2, ... that isn't there, for this process alone.
+
+    Raises:
+        RunError: it can't be made.
+    """
     env = re.sub(r"[^\w.-]+", "-", config.env.spec.name)
     stem = "-".join(filter(None, (env, type(config.agent).__name__.lower(), kind)))
-    return next(folder for i in itertools.count(1) if not (folder := RUNS / f"{stem}-{i}").exists())
+    for i in itertools.count(1):
+        folder = RUNS / f"{stem}-{i}"
+        try:
+            RUNS.mkdir(exist_ok=True)
+            folder.mkdir()  # which only one of two that want it can
+        except FileExistsError:
+            if RUNS.is_dir():
+                continue
+            raise RunError(f"can't make {folder}: {RUNS} is a file") from None
+        except OSError as error:
+            raise RunError(f"can't make {folder}: {reason(error)}") from None
+        return folder
+    raise AssertionError
 
 
 def add_resume(parser: Parser, argv: Sequence[str]) -> None:
