@@ -23,7 +23,8 @@ class LinearCritic(purerl.Critic):
 
 
 def reinforce(**changes):
-    options = {"normalize_advantage": False, "max_grad_norm": 1e9, "gamma": 0.9, **changes}
+    plain = {"normalize_advantage": False, "max_grad_norm": 1e9, "entropy_beta": 0.0, "gamma": 0.9}
+    options = plain | changes
     return purerl.REINFORCE(n_episodes=4, episode_length=8, actor=LinearActor, **options)
 
 

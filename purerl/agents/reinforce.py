@@ -60,7 +60,8 @@ class REINFORCE(NetworkAgent):
         train_v_iters: gradient steps of the baseline in each update.
         normalize_advantage: G_t (less the baseline) to mean 0 and standard deviation 1 over each
             update's steps.
-        entropy_beta: weight of an entropy bonus.
+        entropy_beta: weight of the entropy bonus: without one, a policy may commit itself to an
+            action before it has seen what the others are worth.
         max_grad_norm: the gradient's global norm is clipped to it.
         anneal: lower lr linearly to 0 over the run.
     """
@@ -74,7 +75,7 @@ class REINFORCE(NetworkAgent):
     critic: Callable[..., Critic] | None = module_field(base=Critic)
     train_v_iters: int = integer(default=10, at_least=1)
     normalize_advantage: bool = flag(default=True)
-    entropy_beta: float = real(default=0.0, at_least=0.0)
+    entropy_beta: float = real(default=0.01, at_least=0.0)
     max_grad_norm: float = real(default=0.5, above=0.0)
     anneal: bool = flag(default=True)
 
