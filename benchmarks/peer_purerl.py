@@ -93,7 +93,7 @@ def load(case):
         out = jax.jit(purerl.make_train(evaluated))(jax.random.key(seed))
         for index, reached in enumerate(out.metrics.eval.episode_return):
             if reached >= case["target"]:
-                return (index + 1) * size
+                return int(out.timesteps[index])
         return None
 
     return costs, run, target

@@ -38,7 +38,7 @@ def train(priority_sampling, num_seeds, total_timesteps, key):
     )
     keys = jax.random.split(jax.random.key(key), num_seeds)
     outs = jax.block_until_ready(jax.jit(jax.vmap(purerl.make_train(config)))(keys))
-    returns = np.asarray(outs.metrics.eval.episode_return)  # [seeds, updates], NaN where no eval
+    returns = np.asarray(outs.metrics.eval.episode_return)  # [seeds, rows], NaN where no eval
     evaluated = np.flatnonzero(~np.isnan(returns[0]))
     bins = np.array_split(evaluated, NUM_BINS)
     curve = np.stack([returns[:, updates].mean(axis=1) for updates in bins], axis=1)

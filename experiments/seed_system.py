@@ -63,7 +63,7 @@ def train(env, agent, buffer=None, **options):
 
 def tell(name, metrics):
     """Prints the return of the first and of the last episodes; returns both."""
-    returns = np.asarray(metrics.episode_return)  # [updates], NaN where no episode ended
+    returns = np.asarray(metrics.episode_return)  # [rows], NaN where no episode ended
     returns = returns[~np.isnan(returns)]
     part = max(1, len(returns) // 10)
     first, last = float(returns[:part].mean()), float(returns[-part:].mean())
@@ -131,6 +131,7 @@ def chapter_run():
         eval_max_episode_steps=50,
         num_devices=1,  # the environments of one agent can lie on several
         stop_if_nonfinite=False,  # an update that yields NaN is skipped and counted
+        log_every=1,  # updates in each row of metrics
     )
     evaluated = int(np.sum(np.asarray(metrics.eval.num_episodes)))
     print(

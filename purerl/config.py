@@ -80,7 +80,8 @@ class TrainConfig(Record):
         buffer: None for the agent's own.
         normalize_obs: observations by running mean and variance over all environments.
         stop_if_nonfinite: end the run once an update was skipped, since NaN or infinity came from
-            the environment or would have come into the agent; by default it goes on.
+            the environment or would have come into the agent, or once numbers beyond 1e15 were kept
+            out of running statistics; by default it goes on.
         log_every: updates that make a row of metrics; None for the fewest with which the run has no
             more than 10,000 rows: 1 for runs of up to 10,000 updates.
         normalize_reward: rewards by the running standard deviation of the discounted return.

@@ -196,7 +196,7 @@ class Loop:
         # A branch would copy the buffer, so nothing here is one: what may not be written is masked.
         finite = devices.pall(all_finite(transitions), self.axis_name)
         # What was played before isn't what comes before the next: no path goes across the gap.
-        envs = envs._replace(episode=envs.episode + ~finite)
+        envs = envs._replace(episode=envs.episode + (~finite).astype(jnp.int32))
         running = self._running(state)
         rewarder_state, reward = transform(self.rewarder, state.rewarder, transitions)
         rewarder_state = where(finite, rewarder_state, state.rewarder)
@@ -231,7 +231,7 @@ class Loop:
             eval_key=state.eval_key,
             num_updates=state.num_updates.plus(1),
             num_episodes=state.num_episodes.plus(episodes.num_episodes),
-            nonfinite_updates=state.nonfinite_updates + flawed,
+            nonfinite_updates=state.nonfinite_updates + flawed.astype(jnp.int32),
         )
         metrics = Metrics(
             **episodes._asdict(),

@@ -49,7 +49,7 @@ class Count:
         """`[]` bool, whether the divisor, up to 2**30, divides it; it is never above `most`."""
         rest = self.low % divisor
         for bit in range((most >> _BITS).bit_length()):
-            part = jnp.where((self.high >> bit) & 1, pow(2, _BITS + bit, divisor), 0)
+            part = jnp.where((self.high >> bit) & 1 > 0, pow(2, _BITS + bit, divisor), 0)
             rest = (rest + part) % divisor
         return rest == 0
 
@@ -179,8 +179,8 @@ class Row(NamedTuple):
         old, losses, known = self.metrics, {}, {}
         for name, x in new.losses.items():
             finite = jnp.isfinite(x)
-            known[name] = self.known[name] + finite
-            step = (x - old.losses[name]) / jnp.maximum(known[name], 1)
+            known[name] = self.known[name] + finite.astype(jnp.int32)
+            step = (x - old.losses[name]) / jnp.maximum(known[name], 1).astype(jnp.float32)
             losses[name] = old.losses[name] + jnp.where(finite, step, 0.0)
         last = old.eval
         if old.eval is not None and new.eval is not None:
@@ -207,7 +207,7 @@ def _episodes(metrics: Metrics) -> Episodes:
 def _together(a: Episodes, b: Episodes) -> Episodes:
     """The statistics of both."""
     count = a.num_episodes + b.num_episodes
-    share = b.num_episodes / jnp.maximum(count, 1)
+    share = b.num_episodes.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
 
     def mean(x: jax.Array, y: jax.Array) -> jax.Array:
         both = jnp.where(a.num_episodes > 0, x + share * (y - x), y)

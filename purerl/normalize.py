@@ -102,9 +102,8 @@ def update_stats(
     (offset, var), lost = jax.tree.transpose(
         jax.tree.structure(changes), jax.tree.structure((0, 0)), added
     )
-    return RunningStats(
-        total, offset, var, stats.shift, (lost_size, *lost), stats.left_out + (far > 0)
-    )
+    left_out = stats.left_out + (far > 0).astype(jnp.int32)
+    return RunningStats(total, offset, var, stats.shift, (lost_size, *lost), left_out)
 
 
 def moments(

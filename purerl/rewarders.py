@@ -176,7 +176,7 @@ class RunningNormalize(Record):
 
     def init(self, num_envs: int) -> RunningNormalizeState:
         stats = init_stats(jax.ShapeDtypeStruct((), jnp.float32))
-        zeros = jnp.zeros(num_envs)
+        zeros = jnp.zeros(num_envs, jnp.float32)
         return RunningNormalizeState(zeros, zeros.astype(jnp.int32), stats)
 
     def __call__(
@@ -190,7 +190,8 @@ class RunningNormalize(Record):
     ) -> tuple[RunningNormalizeState, jax.Array]:
         done = terminated | truncated
         if episode is None:  # nothing was left behind: each end begins the next
-            episode = state.episode + jnp.cumsum(done, axis=0, dtype=jnp.int32) - done
+            ends = jnp.asarray(done, jnp.int32)
+            episode = state.episode[None] + jnp.cumsum(ends, axis=0) - ends
 
         def step(carry: tuple[jax.Array, jax.Array], inputs: tuple) -> tuple[tuple, jax.Array]:
             (discounted, expected), (reward, episode, done) = carry, inputs
@@ -198,7 +199,7 @@ class RunningNormalize(Record):
             discounted = jnp.where(episode == expected, self.gamma * discounted, 0.0) + bounded
             # What is out of bounds is for the statistics to see, and to count.
             seen = discounted + (reward - bounded)
-            return (jnp.where(done, 0.0, discounted), episode + done), seen
+            return (jnp.where(done, 0.0, discounted), episode + done.astype(jnp.int32)), seen
 
         start = state.discounted, state.episode
         (discounted, expected), seen = jax.lax.scan(step, start, (reward, episode, done))

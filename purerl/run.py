@@ -146,8 +146,9 @@ def run(
             buffer keeps the agent's own. None clips to a Box's bounds.
         normalize_obs: by running mean and variance over all environments.
         stop_if_nonfinite: the run is over once NaN or infinity came from the environment or would
-            have come into the agent. Such an update is always skipped, and counted in the metrics;
-            by default the run goes on after it.
+            have come into the agent, or numbers beyond 1e15 into running statistics. Such an update
+            is always skipped, such numbers are kept out, and both are counted in the metrics; by
+            default the run goes on after it.
         log_every: updates that make a row of metrics: means, minima, maxima and counts over all of
             them. None for the fewest with which the run has no more than 10,000 rows, which is 1
             for runs of up to 10,000 updates.

@@ -45,8 +45,9 @@ def keys(seeds) -> jax.Array:
 
 def final_returns(outs: purerl.TrainOutput, num_updates: int) -> np.ndarray:
     """`[S]`, each seed's mean over the episodes that ended in the last updates."""
-    count = np.asarray(outs.metrics.num_episodes)[:, -num_updates:]
-    mean = np.asarray(outs.metrics.episode_return)[:, -num_updates:]
+    rows = -(-num_updates // outs.log_every)
+    count = np.asarray(outs.metrics.num_episodes)[:, -rows:]
+    mean = np.asarray(outs.metrics.episode_return)[:, -rows:]
     return np.where(count > 0, mean * count, 0.0).sum(1) / count.sum(1)
 
 
