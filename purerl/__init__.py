@@ -56,7 +56,7 @@ from purerl.envs import (  # noqa: E402
     time_limit,
     vectorize,
 )
-from purerl.errors import ConfigError, RunError  # noqa: E402
+from purerl.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
 from purerl.evaluate import evaluate  # noqa: E402
 from purerl.host.console import console_sink  # noqa: E402
 from purerl.host.curves import Curves, read_run, read_runs  # noqa: E402
@@ -125,10 +125,12 @@ __all__ = [
     "EnvError",
     "EnvSpec",
     "Episodes",
+    "Error",
     "GaussianNoise",
     "Interrupted",
     "LogUniform",
     "Loop",
+    "MemberError",
     "Metrics",
     "NStep",
     "NetworkAgent",

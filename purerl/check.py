@@ -89,10 +89,7 @@ def check_loop(loop: Loop) -> None:
     name, key = type(agent).__name__, jax.eval_shape(lambda: jax.random.key(0))
     with sentence(f"agent: {name}.init can't be traced", AgentError):
         state = jax.eval_shape(lambda key: agent.init(key, spec), key)
-    space = spec.action_space
-    action = jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype)
     if _ships(loop):
-        jax.eval_shape(_watched_action_map(loop), action)
         return
     obs = jax.tree.map(
         lambda space: jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype),
@@ -133,7 +130,6 @@ def _check_step(loop: Loop) -> None:
         loop,
         agent=_watched_agent(loop.agent),
         rewarder=_WatchedRewarder(loop.rewarder),
-        to_env=_watched_action_map(loop),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     index = jax.ShapeDtypeStruct((), np.int32)
@@ -186,20 +182,6 @@ class _WatchedRewarder(Rewarder):
         _require_same(f"{self.name}: its state", state, out[0], ConfigError)
         _require_array(f"{self.name}: the reward", out[1], reward.shape, np.floating, ConfigError)
         return out
-
-
-def _watched_action_map(loop: Loop) -> Callable[[jax.Array], jax.Array]:
-    space = loop.env.spec.action_space
-
-    def to_env(action: jax.Array) -> jax.Array:
-        with sentence("action_processor: can't be traced"):
-            out = loop.to_env(action)
-        kind = np.floating if np.issubdtype(space.dtype, np.floating) else np.integer
-        shape = (*jnp.shape(action)[:1], *space.shape)
-        _require_array("action_processor: the action", out, shape, kind, ConfigError)
-        return out
-
-    return to_env
 
 
 def _check_acted(name: str, acted: Any, num_envs: int, spec: EnvSpec) -> None:

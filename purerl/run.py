@@ -15,7 +15,7 @@ from purerl.devices import AXIS, check_divides
 from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
 from purerl.envs.registry import as_env, source_of
 from purerl.envs.spaces import Box, Discrete, Space
-from purerl.errors import ConfigError, shown, suggest
+from purerl.errors import ConfigError, sentence, shown, suggest
 from purerl.fields import INT32, INT64, check_count, check_key
 from purerl.loop import Loop, RunState
 from purerl.metrics import Metrics
@@ -268,13 +268,8 @@ def _processed(processor: Callable[[Any], Any], space: Space, action: jax.Array)
 
 def _check_processor(to_env: Callable[[jax.Array], jax.Array], space: Space, num_envs: int) -> None:
     dtype = jnp.int32 if isinstance(space, Discrete) else jnp.float32
-    try:
+    with sentence("action_processor: can't be traced by jax.jit"):
         jax.eval_shape(to_env, jax.ShapeDtypeStruct((num_envs, *space.shape), dtype))
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a user's function raises
-        what = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ConfigError(f"action_processor: can't be traced by jax.jit: {what}") from error
 
 
 def _fit_buffer(buffer: Buffer | None, agent: Agent, num_envs: int, update_every: int) -> Buffer:

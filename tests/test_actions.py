@@ -25,7 +25,7 @@ SMALL = {"num_envs": 4, "update_every": 4, "total_timesteps": 32}
         (push_env(), lambda a: jnp.mean(a), r"shape \(\)"),
         (push_env(), lambda a: jnp.concatenate([a, a], -1), r"shape \(4, 2\)"),
         (push_env(), lambda a: None, "got NoneType"),
-        (push_env(), lambda a: a @ jnp.ones((3, 3)), "can't be traced by jax.jit: dot_general"),
+        (push_env(), lambda a: a @ jnp.ones((3, 3)), "can't be traced by jax.jit: .*dot_general"),
         (walk(), lambda a: jax.nn.one_hot(a, 2), r"float32 of shape \(4, 2\).*expected integers"),
         (walk(), lambda a: a / 2, "expected integers of shape"),
     ],

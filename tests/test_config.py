@@ -370,6 +370,15 @@ def test_every_part_goes_to_plain_values_and_back():
         TrainConfig("CartPole-v1", own).to_mapping()
 
 
+def test_one_number_is_one_hidden_layer():
+    for hidden, widths in ((64, [64]), ((), []), ([8, 4], [8, 4])):
+        config = TrainConfig.from_mapping({**CART, "agent": {"name": "ppo", "hidden": hidden}})
+        init = functools.partial(config.agent.init, spec=config.env.spec)
+        state = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
+        shapes = [x.shape for x in jax.tree.leaves(state.params["actor"])]
+        assert sorted(shape[1] for shape in shapes if len(shape) == 2) == sorted([2, *widths])
+
+
 def test_a_config_from_toml():
     text = """
         env = "CartPole-v1"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.envs.spaces import Space, is_space
-from purerl.errors import ConfigError
+from purerl.errors import ConfigError, shown
 from purerl.fields import check_count
 
 PyTree = Any
@@ -201,9 +201,13 @@ def typed(env: Env) -> Env:
     they are right.
 
     Raises:
-        ConfigError: where it is traced, for observations that the spec's dtype can't hold, such as
-            floats in a space of integers.
+        ConfigError: it is no `Env`; or, where it is traced, for observations that the spec's dtype
+            can't hold, such as floats in a space of integers.
     """
+    if not isinstance(env, Env):
+        raise ConfigError(
+            f"env: got {shown(env)}, expected a purerl.Env, such as purerl.make(name)"
+        )
     dynamics = dynamics_of(env)
     return env if dynamics is not None and dynamics.exact else _Typed(env).as_env(env.spec)
 
@@ -343,9 +347,9 @@ def time_limit(env: Env, max_episode_steps: int) -> Env:
         ConfigError: `max_episode_steps` is no integer >= 1.
     """
     max_episode_steps = check_count("max_episode_steps", max_episode_steps)
+    limited = _TimeLimit(typed(env), max_episode_steps)
     limit = env.spec.max_episode_steps
     limit = max_episode_steps if limit is None else min(limit, max_episode_steps)
-    limited = _TimeLimit(typed(env), max_episode_steps)
     return limited.as_env(env.spec._replace(max_episode_steps=limit, source=None))
 
 
@@ -376,7 +380,7 @@ def action_repeat(env: Env, num_repeats: int) -> Env:
         ConfigError: `num_repeats` is no integer >= 1.
     """
     num_repeats = check_count("num_repeats", num_repeats)
+    repeated = _ActionRepeat(typed(env), num_repeats)
     limit = env.spec.max_episode_steps
     limit = None if limit is None else -(-limit // num_repeats)
-    repeated = _ActionRepeat(typed(env), num_repeats)
     return repeated.as_env(env.spec._replace(max_episode_steps=limit, source=None))

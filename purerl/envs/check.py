@@ -142,7 +142,8 @@ def _check_spec(env: Env) -> None:
         isinstance(spec.action_space, Discrete | Box),
         f"spec.action_space is {shown(spec.action_space)}, expected Discrete or Box",
     )
-    spaces = jax.tree.leaves(spec.observation_space, is_leaf=is_space)
+    with sentence("spec.observation_space is no pytree", EnvError):  # keys that can't be sorted
+        spaces = jax.tree.leaves(spec.observation_space, is_leaf=is_space)
     _require(
         spaces and all(is_space(space) for space in spaces),
         f"spec.observation_space is {shown(spec.observation_space)}, expected a space or a pytree "

@@ -26,7 +26,7 @@ from jax.interpreters import partial_eval
 from purerl.envs.base import Dynamics, Env, EnvSpec, TimeStep
 from purerl.envs.gymnax_wrappers import packed, unpacked, whole_step, without_resets, wrapped
 from purerl.envs.spaces import Box, Discrete, Space
-from purerl.fields import ConfigError
+from purerl.errors import ConfigError, shown
 
 PyTree = Any
 
@@ -95,6 +95,8 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
         ConfigError: an action space other than Discrete or Box; a `step` or `reset` that can't be
             used, with what to override instead.
     """
+    if not hasattr(env, "step_env") and not hasattr(env, "step"):
+        raise ConfigError(f"env: got {shown(env)}, expected a gymnax Environment")
     with jax.ensure_compile_time_eval():
         params = env.default_params if params is None else params
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))

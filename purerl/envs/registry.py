@@ -9,7 +9,7 @@ import jax
 from purerl.envs import gymnax
 from purerl.envs.base import Adapter, Env, EnvSource, dynamics_of
 from purerl.envs.spaces import convert_spaces
-from purerl.errors import ConfigError, shown, suggest
+from purerl.errors import ConfigError, sentence, shown, suggest
 
 _factories: dict[str, Callable[..., Env]] = {}
 
@@ -86,7 +86,8 @@ def source_of(env: Env) -> EnvSource | None:
 
 def _make(name: str, kwargs: dict[str, Any]) -> Env:
     if name in _factories:
-        return _factories[name](**kwargs)
+        with sentence(f"env: {name!r} can't be made with {shown(kwargs)}"):
+            return as_env(_factories[name](**kwargs))
     if ":" in name:
         return _import(name, kwargs)
     if name not in gymnax.names():
@@ -107,7 +108,8 @@ def _import(name: str, kwargs: dict[str, Any]) -> Env:
         known = [word for word in vars(module) if not word.startswith("_")]
         raise ConfigError(f"env: {module_name!r} has no {attribute!r}; {suggest(attribute, known)}")
     if callable(found) and not isinstance(found, Env):
-        found = found(**kwargs)
+        with sentence(f"env: {name!r} can't be made with {shown(kwargs)}"):
+            found = found(**kwargs)
     env = as_env(found)
     return env._replace(spec=env.spec._replace(name=name))
 

@@ -41,7 +41,7 @@ def swept(result: SweepResult, names: str | Sequence[str] | None) -> list[str]:
     Raises:
         ConfigError: nothing was swept, or not this.
     """
-    if not isinstance(result, SweepResult):
+    if not hasattr(result, "plan"):
         raise ConfigError(f"result: got {shown(result)}, expected a SweepResult: purerl.sweep(...)")
     known = list(result.plan.names)
     if not known:
