@@ -243,14 +243,14 @@ class RunView:
         config, seeds = self._config(env), self.given_seeds
         keys, _ = seed_keys(seeds)
         values = hyperparam_arrays(config, self.hyperparams, None if seeds is None else len(seeds))
-        program = Program(config, keys, values)
+        program: Any = Program(config, keys, values)
         with RunFolder(self.folder, keep=1, read_only=True) as opened:
             opened.read_run()
             latest = opened.latest
             if latest is None:
                 raise RunError(f"{self.folder} has no complete checkpoint")
             state = opened.restore(latest, program.state_like)
-        out: Any = program.output(state, None)
+        out = program.output(state, None)  # a policy is made without metrics
         if seeds is None:
             return {0: out.policy}
         return {seed: out.member(i).policy for i, seed in enumerate(seeds)}
