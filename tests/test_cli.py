@@ -628,6 +628,7 @@ MISTAKES = [
     ("train CartPole-v1 lr=1", "unexpected argument 'lr=1'; expected flags"),
     ("train CartPole-v1 --noise gauss", "no noise 'gauss'; did you mean 'gaussian'"),
     ("train CartPole-v1 --config nowhere.toml", "can't read nowhere.toml: No such file"),
+    ("train CartPole-v1 --config /dev/zero", "can't read /dev/zero: it is a device, expected a"),
     ("train nowhere:Env", "can't import 'nowhere' of 'nowhere:Env'"),
     ("train", "ENV: missing, expected an environment"),
     ("sweep CartPole-v1 --grid learning_rate=1,2", "did you mean 'lr'"),
@@ -666,6 +667,9 @@ def test_mistakes_are_one_line_and_exit_code_2(line, message, command):
 FAILURES = [
     ("eval nowhere", "nowhere is no run's folder: there is no such folder"),
     ("plot file", "file is no run's folder: it is a file"),
+    ("eval file", "file is damaged, or no policy that save_policy wrote"),
+    ("eval pipe", "the policy pipe can't be read: it is a pipe, expected a file"),
+    ("sweep CartPole-v1 --grid lr=1,2 --run-dir file/run", "run_dir: can't write into file/run: "),
     ("eval", "there is no run in runs/"),
     ("resume .", ". is no run's folder: it has no run.json"),
     ("plot .", "no run's folder"),
@@ -676,6 +680,7 @@ FAILURES = [
 @pytest.mark.parametrize(("line", "message"), FAILURES, ids=[line for line, _ in FAILURES])
 def test_what_fails_is_one_line_and_exit_code_1(line, message, command):
     pathlib.Path("file").write_text("")
+    os.mkfifo("pipe")
     code, _, err = command(*line.split())
     assert code == 1
     assert message in err

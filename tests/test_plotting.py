@@ -392,7 +392,7 @@ def test_a_damaged_table_is_told(tmp_path, name, message):
 def test_a_folder_of_no_run_is_told(tmp_path):
     with pytest.raises(purerl.RunError, match="none is no run's folder: there is no such folder"):
         read_run(tmp_path / "none")
-    with pytest.raises(purerl.RunError, match=r"it has no summary\.json"):
+    with pytest.raises(purerl.RunError, match=r"it has neither summary\.json nor run\.json"):
         read_run(tmp_path)
     (tmp_path / "summary.json").write_text('{"env": "walk"}')
     with pytest.raises(purerl.RunError, match=r"summary\.json is damaged: it has no 'agent'"):
@@ -401,7 +401,7 @@ def test_a_folder_of_no_run_is_told(tmp_path):
     with pytest.raises(purerl.RunError, match=r"summary\.json is damaged"):
         read_run(tmp_path)
     (tmp_path / "summary.json").write_text('{"env": "walk", "agent": "PPO"}')
-    with pytest.raises(purerl.RunError, match=r"it has no metrics\.csv"):
+    with pytest.raises(purerl.RunError, match=r"has no metrics\.csv: nothing was .* it is lost$"):
         read_run(tmp_path)
     (tmp_path / "metrics.csv").write_text("seed,update\n0,1\n")
     with pytest.raises(purerl.RunError, match=r"metrics\.csv is damaged: it has no column 'timest"):

@@ -17,7 +17,7 @@ from purerl.errors import ConfigError, RunError, shown
 from purerl.fields import check_path
 from purerl.host.files import open_file, reason
 from purerl.host.run_files import METRICS
-from purerl.host.run_view import RunView
+from purerl.host.run_view import RUN, RunView
 from purerl.metrics import Metrics
 from purerl.train import TrainOutput
 
@@ -146,9 +146,10 @@ def curves_of(view: RunView, name: str | None = None) -> Curves:
             table = _columns(csv.reader(lines))
         return _curves(name or view.name, table)
     except FileNotFoundError:
+        way = f"; purerl resume {view.path} goes on, and writes it"
         raise RunError(
-            f"{view.path} has no {METRICS}: nothing was reported yet, or it is lost; purerl resume "
-            f"{view.path} goes on, and writes it"
+            f"{view.path} has no {METRICS}: nothing was reported yet, or it is lost"
+            + (way if (view.folder / RUN).exists() else "")
         ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"{file} is damaged: {reason(error)}") from None

@@ -297,7 +297,8 @@ def _spec(plain: Mapping[str, Any], archive: _Archive) -> EnvSpec:
     # Files of earlier versions have none: there every environment counted as what its name makes.
     source = plain.get("source", name)
     made = EnvSource(source) if isinstance(source, str) else None
-    return EnvSpec(name, *map(space_from_plain, parts), limit, made)
+    observation, action = map(space_from_plain, parts)
+    return EnvSpec(name, observation, action, limit, made)
 
 
 def _plain_source(spec: EnvSpec) -> str | None:

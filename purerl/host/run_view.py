@@ -220,9 +220,15 @@ class RunView:
     def _config(self, env: str | None) -> TrainConfig:
         """The very config that is trained here."""
         mapping = self.read_config()
-        if is_code(mapping.get("env")) and env is None:
-            raise ConfigError(f"--env: expected --env {mapping['env']}, whose code is yours")
-        given = is_code(mapping.get("env"))
+        named = mapping.get("env")
+        given = named is None or is_code(named)
+        if given and env is None:
+            raise ConfigError(
+                "--env: missing, since no name makes the run's environment: give yours, as --env "
+                "module:name"
+                if named is None
+                else f"--env: expected --env {named}, whose code is yours"
+            )
         config = TrainConfig.from_mapping({**mapping, "env": env} if given else mapping)
         there, here = self._described("config", dict), json.loads(json.dumps(describe(config)))
         # A run may be made longer; what its environment is called is the user's to say.
@@ -243,14 +249,14 @@ class RunView:
         config, seeds = self._config(env), self.given_seeds
         keys, _ = seed_keys(seeds)
         values = hyperparam_arrays(config, self.hyperparams, None if seeds is None else len(seeds))
-        program = Program(config, keys, values)
+        program: Any = Program(config, keys, values)
         with RunFolder(self.folder, keep=1, read_only=True) as opened:
             opened.read_run()
             latest = opened.latest
             if latest is None:
                 raise RunError(f"{self.folder} has no complete checkpoint")
             state = opened.restore(latest, program.state_like)
-        out: Any = program.output(state, None)
+        out = program.output(state, None)  # a policy is made without metrics
         if seeds is None:
             return {0: out.policy}
         return {seed: out.member(i).policy for i, seed in enumerate(seeds)}

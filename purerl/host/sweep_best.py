@@ -17,7 +17,6 @@ from purerl.host.run_files import CONFIG, METRICS, POLICIES, SUMMARY, config_tex
 from purerl.host.run_view import BEST
 from purerl.host.sinks import csv_sink
 from purerl.host.sweep_result import SweepResult
-from purerl.train import TrainOutput
 
 
 def write_best(result: SweepResult, run_dir: Path) -> None:
@@ -34,7 +33,7 @@ def write_best(result: SweepResult, run_dir: Path) -> None:
         return
     best, seeds = result.best(), result.plan.seeds
     first = best.member // len(seeds) * len(seeds)
-    outs = [result.member(first + i) for i in range(len(seeds))]
+    outs: list[Any] = [result.member(first + i) for i in range(len(seeds))]
     try:
         _write(run_dir / BEST, result.config(first), seeds, outs, best.hyperparams)
     except (ConfigError, RunError, OSError) as error:
@@ -45,7 +44,7 @@ def _write(
     folder: Path,
     config: TrainConfig,
     seeds: tuple[int, ...],
-    outs: list[TrainOutput],
+    outs: list[Any],
     values: dict[str, Any],
 ) -> None:
     (folder / POLICIES).mkdir(parents=True, exist_ok=True)
@@ -55,7 +54,8 @@ def _write(
     steps, rows = outs[0].steps_per_update, metrics.num_episodes.shape[1]
     # How long a member alone would have taken isn't known.
     csv_sink(folder / METRICS)(Report(0, rows, rows, steps, metrics, np.nan, np.nan, seeds))
-    text = config_text(to_plain(config, left := []))
+    left: list[str] = []
+    text = config_text(to_plain(config, left))
     if left:
         text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
     _write_text(folder / CONFIG, text)

@@ -16,6 +16,7 @@ from purerl.host.files import (
     describe,
     differences,
     plain_bytes,
+    read_text,
     versions,
     write_whole,
 )
@@ -69,8 +70,8 @@ def open_store(run_dir: str | os.PathLike[str], description: dict[str, Any]) -> 
         write_whole(file, lambda stream: stream.write(text))
         return Store(path)
     try:
-        there = json.loads(file.read_text())
-    except (OSError, ValueError):
+        there = json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError):
         raise ConfigError(f"run_dir: {file} can't be read, expected a sweep's own") from None
     differing = next(differences(there, description), None)
     if differing is not None:

@@ -159,6 +159,11 @@ def _target(args: argparse.Namespace) -> Path:
     return Path(args.what) if args.what else newest_run()
 
 
+def _is_policy(target: Path) -> bool:
+    """Whether it is to be read as a policy's file; what isn't there is a run's folder."""
+    return target.exists() and not target.is_dir()
+
+
 def _beside(args: argparse.Namespace, name: str) -> Path:
     """A file in the run's folder, or where the policy's file is."""
     target = _target(args)
@@ -168,7 +173,7 @@ def _beside(args: argparse.Namespace, name: str) -> Path:
 def _policies(args: argparse.Namespace) -> dict[str, Policy]:
     """The policies that are meant, by name. Raises RunError."""
     target = _target(args)
-    if target.is_file():
+    if _is_policy(target):
         return {target.name: load_policy(target)}
     view = RunView(target)
     seeds = view.seeds
@@ -182,7 +187,7 @@ def _policies(args: argparse.Namespace) -> dict[str, Policy]:
 def _best(args: argparse.Namespace, console: Console) -> Policy:
     """The policy that is meant; of several seeds, the one with the highest final return."""
     target = _target(args)
-    if args.of is None and not target.is_file():
+    if args.of is None and not _is_policy(target):
         args.of = str(RunView(target).best_seed())
     _say_which(args, console)
     return next(iter(_policies(args).values()))
@@ -223,7 +228,7 @@ def environment(policy: Policy, args: argparse.Namespace) -> Env:
             f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "
             f"{spec.action_space}"
         )
-    run = {} if _target(args).is_file() else RunView(_target(args)).read_config()
+    run = {} if _is_policy(_target(args)) else RunView(_target(args)).read_config()
     limit, skip = run.get("max_episode_steps"), run.get("skip_frames", 1)
     if not all(type(x) is int and x >= 1 for x in (1 if limit is None else limit, skip)):
         raise RunError(f"{_target(args) / CONFIG} is damaged: {skip!r} frames, limit {limit!r}")

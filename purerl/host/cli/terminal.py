@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 
@@ -13,11 +14,11 @@ from purerl.host.console import LastingFile
 def lasting_output() -> Iterator[None]:
     """Standard output and error that outlive their terminal, and spell out what its encoding
     hasn't."""
-    before = sys.stdout, sys.stderr
+    before: tuple[Any, Any] = sys.stdout, sys.stderr
     for stream in before:
         if getattr(stream, "errors", None) in ("strict", "surrogateescape"):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.stdout, sys.stderr = (x and LastingFile(x) for x in before)  # type: ignore[assignment]
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (x and LastingFile(x) for x in before)
     try:
         yield
     finally:
