@@ -16,11 +16,9 @@ import jax.numpy as jnp
 import killed
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from toys import Tiny, faulty, mostly_slow, push_env, quick_jit, walk
 
 import purerl
-from purerl.host.chunks import Program
 
 PRIORITIES = purerl.Buffer(maxlen=64, priority_sampling=True)
 REPLAY = {"num_envs": 4, "update_every": 2, "buffer": PRIORITIES, "update_after": 16}
@@ -54,24 +52,7 @@ RUNS = {
 TINY = (push_env(), Tiny(), {"num_envs": 4, "update_every": 8})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_once(tmp_path_factory):
-    """A run that goes on is compiled as often as it is called; here it is looked up."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "jit", staticmethod(quick_jit))
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def small(name=None, num_updates=12, **options):
@@ -227,7 +208,7 @@ def test_another_run_is_refused_and_nothing_is_changed(changes, message, tmp_pat
 
 
 def test_resume_wants_something_to_resume(tmp_path):
-    with pytest.raises(purerl.ConfigError, match=r"resume: got True, but .* no checkpoint yet"):
+    with pytest.raises(purerl.ConfigError, match=r"resume: got True, but .* holds no run"):
         purerl.fit(small(), tmp_path, resume=True)
     with pytest.raises(purerl.ConfigError, match="where there is no run_dir"):
         purerl.fit(small(), resume=True)
