@@ -6,6 +6,7 @@ import tempfile
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import purerl
 
@@ -28,6 +29,30 @@ def key():
 @pytest.fixture(scope="session")
 def cartpole():
     return purerl.make("CartPole-v1")
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """A run that goes on is compiled as often as it is called; here it is looked up."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    from toys import quick_jit
+
+    from purerl.host.chunks import Program
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Program, "jit", staticmethod(quick_jit))
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

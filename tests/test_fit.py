@@ -13,14 +13,11 @@ import time
 
 import jax
 import jax.numpy as jnp
-import killed
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from toys import Tiny, faulty, mostly_slow, push_env, quick_jit, walk
 
 import purerl
-from purerl.host.chunks import Program
 
 PRIORITIES = purerl.Buffer(maxlen=64, priority_sampling=True)
 REPLAY = {"num_envs": 4, "update_every": 2, "buffer": PRIORITIES, "update_after": 16}
@@ -54,24 +51,7 @@ RUNS = {
 TINY = (push_env(), Tiny(), {"num_envs": 4, "update_every": 8})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_once(tmp_path_factory):
-    """A run that goes on is compiled as often as it is called; here it is looked up."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "jit", staticmethod(quick_jit))
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def small(name=None, num_updates=12, **options):
@@ -227,7 +207,7 @@ def test_another_run_is_refused_and_nothing_is_changed(changes, message, tmp_pat
 
 
 def test_resume_wants_something_to_resume(tmp_path):
-    with pytest.raises(purerl.ConfigError, match=r"resume: got True, but .* no checkpoint yet"):
+    with pytest.raises(purerl.ConfigError, match=r"resume: got True, but .* holds no run"):
         purerl.fit(small(), tmp_path, resume=True)
     with pytest.raises(purerl.ConfigError, match="where there is no run_dir"):
         purerl.fit(small(), resume=True)
@@ -422,31 +402,6 @@ def updates(output):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_at_20_random_moments_it_ends_in_the_same_state(tmp_path):
-    """SIGKILL, some time after the first chunk: in training, in saving, between the two. What it
-    left, the same call goes on from. All agents take turns."""
-    rng = np.random.default_rng(0)
-    for turn in range(20):
-        name = list(RUNS)[turn % len(RUNS)]
-        with start(name, tmp_path / name) as process:
-            first = process.stdout.readline()
-            time.sleep(rng.uniform(0.0, 0.8))
-            process.kill()
-            reached = updates(first + process.stdout.read())
-        assert process.returncode == -signal.SIGKILL
-        print(name, "killed after update", reached[-1])
-    for name in RUNS:
-        config = small(name, killed.NUM_UPDATES)
-        # Nothing is there yet where every kill came before the first checkpoint.
-        saved = [int(x.name) for x in (tmp_path / name).glob("checkpoints/*") if x.name.isdigit()]
-        seen = []
-        end = purerl.fit(config, tmp_path / name, seeds=2, callback=seen.append)
-        assert seen[0].start == max(saved, default=0) < killed.NUM_UPDATES
-        assert_equal(end, purerl.fit(config, seeds=2))
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["PPO", "DQN"])
 def test_another_number_of_processes_goes_on_exactly(name, tmp_path):
@@ -456,17 +411,17 @@ def test_another_number_of_processes_goes_on_exactly(name, tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (
-        start(name, tmp_path / "run", address, 2, 0) as one,
-        start(name, tmp_path / "run", address, 2, 1) as other,
+        start(name, tmp_path / "run", 60, address, 2, 0) as one,
+        start(name, tmp_path / "run", 60, address, 2, 1) as other,
     ):
         while not updates(line := other.stdout.readline()) or updates(line)[0] < 20:
             assert line
         other.kill()
         assert one.wait(60) != 0
-        assert updates(one.stdout.read())[-1] < killed.NUM_UPDATES
+        assert updates(one.stdout.read())[-1] < 60
     ends = {}
     for folder in ("run", "alone"):
-        with start(name, tmp_path / folder, address, 1, 0, num_devices=2) as process:
+        with start(name, tmp_path / folder, 60, address, 1, 0, num_devices=2) as process:
             output = process.stdout.read()
         ends[folder] = output.splitlines()[-1]
         first = updates(output)[0]

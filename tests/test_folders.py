@@ -9,18 +9,14 @@ import threading
 import filelock
 import numpy as np
 import pytest
-from toys import Tiny, push_env, quick_jit
+from toys import Tiny, push_env
 
 import purerl
-from purerl.host.chunks import Program
 from purerl.host.cli import training
 from purerl.host.files import describe, differences, write_whole
 from purerl.host.folders import locked
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def config(num_updates=4, env=None):
@@ -129,12 +125,10 @@ def test_what_a_kill_in_the_first_moments_leaves_is_taken(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, compile_once):
     """A run that is over."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "jit", staticmethod(quick_jit))
-        purerl.fit(config(), folder)
+    purerl.fit(config(), folder)
     return folder
 
 

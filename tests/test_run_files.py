@@ -97,6 +97,9 @@ def test_what_has_no_form_in_a_file_is_named(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
-    (tmp_path / "metrics.csv").mkdir()
+    def replace(report):
+        (tmp_path / "metrics.csv").unlink()
+        (tmp_path / "metrics.csv").mkdir()
+
     with pytest.raises(purerl.RunError, match=r"can't write metrics into .*metrics.csv"):
-        purerl.fit(config(), tmp_path)
+        purerl.fit(config(), tmp_path, callback=replace, report_every=0.0)

@@ -64,7 +64,10 @@ class csv_sink:  # noqa: N801 - called as a function
             columns["seconds"] = np.round(self._before + report_seconds, 4)[None, :]
             self._last = report.seconds
             with self.path.open("a", newline="") as file:
-                self.changed |= os.fstat(file.fileno()).st_size != self._size
+                size = os.fstat(file.fileno()).st_size
+                self.changed |= size != self._size
+                if not size:  # somebody has removed it
+                    file.write(",".join(columns) + "\n")
                 file.write(_lines(columns, len(report.seeds), report.num_rows))
                 file.flush()
                 self._size = os.fstat(file.fileno()).st_size
