@@ -84,15 +84,7 @@ def make_loop(
     log_every = _log_every(log_every, num_updates)
     before_learning = -(-update_after // (num_envs * update_every))
     first_update = max(before_learning - 1, 0)
-    if first_update >= num_updates:
-        raise ConfigError(
-            f"update_after: got {update_after}, expected less than the run's "
-            f"{num_updates * num_envs * update_every} steps: nothing would be learned"
-        )
-    if eval_every is not None and eval_every > num_updates:
-        raise ConfigError(
-            f"eval_every: got {eval_every}, expected at most {num_updates}, the updates of the run"
-        )
+    _check_length(num_updates, num_envs * update_every, first_update, update_after, eval_every)
     loop = Loop(
         env=env,
         agent=agent,
@@ -116,6 +108,21 @@ def make_loop(
         eval_max_episode_steps=eval_max_episode_steps or env.spec.max_episode_steps or 10_000,
     )
     return loop if num_devices == 1 else _share(loop, num_devices)
+
+
+def _check_length(
+    num_updates: int, steps: int, first_update: int, update_after: int, eval_every: int | None
+) -> None:
+    """Raises ConfigError where the run is over before it has learned, or was evaluated."""
+    if first_update >= num_updates:
+        raise ConfigError(
+            f"update_after: got {update_after}, expected less than the run's "
+            f"{num_updates * steps} steps: nothing would be learned"
+        )
+    if eval_every is not None and eval_every > num_updates:
+        raise ConfigError(
+            f"eval_every: got {eval_every}, expected at most {num_updates}, the updates of the run"
+        )
 
 
 def run(
