@@ -1,6 +1,5 @@
 """Environments that are learned for real, with thresholds that a broken agent misses."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -11,9 +10,10 @@ import purerl
 from .trials import Trial, final_returns
 
 
-def _returns(keys: jax.Array, num_updates: int, *args, **options) -> np.ndarray:
+def train(keys: jax.Array, *args, **options) -> purerl.TrainOutput:
+    """All of a config's seeds at once."""
     config = purerl.TrainConfig(*args, **options)
-    return final_returns(jax.jit(jax.vmap(purerl.make_train(config)))(keys), num_updates)
+    return jax.jit(jax.vmap(purerl.make_train(config)))(keys)
 
 
 def at_least(mean: float, each: float = -np.inf) -> Callable[[np.ndarray], bool]:
@@ -23,8 +23,12 @@ def at_least(mean: float, each: float = -np.inf) -> Callable[[np.ndarray], bool]
 
 def trial(*args, last: int, mean: float, each: float, seeds: int = 4, slow=True, **options):
     """A trial of a config's arguments: the mean return over the episodes of the last updates."""
-    measure = functools.partial(_returns, num_updates=last, **options)
-    return Trial(lambda keys: measure(keys, *args), at_least(mean, each), seeds, slow)
+    return Trial(
+        lambda keys: final_returns(train(keys, *args, **options), last),
+        at_least(mean, each),
+        seeds,
+        slow,
+    )
 
 
 CARTPOLE = ("CartPole-v1", purerl.PPO(), 500_000)
@@ -37,7 +41,7 @@ def cartpole(agent: purerl.Agent, **options) -> Trial:
 
 def played_in_gymnasium(keys: jax.Array) -> np.ndarray:
     """`[S]`: learned on gymnax's CartPole, the mean return of 20 episodes on Gymnasium's."""
-    outs = jax.jit(jax.vmap(purerl.make_train(purerl.TrainConfig(*CARTPOLE))))(keys)
+    outs = train(keys, *CARTPOLE)
     policies = (outs.member(i).policy for i in range(len(keys)))
     return np.array(
         [purerl.evaluate_in_gymnasium(p, "CartPole-v1", 20)[0].mean() for p in policies]
