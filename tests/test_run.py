@@ -362,7 +362,12 @@ def test_no_branch_takes_the_buffer():
 def test_a_replay_run_holds_its_buffer_once():
     buffer = purerl.Buffer(maxlen=400_000)
     config = purerl.TrainConfig(
-        "CartPole-v1", purerl.DQN(), buffer=buffer, total_timesteps=2_000, max_episodes=10
+        "CartPole-v1",
+        purerl.DQN(),
+        buffer=buffer,
+        total_timesteps=2_000,
+        max_episodes=10,
+        log_every=3,  # two loops, one in the other
     )
     train = purerl.make_train(config)
     for function, keys, lanes in (
