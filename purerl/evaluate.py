@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.envs.base import Env, vectorize
+from purerl.envs.base import Env, all_finite, vectorize
 from purerl.envs.registry import as_env
 from purerl.errors import ConfigError, sentence, shown
 from purerl.fields import check_count, check_key
@@ -33,7 +33,7 @@ def evaluate(
         max_steps: an episode longer than this counts with what it has reached by then.
 
     Returns:
-        Statistics over all of them.
+        Statistics over all of them but those that NaN or infinity broke off.
 
     Raises:
         ConfigError: arguments that can't be used, or actions of a wrong shape.
@@ -47,7 +47,7 @@ def evaluate(
     if not isinstance(key, jax.core.Tracer):  # else what follows is traced before it runs anyway
         jax.eval_shape(lambda key: play_episodes(env, policy, key, num_episodes, max_steps), key)
     returns, lengths = play_episodes(env, policy, key, num_episodes, max_steps)
-    return summarize(returns, lengths, jnp.ones(num_episodes, bool))
+    return summarize(returns, lengths, jnp.isfinite(returns))
 
 
 def play_episodes(
@@ -57,7 +57,8 @@ def play_episodes(
     num_episodes: int,
     max_steps: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Plays as `evaluate` does; the return and the length of each episode, `[num_episodes]`."""
+    """Plays as `evaluate` does; the return and the length of each episode, `[num_episodes]`. An
+    episode is broken off where an observation or reward isn't finite, and its return is NaN."""
     env = vectorize(env)
     reset_key, play_key = jax.random.split(key)
     obs, env_state = env.reset(jax.random.split(reset_key, num_episodes))
@@ -79,9 +80,10 @@ def play_episodes(
             )
         keys = jax.random.split(env_key, num_episodes)
         env_state, timestep = env.step(keys, env_state, action)
-        returns = returns + jnp.where(over, 0.0, timestep.reward)
+        fine = jax.vmap(all_finite)((timestep.obs, timestep.reward))
+        returns = returns + jnp.where(over, 0.0, jnp.where(fine, timestep.reward, jnp.nan))
         lengths = lengths + ~over
-        over = over | timestep.terminated | timestep.truncated
+        over = over | timestep.terminated | timestep.truncated | ~fine
         return time + 1, timestep.obs, env_state, over, returns, lengths
 
     _, _, _, _, returns, lengths = jax.lax.while_loop(going, step, start)

@@ -203,7 +203,7 @@ def look_ahead(
         indices: `[B]`, row * N + environment, of transitions that are written.
         gamma: discount.
         n: how many rewards at most. A path ends where an episode does, where its number changes
-            (environments were reset in between), and at the newest row.
+            (environments were reset in between, or a rollout was dropped), and at the newest row.
 
     Returns:
         `reward` `[B]`, the discounted sum; `next_obs`, `terminated` and `truncated` of the last

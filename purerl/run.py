@@ -141,7 +141,8 @@ def run(
         max_episodes: the run is over with the update in which so many episodes have ended, over all
             N: nothing changes in the state after that, and metrics are NaN. At least one of this
             and `total_timesteps` is given; alone it needs a time limit, to know how long at most.
-            An episode that NaN or infinity broke off doesn't count.
+            An episode that NaN or infinity broke off doesn't count. Schedules go by the episodes or
+            by the steps, whichever are nearer to their end.
         update_every: T, steps of each environment between updates; None for the agent's default.
         update_after: environment steps, over all N, before anything is learned; None for the
             agent's default. Until then DDPG's actions are drawn from the action space, evenly

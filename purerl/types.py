@@ -17,7 +17,8 @@ class Transition(NamedTuple):
         next_obs: `[N, *obs_shape]`, the true successor, also where the environment was then reset.
         terminated: `[N]` bool, the value beyond is 0.
         truncated: `[N]` bool, the value beyond is V(next_obs).
-        episode: `[N]` int32, the number of the environment's episode.
+        episode: `[N]` int32, the number of the environment's episode. It changes where one ends, is
+            left unfinished by a reset, or has lost a rollout that was dropped for NaN.
         valid: `[N]` bool, False for what follows an environment's first end in an episodic rollout
             (`wait_end_path`): real experience, but of a path that is not waited for.
         extras: what the agent wants back, such as `log_prob` and `value`, `[N]` each.

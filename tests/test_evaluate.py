@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from toys import reward_forever, walk
+from toys import faulty, reward_forever, walk
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
@@ -73,3 +73,11 @@ def test_a_policy_from_outside(cartpole):
 
     stats = purerl.evaluate(cartpole, push_right, jax.random.key(0), 10, 500)
     assert 8 <= float(stats.episode_length) <= 11
+
+
+def test_an_episode_that_is_broken_off_does_not_count(key):
+    """Of 40 walks of three steps some meet NaN, or an infinite reward."""
+    stats = jax.jit(lambda key: evaluate(faulty(walk(3), 0.2), zeros, key, 40, 100))(key)
+    assert 5 < int(stats.num_episodes) < 35
+    assert float(stats.episode_return_min) == float(stats.episode_return_max) == 6.0
+    assert float(stats.episode_length) == 3.0

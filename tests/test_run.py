@@ -362,7 +362,12 @@ def test_no_branch_takes_the_buffer():
 def test_a_replay_run_holds_its_buffer_once():
     buffer = purerl.Buffer(maxlen=400_000)
     config = purerl.TrainConfig(
-        "CartPole-v1", purerl.DQN(), buffer=buffer, total_timesteps=2_000, max_episodes=10
+        "CartPole-v1",
+        purerl.DQN(),
+        buffer=buffer,
+        total_timesteps=2_000,
+        max_episodes=10,
+        log_every=3,  # two loops, one in the other
     )
     train = purerl.make_train(config)
     for function, keys, lanes in (
@@ -500,7 +505,7 @@ def test_a_long_run_has_no_more_than_ten_thousand_rows():
     for bad, message in (
         ({"log_every": 0}, "TrainConfig.log_every: got 0"),
         ({"log_every": 10**6 + 1}, "log_every: got 1000001, expected an integer from 1 to 1000000"),
-        ({"total_timesteps": 10**19}, "total_timesteps: got a run of"),
+        ({"total_timesteps": 2 * 10**18}, "total_timesteps: got a run of"),
     ):
         with pytest.raises(purerl.ConfigError, match=message):
             config.replace(**bad)
