@@ -78,7 +78,7 @@ class Buffer(Record):
         axis_name: where the run is over devices, each with a buffer and a share of each batch.
     """
 
-    maxlen: int | None = integer(default=None, at_least=1, optional=True)
+    maxlen: int | None = integer(default=None, at_least=1, optional=True, counter=True)
     priority_sampling: bool = flag(default=False)
     gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     lam: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)

@@ -15,7 +15,7 @@ from purerl.envs.check import QUICK_COMPILE, dtype_name, is_real
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Discrete, is_space
 from purerl.errors import ConfigError, sentence, shown
-from purerl.fields import check_count, check_key, field_names
+from purerl.fields import INT32, check_count, check_key, field_names
 from purerl.loop import Loop, obs_transform
 from purerl.noise import NOISES
 from purerl.normalize import init_stats
@@ -91,6 +91,7 @@ def check_loop(loop: Loop) -> None:
         state = jax.eval_shape(lambda key: agent.init(key, spec), key)
     if _ships(loop):
         return
+    check_size(loop)
     obs = jax.tree.map(
         lambda space: jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype),
         spec.observation_space,
@@ -107,6 +108,20 @@ def check_loop(loop: Loop) -> None:
         chosen = jax.eval_shape(agent.policy, state, obs, None)
     _require_action(f"agent: {name}.policy's action", chosen, loop.num_envs, spec)
     _check_step(loop)
+
+
+def check_size(loop: Loop) -> None:
+    """Raises ConfigError where a rollout or the buffer has more transitions on a device than int32
+    can count."""
+    sizes = {
+        f"num_envs={loop.num_envs} x update_every={loop.update_every}": (
+            loop.num_envs * loop.update_every
+        ),
+        "Buffer.maxlen": loop.buffer.maxlen or 0,
+    }
+    for name, size in sizes.items():
+        if size > INT32:
+            raise ConfigError(f"{name}: got {size}, expected at most {INT32} on a device")
 
 
 def _ships(loop: Loop) -> bool:

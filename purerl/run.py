@@ -52,8 +52,7 @@ def make_loop(
     num_devices: int = 1,
 ) -> Loop:
     """Puts a run together; `run` says what the arguments mean."""
-    if not isinstance(agent, Agent):
-        raise ConfigError(f"agent: got {shown(agent)}, expected an agent, such as purerl.PPO()")
+    _check_agent(agent)
     raw_env = as_env(env)
     env = limit_env(raw_env, max_episode_steps, skip_frames)
     env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
@@ -183,6 +182,11 @@ def run(
     check_key(key)
     loop = make_loop(env, agent, buffer, **_checked(options))
     return loop.spread(loop.scan)(loop.start(key))
+
+
+def _check_agent(agent: Any) -> None:
+    if not isinstance(agent, Agent):
+        raise ConfigError(f"agent: got {shown(agent)}, expected an agent, such as purerl.PPO()")
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:

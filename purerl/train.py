@@ -9,6 +9,7 @@ import numpy as np
 from flax import struct
 
 from purerl.agents import Agent
+from purerl.check import check_size
 from purerl.config import TrainConfig, check_hyperparams, with_hyperparams
 from purerl.errors import ConfigError, MemberError, shown
 from purerl.fields import INT32, check_key
@@ -122,6 +123,7 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
     def train(key: jax.Array, hyperparams: Mapping[str, Any] | None = None) -> TrainOutput:
         check_key(key)
         loop = config.make_loop(hyperparams)
+        check_size(loop)
         state, metrics = loop.spread(loop.scan)(loop.start(key))
         agent = with_hyperparams(config.agent, check_hyperparams(hyperparams))
         return make_output(config, loop, state, metrics, agent)

@@ -145,7 +145,18 @@ NUMBERS = [
         lambda g: tiny(num_envs=b"4"),
         "num_envs: got b'4', expected an integer >= 1",
     ),
-    ("too-many-envs", lambda g: tiny(num_envs=2**30, update_every=2**20), "at most 2147483647"),
+    (
+        "too-many-envs",
+        lambda g: tiny(num_envs=2**30, update_every=2**20),
+        "num_envs=1073741824 x update_every=1048576: got 1.*expected at most",
+    ),
+    (
+        "too-large-a-buffer",
+        lambda g: purerl.make_train({"env": BASE, "agent": "dqn", "buffer": {"maxlen": 2**33}})(
+            KEY
+        ),
+        "Buffer.maxlen: got 8589934592, expected at most 2147483647 on a device",
+    ),
     ("sizes-huge", lambda g: purerl.PPO(hidden=2**40), "PPO.hidden: got 1099511627776.*at most"),
     (
         "sizes-float",

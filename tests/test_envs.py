@@ -369,6 +369,10 @@ def test_foreign_spaces_become_ours():
     spec = EnvSpec("theirs", spaces.Box(0.0, 1.0, (1,)), spaces.Box(-2.0, 2.0, (1,)))
     env = base._replace(spec=spec)
     purerl.check_env(env)
+    vectors = jax.eval_shape(purerl.vectorize(env).reset, jax.random.split(jax.random.key(0), 4))
+    assert vectors[0].shape == (4, 1)
+    config = purerl.TrainConfig(purerl.time_limit(env, 5), purerl.PPO())
+    assert config.env.spec.action_space == Box(-2.0, 2.0, (1,))
     config = purerl.TrainConfig(env, purerl.PPO())
     assert config.env.spec == base.spec._replace(name="theirs")
 

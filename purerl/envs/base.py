@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.envs.spaces import Space, is_space
+from purerl.envs.spaces import Space, convert_spaces, is_space
 from purerl.errors import ConfigError, shown
 from purerl.fields import check_count
 
@@ -195,6 +195,19 @@ class _Typed(Adapter):
         )
 
 
+def with_our_spaces(env: Env) -> Env:
+    """The environment with Gymnasium's and gymnax's spaces in its spec as ours; itself where all are.
+
+    Raises:
+        ConfigError: a `Discrete` that doesn't start at 0.
+    """
+    spec: Any = env.spec
+    names = [n for n in ("observation_space", "action_space") if hasattr(spec, n)]
+    ours = {name: convert_spaces(getattr(spec, name)) for name in names}
+    changed = {name: space for name, space in ours.items() if space is not getattr(spec, name)}
+    return env._replace(spec=spec._replace(**changed)) if changed else env
+
+
 def typed(env: Env) -> Env:
     """The environment with the dtypes that a `TimeStep` has: float32 rewards, bool `terminated` and
     `truncated`, observations as the spec has them. In a compiled program it costs nothing where
@@ -208,6 +221,7 @@ def typed(env: Env) -> Env:
         raise ConfigError(
             f"env: got {shown(env)}, expected a purerl.Env, such as purerl.make(name)"
         )
+    env = with_our_spaces(env)
     dynamics = dynamics_of(env)
     return env if dynamics is not None and dynamics.exact else _Typed(env).as_env(env.spec)
 

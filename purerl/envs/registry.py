@@ -7,8 +7,7 @@ from typing import Any
 import jax
 
 from purerl.envs import gymnax
-from purerl.envs.base import Adapter, Env, EnvSource, dynamics_of
-from purerl.envs.spaces import convert_spaces
+from purerl.envs.base import Adapter, Env, EnvSource, dynamics_of, with_our_spaces
 from purerl.errors import ConfigError, sentence, shown, suggest
 
 _factories: dict[str, Callable[..., Env]] = {}
@@ -123,7 +122,7 @@ def as_env(env: Any) -> Env:
         ConfigError: it is none of these.
     """
     if isinstance(env, Env):
-        return _with_our_spaces(env)
+        return with_our_spaces(env)
     if isinstance(env, str):
         return make(env)
     pair = isinstance(env, tuple) and len(env) == 2
@@ -134,12 +133,3 @@ def as_env(env: Any) -> Env:
         f"env: got {shown(env)}, expected a name, a purerl.Env, a gymnax Environment, or a pair of "
         "a gymnax Environment and its parameters"
     )
-
-
-def _with_our_spaces(env: Env) -> Env:
-    """The environment itself where its spaces are ours."""
-    spec: Any = env.spec
-    names = [n for n in ("observation_space", "action_space") if hasattr(spec, n)]
-    ours = {name: convert_spaces(getattr(spec, name)) for name in names}
-    changed = {name: space for name, space in ours.items() if space is not getattr(spec, name)}
-    return env._replace(spec=spec._replace(**changed)) if changed else env
