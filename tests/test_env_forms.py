@@ -1,5 +1,6 @@
 """What an environment is outside of the loop: its dtypes, its pickle, its form in files."""
 
+import argparse
 import json
 import multiprocessing
 import pickle
@@ -12,11 +13,13 @@ import pytest
 from gymnax.environments.bsuite.deep_sea import DeepSea
 from gymnax.environments.classic_control.cartpole import CartPole, EnvParams
 from gymnax.wrappers import LogWrapper
+from policies import make_policy
 from toys import Tiny, quick_jit, walk
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, as_env
 from purerl.envs.base import EnvSource, typed
+from purerl.host.cli.playing import environment
 from purerl.host.files import describe, differences
 
 SMALL = {"num_envs": 2, "update_every": 4, "total_timesteps": 24}
@@ -224,6 +227,23 @@ def test_a_run_is_not_continued_with_other_parameters(tmp_path):
     assert "Not in this file, since it has no form there: env" in text
     assert "CartPole" not in text
     purerl.fit(light, tmp_path / "light")  # goes on
+
+
+def test_a_policy_knows_whether_a_name_makes_its_environment(tmp_path):
+    def source(env):
+        config = purerl.TrainConfig(env=env, max_episode_steps=9, **PLAIN)
+        return config.make_loop().env.spec.source
+
+    assert source("CartPole-v1") == source(CART) == EnvSource("CartPole-v1")
+    assert source(LIGHT) is source(twice(CART)) is None
+    for env, expected in ((CART, EnvSource("CartPole-v1")), (as_env(LIGHT), None)):
+        policy = make_policy(purerl.PPO(hidden=(4,)), env)
+        purerl.save_policy(policy, tmp_path / "policy")
+        policy = purerl.load_policy(tmp_path / "policy")
+        assert policy.spec.source == expected
+    # It was trained with another gravity, and isn't played in what has its name.
+    with pytest.raises(purerl.ConfigError, match="in a CartPole-v1 that no name makes"):
+        environment(policy, argparse.Namespace(env=None))
 
 
 class Pair(NamedTuple):
