@@ -15,7 +15,7 @@ from purerl.devices import AXIS, check_divides
 from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
 from purerl.envs.registry import as_env, source_of
 from purerl.envs.spaces import Box, Discrete, Space
-from purerl.errors import ConfigError, shown, suggest
+from purerl.errors import ConfigError, sentence, shown, suggest
 from purerl.fields import INT32, INT64, check_count, check_key
 from purerl.loop import Loop, RunState
 from purerl.metrics import Metrics
@@ -71,9 +71,6 @@ def make_loop(
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)
-    to_env = action_map(raw_env.spec, action_processor)
-    if action_processor is not None:
-        _check_processor(to_env, raw_env.spec.action_space, num_envs)
     limit = env.spec.max_episode_steps
     if wait_end_path:
         limit = min(limit or update_every, update_every)
@@ -99,7 +96,7 @@ def make_loop(
         buffer=buffer,
         rewarder=rewarder,
         noise=defaults.noise if noise is None else noise,
-        to_env=to_env,
+        to_env=action_map(raw_env.spec, action_processor),
         num_envs=num_envs,
         update_every=update_every,
         num_updates=num_updates,
@@ -251,29 +248,22 @@ def action_map(
 
 def _processed(processor: Callable[[Any], Any], space: Space, action: jax.Array) -> jax.Array:
     """What a user's processor makes of actions, `[N, *action_shape]` as they have to be."""
-    out = processor(action)
-    expected = (*action.shape[: action.ndim - len(space.shape)], *space.shape)
-    got = f"{out.dtype} of shape {out.shape}" if hasattr(out, "dtype") else type(out).__name__
+    with sentence("action_processor: can't be traced"):
+        out = processor(action)
+    shape = (*action.shape[: action.ndim - len(space.shape)], *space.shape)
     floats = jnp.issubdtype(space.dtype, jnp.floating)
-    fits = hasattr(out, "dtype") and out.shape == expected
-    if not fits or not (floats or jnp.issubdtype(out.dtype, jnp.integer)):
-        kind = "numbers" if floats else "integers"
+    kind, words = (jnp.floating, "floats") if floats else (jnp.integer, "integers")
+    if not hasattr(out, "shape") or not hasattr(out, "dtype"):
         raise ConfigError(
-            f"action_processor: got {got} for actions of shape {action.shape}, expected {kind} of "
-            f"shape {expected}, as the environment takes them: [N, *action_shape] of {space}"
+            f"action_processor: the action is a {type(out).__name__}, expected an array of shape "
+            f"{shape}"
+        )
+    if out.shape != shape or not jnp.issubdtype(out.dtype, kind):
+        raise ConfigError(
+            f"action_processor: the action has shape {out.shape} and dtype {out.dtype}, expected "
+            f"{shape} and {words}: [N, *action_shape], as the environment takes them, {space}"
         )
     return out.astype(space.dtype)
-
-
-def _check_processor(to_env: Callable[[jax.Array], jax.Array], space: Space, num_envs: int) -> None:
-    dtype = jnp.int32 if isinstance(space, Discrete) else jnp.float32
-    try:
-        jax.eval_shape(to_env, jax.ShapeDtypeStruct((num_envs, *space.shape), dtype))
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a user's function raises
-        what = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ConfigError(f"action_processor: can't be traced by jax.jit: {what}") from error
 
 
 def _fit_buffer(buffer: Buffer | None, agent: Agent, num_envs: int, update_every: int) -> Buffer:

@@ -185,6 +185,16 @@ def test_what_a_name_makes_is_its_name():
     assert purerl.TrainConfig.from_mapping(config.to_mapping()).env.spec == config.env.spec
 
 
+def test_a_registered_factory_may_return_what_counts_as_an_environment():
+    purerl.register("a-gymnax-cartpole", CartPole)
+    config = purerl.TrainConfig(env="a-gymnax-cartpole", total_timesteps=1000)
+    assert config.env.spec == CART.spec
+    assert config.to_mapping()["env"] == "a-gymnax-cartpole"
+    purerl.register("nothing", lambda: None)
+    with pytest.raises(purerl.ConfigError, match="env: got None, expected a name"):
+        purerl.make("nothing")
+
+
 def test_specs_are_equal_wherever_they_come_from():
     spec = walk().spec
     assert spec == spec._replace(source=EnvSource("walk"))
@@ -213,7 +223,9 @@ def test_identities_tell_parameters_apart_and_not_processes():
     assert of(limits[0]) != of(limits[1])
     purerl.register("walk-of-a-length", lambda length=3: walk(length))
     assert of(purerl.make("walk-of-a-length", length=3)) != of("walk-of-a-length")
-    for env in ("FourRooms-misc", LogWrapper(CartPole())):
+    knot = CartPole()
+    knot.me = [knot]
+    for env in ("FourRooms-misc", LogWrapper(CartPole()), knot):
         assert "0x" not in json.dumps(of(env))
 
 
