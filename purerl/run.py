@@ -70,9 +70,6 @@ def make_loop(
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)
-    to_env = action_map(raw_env.spec, action_processor)
-    if action_processor is not None:
-        _check_processor(to_env, raw_env.spec.action_space, num_envs)
     limit = env.spec.max_episode_steps
     if wait_end_path:
         limit = min(limit or update_every, update_every)
@@ -90,7 +87,7 @@ def make_loop(
         buffer=buffer,
         rewarder=rewarder,
         noise=defaults.noise if noise is None else noise,
-        to_env=to_env,
+        to_env=action_map(raw_env.spec, action_processor),
         num_envs=num_envs,
         update_every=update_every,
         num_updates=num_updates,
@@ -264,24 +261,22 @@ def action_map(
 
 def _processed(processor: Callable[[Any], Any], space: Space, action: jax.Array) -> jax.Array:
     """What a user's processor makes of actions, `[N, *action_shape]` as they have to be."""
-    out = processor(action)
-    expected = (*action.shape[: action.ndim - len(space.shape)], *space.shape)
-    got = f"{out.dtype} of shape {out.shape}" if hasattr(out, "dtype") else type(out).__name__
+    with sentence("action_processor: can't be traced"):
+        out = processor(action)
+    shape = (*action.shape[: action.ndim - len(space.shape)], *space.shape)
     floats = jnp.issubdtype(space.dtype, jnp.floating)
-    fits = hasattr(out, "dtype") and out.shape == expected
-    if not fits or not (floats or jnp.issubdtype(out.dtype, jnp.integer)):
-        kind = "numbers" if floats else "integers"
+    kind, words = (jnp.floating, "floats") if floats else (jnp.integer, "integers")
+    if not hasattr(out, "shape") or not hasattr(out, "dtype"):
         raise ConfigError(
-            f"action_processor: got {got} for actions of shape {action.shape}, expected {kind} of "
-            f"shape {expected}, as the environment takes them: [N, *action_shape] of {space}"
+            f"action_processor: the action is a {type(out).__name__}, expected an array of shape "
+            f"{shape}"
+        )
+    if out.shape != shape or not jnp.issubdtype(out.dtype, kind):
+        raise ConfigError(
+            f"action_processor: the action has shape {out.shape} and dtype {out.dtype}, expected "
+            f"{shape} and {words}: [N, *action_shape], as the environment takes them, {space}"
         )
     return out.astype(space.dtype)
-
-
-def _check_processor(to_env: Callable[[jax.Array], jax.Array], space: Space, num_envs: int) -> None:
-    dtype = jnp.int32 if isinstance(space, Discrete) else jnp.float32
-    with sentence("action_processor: can't be traced by jax.jit"):
-        jax.eval_shape(to_env, jax.ShapeDtypeStruct((num_envs, *space.shape), dtype))
 
 
 def _fit_buffer(buffer: Buffer | None, agent: Agent, num_envs: int, update_every: int) -> Buffer:

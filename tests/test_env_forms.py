@@ -1,5 +1,6 @@
 """What an environment is outside of the loop: its dtypes, its pickle, its form in files."""
 
+import argparse
 import json
 import multiprocessing
 import pickle
@@ -12,11 +13,13 @@ import pytest
 from gymnax.environments.bsuite.deep_sea import DeepSea
 from gymnax.environments.classic_control.cartpole import CartPole, EnvParams
 from gymnax.wrappers import LogWrapper
+from policies import make_policy
 from toys import Tiny, quick_jit, walk
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, as_env
 from purerl.envs.base import EnvSource, typed
+from purerl.host.cli.playing import environment
 from purerl.host.files import describe, differences
 
 SMALL = {"num_envs": 2, "update_every": 4, "total_timesteps": 24}
@@ -182,6 +185,16 @@ def test_what_a_name_makes_is_its_name():
     assert purerl.TrainConfig.from_mapping(config.to_mapping()).env.spec == config.env.spec
 
 
+def test_a_registered_factory_may_return_what_counts_as_an_environment():
+    purerl.register("a-gymnax-cartpole", CartPole)
+    config = purerl.TrainConfig(env="a-gymnax-cartpole", total_timesteps=1000)
+    assert config.env.spec == CART.spec
+    assert config.to_mapping()["env"] == "a-gymnax-cartpole"
+    purerl.register("nothing", lambda: None)
+    with pytest.raises(purerl.ConfigError, match="env: got None, expected a name"):
+        purerl.make("nothing")
+
+
 def test_specs_are_equal_wherever_they_come_from():
     spec = walk().spec
     assert spec == spec._replace(source=EnvSource("walk"))
@@ -210,7 +223,9 @@ def test_identities_tell_parameters_apart_and_not_processes():
     assert of(limits[0]) != of(limits[1])
     purerl.register("walk-of-a-length", lambda length=3: walk(length))
     assert of(purerl.make("walk-of-a-length", length=3)) != of("walk-of-a-length")
-    for env in ("FourRooms-misc", LogWrapper(CartPole())):
+    knot = CartPole()
+    knot.me = [knot]
+    for env in ("FourRooms-misc", LogWrapper(CartPole()), knot):
         assert "0x" not in json.dumps(of(env))
 
 
@@ -224,6 +239,23 @@ def test_a_run_is_not_continued_with_other_parameters(tmp_path):
     assert "Not in this file, since it has no form there: env" in text
     assert "CartPole" not in text
     purerl.fit(light, tmp_path / "light")  # goes on
+
+
+def test_a_policy_knows_whether_a_name_makes_its_environment(tmp_path):
+    def source(env):
+        config = purerl.TrainConfig(env=env, max_episode_steps=9, **PLAIN)
+        return config.make_loop().env.spec.source
+
+    assert source("CartPole-v1") == source(CART) == EnvSource("CartPole-v1")
+    assert source(LIGHT) is source(twice(CART)) is None
+    for env, expected in ((CART, EnvSource("CartPole-v1")), (as_env(LIGHT), None)):
+        policy = make_policy(purerl.PPO(hidden=(4,)), env)
+        purerl.save_policy(policy, tmp_path / "policy")
+        policy = purerl.load_policy(tmp_path / "policy")
+        assert policy.spec.source == expected
+    # It was trained with another gravity, and isn't played in what has its name.
+    with pytest.raises(purerl.ConfigError, match="in a CartPole-v1 that no name makes"):
+        environment(policy, argparse.Namespace(env=None))
 
 
 class Pair(NamedTuple):

@@ -3,6 +3,7 @@
 from purerl.envs.base import (
     AutoResetState,
     Env,
+    EnvSource,
     EnvSpec,
     TimeLimitState,
     TimeStep,
@@ -22,6 +23,7 @@ __all__ = [
     "Discrete",
     "Env",
     "EnvError",
+    "EnvSource",
     "EnvSpec",
     "Space",
     "TimeLimitState",

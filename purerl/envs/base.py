@@ -176,8 +176,9 @@ class Adapter(Dynamics):
 
     def identity(self) -> dict[str, Any]:
         inner = dynamics_of(self.env)
+        found = {} if inner is None else inner.identity()
         rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "env"}
-        return rest | ({} if inner is None else inner.identity())
+        return {**rest, "env": found} if rest else found
 
 
 class _Typed(Adapter):

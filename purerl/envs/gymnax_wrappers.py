@@ -75,14 +75,18 @@ def without_resets(env: Any) -> tuple[Any, Bare | None]:
     inside, innermost = without_resets(inner)
     if innermost is None:
         inside = innermost = Bare(inside)
-    values = {name: inside if x is inner else x for name, x in vars(env).items()}
+    values = {name: inside if x is inner else x for name, x in _attributes(env).items()}
     return _rebuilt(type(env), values), innermost
 
 
 def wrapped(env: Any) -> Any:
     """The one environment among an object's attributes; None where there is none, or several."""
-    found = {id(x): x for x in vars(env).values() if _is_environment(x)}
+    found = {id(x): x for x in _attributes(env).values() if _is_environment(x)}
     return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _attributes(env: Any) -> dict[str, Any]:
+    return getattr(env, "__dict__", {})
 
 
 def _is_environment(x: Any) -> bool:
@@ -94,7 +98,7 @@ def _place(env: Any, name: str) -> tuple[int, int]:
     """How far inside a method is found: through how many wrappers, and base classes of that one."""
     depth = 0
     while env is not None:
-        if name in vars(env):
+        if name in _attributes(env):
             return depth, -1
         for i, cls in enumerate(type(env).__mro__):
             if name in vars(cls):
@@ -134,7 +138,7 @@ def packed(env: Any) -> Any:
     the environment inside, before they have it again, for ever."""
     if not hasattr(type(env), "__getattr__"):
         return env
-    return _Packed(type(env), {name: packed(x) for name, x in vars(env).items()})
+    return _Packed(type(env), {name: packed(x) for name, x in _attributes(env).items()})
 
 
 def unpacked(env: Any) -> Any:
@@ -145,6 +149,6 @@ def unpacked(env: Any) -> Any:
 
 
 def _rebuilt(cls: type, values: dict[str, Any]) -> Any:
-    env = object.__new__(cls)
+    env: Any = object.__new__(cls)
     env.__dict__.update(values)
     return env

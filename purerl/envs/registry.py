@@ -46,8 +46,10 @@ class _Made(Adapter):
     exact = False  # for `check_env` to see it as it is
 
     def identity(self) -> dict[str, Any]:
-        params = dict(self.env.spec.source.params) if self.env.spec.source else {}
-        return super().identity() | ({"make": params} if params else {})
+        source = self.env.spec.source
+        return super().identity() | (
+            {"make": dict(source.params)} if source and source.params else {}
+        )
 
 
 def make(name: str, **kwargs: Any) -> Env:
@@ -70,6 +72,7 @@ def make(name: str, **kwargs: Any) -> Env:
         # Arrays that a constructor makes are constants, under a transformation of the caller's too.
         with jax.ensure_compile_time_eval():
             env = _make(name, kwargs)
+    env = _with_our_spaces(env)
     made = env._replace(spec=env.spec._replace(source=EnvSource(name, tuple(kwargs.items()))))
     return _Made(made).as_env(made.spec)
 

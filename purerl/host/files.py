@@ -133,8 +133,13 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{name: known(name) for name in PACKAGES}}
 
 
-def describe(value: Any) -> Any:
-    """A value in plain ones. Functions and classes are their names: what they do isn't seen."""
+def describe(value: Any, inside: tuple = ()) -> Any:
+    """A value in plain ones. Functions and classes are their names: what they do isn't seen.
+
+    Args:
+        value: of any kind.
+        inside: the objects that it is an attribute of, which aren't described again.
+    """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Record):
@@ -143,9 +148,9 @@ def describe(value: Any) -> Any:
     if isinstance(value, Env):
         return _describe_env(value)
     if isinstance(value, Mapping):
-        return {str(name): describe(x) for name, x in value.items()}
+        return {str(name): describe(x, inside) for name, x in value.items()}
     if isinstance(value, (tuple, list)):
-        return [describe(x) for x in value]
+        return [describe(x, inside) for x in value]
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return _describe_array(value)
     if isinstance(value, functools.partial):
@@ -157,7 +162,7 @@ def describe(value: Any) -> Any:
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     if dataclasses.is_dataclass(value) or hasattr(value, "step_env"):
-        return _describe_object(value)
+        return _describe_object(value, inside)
     if isinstance(value, (set, frozenset)):  # whose order differs between processes
         return sorted(map(_printed, value))
     return _printed(value)
@@ -190,16 +195,17 @@ def _describe_array(x: Any) -> Any:
     return {"shape": list(x.shape), "dtype": x.dtype.name, "sha256": digest}
 
 
-def _describe_object(value: Any) -> dict[str, Any]:
-    """The class and the attributes of a record, or of a gymnax environment."""
+def _describe_object(value: Any, inside: tuple) -> dict[str, Any]:
+    """The class and the attributes of a dataclass, or of a gymnax environment."""
     if isinstance(value, Bare):
-        return _describe_object(value.env)
-    attributes = (
-        {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        if (dataclasses.is_dataclass(value))
-        else vars(value)
-    )
-    return {"class": type(value).__qualname__, **describe(attributes)}
+        return _describe_object(value.env, inside)
+    attributes: dict[str, Any] = {}
+    if not any(value is x for x in inside):
+        names = list(getattr(value, "__dict__", {}))
+        if dataclasses.is_dataclass(value):
+            names = [field.name for field in dataclasses.fields(value)]
+        attributes = {name: getattr(value, name) for name in names}
+    return {"class": type(value).__qualname__, **describe(attributes, (*inside, value))}
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:

@@ -292,13 +292,14 @@ def _spec(plain: Mapping[str, Any], archive: _Archive) -> EnvSpec:
     if (size := sum(map(count_elements, parts))) > most:
         raise ValueError(f"its spaces have {size:,} elements, expected at most {most:,}")
     name, limit = plain["name"], plain["max_episode_steps"]
-    if not isinstance(name, str) or (limit is not None and type(limit) is not int):
-        raise ValueError(f"the environment's name is {name!r}, its limit {limit!r}")
     # Files of earlier versions have none: there every environment counted as what its name makes.
     source = plain.get("source", name)
-    made = EnvSource(source) if isinstance(source, str) else None
+    if not isinstance(name, str) or (limit is not None and type(limit) is not int):
+        raise ValueError(f"the environment's name is {name!r}, its limit {limit!r}")
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"the environment's source is {source!r}")
     observation, action = map(space_from_plain, parts)
-    return EnvSpec(name, observation, action, limit, made)
+    return EnvSpec(name, observation, action, limit, EnvSource(source) if source else None)
 
 
 def _plain_source(spec: EnvSpec) -> str | None:
