@@ -22,6 +22,7 @@ from purerl.host import figures, plotting_sweep
 from purerl.host.curves import Curves, read_run, read_runs
 from purerl.host.plotting import plot_comparison, plot_curves
 from purerl.host.plotting_sweep import plot_sweep, plot_sweep_curves
+from purerl.host.sweep_result import SweepResult
 from purerl.sweep import make_plan
 
 nan = np.nan
@@ -430,12 +431,14 @@ def made_up(scores=None, seeds=4, updates=20, **swept):
             types.SimpleNamespace(
                 group=group,
                 metrics=metrics,
-                num_updates=np.full(shape[0], updates),
-                shapes=types.SimpleNamespace(steps_per_update=8 * (i + 1)),
+                num_rows=np.full(shape[0], updates),
+                shapes=types.SimpleNamespace(timesteps=8 * (i + 1) * np.arange(1, updates + 1)),
             )
         )
     table = {"final_return": np.ravel(scores)}
-    return types.SimpleNamespace(plan=plan, groups=groups, table=table)
+    result = SweepResult.__new__(SweepResult)
+    result.plan, result.groups, result.table = plan, groups, table
+    return result
 
 
 LRS = [1e-2, 3e-4, 1e-3]

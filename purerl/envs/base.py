@@ -197,7 +197,7 @@ class _Typed(Adapter):
 
 
 def with_our_spaces(env: Env) -> Env:
-    """The environment with Gymnasium's and gymnax's spaces in its spec as ours; itself where all are.
+    """The environment with the spaces of Gymnasium and gymnax in its spec converted.
 
     Raises:
         ConfigError: a `Discrete` that doesn't start at 0.

@@ -72,7 +72,7 @@ def make(name: str, **kwargs: Any) -> Env:
         # Arrays that a constructor makes are constants, under a transformation of the caller's too.
         with jax.ensure_compile_time_eval():
             env = _make(name, kwargs)
-    env = _with_our_spaces(env)
+    env = with_our_spaces(env)
     made = env._replace(spec=env.spec._replace(source=EnvSource(name, tuple(kwargs.items()))))
     return _Made(made).as_env(made.spec)
 

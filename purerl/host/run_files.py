@@ -120,7 +120,6 @@ class RunFiles:
             took |= self._seconds_before()
         about = {"seeds": list(self.seeds), "finished": finished, **took}
         summary = summarize(self.config, out) | about | {"versions": versions()}
-        self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
         refuse_links(self.folder, [], [POLICIES])
         try:
             (self.folder / POLICIES).mkdir(exist_ok=True)
@@ -132,6 +131,8 @@ class RunFiles:
             many = np.ndim(_updates(out)) > 0
             one = jax.tree.map(operator.itemgetter(i), policies) if many else policies
             save_policy(one, self.folder / POLICIES / f"seed-{seed}.policy")
+        # At last: by it others know of which update the policies are.
+        self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         try:
@@ -164,7 +165,7 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
         "agent": type(config.agent).__name__,
         "steps_per_update": out.steps_per_update,
         "num_updates": int(np.max(updates)),
-        "num_rows": metrics.num_episodes.shape[-1],
+        "reached_update": updates_gone_through(out),
         "timesteps": int(np.max(updates)) * out.steps_per_update,
         "final_return": {
             "of": "training episodes of the last tenth of the updates, each counted once",
@@ -175,6 +176,11 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
         "num_episodes": int(metrics.num_episodes.sum()),
         "nonfinite_updates": int(metrics.nonfinite_updates.sum()),
     }
+
+
+def updates_gone_through(out: TrainOutput) -> int:
+    """Up to which update there are metrics, also where `max_episodes` had ended the run before."""
+    return int(max(out.timesteps, default=0)) // out.steps_per_update
 
 
 def _updates(out: TrainOutput) -> np.ndarray:

@@ -214,7 +214,7 @@ class RunView:
         """Whether training has come further than what its end, or an interrupt, has written."""
         if self._summary is None:
             return True
-        reached = self._summary.get("num_rows", self._summary.get("num_updates"))
+        reached = self._summary.get("reached_update", self._summary.get("num_updates"))
         return type(reached) is int and (self._newest_checkpoint() or 0) > reached
 
     def _config(self, env: str | None) -> TrainConfig:

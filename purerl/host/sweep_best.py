@@ -13,7 +13,15 @@ from purerl.errors import ConfigError, RunError
 from purerl.host.files import describe, reason, versions, write_whole
 from purerl.host.policy_file import save_policy
 from purerl.host.report import Report
-from purerl.host.run_files import CONFIG, METRICS, POLICIES, SUMMARY, config_text, summarize
+from purerl.host.run_files import (
+    CONFIG,
+    METRICS,
+    POLICIES,
+    SUMMARY,
+    config_text,
+    summarize,
+    updates_gone_through,
+)
 from purerl.host.run_view import BEST
 from purerl.host.sinks import csv_sink
 from purerl.host.sweep_result import SweepResult
@@ -51,16 +59,19 @@ def _write(
     for seed, out in zip(seeds, outs, strict=True):
         save_policy(out.policy, folder / POLICIES / f"seed-{seed}.policy")
     metrics: Any = jax.tree.map(lambda *xs: np.stack(xs), *(out.metrics for out in outs))
-    steps, rows = outs[0].steps_per_update, metrics.num_episodes.shape[1]
+    num_updates = np.array([int(out.state.num_updates) for out in outs])
+    state = outs[0].state._replace(num_updates=num_updates)
+    whole = outs[0].replace(metrics=metrics, state=state)
+    stop, steps = updates_gone_through(whole), whole.steps_per_update
     # How long a member alone would have taken isn't known.
-    csv_sink(folder / METRICS)(Report(0, rows, rows, steps, metrics, np.nan, np.nan, seeds))
+    took = (np.nan, np.nan)
+    report = Report(0, stop, stop, steps, metrics, *took, seeds, whole.log_every)
+    csv_sink(folder / METRICS)(report)
     left: list[str] = []
     text = config_text(to_plain(config, left))
     if left:
         text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
     _write_text(folder / CONFIG, text)
-    num_updates = np.array([out.state.num_updates for out in outs])
-    whole = outs[0].replace(metrics=metrics, state=outs[0].state._replace(num_updates=num_updates))
     about = {"seeds": list(seeds), "finished": True, "best": describe(values)}
     summary = summarize(config, whole) | about | {"versions": versions()}
     _write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
