@@ -161,6 +161,23 @@ def test_nothing_is_written_through_a_link(name, run_folder, finished):
     assert {x: after[x] for x in before} == before
 
 
+@pytest.mark.parametrize("name", ["sweep.json", "table.csv", "best", "best/policies"])
+def test_a_sweep_writes_through_no_link(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(purerl.host.sweep.Job, "train", lambda self, results: None)
+    folder, theirs = tmp_path / "sweep", tmp_path / "theirs"
+    with pytest.warns(UserWarning, match="best agent isn't in"):  # nothing was trained
+        purerl.sweep(config(), run_dir=folder)
+    theirs.mkdir()
+    (folder / name).parent.mkdir(exist_ok=True)
+    if name == "sweep.json":
+        (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name if name == "sweep.json" else theirs)
+    before = contents(tmp_path)
+    with pytest.raises(purerl.RunError, match=rf"{name} is a link to .*, expected a f"):
+        purerl.sweep(config(), run_dir=folder)
+    assert contents(tmp_path) == before
+
+
 def test_what_is_in_the_way_is_named(run_folder):
     for name, in_the_way in (("lock", "mkdir"), ("config.toml", "mkdir"), ("policies", "touch")):
         (run_folder / name).rename(run_folder.parent / "kept")

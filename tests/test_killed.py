@@ -46,7 +46,7 @@ def kill_in_turns(names, folder, num_kills, early):
     for turn in range(num_kills):
         name = names[turn % len(names)]
         where = folder / (name or "tiny")
-        wait = rng.uniform(0.0, np.median(seconds) if turn in early else 0.6)
+        wait = rng.uniform(0.0, min(seconds) if turn in early else 0.6)
         reached, first = kill_one(name, where, wait, turn in early)
         seconds += [first] if first else []
         print(f"{name}: killed after {wait:.2f} s, {turn in early=}, at update {reached}")

@@ -537,6 +537,10 @@ def work():
     raise purerl.ConfigError("lr: too bold")
 
 
+def fill():
+    raise purerl.RunError("run_dir: can't write")
+
+
 def die():
     os._exit(7)
 
@@ -558,6 +562,8 @@ def test_the_process_apart_tells_what_went_wrong():
     assert do(answer) == (num_cores(), False)
     with pytest.raises(purerl.ConfigError, match="lr: too bold"):
         do(work)
+    with pytest.raises(purerl.RunError, match=r"^run_dir: can't write$"):
+        do(fill)
     with pytest.raises(sweep_apart.SweepProcessError, match="code 7 and no result"):
         do(die)
     with pytest.raises(sweep_apart.SweepProcessError, match="OSError: no disk"):

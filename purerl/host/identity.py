@@ -1,6 +1,5 @@
 """Which run a folder holds, and whether it is the one that is asked for."""
 
-import contextlib
 import json
 import os
 import warnings
@@ -12,7 +11,7 @@ import jax
 from purerl.errors import ConfigError
 from purerl.host.checkpoint import RUN, RunFolder
 from purerl.host.files import differences, versions
-from purerl.host.folders import LOCK, is_taken
+from purerl.host.folders import is_taken
 from purerl.loop import Loop
 
 
@@ -79,8 +78,6 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
         )
     if old != new:
         folder.write_run({**run, "versions": versions(), "hardware": hardware()})
-    with contextlib.suppress(OSError):
-        os.utime(folder.path / LOCK)  # by it the newest run is found
 
 
 def _check_rows(folder: RunFolder, log_every: int, trained: int, loop: Loop) -> None:

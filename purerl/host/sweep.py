@@ -17,16 +17,20 @@ from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError, shown
 from purerl.fields import check_path
 from purerl.host.files import reason
+from purerl.host.folders import refuse_links
+from purerl.host.run_files import CONFIG, METRICS, POLICIES, SUMMARY
+from purerl.host.run_view import BEST
 from purerl.host.sweep_apart import cores_lie_idle, pickled, run_apart
 from purerl.host.sweep_best import write_best
 from purerl.host.sweep_result import Effort, GroupResult, SweepResult
-from purerl.host.sweep_store import Store, describe_sweep, open_store
+from purerl.host.sweep_store import DESCRIPTION, Store, describe_sweep, open_store
 from purerl.host.sweep_view import progress
 from purerl.slices import compile_group, host_shape, member_shapes, run_slices
 from purerl.sweep import Plan, make_plan
 
 # Environment steps in all from which on a process of its own, some 4 seconds to start, pays.
 WORTH_A_PROCESS = 5_000_000
+TABLE = "table.csv"  # what the command writes into a sweep's folder, too
 
 
 def sweep(
@@ -110,6 +114,8 @@ def sweep(
 
 def _open(run_dir: Any, description: dict[str, Any]) -> Store:
     path = check_path("run_dir", run_dir).absolute()
+    refuse_links(path, [DESCRIPTION, TABLE], [BEST])
+    refuse_links(path / BEST, [CONFIG, METRICS, SUMMARY], [POLICIES])
     with _written(path):
         return open_store(path, description)
 
