@@ -96,7 +96,9 @@ def _trainer(agent: Agent, env: Env) -> Callable:
             total_timesteps=2 * steps,
             update_after=0,
         )
-        state, metrics = jax.lax.scan(loop.step, loop.init(key), jnp.arange(loop.num_updates))
+        state, metrics = jax.lax.scan(
+            loop.step, loop.init(key), jnp.arange(loop.num_updates, dtype=jnp.int32)
+        )
         return state.agent, metrics.losses
 
     return train

@@ -59,8 +59,8 @@ def play_episodes(
         action = policy(obs, policy_key)
         keys = jax.random.split(env_key, num_episodes)
         env_state, timestep = env.step(keys, env_state, action)
-        returns = returns + jnp.where(over, 0.0, timestep.reward)
-        lengths = lengths + ~over
+        returns = returns + jnp.where(over, 0.0, timestep.reward.astype(jnp.float32))
+        lengths = lengths + (~over).astype(jnp.int32)
         over = over | timestep.terminated | timestep.truncated
         return time + 1, timestep.obs, env_state, over, returns, lengths
 

@@ -12,7 +12,7 @@ from purerl.agents.base import Agent
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import Env, all_finite, auto_reset, time_limit, vectorize, where
 from purerl.evaluate import evaluate
-from purerl.metrics import Episodes, Metrics, no_episodes, pool
+from purerl.metrics import Episodes, Metrics, missing, no_episodes, pool
 from purerl.noise import Noise
 from purerl.normalize import RunningStats, init_stats, normalize, update_stats
 from purerl.rewarders import Rewarder
@@ -166,6 +166,7 @@ class Loop:
                 lambda: self._evaluate(agent_state, stats, state.eval_key, index),
                 no_episodes,
             )
+        skipped = (~finite).astype(jnp.int32)
         new = RunState(
             agent=agent_state,
             buffer=stored,
@@ -176,9 +177,8 @@ class Loop:
             eval_key=state.eval_key,
             num_updates=state.num_updates + 1,
             num_episodes=state.num_episodes + episodes.num_episodes,
-            nonfinite_updates=state.nonfinite_updates + ~finite,
+            nonfinite_updates=state.nonfinite_updates + skipped,
         )
-        skipped = (~finite).astype(jnp.int32)
         metrics = Metrics(
             **episodes._asdict(), losses=losses, nonfinite_updates=skipped, eval=evaluation
         )
@@ -252,7 +252,7 @@ class Loop:
         )
         losses = devices.pmean(losses, self.axis_name)
         if learning is not None:
-            losses = {name: jnp.where(learning, x, jnp.nan) for name, x in losses.items()}
+            losses = {name: jnp.where(learning, x, missing()) for name, x in losses.items()}
         return agent_state, stored, losses
 
     def _agent(self, index: jax.Array) -> Agent:
@@ -296,7 +296,7 @@ def _freeze(
     rest = where(running, *(cast(Any, x)._replace(buffer=None) for x in (new, old)))
     nothing = Metrics(
         **no_episodes()._asdict(),
-        losses=dict.fromkeys(metrics.losses, jnp.float32(jnp.nan)),
+        losses=dict.fromkeys(metrics.losses, jnp.float32(missing())),
         nonfinite_updates=jnp.int32(0),
         eval=None if metrics.eval is None else no_episodes(),
     )

@@ -1,5 +1,6 @@
 """What a run tells of itself, reduced inside the scan: one number an update."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from purerl.devices import pmin, psum
 class Episodes(NamedTuple):
     """Returns and lengths of the episodes that ended.
 
-    NaN where none did; each episode counts once, however long it was.
+    NaN where none did (see `missing`); each episode counts once, however long it was.
 
     Attributes:
         episode_return, episode_return_min, episode_return_max: `[]` float32, sums of the
@@ -53,6 +54,12 @@ class Metrics(NamedTuple):
     eval: Episodes | None
 
 
+def missing() -> float:
+    """A number that isn't known: NaN; infinity where JAX takes every NaN that a program returns for
+    a fault (`jax_debug_nans`, read when a program is traced)."""
+    return math.inf if jax.config.jax_debug_nans else math.nan
+
+
 def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episodes:
     """Statistics over the entries where an episode ended.
 
@@ -67,8 +74,8 @@ def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episo
     total = jnp.sum(jnp.where(ended, jnp.stack([*both, jnp.ones_like(returns)]), 0.0), axes)
     ends = jnp.min(jnp.where(ended, jnp.concatenate([both, -both]), jnp.inf), axes)
     count = total[2]
-    low_return, low_length, high_return, high_length = jnp.where(count > 0, ends, jnp.nan)
-    mean_return, mean_length = total[:2] / count  # 0 / 0 is the NaN that is wanted
+    low_return, low_length, high_return, high_length = jnp.where(count > 0, ends, missing())
+    mean_return, mean_length = jnp.where(count > 0, total[:2] / jnp.maximum(count, 1), missing())
     return Episodes(
         *(mean_return, low_return, -high_return),
         *(mean_length, low_length, -high_length),
@@ -87,9 +94,10 @@ def pool(episodes: Episodes, axis_name: str | None) -> Episodes:
     sums = jnp.where(seen, means * episodes.num_episodes, 0.0)
     sums, count = psum((sums, episodes.num_episodes), axis_name)
     ends = jnp.where(seen, jnp.concatenate([lows, -highs]), jnp.inf)
-    ends = jnp.where(count > 0, pmin(ends, axis_name), jnp.nan)
-    (mean_return, mean_length), (low_return, low_length) = sums / count, ends[:2]
-    high_return, high_length = -ends[2:]
+    ends = pmin(ends, axis_name)
+    both = jnp.concatenate([sums / jnp.maximum(count, 1), ends[:2], -ends[2:]])
+    both = jnp.where(count > 0, both, missing())
+    mean_return, mean_length, low_return, low_length, high_return, high_length = both
     return Episodes(
         *(mean_return, low_return, high_return), *(mean_length, low_length, high_length), count
     )
@@ -97,5 +105,5 @@ def pool(episodes: Episodes, axis_name: str | None) -> Episodes:
 
 def no_episodes() -> Episodes:
     """The statistics of no episode at all."""
-    nan = jnp.float32(jnp.nan)
-    return Episodes(nan, nan, nan, nan, nan, nan, jnp.int32(0))
+    none = jnp.float32(missing())
+    return Episodes(none, none, none, none, none, none, jnp.int32(0))

@@ -84,6 +84,23 @@ def normalize(stats: RunningStats, x: PyTree, clip: float = 10.0) -> PyTree:
     """(x - mean) / std, clipped, leaf by leaf; x is `[..., *shape]` and comes back as float32."""
 
     def scale(x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        return jnp.clip((x - mean) * jax.lax.rsqrt(var + 1e-8), -clip, clip)
+        mean, var = (jnp.reshape(m, (1,) * (x.ndim - m.ndim) + m.shape) for m in (mean, var))
+        scaled = (x.astype(jnp.float32) - mean) * jax.lax.rsqrt(var + 1e-8)
+        return jnp.clip(scaled, -clip, clip)
 
     return jax.tree.map(scale, x, stats.mean, stats.var)
+
+
+@jax.custom_jvp
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """The square root, with a derivative of 0 at 0: where a spread is 0 since all is alike,
+    derivatives through it would be NaN."""
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    positive = x > 0
+    slope = jnp.where(positive, 0.5 / jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+    return safe_sqrt(x), slope * dx

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.fields import ConfigError, Record, by_loop, flag, integer, real
-from purerl.normalize import RunningStats, init_stats, mean_and_var, update_stats
+from purerl.normalize import RunningStats, init_stats, mean_and_var, safe_sqrt, update_stats
 from purerl.returns import n_step_return
 
 PyTree = Any
@@ -118,7 +118,7 @@ class NStep(Record):
         total = n_step_return(reward, nothing, terminated, truncated, self.gamma, self.n)
         if self.normalize:
             mean, var = mean_and_var(total, (0, 1), self.axis_name)
-            total = (total - mean) / (jnp.sqrt(var) + 1e-8)
+            total = (total - mean) / (safe_sqrt(var) + 1e-8)
         return state, self.factor * total
 
 
@@ -147,7 +147,7 @@ class RunningNormalize(Record):
 
     def init(self, num_envs: int) -> RunningNormalizeState:
         stats = init_stats(jax.ShapeDtypeStruct((), jnp.float32))
-        return RunningNormalizeState(jnp.zeros(num_envs), stats)
+        return RunningNormalizeState(jnp.zeros(num_envs, jnp.float32), stats)
 
     def __call__(
         self,

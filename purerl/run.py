@@ -147,7 +147,7 @@ def run(
         ConfigError: arguments that don't fit together.
     """
     loop = make_loop(env, agent, buffer, **options)
-    indices = jnp.arange(loop.num_updates)
+    indices = jnp.arange(loop.num_updates, dtype=jnp.int32)
     return loop.spread(lambda state: jax.lax.scan(loop.step, state, indices))(loop.start(key))
 
 
@@ -200,7 +200,8 @@ def action_map(
     if action_processor is not None:
         return action_processor
     if isinstance(space, Box):
-        return lambda action: jnp.clip(action, space.low, space.high).astype(space.dtype)
+        low, high = space.low[None], space.high[None]
+        return lambda action: jnp.clip(action, low, high).astype(space.dtype)
     return lambda action: action
 
 

@@ -91,7 +91,7 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
     def train(key: jax.Array, hyperparams: Mapping[str, Any] | None = None) -> TrainOutput:
         check_key(key)
         loop = config.make_loop(hyperparams)
-        indices = jnp.arange(loop.num_updates)
+        indices = jnp.arange(loop.num_updates, dtype=jnp.int32)
         scan = loop.spread(lambda state: jax.lax.scan(loop.step, state, indices))
         state, metrics = scan(loop.start(key))
         agent = with_hyperparams(config.agent, hyperparams or {})
