@@ -131,7 +131,7 @@ class Buffer(Record):
         if num_steps > num_rows:
             raise ConfigError(f"Buffer.push: {num_steps} steps do not fit into {num_rows} rows")
         start = jnp.int32(0) if num_steps == num_rows else state.position
-        rows = (start + jnp.arange(num_steps)) % num_rows
+        rows = (start + jnp.arange(num_steps, dtype=jnp.int32)) % num_rows
         new = _entries(transitions)
         if self.priority_sampling:
             new["td_error"] = jnp.zeros_like(new["reward"])
@@ -145,7 +145,8 @@ class Buffer(Record):
             state.max_priority,
         )
         if self.priority_sampling:
-            index = (rows[0] * num_envs + jnp.arange(num_steps * num_envs)) % (num_rows * num_envs)
+            index = rows[0] * num_envs + jnp.arange(num_steps * num_envs, dtype=jnp.int32)
+            index = index % (num_rows * num_envs)
             to = self._droppable(index)
             tree = sumtree.write_range(state.priorities, index, to, state.max_priority)
             pushed = pushed._replace(priorities=tree)
@@ -213,7 +214,7 @@ class Buffer(Record):
         read = {"priority": self._priority(state, indices)}
         if self.priority_sampling and "td_error" in keys:
             read["td_error"] = returns.take(state.data["td_error"], indices)
-        indices = indices + (0.0 * sum(read.values(), jnp.zeros(()))).astype(jnp.int32)
+        indices = indices + (0.0 * sum(read.values(), jnp.float32(0))).astype(jnp.int32)
         indices, read = jax.lax.optimization_barrier((indices, read))
         batch = read | self._look_ahead(state, indices, n_step)
         for name in keys:
@@ -299,7 +300,7 @@ class Buffer(Record):
     def _priority(self, state: BufferState, indices: jax.Array) -> jax.Array:
         """`[B]`, proportional to the probability of each; ones where all are alike."""
         if not self.priority_sampling:
-            return jnp.ones(indices.shape)
+            return jnp.ones(indices.shape, jnp.float32)
         return jnp.maximum(state.priorities[0][indices], jnp.finfo(jnp.float32).tiny)
 
     def _weight(self, state: BufferState, priority: jax.Array) -> jax.Array:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from purerl.agents import AGENTS, PPO, Agent
 from purerl.buffer import Buffer
@@ -255,7 +257,10 @@ def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
                 f"hyperparams: {cls.__name__} has no {shown(name)}; {suggest(name, traced)}"
             )
         check_value(cls, name, value)
-    return agent.replace(**hyperparams)
+    # Arrays of another precision than the agent's would make it theirs, step by step.
+    arrays = {n: x for n, x in hyperparams.items() if isinstance(x, (jax.Array, np.ndarray))}
+    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
+    return agent.replace(**{**hyperparams, **arrays})
 
 
 def check_hyperparams(hyperparams: Any) -> Mapping[str, Any]:

@@ -82,7 +82,7 @@ def play_episodes(
         env_state, timestep = env.step(keys, env_state, action)
         fine = jax.vmap(all_finite)((timestep.obs, timestep.reward))
         returns = returns + jnp.where(over, 0.0, jnp.where(fine, timestep.reward, jnp.nan))
-        lengths = lengths + ~over
+        lengths = lengths + (~over).astype(jnp.int32)
         over = over | timestep.terminated | timestep.truncated | ~fine
         return time + 1, timestep.obs, env_state, over, returns, lengths
 

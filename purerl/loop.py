@@ -12,7 +12,7 @@ from purerl.agents.base import Agent
 from purerl.buffer import Buffer, BufferState
 from purerl.envs.base import Env, all_finite, auto_reset, time_limit, vectorize, where
 from purerl.evaluate import evaluate
-from purerl.metrics import Count, Episodes, Metrics, Row, no_episodes, no_metrics, pool
+from purerl.metrics import Count, Episodes, Metrics, Row, missing, no_episodes, no_metrics, pool
 from purerl.noise import Noise
 from purerl.normalize import RunningStats, init_stats, left_out, normalize, update_stats
 from purerl.rewarders import Rewarder, transform
@@ -315,7 +315,7 @@ class Loop:
         )
         losses = devices.pmean(losses, self.axis_name)
         if learning is not None:
-            losses = {name: jnp.where(learning, x, jnp.nan) for name, x in losses.items()}
+            losses = {name: jnp.where(learning, x, missing()) for name, x in losses.items()}
         return agent_state, stored, losses
 
     def _agent(self, index: Any, num_episodes: Any = 0) -> Agent:

@@ -1,6 +1,7 @@
 """What a run tells of itself, reduced inside the scan: one number a row."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -68,7 +69,7 @@ class Count:
 class Episodes(NamedTuple):
     """Returns and lengths of the episodes that ended.
 
-    NaN where none did; each episode counts once, however long it was.
+    NaN where none did (see `missing`); each episode counts once, however long it was.
 
     Attributes:
         episode_return, episode_return_min, episode_return_max: `[]` float32, sums of the
@@ -114,6 +115,12 @@ class Metrics(NamedTuple):
     eval: Episodes | None
 
 
+def missing() -> float:
+    """A number that isn't known: NaN; infinity where JAX takes every NaN that a program returns for
+    a fault (`jax_debug_nans`, read when a program is traced)."""
+    return math.inf if jax.config.jax_debug_nans else math.nan
+
+
 def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episodes:
     """Statistics over the entries where an episode ended.
 
@@ -128,8 +135,8 @@ def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episo
     total = jnp.sum(jnp.where(ended, jnp.stack([*both, jnp.ones_like(returns)]), 0.0), axes)
     ends = jnp.min(jnp.where(ended, jnp.concatenate([both, -both]), jnp.inf), axes)
     count = total[2]
-    low_return, low_length, high_return, high_length = jnp.where(count > 0, ends, jnp.nan)
-    mean_return, mean_length = total[:2] / count  # 0 / 0 is the NaN that is wanted
+    low_return, low_length, high_return, high_length = jnp.where(count > 0, ends, missing())
+    mean_return, mean_length = jnp.where(count > 0, total[:2] / jnp.maximum(count, 1), missing())
     return Episodes(
         *(mean_return, low_return, -high_return),
         *(mean_length, low_length, -high_length),
@@ -148,9 +155,10 @@ def pool(episodes: Episodes, axis_name: str | None) -> Episodes:
     sums = jnp.where(seen, means * episodes.num_episodes, 0.0)
     sums, count = psum((sums, episodes.num_episodes), axis_name)
     ends = jnp.where(seen, jnp.concatenate([lows, -highs]), jnp.inf)
-    ends = jnp.where(count > 0, pmin(ends, axis_name), jnp.nan)
-    (mean_return, mean_length), (low_return, low_length) = sums / count, ends[:2]
-    high_return, high_length = -ends[2:]
+    ends = pmin(ends, axis_name)
+    both = jnp.concatenate([sums / jnp.maximum(count, 1), ends[:2], -ends[2:]])
+    both = jnp.where(count > 0, both, missing())
+    mean_return, mean_length, low_return, low_length, high_return, high_length = both
     return Episodes(
         *(mean_return, low_return, high_return), *(mean_length, low_length, high_length), count
     )
@@ -194,7 +202,7 @@ class Row(NamedTuple):
     def end(self) -> Metrics:
         """The row."""
         losses = {
-            name: jnp.where(self.known[name] > 0, x, jnp.nan)
+            name: jnp.where(self.known[name] > 0, x, missing())
             for name, x in self.metrics.losses.items()
         }
         return self.metrics._replace(losses=losses)
@@ -209,17 +217,25 @@ def _together(a: Episodes, b: Episodes) -> Episodes:
     count = a.num_episodes + b.num_episodes
     share = b.num_episodes.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
 
+    def known(both: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(a.num_episodes > 0, jnp.where(b.num_episodes > 0, both, x), y)
+
     def mean(x: jax.Array, y: jax.Array) -> jax.Array:
-        both = jnp.where(a.num_episodes > 0, x + share * (y - x), y)
-        return jnp.where(b.num_episodes > 0, both, x)
+        return known(x + share * (y - x), x, y)
+
+    def least(x: jax.Array, y: jax.Array) -> jax.Array:
+        return known(jnp.minimum(x, y), x, y)
+
+    def most(x: jax.Array, y: jax.Array) -> jax.Array:
+        return known(jnp.maximum(x, y), x, y)
 
     return Episodes(
         mean(a.episode_return, b.episode_return),
-        jnp.fmin(a.episode_return_min, b.episode_return_min),
-        jnp.fmax(a.episode_return_max, b.episode_return_max),
+        least(a.episode_return_min, b.episode_return_min),
+        most(a.episode_return_max, b.episode_return_max),
         mean(a.episode_length, b.episode_length),
-        jnp.fmin(a.episode_length_min, b.episode_length_min),
-        jnp.fmax(a.episode_length_max, b.episode_length_max),
+        least(a.episode_length_min, b.episode_length_min),
+        most(a.episode_length_max, b.episode_length_max),
         jnp.where(count < 0, _MOST, count),  # rather than starting again from below
     )
 
@@ -228,7 +244,7 @@ def no_metrics(like: Metrics) -> Metrics:
     """The metrics of nothing; `like` has the names and the parts of all."""
     return Metrics(
         **no_episodes()._asdict(),
-        losses=dict.fromkeys(like.losses, jnp.float32(jnp.nan)),
+        losses=dict.fromkeys(like.losses, jnp.float32(missing())),
         nonfinite_updates=jnp.int32(0),
         eval=None if like.eval is None else no_episodes(),
     )
@@ -236,5 +252,5 @@ def no_metrics(like: Metrics) -> Metrics:
 
 def no_episodes() -> Episodes:
     """The statistics of no episode at all."""
-    nan = jnp.float32(jnp.nan)
-    return Episodes(nan, nan, nan, nan, nan, nan, jnp.int32(0))
+    none = jnp.float32(missing())
+    return Episodes(none, none, none, none, none, none, jnp.int32(0))

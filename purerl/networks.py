@@ -14,9 +14,10 @@ A subclass implements `create_network` and is passed to an agent uninstantiated:
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,7 @@ class Actor(nn.Module):
         distribution = self._distribution()
         mean, log_std = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
         self._check_shape("create_network", mean, batch)
+        mean = jnp.asarray(mean, jnp.float32)  # whatever precision the network computes in
         if distribution is Categorical:
             if log_std is not None:
                 raise ConfigError(f"{self._name()}.create_network: got a pair, expected logits")
@@ -94,17 +96,18 @@ class Actor(nn.Module):
             return self._affine(jnp.tanh(mean).reshape(shape))
         if log_std is None:
             start = nn.initializers.constant(self.init_log_std)
-            log_std = self.param("log_std", start, (self.action_dim,))
+            log_std = self.param("log_std", start, (self.action_dim,), jnp.float32)
             log_std = jnp.broadcast_to(log_std, mean.shape)
         else:
             self._check_shape("create_network's log_std", log_std, batch)
+            log_std = jnp.asarray(log_std, jnp.float32)
         mean, log_std, space = _drawn_alike(mean, log_std, space)
         mean, scale = mean.reshape(shape), jnp.exp(jnp.clip(log_std, -20.0, 2.0)).reshape(shape)
         event_ndim = len(space.shape)
         if distribution is TanhNormal:
-            low, high = jnp.asarray(space.low), jnp.asarray(space.high)
+            low, high = jnp.asarray(space.low)[None], jnp.asarray(space.high)[None]
             return TanhNormal(mean, scale, low, high, event_ndim)
-        return Normal(self._affine(mean), jnp.asarray(space.half_range) * scale, event_ndim)
+        return Normal(self._affine(mean), jnp.asarray(space.half_range)[None] * scale, event_ndim)
 
     def _name(self) -> str:
         return type(self).__name__
@@ -140,7 +143,8 @@ class Actor(nn.Module):
 
     def _affine(self, x: jax.Array) -> jax.Array:
         assert isinstance(self.action_space, Box)
-        return self.action_space.center + self.action_space.half_range * x
+        space = self.action_space
+        return space.center[None] + space.half_range[None] * x
 
 
 class Critic(nn.Module):
@@ -187,23 +191,24 @@ class Critic(nn.Module):
         space = self.action_space
         several = not takes and isinstance(space, Discrete) and space.n > 1
         if several and getattr(out, "shape", None) == (batch, self.action_dim):
-            return out
+            return jnp.asarray(out, jnp.float32)
         if getattr(out, "shape", None) not in ((batch,), (batch, 1)):
             got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
             raise ConfigError(
                 f"{type(self).__name__}.create_network: got {got}, "
                 f"expected {(batch,)} or {(batch, 1)}: one value an observation, [B] or [B, 1]"
             )
-        return out.reshape(batch)
+        return jnp.asarray(out, jnp.float32).reshape(batch)
 
     def _encode(self, action: jax.Array | None) -> jax.Array:
         if action is None:
             raise ConfigError(f"{type(self).__name__}: is a Q critic, and was given no action")
         if isinstance(self.action_space, Discrete):
-            return jax.nn.one_hot(action, self.action_space.n)
+            return jax.nn.one_hot(action, self.action_space.n, dtype=jnp.float32)
         space = self.action_space
         assert space is not None
-        scaled = (action - space.center) / _divisor(space.half_range)
+        center, divisor = space.center[None], _divisor(space.half_range)[None]
+        scaled = (action.astype(jnp.float32) - center) / divisor
         return scaled.reshape(action.shape[0], -1)
 
 
@@ -214,13 +219,52 @@ def takes_action(critic: Callable[..., Critic]) -> bool:
     return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) > 2
 
 
+def init_network(network: nn.Module, key: jax.Array, *inputs: Any) -> Any:
+    """A network's variables for inputs like these: "params", which are trained, and whatever other
+    collections of flax it has, which stay as they are initialised."""
+    return {"params": {}, **network.init(key, *inputs)}
+
+
 def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:
-    """Parameters for observations like these, `[B, *obs_shape]`."""
+    """Variables, as of `init_network`, for observations like these, `[B, *obs_shape]`."""
     if not takes_action(type(critic)):
-        return critic.init(key, obs)
+        return init_network(critic, key, obs)
     space, batch = critic.action_space, jax.tree.leaves(obs)[0].shape[0]
     assert space is not None
-    return critic.init(key, obs, jnp.zeros((batch, *space.shape), space.dtype))
+    return init_network(critic, key, obs, jnp.zeros((batch, *space.shape), space.dtype))
+
+
+def trained(params: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """What is trained of networks' variables: floats, and of flax's collections only "params".
+
+    Args:
+        params: variables of a network, or a pytree of such, or of arrays.
+
+    Returns:
+        The trained part, and a function that puts another in its place and gives the whole. Where
+        all is trained, the part is `params`.
+    """
+
+    def is_variables(x: Any) -> bool:
+        return isinstance(x, Mapping) and "params" in x
+
+    def mark(x: Any) -> Any:
+        if not is_variables(x):
+            return jnp.issubdtype(x.dtype, jnp.inexact)
+        rest = {name: jax.tree.map(lambda _: False, part) for name, part in x.items()}
+        return {**rest, "params": jax.tree.map(mark, x["params"])}
+
+    marks = jax.tree.leaves(jax.tree.map(mark, params, is_leaf=is_variables))
+    if all(marks):
+        return params, lambda part: part
+    leaves, structure = jax.tree.flatten(params)
+
+    def join(part: list[jax.Array]) -> Any:
+        rest = iter(part)
+        new = [next(rest) if learns else x for x, learns in zip(leaves, marks, strict=True)]
+        return jax.tree.unflatten(structure, new)
+
+    return [x for x, learns in zip(leaves, marks, strict=True) if learns], join
 
 
 def is_q_critic(critic: Critic, obs: Any) -> bool:
@@ -235,8 +279,17 @@ def q_value(critic: Critic, params: Any, obs: Any, action: jax.Array) -> jax.Arr
     """`[B]`, Q(s, a) of a Q critic, for `[B, *obs_shape]` and `[B, *action_shape]`."""
     if takes_action(type(critic)):
         return apply(critic, params, obs, action)
-    chosen = jax.nn.one_hot(action, critic.action_dim)
-    return jnp.sum(chosen * apply(critic, params, obs), axis=-1)
+    return pick(apply(critic, params, obs), action)
+
+
+def pick(values: jax.Array, action: jax.Array) -> jax.Array:
+    """`[B]`, of values `[B, n]` those of the actions `[B]`.
+
+    A one-hot choice, not a gather: its gradient is a choice too, and not a scatter. What isn't
+    chosen may be infinite.
+    """
+    chosen = jax.nn.one_hot(action, values.shape[-1], dtype=bool)
+    return jnp.sum(jnp.where(chosen, values, 0.0), axis=-1)
 
 
 def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
@@ -248,12 +301,32 @@ def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
     def of(action: jax.Array) -> jax.Array:
         return apply(critic, params, obs, jnp.broadcast_to(action, batch))
 
-    return jax.vmap(of, out_axes=1)(jnp.arange(n))
+    return jax.vmap(of, out_axes=1)(jnp.arange(n, dtype=jnp.int32))
 
 
 def apply(network: nn.Module, params: Any, *inputs: Any) -> Any:
-    """What a network returns for its inputs."""
-    return network.apply(params, *inputs)
+    """What a network returns for its inputs.
+
+    Raises:
+        ConfigError: it changes variables of its own while it is applied, or draws random numbers.
+    """
+    try:
+        return network.apply(params, *inputs)
+    except flax.errors.ModifyScopeVariableError as error:
+        raise ConfigError(
+            f"{type(network).__name__}: {_first_sentence(error)} Expected variables that stay as "
+            "they are initialised (nn.BatchNorm with use_running_average=True, nn.SpectralNorm "
+            "with update_stats=False), or a layer without any, such as nn.LayerNorm"
+        ) from None
+    except flax.errors.InvalidRngError as error:
+        raise ConfigError(
+            f"{type(network).__name__}: {_first_sentence(error)} Expected a network that draws no "
+            "random numbers (nn.Dropout with deterministic=True)"
+        ) from None
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).split(" (https:")[0].rstrip(".") + "."
 
 
 def _drawn_alike(mean: jax.Array, log_std: jax.Array, space: Box) -> tuple[Any, Any, Box]:

@@ -35,7 +35,7 @@ class Noise(Record):
     def init(self, num_envs: int, action_shape: tuple[int, ...]) -> NoiseState:
         """The state at the start."""
         value = jnp.broadcast_to(jnp.asarray(self.mean, jnp.float32), (num_envs, *action_shape))
-        return NoiseState(value, jnp.ones(num_envs))
+        return NoiseState(value, jnp.ones(num_envs, jnp.float32))
 
     def step(self, state: NoiseState, key: jax.Array) -> tuple[NoiseState, jax.Array]:
         """The state after a step, and the noise `[N, *action_shape]` of this one."""
@@ -65,7 +65,7 @@ class GaussianNoise(Noise):
     sigma: float = real(default=0.1, at_least=0.0)
 
     def next_value(self, value: jax.Array, key: jax.Array) -> jax.Array:
-        return self.mean + self.sigma * jax.random.normal(key, value.shape)
+        return self.mean + self.sigma * jax.random.normal(key, value.shape, jnp.float32)
 
 
 class OrnsteinUhlenbeckNoise(Noise):
@@ -87,7 +87,7 @@ class OrnsteinUhlenbeckNoise(Noise):
     def next_value(self, value: jax.Array, key: jax.Array) -> jax.Array:
         kept = jnp.exp(-self.theta * self.dt)
         spread = self.sigma * jnp.sqrt(-jnp.expm1(-2.0 * self.theta * self.dt) / (2.0 * self.theta))
-        drawn = jax.random.normal(key, value.shape)
+        drawn = jax.random.normal(key, value.shape, jnp.float32)
         return self.mean + kept * (value - self.mean) + spread * drawn
 
 

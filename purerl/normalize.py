@@ -195,3 +195,18 @@ def _add(value: jax.Array, lost: jax.Array, change: Any) -> tuple[jax.Array, jax
     total = value + change
     part = total - value
     return total, (value - (total - part)) + (change - part)
+
+
+@jax.custom_jvp
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """The square root, with a derivative of 0 at 0: where a spread is 0 since all is alike,
+    derivatives through it would be NaN."""
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    positive = x > 0
+    slope = jnp.where(positive, 0.5 / jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+    return safe_sqrt(x), slope * dx

@@ -177,8 +177,9 @@ def n_step_return(
     beyond = jnp.where(terminated, 0.0, next_value)
 
     def step(shorter: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
-        reward, beyond, done = inputs  # shorter[k] is the (k + 1)-step return of the next step
-        tail = jnp.concatenate([beyond[None], shorter[:-1]])
+        # shorter[k] is the (k + 1)-step return of the next step.
+        reward, beyond, done = (x[None] for x in inputs)
+        tail = jnp.concatenate([beyond, shorter[:-1]])
         returns = reward + gamma * jnp.where(done, beyond, tail)
         return returns, returns[-1]
 
@@ -211,19 +212,21 @@ def look_ahead(
     """
     num_rows, num_envs = data["reward"].shape
     row, env = indices[:, None] // num_envs, indices[:, None] % num_envs
-    rows = (row + jnp.arange(n)) % num_rows
+    rows = (row + jnp.arange(n, dtype=jnp.int32)[None]) % num_rows
     at = rows * num_envs + env
     ended = take(data["terminated"], at) | take(data["truncated"], at)
     episode = take(data["episode"], at)
     goes_on = ~ended[:, :-1] & (episode[:, 1:] == episode[:, :-1])
     goes_on &= rows[:, :-1] != (position - 1) % num_rows
     taken = jnp.cumprod(jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True), axis=1)
-    count = jnp.sum(taken, axis=1)
+    count = jnp.sum(taken, axis=1, dtype=jnp.int32)
     last = jnp.take_along_axis(at, count[:, None] - 1, axis=1)[:, 0]
     ends = {name: take(data[name], last) for name in ("next_obs", "terminated", "truncated")}
-    powers = jnp.asarray(gamma) ** jnp.arange(n)
-    reward = jnp.sum(taken * powers * take(data["reward"], at), axis=1)
-    discount = jnp.where(ends["terminated"], 0.0, jnp.asarray(gamma) ** count)
+    powers = jnp.asarray(gamma, jnp.float32) ** jnp.arange(n, dtype=jnp.float32)
+    weight = taken.astype(jnp.float32) * powers[None]
+    reward = jnp.sum(weight * take(data["reward"], at), axis=1)
+    beyond = jnp.asarray(gamma, jnp.float32) ** count.astype(jnp.float32)
+    discount = jnp.where(ends["terminated"], 0.0, beyond)
     return {**ends, "reward": reward, "discount": discount}
 
 

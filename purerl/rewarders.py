@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from purerl.fields import ConfigError, Record, by_loop, flag, integer, real
-from purerl.normalize import BOUND, RunningStats, init_stats, moments, update_stats
+from purerl.normalize import (
+    BOUND,
+    RunningStats,
+    init_stats,
+    moments,
+    safe_sqrt,
+    update_stats,
+)
 from purerl.returns import n_step_return
 from purerl.types import Transition
 
@@ -143,7 +150,7 @@ class NStep(Record):
         total = n_step_return(reward, nothing, terminated, truncated, self.gamma, self.n)
         if self.normalize:
             mean, var = moments(total, 2, self.axis_name, valid)
-            total = (total - mean) / (jnp.sqrt(var) + 1e-8)
+            total = (total - mean) / (safe_sqrt(var) + 1e-8)
         return state, self.factor * total
 
 

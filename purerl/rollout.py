@@ -62,7 +62,7 @@ def restart(
     left = state.length > 0  # an episode that had begun
     if noise is not None:
         fresh = fresh._replace(noise=noise.restart(state.noise, left))
-    return fresh._replace(episode=state.episode + left)
+    return fresh._replace(episode=state.episode + left.astype(jnp.int32))
 
 
 def rollout(
@@ -122,11 +122,12 @@ def rollout(
             action = jnp.where(at_random, drawn.astype(action.dtype), action)
         env_state, timestep = env.step(keys[2], state.env, process_action(action))
         done = timestep.terminated | timestep.truncated
-        returns, length = state.returns + timestep.reward, state.length + 1
+        reward = timestep.reward.astype(jnp.float32)
+        returns, length = state.returns + reward, state.length + 1
         transition = Transition(
             obs=obs,
             action=action,
-            reward=timestep.reward,
+            reward=reward,
             next_obs=timestep.obs,
             terminated=timestep.terminated,
             truncated=timestep.truncated,
@@ -136,7 +137,7 @@ def rollout(
         )
         state = RolloutState(
             env=env_state,
-            episode=state.episode + done,
+            episode=state.episode + done.astype(jnp.int32),
             returns=jnp.where(done, 0.0, returns),
             length=jnp.where(done, 0, length),
             noise=None if noise is None else noise.restart(noise_state, done),
@@ -158,4 +159,5 @@ def _perturb(env: Env, action: jax.Array, drawn: jax.Array) -> jax.Array:
     """Action plus noise, `[N, *action_shape]`, inside the bounds."""
     space = env.spec.action_space
     assert isinstance(space, Box)
-    return jnp.clip(action + space.half_range * drawn, space.low, space.high)
+    half, low, high = (x[None] for x in (space.half_range, space.low, space.high))
+    return jnp.clip(action + half * drawn, low, high)

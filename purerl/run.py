@@ -255,7 +255,8 @@ def action_map(
     if action_processor is not None:
         return functools.partial(_processed, action_processor, space)
     if isinstance(space, Box):
-        return lambda action: jnp.clip(action, space.low, space.high).astype(space.dtype)
+        low, high = space.low[None], space.high[None]
+        return lambda action: jnp.clip(action, low, high).astype(space.dtype)
     return lambda action: action
 
 

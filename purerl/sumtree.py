@@ -78,7 +78,7 @@ def sample(tree: Tree, key: jax.Array, batch_size: int) -> jax.Array:
         `[B]` int32.
     """
     node = jnp.zeros(batch_size, jnp.int32)
-    uniform = jax.random.uniform(key, (len(tree), batch_size))
+    uniform = jax.random.uniform(key, (len(tree), batch_size), jnp.float32)
     for level, u in zip(reversed(tree), uniform, strict=True):
         weight = _children(level, node)
         sums = [weight[:, 0]]
@@ -103,7 +103,7 @@ def uniform(key: jax.Array, batch_size: int, num_leaves: jax.Array) -> jax.Array
         `[B]` int32.
     """
     span = num_leaves.astype(jnp.uint32)
-    high, low = jax.random.bits(key, (2, batch_size))
+    high, low = jax.random.bits(key, (2, batch_size), jnp.uint32)
     half = jnp.uint32(1 << 16) % span
     return ((high % span * (half * half % span) + low % span) % span).astype(jnp.int32)
 

@@ -21,6 +21,7 @@ from purerl.agents.base import (
 from purerl.agents.gradients import adam, annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, flatten, path_batch, policy_gradient, successor_values
 from purerl.buffer import Batch, Buffer, BufferState
+from purerl.distributions import draw
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import Discrete
 from purerl.fields import flag, integer, real
@@ -29,6 +30,7 @@ from purerl.networks import (
     Critic,
     apply,
     init_critic,
+    init_network,
     is_q_critic,
     q_value,
     q_values,
@@ -107,7 +109,7 @@ class ActorCritic(NetworkAgent):
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
-        actor_params = actor.init(actor_key, obs)
+        actor_params = init_network(actor, actor_key, obs)
         critic_params = init_critic(critic, critic_key, obs)
         return ActorCriticState(
             actor_params,
@@ -122,12 +124,13 @@ class ActorCritic(NetworkAgent):
     def act(
         self, state: ActorCriticState, obs: PyTree, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        action = apply(state.actor, state.actor_params, obs).sample(key)
+        drawn = draw(apply(state.actor, state.actor_params, obs), key)
+        action = drawn.pop("action")
         if state.is_q:
             value = q_value(state.critic, state.critic_params, obs, action)
         else:
             value = apply(state.critic, state.critic_params, obs)
-        return action, {"value": value}
+        return action, {**drawn, "value": value}
 
     def policy(
         self, state: ActorCriticState, obs: PyTree, key: jax.Array | None = None
@@ -224,7 +227,9 @@ class ActorCritic(NetworkAgent):
         distribution = apply(state.actor, state.actor_params, obs)
         if isinstance(state.actor.action_space, Discrete):
             probs = jax.nn.softmax(distribution.logits)
-            return jnp.sum(probs * q_values(state.critic, state.critic_params, obs), axis=-1)
+            values = q_values(state.critic, state.critic_params, obs)
+            # An action that can't be taken may be worth minus infinity.
+            return jnp.sum(probs * jnp.where(probs > 0, values, 0.0), axis=-1)
         assert key is not None
         actions = jax.vmap(distribution.sample)(jax.random.split(key, self.num_samples))
         values = jax.vmap(lambda a: q_value(state.critic, state.critic_params, obs, a))(actions)

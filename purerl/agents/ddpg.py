@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl import devices
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -18,13 +17,21 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.gradients import adam, descend
-from purerl.agents.learning import replay
+from purerl.agents.gradients import adam, descend, follow, gradient
+from purerl.agents.learning import replay, td_target
 from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import Box
 from purerl.fields import ConfigError, integer, real
-from purerl.networks import DEFAULT_DISTRIBUTION, Actor, Critic, apply, init_critic, takes_action
+from purerl.networks import (
+    DEFAULT_DISTRIBUTION,
+    Actor,
+    Critic,
+    apply,
+    init_critic,
+    init_network,
+    takes_action,
+)
 from purerl.noise import GaussianNoise
 from purerl.torsos import DefaultActor, DefaultQCritic
 
@@ -114,7 +121,7 @@ class DDPG(NetworkAgent):
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
         params = {
-            "actor": actor.init(actor_key, obs),
+            "actor": init_network(actor, actor_key, obs),
             "critic": init_critic(critic, critic_key, obs),
         }
         actor_opt, critic_opt = (optimizer.init(params[name]) for name, optimizer in self._each())
@@ -156,24 +163,21 @@ class DDPG(NetworkAgent):
             q = apply(state.critic, params, batch["obs"], batch["action"])
             return 0.5 * jnp.mean(batch["weight"] * (q - target) ** 2), q
 
-        (value_loss, q), critic_grads = devices.value_and_grad(
-            critic_loss, self.axis_name, has_aux=True
-        )(state.params["critic"])
+        value_loss, q, critic_grads = gradient(critic_loss, state.params["critic"], self.axis_name)
 
-        def actor_loss(params: PyTree) -> jax.Array:
+        def actor_loss(params: PyTree) -> tuple[jax.Array, None]:
             action = apply(state.actor, params, batch["obs"])
-            return -jnp.mean(apply(state.critic, state.params["critic"], batch["obs"], action))
+            q = apply(state.critic, state.params["critic"], batch["obs"], action)
+            return -jnp.mean(q), None
 
-        policy_loss, actor_grads = devices.value_and_grad(actor_loss, self.axis_name)(
-            state.params["actor"]
-        )
+        policy_loss, _, actor_grads = gradient(actor_loss, state.params["actor"], self.axis_name)
         (_, actor_adam), (_, critic_adam) = self._each()
         actor, actor_opt = descend(actor_adam, actor_grads, state.actor_opt, state.params["actor"])
         critic, critic_opt = descend(
             critic_adam, critic_grads, state.critic_opt, state.params["critic"]
         )
         params = {"actor": actor, "critic": critic}
-        target_params = optax.incremental_update(params, state.target_params, self.tau)
+        target_params = follow(state.target_params, params, self.tau)
         state = DDPGState(params, target_params, actor_opt, critic_opt, state.actor, state.critic)
         losses = {"policy_loss": policy_loss, "value_loss": value_loss, "q": jnp.mean(q)}
         return state, target - q, losses
@@ -181,7 +185,7 @@ class DDPG(NetworkAgent):
     def _target(self, state: DDPGState, batch: Batch) -> jax.Array:
         action = apply(state.actor, state.target_params["actor"], batch["next_obs"])
         beyond = apply(state.critic, state.target_params["critic"], batch["next_obs"], action)
-        return batch["reward"] + batch["discount"] * beyond
+        return td_target(batch, beyond)
 
     def _each(self) -> tuple[tuple[str, optax.GradientTransformation], ...]:
         lrs = {"actor": self.actor_lr, "critic": self.critic_lr}

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl import devices
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -18,13 +17,13 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.gradients import adam, annealed, descend, global_norm
-from purerl.agents.learning import replay
+from purerl.agents.gradients import adam, annealed, descend, follow, global_norm, gradient
+from purerl.agents.learning import replay, td_target
 from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec, where
 from purerl.envs.spaces import Discrete
 from purerl.fields import ConfigError, flag, integer, named, real
-from purerl.networks import Critic, init_critic, is_q_critic, q_value, q_values
+from purerl.networks import Critic, init_critic, is_q_critic, pick, q_value, q_values
 from purerl.torsos import DefaultQNetwork
 
 PyTree = Any
@@ -37,8 +36,7 @@ def q_target(q_next: jax.Array, target_q_next: jax.Array) -> jax.Array:
 
 def double_q_target(q_next: jax.Array, target_q_next: jax.Array) -> jax.Array:
     """Q'(s', argmax_a Q(s', a)): one network chooses the action and the other says its value."""
-    chosen = jax.nn.one_hot(jnp.argmax(q_next, axis=-1), q_next.shape[-1])
-    return jnp.sum(chosen * target_q_next, axis=-1)
+    return pick(target_q_next, jnp.argmax(q_next, axis=-1))
 
 
 TARGETS = {"q": q_target, "double_q": double_q_target}
@@ -160,28 +158,25 @@ class DQN(NetworkAgent):
             batch_size=self.batch_size,
             n_step=self.n_step,
         )
-        return state, buffer_state, {**losses, "epsilon": jnp.float32(self._epsilon())}
+        return state, buffer_state, {**losses, "epsilon": jnp.asarray(self._epsilon(), jnp.float32)}
 
     def _learn(self, state: DQNState, batch: Batch) -> tuple[DQNState, jax.Array, Losses]:
         q_next, target_q_next = (
             q_values(state.critic, params, batch["next_obs"])
             for params in (state.params, state.target_params)
         )
-        beyond = self.target_fn(q_next, target_q_next)
-        target = batch["reward"] + batch["discount"] * beyond
+        target = td_target(batch, self.target_fn(q_next, target_q_next))
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, jax.Array]:
             q = q_value(state.critic, params, batch["obs"], batch["action"])
             return 0.5 * jnp.mean(batch["weight"] * (q - target) ** 2), q
 
-        (loss, q), grads = devices.value_and_grad(loss_fn, self.axis_name, has_aux=True)(
-            state.params
-        )
+        loss, q, grads = gradient(loss_fn, state.params, self.axis_name)
         params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
         steps = state.steps + 1
         target_params = where(
             steps % self._between_moves() == 0,
-            optax.incremental_update(params, state.target_params, self.tau),
+            follow(state.target_params, params, self.tau),
             state.target_params,
         )
         losses = {"loss": loss, "q": jnp.mean(q), "grad_norm": global_norm(grads)}
@@ -199,7 +194,7 @@ class DQN(NetworkAgent):
     ) -> jax.Array:
         greedy = self.policy(state, obs)
         # Given that it is below epsilon, a uniform number is still uniform, and names the action.
-        drawn = jax.random.uniform(key, greedy.shape)
+        drawn = jax.random.uniform(key, greedy.shape, jnp.float32)
         named = (drawn / jnp.maximum(epsilon, 1e-8) * state.critic.action_dim).astype(jnp.int32)
         named = jnp.minimum(named, state.critic.action_dim - 1)  # where the product was rounded up
         return jnp.where(drawn < epsilon, named, greedy)

@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from purerl import devices
 from purerl.machine import num_cores
+from purerl.networks import trained
+from purerl.normalize import safe_sqrt
 
 PyTree = Any
 Losses = dict[str, jax.Array]
@@ -21,11 +23,13 @@ ROWS_AT_ONCE = 512
 
 def valid_count(valid: jax.Array, axis_name: str | None = None) -> jax.Array:
     """How many entries are valid, at least 1; of several devices the mean of their counts."""
-    return devices.share(jnp.maximum(devices.psum(jnp.sum(valid), axis_name), 1), axis_name)
+    count = devices.psum(jnp.sum(valid, dtype=jnp.int32), axis_name)
+    return devices.share(jnp.maximum(count, 1).astype(jnp.float32), axis_name)
 
 
 def masked_sum(x: jax.Array, weight: jax.Array) -> jax.Array:
     """Sum over the last axis of x times weight, and of nothing where the weight is 0."""
+    weight = jnp.broadcast_to(weight, x.shape)
     return jnp.sum(jnp.where(weight > 0, x * weight, 0.0), axis=-1)
 
 
@@ -40,7 +44,7 @@ def moments(
 
 def standardize(x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
     """x, shifted and scaled so that what had this mean and variance has 0 and 1."""
-    return (x - mean) / (jnp.sqrt(variance) + 1e-8)
+    return (x - mean) / (safe_sqrt(variance) + 1e-8)
 
 
 def mean_gradient(
@@ -54,7 +58,7 @@ def mean_gradient(
 
     Args:
         loss_fn: from parameters and rows `[n, ...]` of the batch to numbers for each row, `[n]`.
-        params: what the gradient is taken of.
+        params: the gradient is that of what is trained in them (see `trained`).
         batch: `[B, ...]`.
         weight: `[B]`, of each row in the means; 0 for a row that doesn't count. 1 / `valid_count`
             makes them means over the valid rows.
@@ -64,16 +68,18 @@ def mean_gradient(
         The means, each device's share of them, and the gradient, its mean over the devices.
     """
 
-    def means(params: PyTree, rows: tuple[PyTree, jax.Array]) -> tuple[jax.Array, Losses]:
+    learning, join = trained(params)
+
+    def means(learning: PyTree, rows: tuple[PyTree, jax.Array]) -> tuple[jax.Array, Losses]:
         batch, weight = rows
-        terms = loss_fn(params, batch)
+        terms = loss_fn(join(learning), batch)
         sums = masked_sum(jnp.stack([*terms.values()]), weight)
         losses = dict(zip(terms, sums, strict=True))
         return losses["loss"], losses
 
     def one(rows: tuple[PyTree, jax.Array]) -> tuple[Losses, PyTree]:
-        (_, losses), grads = jax.value_and_grad(means, has_aux=True)(params, rows)
-        return losses, grads
+        (_, losses), grads = jax.value_and_grad(means, has_aux=True)(learning, rows)
+        return losses, widen(grads)
 
     rows = (batch, weight)
     size = _rows_at_once(weight.size, axis_name)
@@ -102,27 +108,90 @@ def _rows_at_once(size: int, axis_name: str | None) -> int:
     return divisor if divisor > ROWS_AT_ONCE // 4 else size
 
 
+def gradient(
+    loss_fn: Callable[[PyTree], tuple[jax.Array, PyTree]],
+    params: PyTree,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, PyTree, PyTree]:
+    """A loss, what comes with it, and its gradient with respect to what is trained in `params`:
+    the mean over the devices, whereas the others stay each device's."""
+    learning, join = trained(params)
+    value_and_grad = devices.value_and_grad(
+        lambda learning: loss_fn(join(learning)), axis_name, has_aux=True
+    )
+    (loss, aux), grads = value_and_grad(learning)
+    return loss, aux, widen(grads)
+
+
+def widen(tree: PyTree) -> PyTree:
+    """Floats of fewer bits than 32 as float32: what is added up of them keeps its digits."""
+    narrow = (jnp.bfloat16, jnp.float16)
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype in narrow else x, tree)
+
+
 def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
-    """Adam on gradients whose global norm is clipped.
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980) on gradients whose global norm is clipped.
 
     It works on all parameters as one vector: a few operations in place of a few for each of them.
+    Numbers and states are those of optax's `clip_by_global_norm` and `adam` with `eps=1e-5`, but
+    derivatives through an update are finite: also where a gradient is 0 and was never anything
+    else, as behind a dead ReLU.
     """
-    chain = optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(lr, eps=1e-5))
+    b1, b2, eps = 0.9, 0.999, 1e-5
 
     def init(params: PyTree) -> Any:
-        return chain.init(ravel_pytree(params)[0])
+        zeros = jnp.zeros_like(_vector(trained(params)[0])[0])
+        state = optax.ScaleByAdamState(jnp.int32(0), zeros, zeros)
+        return optax.EmptyState(), (state, optax.EmptyState())
 
     def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        vector, unravel = ravel_pytree(grads)
-        updates, state = chain.update(vector, state)
-        return unravel(updates), state
+        clip, (moments, scale) = state
+        vector, unravel = _vector(grads)
+        vector = _clip(vector, jnp.asarray(max_grad_norm, vector.dtype))
+        count = optax.safe_increment(moments.count)
+        mu = (1 - b1) * vector + b1 * moments.mu
+        nu = (1 - b2) * vector**2 + b2 * moments.nu
+        steps = count.astype(jnp.float32)
+        mean, variance = mu / (1 - b1**steps), nu / (1 - b2**steps)
+        updates = -lr * (mean / (safe_sqrt(variance) + eps))
+        moments = optax.ScaleByAdamState(count, mu, nu)
+        return unravel(updates), (clip, (moments, scale))
 
     return optax.GradientTransformation(init, update)
 
 
 def global_norm(grads: PyTree) -> jax.Array:
     """The norm of all gradients, as `adam` takes it."""
-    return optax.tree.norm(ravel_pytree(grads)[0])
+    return _norm(_vector(grads)[0])
+
+
+def _norm(vector: jax.Array) -> jax.Array:
+    return safe_sqrt(jnp.sum(vector**2))
+
+
+@jax.custom_jvp
+def _clip(vector: jax.Array, max_norm: jax.Array) -> jax.Array:
+    """The vector, shortened to `max_norm` where it is longer."""
+    norm = _norm(vector)
+    return jnp.where(norm < max_norm, vector, vector / norm * max_norm)
+
+
+@_clip.defjvp
+def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    # Of a vector of zeros the branch that isn't taken would make the derivative NaN.
+    def divided_by_one(vector: jax.Array, max_norm: jax.Array) -> jax.Array:
+        norm = _norm(vector)
+        fits = norm < max_norm
+        return jnp.where(fits, vector, vector / jnp.where(fits, 1.0, norm) * max_norm)
+
+    return jax.jvp(divided_by_one, primals, tangents)
+
+
+def _vector(tree: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
+    """All floats of a tree in a row, of 32 bits or more, and the way back."""
+    leaves = jax.tree.leaves(tree)
+    wide = jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32
+    return ravel_pytree(jax.tree.map(lambda x: x.astype(wide), tree))
 
 
 def annealed(lr: Any, progress: Any, anneal: bool) -> Any:
@@ -133,6 +202,20 @@ def annealed(lr: Any, progress: Any, anneal: bool) -> Any:
 def descend(
     optimizer: optax.GradientTransformation, grads: PyTree, opt_state: Any, params: PyTree
 ) -> tuple[PyTree, Any]:
-    """Parameters and optimizer state after one step."""
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
+    """Parameters and optimizer state after one step: each parameter in its dtype, and what isn't
+    trained as it was."""
+    updates, opt_state = optimizer.update(grads, opt_state)
+    learning, join = trained(params)
+    moved = jax.tree.map(lambda p, u: (p.astype(u.dtype) + u).astype(p.dtype), learning, updates)
+    return join(moved), opt_state
+
+
+def follow(target_params: PyTree, params: PyTree, tau: Any) -> PyTree:
+    """Polyak averaging: a target network's parameters, moved by a share tau towards a network's.
+    What isn't trained is the network's."""
+    old, (new, join) = trained(target_params)[0], trained(params)
+
+    def mix(new: jax.Array, old: jax.Array) -> jax.Array:
+        return (tau * widen(new) + (1.0 - tau) * widen(old)).astype(old.dtype)
+
+    return join(jax.tree.map(mix, new, old))

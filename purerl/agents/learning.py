@@ -1,5 +1,6 @@
 """What agents learn with: losses over paths, minibatches, replay."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import optax
 
 from purerl.agents.gradients import Losses, descend, global_norm, mean_gradient, valid_count
 from purerl.buffer import Batch, Buffer, BufferState
+from purerl.distributions import drawn_actions, log_prob_of
 from purerl.networks import Actor, apply
 
 PyTree = Any
@@ -21,10 +23,10 @@ def flatten(batch: PyTree) -> PyTree:
 
 
 def path_batch(data: Batch, *others: jax.Array, axis_name: str | None = None) -> Any:
-    """What is learned of paths `[T, N, ...]`, and the others, as `[T N, ...]`: obs, action, and the
-    weight of each step in the mean over those that are valid."""
-    weight = data["valid"] / valid_count(data["valid"], axis_name)
-    batch = {"obs": data["obs"], "action": data["action"], "weight": weight}
+    """What is learned of paths `[T, N, ...]`, and the others, as `[T N, ...]`: obs, action (and
+    what was drawn with it), and the weight of each step in the mean over those that are valid."""
+    weight = data["valid"].astype(jnp.float32) / valid_count(data["valid"], axis_name)
+    batch = {"obs": data["obs"], **drawn_actions(data), "weight": weight}
     return flatten((batch, *others))
 
 
@@ -40,7 +42,7 @@ def policy_gradient(
 
     Args:
         actor, params: the policy pi.
-        batch: obs, action, weight, `[B, ...]` each.
+        batch: obs, what `draw` returned, weight, `[B, ...]` each.
         advantage: `[B]`, how much better than the rest the action was.
         entropy_beta: weight of the entropy bonus.
         axis_name: the agent's.
@@ -49,7 +51,7 @@ def policy_gradient(
     def loss_fn(params: PyTree, rows: tuple[Batch, jax.Array]) -> Losses:
         batch, advantage = rows
         distribution = apply(actor, params, batch["obs"])
-        policy_loss = -distribution.log_prob(batch["action"]) * advantage
+        policy_loss = -log_prob_of(distribution, batch) * advantage
         entropy = distribution.entropy()
         loss = policy_loss - entropy_beta * entropy
         return {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
@@ -126,6 +128,13 @@ def replay(
     return *carry, jax.tree.map(jnp.mean, losses)
 
 
+def td_target(batch: Batch, beyond: jax.Array) -> jax.Array:
+    """Discounted rewards and then the value of where they lead, `[B]`; beyond a termination there
+    is none, whatever a network says of it."""
+    discount = batch["discount"]
+    return batch["reward"] + discount * jnp.where(discount > 0, beyond, 0.0)
+
+
 def successor_values(
     value_fn: Callable[[PyTree], jax.Array],
     value: jax.Array,
@@ -137,7 +146,8 @@ def successor_values(
 
     Inside a path V(s_{t+1}) is the next row's value. Only where a path is cut does the successor
     have to be looked at: N of them in the last row, and those of the truncated episodes, taken N
-    at a time, for as many as there are.
+    at a time, for as many as there are. Derivatives, which can't go through so open a loop, look at
+    every successor.
 
     Args:
         value_fn: `[N, *obs_shape]` to `[N]`, the function that gave `value`.
@@ -148,12 +158,24 @@ def successor_values(
     Returns:
         `[T, N]`; what stands beyond a termination is of no meaning.
     """
+    # What it closes over becomes an argument, so that derivatives go through that too.
+    value_fn, closed = jax.closure_convert(value_fn, jax.tree.map(lambda x: x[-1], next_obs))
+    # The last row is all looked at; what is left are the time limits before it.
+    cut = (truncated & ~terminated).at[-1].set(False)
+    return _look_at_cuts(value_fn, cut, closed, value, next_obs)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _look_at_cuts(
+    value_fn: Callable, cut: jax.Array, closed: list[jax.Array], value: jax.Array, next_obs: PyTree
+) -> jax.Array:
+    """The next row's value; `value_fn` of the successor where `cut`, `[T, N]` bool, and in the last
+    row."""
     num_steps, num_envs = value.shape
-    last = value_fn(jax.tree.map(lambda x: x[-1], next_obs))
+    last = value_fn(jax.tree.map(lambda x: x[-1], next_obs), *closed)
     shifted = jnp.concatenate([value[1:], last[None]]).reshape(-1)
-    # The last row is known by now; what is left are the time limits before it.
-    cut = (truncated & ~terminated).at[-1].set(False).reshape(-1)
-    count = jnp.sum(cut)
+    cut = cut.reshape(-1)
+    count = jnp.sum(cut, dtype=jnp.int32)
     index = jnp.nonzero(cut, size=cut.size, fill_value=cut.size)[0].reshape(num_steps, num_envs)
     flat_obs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), next_obs)
 
@@ -163,11 +185,20 @@ def successor_values(
     def look(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         row, values = carry
         at = index[row]
-        seen = value_fn(jax.tree.map(lambda x: x.at[at].get(mode="clip"), flat_obs))
+        seen = value_fn(jax.tree.map(lambda x: x.at[at].get(mode="clip"), flat_obs), *closed)
         return row + 1, values.at[at].set(seen, mode="drop")
 
     _, values = jax.lax.while_loop(more, look, (jnp.int32(0), shifted))
     return values.reshape(num_steps, num_envs)
+
+
+@_look_at_cuts.defjvp
+def _(value_fn: Callable, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    def look_at_all(cut: jax.Array, closed: list, value: jax.Array, next_obs: PyTree) -> jax.Array:
+        seen = jax.vmap(lambda obs: value_fn(obs, *closed))(next_obs)
+        return jnp.where(cut.at[-1].set(True), seen, jnp.concatenate([value[1:], seen[-1:]]))
+
+    return jax.jvp(look_at_all, primals, tangents)
 
 
 class Minibatches(NamedTuple):
@@ -212,7 +243,7 @@ def shuffle(
     rows = num_steps * num_envs // block
     # By random numbers, drawn for all epochs at once; of many rows by two each, so that no two rows
     # get the same ones.
-    bits = jax.random.bits(key, (1 if rows <= 1024 else 2, num_epochs, rows))
-    order = jnp.broadcast_to(jnp.arange(rows), (num_epochs, rows))
+    bits = jax.random.bits(key, (1 if rows <= 1024 else 2, num_epochs, rows), jnp.uint32)
+    order = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (num_epochs, rows))
     orders = jax.lax.sort((*bits, order), num_keys=len(bits))[-1]
     return Minibatches(orders.reshape(-1, batch_size // block), block)

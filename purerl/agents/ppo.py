@@ -29,9 +29,10 @@ from purerl.agents.gradients import (
 )
 from purerl.agents.learning import shuffle, successor_values
 from purerl.buffer import Buffer, BufferState
+from purerl.distributions import draw, drawn_actions, log_prob_of
 from purerl.envs.base import EnvSpec, where
 from purerl.fields import ConfigError, flag, integer, real
-from purerl.networks import Actor, Critic, apply
+from purerl.networks import Actor, Critic, apply, init_network
 from purerl.torsos import DefaultActor, DefaultCritic
 
 PyTree = Any
@@ -101,15 +102,23 @@ class PPO(NetworkAgent):
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
         check_v_critic(self, critic, obs)
-        params = {"actor": actor.init(actor_key, obs), "critic": critic.init(critic_key, obs)}
+        params = {
+            "actor": init_network(actor, actor_key, obs),
+            "critic": init_network(critic, critic_key, obs),
+        }
         return PPOState(params, self._optimizer().init(params), actor, critic)
 
     def act(
         self, state: PPOState, obs: PyTree, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         distribution = apply(state.actor, state.params["actor"], obs)
-        action, log_prob = distribution.sample_and_log_prob(key)
-        return action, {"log_prob": log_prob, "value": self.value(state, obs)}
+        drawn = draw(distribution, key)
+        log_prob = log_prob_of(distribution, drawn)
+        return drawn.pop("action"), {
+            **drawn,
+            "log_prob": log_prob,
+            "value": self.value(state, obs),
+        }
 
     def policy(self, state: PPOState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
         distribution = apply(state.actor, state.params["actor"], obs)
@@ -131,7 +140,8 @@ class PPO(NetworkAgent):
         )
         buffer_state = buffer.finish_path(buffer_state, next_value)
         advantage = buffer_state.data["advantage"]
-        batch = {name: data[name] for name in ("obs", "action", "log_prob", "value", "valid")}
+        batch = {name: data[name] for name in ("obs", "log_prob", "value", "valid")}
+        batch |= drawn_actions(data)
         batch |= {"advantage": advantage, "target": advantage + data["value"]}
 
         num_steps, num_envs = advantage.shape
@@ -142,13 +152,13 @@ class PPO(NetworkAgent):
         def known(blocks: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             advantage, valid = batches.take((batch["advantage"], batch["valid"]), blocks)
             count = valid_count(valid, self.axis_name)
-            return count, moments(advantage, valid / count, self.axis_name)
+            return count, moments(advantage, valid.astype(jnp.float32) / count, self.axis_name)
 
         def step(carry: tuple, minibatch: tuple) -> tuple[tuple, Losses]:
             state, stopped = carry
             blocks, (count, moved) = minibatch
             rows = batches.take(batch, blocks)
-            rows["weight"] = rows.pop("valid") / count
+            rows["weight"] = rows.pop("valid").astype(jnp.float32) / count
             if self.normalize_advantage:
                 rows["advantage"] = standardize(rows["advantage"], *moved)
             new, losses = self._learn(state, rows)
@@ -162,7 +172,8 @@ class PPO(NetworkAgent):
         minibatches = (batches.blocks, jax.vmap(known)(batches.blocks))
         (state, _), losses = jax.lax.scan(step, (state, jnp.bool_(False)), minibatches)
         losses = jax.tree.map(jnp.mean, losses)
-        weight = batch["valid"] / valid_count(batch["valid"], self.axis_name)
+        count = valid_count(batch["valid"], self.axis_name)
+        weight = batch["valid"].astype(jnp.float32) / count
         both = jnp.stack([batch["target"] - batch["value"], batch["target"]])
         _, (residual, spread) = jax.vmap(
             lambda x: moments(x.reshape(-1), weight.reshape(-1), self.axis_name)
@@ -188,7 +199,7 @@ class PPO(NetworkAgent):
         distribution = apply(state.actor, params["actor"], batch["obs"])
         value = apply(state.critic, params["critic"], batch["obs"])
 
-        log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
+        log_ratio = log_prob_of(distribution, batch) - batch["log_prob"]
         # Far beyond any clipping of the ratio, and exp stays finite.
         log_ratio = jnp.clip(log_ratio, -20.0, 20.0)
         ratio = jnp.exp(log_ratio)

@@ -21,9 +21,10 @@ from purerl.agents.base import (
 from purerl.agents.gradients import adam, annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, path_batch, policy_gradient, successor_values
 from purerl.buffer import Batch, Buffer, BufferState
+from purerl.distributions import draw
 from purerl.envs.base import EnvSpec
 from purerl.fields import ConfigError, flag, integer, real
-from purerl.networks import Actor, Critic, apply
+from purerl.networks import Actor, Critic, apply, init_network
 from purerl.torsos import DefaultActor, DefaultCritic
 
 PyTree = Any
@@ -105,8 +106,8 @@ class REINFORCE(NetworkAgent):
         obs, optimizer = example_obs(spec), self._optimizer()
         if self.baseline:
             check_v_critic(self, critic, obs)
-        actor_params = actor.init(actor_key, obs)
-        critic_params = critic.init(critic_key, obs) if self.baseline else None
+        actor_params = init_network(actor, actor_key, obs)
+        critic_params = init_network(critic, critic_key, obs) if self.baseline else None
         return REINFORCEState(
             actor_params,
             optimizer.init(actor_params),
@@ -119,9 +120,10 @@ class REINFORCE(NetworkAgent):
     def act(
         self, state: REINFORCEState, obs: PyTree, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        action = apply(state.actor, state.actor_params, obs).sample(key)
-        value = self.value(state, obs) if self.baseline else jnp.zeros(action.shape[0])
-        return action, {"value": value}
+        drawn = draw(apply(state.actor, state.actor_params, obs), key)
+        action = drawn.pop("action")
+        value = self.value(state, obs) if self.baseline else jnp.zeros(action.shape[0], jnp.float32)
+        return action, {**drawn, "value": value}
 
     def policy(self, state: REINFORCEState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
         distribution = apply(state.actor, state.actor_params, obs)
