@@ -37,6 +37,7 @@ RUNS = {
         purerl.REINFORCE(n_episodes=4, episode_length=8, baseline=True),
         {},
     ),
+    "REINFORCE, no baseline": (push_env(), purerl.REINFORCE(n_episodes=4, episode_length=8), {}),
     "ActorCritic, V": (push_env(), purerl.ActorCritic(n_episodes=4, episode_length=8), {}),
     "ActorCritic, Q": (
         walk(5, limit=3),

@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +147,9 @@ def read_state(path: Path, like: PyTree) -> PyTree:
             time.sleep(0.1)
     if damage is not None:
         raise DamageError(damage)
-    for name in arrays:
+    for name, x in arrays.items():
+        if (leaves[name].dtype, leaves[name].shape) != (x.dtype, x.shape):  # as of keys, which it
+            raise DamageError(f"{name} is no {x.dtype}{list(x.shape)}")  # knows from another file
         for part, host_array in _parts(leaves[name], written_here=False):
             if digests.get(name, {}).get(part) != digest(host_array):
                 raise DamageError(f"{name} doesn't match its checksum")
@@ -180,14 +182,9 @@ def _parts(x: jax.Array, *, written_here: bool) -> Iterator[tuple[str, np.ndarra
 
 
 def _empty(like: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array without elements."""
-    if is_key(like):
-        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(like.shape, like.dtype))
-        return jax.random.wrap_key_data(
-            jax.device_put(np.zeros(data.shape, data.dtype), like.sharding),
-            impl=jax.random.key_impl(cast(Any, like)),
-        )
-    return jax.device_put(np.zeros(like.shape, like.dtype), like.sharding)
+    """An array without elements, also where several hosts hold it."""
+    zeros = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding)
+    return zeros()
 
 
 class _DigestHandler(ocp.AsyncCheckpointHandler):
