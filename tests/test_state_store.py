@@ -1,10 +1,5 @@
 """A state on disk comes back with the same bits, of whatever pytree it is, or not at all."""
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from typing import NamedTuple
 
 import jax

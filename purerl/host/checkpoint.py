@@ -103,9 +103,10 @@ class RunFolder:
 
     def _make(self) -> None:
         """Looks first: nothing is touched in a folder that isn't this one's to write into."""
-        if is_taken(self.path, RUN, "run"):
-            self.read_run()
+        taken = is_taken(self.path, RUN, "run")
         refuse_links(self.path, [RUN], EMPTY)
+        if taken:
+            self.read_run()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._exits.enter_context(locked(self.path / LOCK))
