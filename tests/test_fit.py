@@ -18,6 +18,7 @@ import pytest
 from toys import Tiny, faulty, mostly_slow, push_env, quick_jit, walk
 
 import purerl
+from purerl.host.files import sealed, unsealed
 
 PRIORITIES = purerl.Buffer(maxlen=64, priority_sampling=True)
 REPLAY = {"num_envs": 4, "update_every": 2, "buffer": PRIORITIES, "update_after": 16}
@@ -36,6 +37,7 @@ RUNS = {
         purerl.REINFORCE(n_episodes=4, episode_length=8, baseline=True),
         {},
     ),
+    "REINFORCE, no baseline": (push_env(), purerl.REINFORCE(n_episodes=4, episode_length=8), {}),
     "ActorCritic, V": (push_env(), purerl.ActorCritic(n_episodes=4, episode_length=8), {}),
     "ActorCritic, Q": (
         walk(5, limit=3),
@@ -262,7 +264,7 @@ def test_schedules_are_named(agent, buffer, names):
     assert purerl.make_loop(walk(3), agent, buffer, total_timesteps=4096).schedules == names
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_good(tmp_path):
+def test_training_starts_from_the_checkpoint_before_a_damaged_one(tmp_path):
     config = small("PPO", 20)  # whose arrays are large enough for files of their own
     whole = purerl.fit(config)
     interrupted(tmp_path, config, 15)
@@ -270,14 +272,25 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_good(tmp_path):
     newest = tmp_path / "checkpoints" / str(steps[-1])
     for file in newest.glob("state/ocdbt.process_0/d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    before = contents(tmp_path)
-    with pytest.raises(purerl.RunError, match=f"damaged.* before, of update {steps[-2]}, remove"):
-        purerl.fit(config, tmp_path)
-    assert contents(tmp_path) == before
-    shutil.rmtree(newest)
+    damaged = {path.relative_to(newest): data for path, data in contents(newest).items()}
     seen = []
-    assert_equal(purerl.fit(config, tmp_path, callback=seen.append), whole)
+    warning = rf"checkpoint .*/{steps[-1]} is damaged .* starts from that of update {steps[-2]}$"
+    with pytest.warns(UserWarning, match=warning):
+        assert_equal(purerl.fit(config, tmp_path, callback=seen.append), whole)
     assert seen[0].start == steps[-2]
+    aside = newest.with_name(f"{newest.name}.aside")  # nothing of it is lost
+    assert {path.relative_to(aside): data for path, data in contents(aside).items()} == damaged
+    assert_equal(purerl.fit(config, tmp_path), whole)
+
+
+def test_where_no_checkpoint_is_good_nothing_is_changed(tmp_path):
+    folder = interrupted(tmp_path, update=9)
+    for file in folder.glob("checkpoints/*/about/*.json"):
+        file.write_bytes(file.read_bytes()[:-9])
+    before = contents(folder)
+    with pytest.raises(purerl.RunError, match=r"is damaged.*nor do.*nothing was changed: put the"):
+        purerl.fit(small(), folder)
+    assert contents(folder) == before
 
 
 def test_a_foreign_checkpoint_is_told(tmp_path):
@@ -295,7 +308,8 @@ def test_what_is_no_run_is_told(tmp_path):
     folder = interrupted(tmp_path)
     text = (folder / "run.json").read_text()
     for broken, message in (
-        (text.replace('"format": 1', '"format": 99'), "format 99, expected 1"),
+        (text.replace('"format": 2', '"format": 99'), "format 99, expected 2"),
+        (text.replace('"seeds": null', '"seeds": 7'), "is damaged: .* checksum"),
         (text[:40], "can't be read"),
         ("[]", "format None"),
     ):
@@ -329,10 +343,10 @@ def test_metrics_without_their_checkpoint_are_made_again(tmp_path):
 
 def test_other_versions_are_told(tmp_path):
     folder = interrupted(tmp_path)
-    run = json.loads((folder / "run.json").read_text())
+    run = unsealed((folder / "run.json").read_text())
     assert run["versions"]["jax"] == jax.__version__
     run["versions"]["jax"] = "0.1.0"
-    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "run.json").write_text(json.dumps(sealed(run)))
     with pytest.warns(UserWarning, match=r"other versions.*'jax': \('0.1.0'"):
         purerl.fit(small(), folder)
 

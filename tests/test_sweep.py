@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import purerl
 from purerl import slices
 from purerl.host import sweep as host_sweep
 from purerl.host import sweep_apart
+from purerl.host.files import read_arrays, write_arrays
 from purerl.host.sweep_result import final_return
 from purerl.machine import free_memory, num_cores
 from purerl.sweep import configure, make_plan
@@ -371,20 +373,44 @@ def test_goes_on_from_what_is_there(compiled, tmp_path, monkeypatch):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "wrong shape"])
-def test_a_damaged_slice_is_trained_anew(compiled, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "flip", "wrong shape", "place"])
+def test_a_damaged_slice_is_put_aside_and_trained_anew(compiled, tmp_path, damage):
     options = {"seeds": 4, "slice_size": 2, "run_dir": tmp_path}
     whole = sweep(config(), **options)
     file = sorted(tmp_path.glob("*.npz"))[0]
     content = file.read_bytes()
     if damage == "wrong shape":
-        arrays = dict(np.load(file))
-        np.savez(file, **{**arrays, "leaf_000": arrays["leaf_000"][:1]})
+        about, arrays = read_arrays(file)
+        with file.open("wb") as opened:
+            write_arrays(opened, about, {**arrays, "leaf_000": arrays["leaf_000"][:1]})
+    elif damage == "place":  # the same slice of another sweep
+        sweep(config(agent=Tiny(lr=0.5)), **{**options, "run_dir": tmp_path / "other"})
+        shutil.copy(tmp_path / "other" / file.name, file)
     else:
-        file.write_bytes({"truncate": content[:-200], "empty": b""}.get(damage, b"x" * 1000))
-    result = sweep(config(), **options)
+        at = content.index(b"leaf_000") + 180  # in its data
+        flipped = content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+        other = {"truncate": content[:-200], "empty": b"", "flip": flipped}
+        file.write_bytes(other.get(damage, b"x" * 1000))
+    damaged = file.read_bytes()
+    with pytest.warns(UserWarning, match=rf"{file.name} can't be used .* are trained again"):
+        result = sweep(config(), **options)
+    assert file.with_name(f"{file.name}.aside").read_bytes() == damaged
     assert result.effort.slices == 1
     assert_close(result.metrics, whole.metrics, 0)
+
+
+def test_a_slice_of_another_group_does_not_pass(compiled, tmp_path):
+    """Slices of two groups whose members' shapes are alike, in each other's place."""
+    options = {"grid": {"rewarder": [purerl.Scale(1.0), purerl.Scale(3.0)]}, "run_dir": tmp_path}
+    whole = sweep(config(), **options)
+    one, other = sorted(tmp_path.glob("*.npz"))
+    contents = one.read_bytes(), other.read_bytes()
+    one.write_bytes(contents[1])
+    other.write_bytes(contents[0])
+    with pytest.warns(UserWarning, match=r"in another's place: group is \d there, got \d"):
+        again = sweep(config(), **options)
+    assert_close(again.metrics, whole.metrics, 0)
+    assert_close(again.member(1).state, whole.member(1).state, 0)
 
 
 @pytest.mark.parametrize(

@@ -146,14 +146,15 @@ class _Training:
         files: RunFiles | None,
     ) -> None:
         self.program, self.folder, self.seeds, self.files = program, folder, seeds, files
-        self.done = self.saved = (folder.latest or 0) if folder else 0
+        self.done = self.saved = 0
         self.pieces: list[Metrics] = []
         self.unsaved: list[Metrics] = []
         self.state: PyTree = None
-        if folder and self.done:
+        if folder:
             with _ONE_AT_A_TIME:
-                self.pieces = folder.read_metrics(self.done, program.metrics_like)
-                self.state = folder.restore(self.done, program.state_like)
+                start = folder.load(program.state_like, program.metrics_like)
+            self.done = self.saved = start.num_updates
+            self.state, self.pieces = start.state, start.metrics
         if self.pieces and files is not None:
             files.restore(self._past())
 
