@@ -133,11 +133,11 @@ def test_the_first_seconds_can_be_resumed(tmp_path, whole, monkeypatch):
 
 
 def test_the_first_checkpoint_comes_early(tmp_path):
-    seen = []
+    seen, until = [], time.monotonic() + 30
 
     def wait(report):
         seen.append(saved(tmp_path))
-        while report.stop > 1 and not saved(tmp_path):
+        while report.stop > 1 and not saved(tmp_path) and time.monotonic() < until:
             time.sleep(0.01)
 
     purerl.fit(config(), tmp_path, callback=wait, report_every=0.0)
