@@ -385,6 +385,16 @@ def pipe(name):
     return change
 
 
+def alone(change):
+    """Of a folder without run.json, whose time limit and frame skip are taken where it is there."""
+
+    def change_all(folder):
+        (folder / "run.json").unlink()
+        change(folder)
+
+    return change_all
+
+
 WRONG = {
     "a list": put("summary.json", "[]"),
     "a number": put("summary.json", "7"),
@@ -404,10 +414,10 @@ WRONG = {
     "run's env": run_json(config={"env": 3, "agent": "PPO"}),
     "run, a list": put("run.json", "[]"),
     "summary, a pipe": pipe("summary.json"),
-    "config, a pipe": pipe("config.toml"),
-    "config": put("config.toml", "env = "),
-    "frames": put("config.toml", 'skip_frames = "two"'),
-    "limit": put("config.toml", "max_episode_steps = 0"),
+    "config, a pipe": alone(pipe("config.toml")),
+    "config": alone(put("config.toml", "env = ")),
+    "frames": alone(put("config.toml", 'skip_frames = "two"')),
+    "limit": alone(put("config.toml", "max_episode_steps = 0")),
     "policy": put("policies/seed-3.policy", "hello"),
     "policy, a pipe": pipe("policies/seed-3.policy"),
 }
@@ -434,6 +444,42 @@ def test_strays_are_nobodys_policies(command, ran):
     code, out, _ = command("eval", ran, "--episodes", 2, "--json")
     assert code == 0
     assert [row["policy"] for row in json.loads(out)] == ["seed-3", "seed-5"]
+
+
+@pytest.mark.parametrize("known", ["run.json", "summary.json"])
+def test_damaged_metrics_are_no_curves(known, ran):
+    """Digits that became others, and rows that are gone, also where the end is not the newest."""
+    curves = purerl.read_run(ran)
+    good = (ran / "metrics.csv").read_text()
+    if known == "summary.json":  # the table of a run that was interrupted, and then went on
+        rows = good.splitlines(keepends=True)
+        last = rows[-1].split(",")
+        for seed in ("3", "5"):
+            more = [seed, str(int(last[1]) + 1), str(int(last[2]) + 256), *last[3:]]
+            good += ",".join(more)
+        (ran / "metrics.csv").write_text(good)
+        again = purerl.read_run(ran)
+        np.testing.assert_array_equal(again.returns[:, :-1], curves.returns)
+    digits = [i for i, x in enumerate(good) if x.isdigit()]
+    rng = np.random.default_rng(0)
+    read = columns_of_curves(good)
+    for place in rng.choice(digits, 60, replace=False):
+        digit = str((int(good[place]) + 1) % 10)
+        bad = good[:place] + digit + good[place + 1 :]
+        (ran / "metrics.csv").write_text(bad)
+        if known == "run.json" and columns_of_curves(bad) != read:
+            with pytest.raises(purerl.RunError, match=r"metrics\.csv is damaged: "):
+                purerl.read_run(ran)
+    (ran / "metrics.csv").write_text("".join(good.splitlines(keepends=True)[:5]))
+    with pytest.raises(purerl.RunError, match="it has 2 rows of each seed, expected 4"):
+        purerl.read_run(ran)
+
+
+def columns_of_curves(text):
+    rows = list(csv.DictReader(text.splitlines()))
+    names = ("seed", "update", "episode_return", "num_episodes")
+    # Of the seeds, the first one's time is everybody's.
+    return [[row[n] for n in names] + [row["timesteps"] * (row["seed"] == "3")] for row in rows]
 
 
 def test_damaged_bytes_raise_nothing_else(ran):

@@ -144,7 +144,10 @@ def curves_of(view: RunView, name: str | None = None) -> Curves:
     try:
         with io.TextIOWrapper(open_file(file), encoding="utf-8", newline="") as lines:
             table = _columns(csv.reader(lines))
-        return _curves(name or view.name, table)
+        curves = _curves(name or view.name, table)
+        seeds = np.unique(table["seed"]).astype(np.int64)
+        view.check_curves(seeds, curves.timesteps, curves.returns, curves.num_episodes)
+        return curves
     except FileNotFoundError:
         way = f"; purerl resume {view.path} goes on, and writes it"
         raise RunError(

@@ -9,10 +9,11 @@
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ class RunFiles:
         if self.compile_seconds is None:  # nothing was left to do
             took |= self._seconds_before()
         about = {"seeds": list(self.seeds), "finished": finished, **took}
+        about["curves"] = curves_of_output(self.seeds, out)
         summary = summarize(self.config, out) | about | {"versions": versions()}
         refuse_links(self.folder, [], [POLICIES])
         try:
@@ -176,6 +178,33 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
         "num_episodes": int(metrics.num_episodes.sum()),
         "nonfinite_updates": int(metrics.nonfinite_updates.sum()),
     }
+
+
+def curves_about(
+    seeds: Any, timesteps: np.ndarray, returns: np.ndarray, num_episodes: np.ndarray
+) -> dict[str, Any]:
+    """By which a table of metrics is known to be whole: its rows of each seed, and a digest of the
+    numbers that curves are made of.
+
+    Args:
+        seeds: `[S]`, in any order.
+        timesteps: `[U]`.
+        returns, num_episodes: `[S, U]`.
+    """
+    order = np.argsort(np.asarray(seeds))
+    digest = hashlib.blake2b(np.sort(np.asarray(seeds, "<i8")).tobytes(), digest_size=16)
+    digest.update(np.asarray(timesteps, "<i8").tobytes())
+    digest.update(np.asarray(num_episodes, "<i8")[order].tobytes())
+    known = np.asarray(returns, "<f4")[order]
+    digest.update(np.where(np.isnan(known), np.float32(np.nan), known).tobytes())
+    return {"rows": len(timesteps), "digest": digest.hexdigest()}
+
+
+def curves_of_output(seeds: Sequence[int], out: TrainOutput) -> dict[str, Any]:
+    """`curves_about`, of what training has left."""
+    metrics = out.metrics
+    parts = (np.atleast_2d(np.asarray(x)) for x in (metrics.episode_return, metrics.num_episodes))
+    return curves_about(seeds, out.timesteps, *parts)
 
 
 def updates_gone_through(out: TrainOutput) -> int:

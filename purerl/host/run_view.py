@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError
 from purerl.host.files import DAMAGED, describe, differences, read_text, reason
 from purerl.host.policy_file import load_policy
-from purerl.host.run_files import CONFIG, METRICS, POLICIES, SUMMARY
+from purerl.host.run_files import CONFIG, METRICS, POLICIES, SUMMARY, curves_about
 from purerl.policy import Policy
 
 RUN, SWEEP, BEST = "run.json", "sweep.json", "best"
@@ -157,6 +159,42 @@ class RunView:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.folder / CONFIG} is damaged: {reason(error)}") from None
 
+    def check_curves(
+        self, seeds: np.ndarray, timesteps: np.ndarray, returns: np.ndarray, episodes: np.ndarray
+    ) -> None:
+        """Compares a table of metrics with what the run's end, or an interrupt, has noted of it.
+
+        Args:
+            seeds: `[S]`.
+            timesteps: `[U]`, with the updates since then.
+            returns, episodes: `[S, U]`.
+
+        Raises:
+            ValueError: rows are missing, or numbers are others.
+        """
+        noted = None if self._summary is None else self._summary.get("curves")
+        newest, reached = self._newest_checkpoint(), self._reached()
+        if not isinstance(noted, dict) or (newest is not None and newest < reached):
+            return  # training has gone back to an older checkpoint, and will write the rows again
+        rows = noted.get("rows")
+        if type(rows) is not int or rows > len(timesteps):
+            raise ValueError(f"it has {len(timesteps)} rows of each seed, expected {rows}")
+        found = curves_about(seeds, timesteps[:rows], returns[:, :rows], episodes[:, :rows])
+        if found != noted:
+            raise ValueError("its numbers are not those that training has written")
+
+    def playing_limits(self) -> tuple[int | None, int]:
+        """The time limit and the frame skip of the run. Of the files with them it takes the one
+        that isn't there to be edited."""
+        plain = self.read_config() if self._run is None else self._described("config", dict)
+        limit, skip = plain.get("max_episode_steps"), plain.get("skip_frames", 1)
+        if not all(type(x) is int and x >= 1 for x in (1 if limit is None else limit, skip)):
+            raise RunError(
+                f"{self.folder} is damaged: its skip_frames is {skip!r:.80}, its max_episode_steps "
+                f"{limit!r:.80}"
+            )
+        return limit, skip
+
     def final_returns(self) -> list[float | None]:
         """Of each seed; None where no episode ended in the last tenth of the updates."""
         if self._summary is not None and not self._stale():
@@ -212,10 +250,13 @@ class RunView:
 
     def _stale(self) -> bool:
         """Whether training has come further than what its end, or an interrupt, has written."""
-        if self._summary is None:
-            return True
-        reached = self._summary.get("reached_update", self._summary.get("num_updates"))
-        return type(reached) is int and (self._newest_checkpoint() or 0) > reached
+        return self._summary is None or (self._newest_checkpoint() or 0) > self._reached()
+
+    def _reached(self) -> int:
+        """The update that the summary and the policies are of."""
+        summary = self._summary or {}
+        reached = summary.get("reached_update", summary.get("num_updates"))
+        return reached if type(reached) is int else 0
 
     def _config(self, env: str | None) -> TrainConfig:
         """The very config that is trained here."""

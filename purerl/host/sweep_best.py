@@ -19,6 +19,7 @@ from purerl.host.run_files import (
     POLICIES,
     SUMMARY,
     config_text,
+    curves_of_output,
     summarize,
     updates_gone_through,
 )
@@ -73,6 +74,7 @@ def _write(
         text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
     _write_text(folder / CONFIG, text)
     about = {"seeds": list(seeds), "finished": True, "best": describe(values)}
+    about["curves"] = curves_of_output(seeds, whole)
     summary = summarize(config, whole) | about | {"versions": versions()}
     _write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 

@@ -12,13 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from purerl.envs import Env, make
-from purerl.errors import ConfigError, RunError
+from purerl.errors import ConfigError
 from purerl.evaluate import play_episodes
 from purerl.host.cli import Parser
 from purerl.host.cli.flags import check_integer, check_key
 from purerl.host.cli.training import newest_run
 from purerl.host.policy_file import load_policy
-from purerl.host.run_files import CONFIG
 from purerl.host.run_view import SWEEP, RunView, is_code
 from purerl.machine import check_memory
 from purerl.policy import Policy
@@ -228,8 +227,5 @@ def environment(policy: Policy, args: argparse.Namespace) -> Env:
             f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "
             f"{spec.action_space}"
         )
-    run = {} if _is_policy(_target(args)) else RunView(_target(args)).read_config()
-    limit, skip = run.get("max_episode_steps"), run.get("skip_frames", 1)
-    if not all(type(x) is int and x >= 1 for x in (1 if limit is None else limit, skip)):
-        raise RunError(f"{_target(args) / CONFIG} is damaged: {skip!r} frames, limit {limit!r}")
-    return limit_env(env, limit, skip)
+    target = _target(args)
+    return env if _is_policy(target) else limit_env(env, *RunView(target).playing_limits())
