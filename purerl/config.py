@@ -70,8 +70,8 @@ class TrainConfig(Record):
     doesn't have, and there JAX hangs.
 
     Attributes:
-        env: a name such as `"CartPole-v1"`, a `purerl.Env`, a gymnax `Environment`, or a pair of
-            one and its parameters.
+        env: a name such as `"CartPole-v1"`, a `purerl.Env`, a gymnax `Environment` or a wrapper of
+            one, or a pair of such a one and its parameters.
         agent: such as `purerl.PPO(lr=3e-4)`.
         total_timesteps: environment steps (decisions) in all; rounded up to whole updates. None
             where `max_episodes` ends the run.
