@@ -196,7 +196,7 @@ class _Typed(Adapter):
 
 
 def with_our_spaces(env: Env) -> Env:
-    """The environment with Gymnasium's and gymnax's spaces in its spec as ours; itself where all are.
+    """The environment, with Gymnasium's and gymnax's spaces in its spec as ours.
 
     Raises:
         ConfigError: a `Discrete` that doesn't start at 0.
