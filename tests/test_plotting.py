@@ -430,8 +430,8 @@ def made_up(scores=None, seeds=4, updates=20, **swept):
             types.SimpleNamespace(
                 group=group,
                 metrics=metrics,
-                num_updates=np.full(shape[0], updates),
-                shapes=types.SimpleNamespace(steps_per_update=8 * (i + 1)),
+                num_rows=np.full(shape[0], updates),
+                shapes=types.SimpleNamespace(timesteps=8 * (i + 1) * np.arange(1, updates + 1)),
             )
         )
     table = {"final_return": np.ravel(scores)}
