@@ -1,5 +1,6 @@
 """What agents share, and the contract, over all agents and kinds of environments."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ from toys import (
 import purerl
 from purerl.agents import gradients
 from purerl.agents.gradients import masked_sum, mean_gradient, moments, standardize, valid_count
-from purerl.agents.learning import shuffle, successor_values
+from purerl.agents.learning import path_batch, policy_gradient, shuffle, successor_values
 from purerl.fields import field_names
 
 BOTH = {
@@ -360,3 +361,43 @@ def test_check_agent_finds_an_impure_update():
 def test_check_agent_wants_an_agent():
     with pytest.raises(purerl.AgentError, match=r"is not a purerl\.Agent"):
         purerl.check_agent(purerl.PPO, walk())
+
+
+class Saturated(purerl.Actor):
+    """Means of 8 before the squashing, where tanh is 1 but for 2e-7."""
+
+    distribution = purerl.TanhNormal
+    init_log_std = -0.7
+
+    @nn.compact
+    def create_network(self, obs):
+        loc = self.param("loc", lambda key: jnp.float32(8.0))
+        return jnp.full((obs.shape[0], self.action_dim), loc)
+
+
+@pytest.mark.parametrize("name", ["PPO", "REINFORCE", "ActorCritic, V"])
+def test_a_saturated_policy_is_learned_from_what_it_drew(name, key):
+    """The ratio at unchanged parameters is 1, and the gradient is that of the numbers that were
+    squashed, though the actions have lost them."""
+    agent, env = BOTH[name].replace(actor=Saturated), push_env()
+    state = agent.init(key, env.spec)
+    obs = jnp.zeros((512, 1))
+    action, extras = agent.act(state, obs, key)
+    assert np.mean(action == 2.0) > 0.3
+    batch = {"obs": obs, "action": action, **extras}
+    x = np.asarray(extras["pre_action"], np.float64)
+    scale = np.exp(-0.7)
+    advantage = jnp.where(jnp.arange(512) % 2 == 0, 1.0, -0.5)
+    expected = -np.mean((x[:, 0] - 8.0) / scale**2 * np.asarray(advantage))
+    if name == "PPO":
+        batch |= {"advantage": advantage, "target": batch["value"]}
+        losses = agent._loss(state.params, state, batch)
+        assert np.abs(losses["approx_kl"]).max() < 1e-5
+        assert np.all(losses["clip_fraction"] == 0)
+        loss = lambda p: jnp.mean(agent._loss(p, state, batch)["policy_loss"])  # noqa: E731
+        grads = jax.grad(loss)(state.params)["actor"]
+    else:
+        rollout = jax.tree.map(lambda x: x[None], {**batch, "valid": jnp.ones(512, bool)})
+        (paths,) = path_batch(rollout)
+        grads, _ = policy_gradient(state.actor, state.actor_params, paths, advantage, 0.0)
+    assert float(grads["params"]["loc"]) == pytest.approx(expected, rel=1e-3)

@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import quick_jit, walk
 
 import purerl
 from purerl.distributions import Categorical, Normal, TanhNormal
 from purerl.envs import Box, Discrete
-from purerl.networks import Actor, Critic, takes_action
+from purerl.networks import Actor, Critic, apply, init_network, pick, q_value, takes_action
 from purerl.torsos import DefaultActor, DefaultCritic, Torso, _patches, _thin_product
 
 OBS = jnp.ones((5, 3))
@@ -217,3 +218,86 @@ def test_the_last_layers_gradient_is_a_plain_products(key, members):
         found, expected = both(transform)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: nn.BatchNorm(use_running_average=False), '"mean".*collection "batch_stats"'),
+        (lambda: nn.SpectralNorm(nn.Dense(3), collection_name="norms"), 'collection "norms"'),
+        (lambda: nn.Dropout(0.5, deterministic=False), 'needs PRNG for "dropout".*Dropout'),
+    ],
+)
+def test_networks_that_change_themselves_are_refused(layer, message):
+    class Changing(Actor):
+        @nn.compact
+        def create_network(self, obs):
+            made = layer()
+            x = made(obs, update_stats=True) if isinstance(made, nn.SpectralNorm) else made(obs)
+            return nn.Dense(self.action_dim)(x)
+
+    config = purerl.TrainConfig("CartPole-v1", purerl.PPO(actor=Changing), total_timesteps=1024)
+    with pytest.raises(purerl.ConfigError, match=f"Changing: .*{message}"):
+        jax.eval_shape(purerl.make_train(config), jax.random.key(0))
+
+
+def test_a_network_without_parameters_has_nothing_that_is_trained():
+    class Constant(Critic):
+        @nn.compact
+        def create_network(self, obs):
+            return obs[:, 0] * self.variable("constants", "x", lambda: jnp.float32(2.0)).value
+
+    params = init_network(Constant(), jax.random.key(0), OBS)
+    part, join = purerl.networks.trained({"critic": params, "actor": {"params": {"w": OBS}}})
+    assert [x.shape for x in jax.tree.leaves(part)] == [OBS.shape]
+    joined = join([2 * OBS])
+    assert joined["critic"] == params
+    np.testing.assert_array_equal(joined["actor"]["params"]["w"], 2 * OBS)
+    np.testing.assert_array_equal(apply(Constant(), params, OBS), 2.0 * OBS[:, 0])
+
+
+class MaskedQ(Critic):
+    """Action 1 can't be taken: it is worth minus infinity."""
+
+    @nn.compact
+    def create_network(self, obs):
+        values = nn.Dense(self.action_dim)(obs)
+        return jnp.where(jnp.arange(self.action_dim) == 1, -jnp.inf, values)
+
+
+class MaskedActor(Actor):
+    @nn.compact
+    def create_network(self, obs):
+        logits = nn.Dense(self.action_dim)(obs)
+        return jnp.where(jnp.arange(self.action_dim) == 1, -jnp.inf, logits)
+
+
+def test_values_of_minus_infinity_are_not_multiplied():
+    values = jnp.array([[1.0, -jnp.inf], [2.0, jnp.nan]])
+    action = jnp.zeros(2, jnp.int32)
+    np.testing.assert_array_equal(pick(values, action), [1.0, 2.0])
+    np.testing.assert_array_equal(jax.grad(lambda v: pick(v, action).sum())(values), [[1, 0]] * 2)
+    target = purerl.double_q_target(jnp.array([[0.0, -jnp.inf]]), values[:1])
+    np.testing.assert_array_equal(target, [1.0])
+    critic = MaskedQ(Discrete(2))
+    params = init_network(critic, jax.random.key(0), OBS)
+    grads = jax.grad(lambda p: q_value(critic, p, OBS, jnp.zeros(5, jnp.int32)).sum())(params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        purerl.ActorCritic(actor=MaskedActor, critic=MaskedQ, n_episodes=4),
+        purerl.DQN(critic=MaskedQ, batch_size=8, n_step=1, epsilon_start=0.0, epsilon_end=0.0),
+    ],
+    ids=["ActorCritic", "DQN"],
+)
+def test_agents_learn_with_actions_that_cannot_be_taken(agent):
+    options = {"update_after": 0, "buffer": purerl.Buffer(64)} if "DQN" in str(agent) else {}
+    config = purerl.TrainConfig(walk(5, limit=3), agent, total_timesteps=64 * 2, **options)
+    train = purerl.make_train(config)
+    out = quick_jit(train)(jax.random.key(0))
+    assert int(out.state.nonfinite_updates) == 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(out.metrics.losses))
+    assert np.all(out.policy.act(jnp.ones((3, 2))) == 0)

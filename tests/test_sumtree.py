@@ -76,7 +76,7 @@ def test_the_only_leaf_with_a_weight_is_always_drawn(at, key):
 @pytest.mark.parametrize("u", [0.0, 1.0 - 2.0**-24])
 def test_the_ends_of_the_interval_draw_no_leaf_of_weight_zero(u, key, monkeypatch):
     # So rare that no sample would show it: the smallest and the largest float below 1.
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, u))
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, u, dtype))
     rng = np.random.default_rng(0)
     weights = np.exp(5.0 * rng.normal(size=(200, 40))) * (rng.random((200, 40)) < 0.3)
     weights = jnp.asarray(weights, jnp.float32).at[:, 17].set(1.0)
