@@ -93,6 +93,12 @@ CONFIG = purerl.TrainConfig(
 )
 
 
+def read_curves(folder):
+    found = purerl.read_run(folder)
+    fields = found.timesteps, found.returns, found.num_episodes  # the clock's time isn't covered
+    return data(fields), found.name
+
+
 class Run:
     """A run of two seeds, stopped between checkpoints, and what its files are read by."""
 
@@ -109,13 +115,9 @@ class Run:
             purerl.fit(CONFIG, folder, seeds=2, callback=slowly, **options)
         assert len(list(folder.glob("checkpoints/*"))) == 3
         self.whole = data(purerl.fit(CONFIG, seeds=2))
-        self.curves = self.read(folder)
+        self.curves = read_curves(folder)
         policies = [purerl.load_policy(file, Tiny) for file in self.policies(folder)]
         self.states = [data((x.state, x.obs_stats)) for x in policies]
-
-    def read(self, folder):
-        found = purerl.read_run(folder)
-        return data((found.timesteps, found.returns, found.num_episodes))
 
     def policies(self, folder):
         return [folder / "policies" / f"seed-{seed}.policy" for seed in (0, 1)]
@@ -129,7 +131,7 @@ class Run:
             return data((found.state, found.obs_stats)) in self.states
 
         def curves():
-            return self.read(folder) == self.curves
+            return read_curves(folder) == self.curves
 
         yield "load_policy", lambda: policy(0)
         yield "load_policy", lambda: policy(1)
@@ -150,10 +152,20 @@ class Sweep:
         members = [result.member(i) for i in range(8)]
         return data((result.metrics, members, [result.table["final_return"]]))
 
+    def best(self, folder):
+        found = purerl.load_policy(folder / "best" / "policies" / "seed-0.policy", Tiny)
+        return data((found.state, found.obs_stats))
+
     def make(self, folder):
         self.whole = self.sweep(folder)
+        self.curves = read_curves(folder)
+        files = (folder / "best" / "policies").iterdir()
+        policies = [purerl.load_policy(file, Tiny) for file in files]
+        self.policies = [data((x.state, x.obs_stats)) for x in policies]
 
     def entries(self, folder):
+        yield "load_policy", lambda: self.best(folder) in self.policies
+        yield "read_run", lambda: read_curves(folder) == self.curves
         yield "sweep", lambda: self.sweep(folder) == self.whole
 
 

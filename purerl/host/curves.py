@@ -15,7 +15,7 @@ import numpy as np
 from purerl import statistics
 from purerl.errors import ConfigError, RunError, shown
 from purerl.fields import check_path
-from purerl.host.files import open_file, reason
+from purerl.host.files import open_file, read_arrays, reason
 from purerl.host.run_files import METRICS
 from purerl.host.run_view import RUN, RunView
 from purerl.metrics import Metrics
@@ -141,12 +141,14 @@ def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:
 def curves_of(view: RunView, name: str | None = None) -> Curves:
     """As `read_run`, also where no episode has ended. Raises RunError."""
     file = view.folder / METRICS
+    saved = _saved_pieces(view.folder)  # first: whoever trains there writes them after the rows
     try:
         with io.TextIOWrapper(open_file(file), encoding="utf-8", newline="") as lines:
             table = _columns(csv.reader(lines))
         curves = _curves(name or view.name, table)
         seeds = np.unique(table["seed"]).astype(np.int64)
         view.check_curves(seeds, curves.timesteps, curves.returns, curves.num_episodes)
+        _compare(curves, saved)
         return curves
     except FileNotFoundError:
         way = f"; purerl resume {view.path} goes on, and writes it"
@@ -156,6 +158,38 @@ def curves_of(view: RunView, name: str | None = None) -> Curves:
         ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
+
+
+def _saved_pieces(folder: Path) -> list[dict[str, np.ndarray]]:
+    """The metrics `[S, n]` by name that a run has saved with its checkpoints, which have checksums,
+    in order and up to the first that isn't there or isn't whole."""
+    pieces: list[dict[str, np.ndarray]] = []
+    reached = 0
+    for file in sorted((folder / "metrics").glob("*.npz")):
+        try:
+            about, arrays = read_arrays(file)
+            if about["start"] != reached:
+                break
+            names = ("episode_return", "num_episodes")
+            pieces.append({name: np.atleast_2d(arrays[name]) for name in names})
+            reached = about["stop"]
+        except (OSError, ValueError, KeyError):
+            break
+    return pieces
+
+
+def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
+    """Raises ValueError where rows aren't what was saved."""
+    row = 0
+    for piece in pieces:
+        rows = slice(row, row := row + piece["num_episodes"].shape[1])
+        for name, found in (
+            ("episode_return", curves.returns[:, rows].astype(np.float32)),
+            ("num_episodes", curves.num_episodes[:, rows]),
+        ):
+            if not np.array_equal(found, piece[name], equal_nan=name == "episode_return"):
+                raise ValueError(f"rows {rows.start + 1} to {rows.stop} have another {name} than "
+                                 "was saved in metrics/")  # fmt: skip
 
 
 def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
@@ -243,6 +277,9 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
         grid = np.full(rows.shape, np.nan)
         grid[seed, place] = values
         grids[column] = grid[:, :num_rows]
+    steps = table["timesteps"] / np.maximum(table["update"], 1)
+    if np.any(table["update"] % 1) or np.any(steps != steps[0]):
+        raise ValueError("timesteps don't follow from the updates")
     seconds = grids["seconds"].max(axis=0) if "seconds" in grids else np.array([np.nan])
     return Curves(
         name,

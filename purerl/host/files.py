@@ -157,13 +157,30 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is no JSON, or not what was written.
     """
+    values = plain_json(text)
+    if not isinstance(values, dict) or SEAL not in values:
+        raise ValueError("it has no checksum")
+    return checked(values)
+
+
+def plain_json(text: str | bytes) -> Any:
+    """The values of a JSON text. Raises ValueError where it is none."""
     try:
-        values = json.loads(text)
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError(str(error)) from None
-    if not isinstance(values, dict) or values.pop(SEAL, None) != seal_of(values):
+
+
+def checked(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values without their checksum; those of a file that has none are as good as they are.
+
+    Raises:
+        ValueError: they don't match it.
+    """
+    rest = {name: x for name, x in values.items() if name != SEAL}
+    if SEAL in values and values[SEAL] != seal_of(rest):
         raise ValueError("its contents don't match their checksum")
-    return values
+    return rest
 
 
 def seal_of(values: Mapping[str, Any]) -> str:

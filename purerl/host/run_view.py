@@ -13,7 +13,7 @@ import numpy as np
 
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError
-from purerl.host.files import DAMAGED, describe, differences, read_text, reason
+from purerl.host.files import DAMAGED, checked, describe, differences, read_text, reason
 from purerl.host.policy_file import load_policy
 from purerl.host.run_files import CONFIG, METRICS, POLICIES, SUMMARY, curves_about
 from purerl.policy import Policy
@@ -37,7 +37,10 @@ def read_json(file: Path) -> dict[str, Any] | None:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
     if not isinstance(plain, dict):
         raise RunError(f"{file} is damaged: got a {type(plain).__name__}, expected an object")
-    return plain
+    try:
+        return checked(plain)
+    except ValueError as error:
+        raise RunError(f"{file} is damaged: {reason(error)}") from None
 
 
 def read_toml(file: str | os.PathLike[str]) -> dict[str, Any]:
