@@ -302,6 +302,31 @@ def contents(folder):
     return {path: path.stat().st_mtime_ns for path in pathlib.Path(folder).rglob("*")}
 
 
+def test_a_config_file_that_says_another_length_is_not_believed(command, ran):
+    text = (ran / "config.toml").read_text()
+    (ran / "config.toml").write_text(
+        text.replace("total_timesteps = 1024", "total_timesteps = 9024")
+    )
+    code, _, err = command("resume", ran)
+    assert code != 0
+    assert "total_timesteps=9024, and the run 1024: --total-timesteps N says" in err
+
+
+def test_resume_where_the_optimizers_state_has_empty_arrays(command, tmp_path):
+    """REINFORCE without a baseline: Adam of no parameters."""
+    agent = purerl.REINFORCE(hidden=(4,), n_episodes=4, episode_length=32)
+    config = purerl.TrainConfig("CartPole-v1", agent, total_timesteps=1024)
+
+    def stop(report):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(purerl.Interrupted):
+        purerl.fit(config, tmp_path / "run", seeds=1, callback=stop)
+    code, out, err = command("resume", "run", "--no-tensorboard")
+    assert (code, err) == (0, "")
+    assert "all of it is in run" in out
+
+
 def test_a_run_on_its_way_is_read(command, ran):
     files = {seed: ran / "policies" / f"seed-{seed}.policy" for seed in (3, 5)}
     policies = {seed: purerl.load_policy(file) for seed, file in files.items()}

@@ -142,6 +142,11 @@ class RunView:
         return seeds if seeds is None else _integers(self.folder / RUN, seeds)
 
     @property
+    def total_timesteps(self) -> Any:
+        """As the run's config has them; None where episodes are counted."""
+        return self._described("config", dict).get("total_timesteps")
+
+    @property
     def hyperparams(self) -> dict[str, Any]:
         """As `fit` was given them."""
         return self._described("hyperparams", dict)

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import gc
 import json
+import logging
 import os
 import sys
 import time
@@ -229,10 +230,16 @@ def _write_digests(
     write_whole(file, lambda opened: opened.write(text.encode()))
 
 
+def _no_reader(record: logging.LogRecord) -> bool:
+    """Whether a message of asyncio isn't of a reader that failed beside the one that was told."""
+    return "tensorstore" not in record.getMessage()
+
+
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Keeps from the terminal what nobody waits for: where one array can't be read, the readers of
     the others find the loop closed that they report to."""
+    logging.getLogger("asyncio").addFilter(_no_reader)  # for good: some end later
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings():

@@ -132,6 +132,11 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
         )
     if args.total_timesteps is not None:
         mapping["total_timesteps"] = args.total_timesteps
+    elif mapping.get("total_timesteps") != run.total_timesteps:  # the rest of it `fit` compares
+        raise RunError(
+            f"{folder / CONFIG} has total_timesteps={mapping.get('total_timesteps')}, and the run "
+            f"{run.total_timesteps}: --total-timesteps N says how long it is to be"
+        )
     config = TrainConfig.from_mapping(mapping)
     return _train(config, seeds, folder, args, console, hyperparams, resume=True)
 
