@@ -29,6 +29,7 @@ from purerl.host.cli import COMMANDS, Parser, listing, training
 from purerl.host.cli.flags import add_config_flags, config_from, list_flags, literal
 from purerl.host.cli.terminal import lasting_output, new_console
 from purerl.host.console import console_sink, show_curve
+from purerl.host.files import sealed, unsealed
 from purerl.host.run_view import RunView
 from purerl.metrics import Metrics
 
@@ -352,8 +353,8 @@ def test_a_run_on_its_way_is_read(command, ran):
 
 def test_policies_of_an_interrupted_run_that_went_on_are_of_its_checkpoint(ran):
     policy = purerl.load_policy(ran / "policies" / "seed-3.policy")
-    summary = json.loads((ran / "summary.json").read_text())
-    (ran / "summary.json").write_text(json.dumps({**summary, "reached_update": 2}))
+    summary = unsealed((ran / "summary.json").read_text())
+    (ran / "summary.json").write_text(json.dumps(sealed({**summary, "reached_update": 2})))
     for file in (ran / "policies").iterdir():
         file.write_text("older")
     (found,) = RunView(ran).policies([3]).values()
