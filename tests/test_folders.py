@@ -259,7 +259,7 @@ def test_what_differs_in_an_environment_is_named(tmp_path):
         return purerl.time_limit(push_env(), limit)
 
     purerl.fit(config(env=with_limit(5)), tmp_path)
-    message = r"config.env.spec.max_episode_steps is '5' there, got '4'"
+    message = r"config.env.max_episode_steps is 5 there, got 4"
     with pytest.raises(purerl.ConfigError, match=message):
         purerl.fit(config(env=with_limit(4)), tmp_path)
 
