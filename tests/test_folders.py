@@ -116,6 +116,15 @@ def test_the_command_leaves_other_folders_alone(command, tmp_path):
     assert contents(folder) == before
 
 
+def test_the_command_writes_events_through_no_link(command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").symlink_to(tmp_path)
+    code, _, err = command("train", "CartPole-v1", "--run-dir", "run")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "tensorboard is a link to" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_what_a_kill_in_the_first_moments_leaves_is_taken(tmp_path):
     for name in ("checkpoints", "metrics"):
         (tmp_path / name).mkdir()
@@ -259,7 +268,7 @@ def test_what_differs_in_an_environment_is_named(tmp_path):
         return purerl.time_limit(push_env(), limit)
 
     purerl.fit(config(env=with_limit(5)), tmp_path)
-    message = r"config.env.spec.max_episode_steps is '5' there, got '4'"
+    message = r"config.env.max_episode_steps is 5 there, got 4"
     with pytest.raises(purerl.ConfigError, match=message):
         purerl.fit(config(env=with_limit(4)), tmp_path)
 

@@ -19,11 +19,12 @@ from purerl.host.cli.flags import add_config_flags, config_from, integers, told
 from purerl.host.console import console_sink, show_curve
 from purerl.host.files import reason
 from purerl.host.fit import Interrupted, fit
+from purerl.host.folders import refuse_links
 from purerl.host.run_files import CONFIG, METRICS, SUMMARY, read_summary
 from purerl.host.run_view import BEST, RUN, SWEEP, RunView, is_code
 from purerl.host.sinks import Sink, tensorboard_sink, wandb_sink
 
-RUNS = Path("runs")
+RUNS, EVENTS = Path("runs"), "tensorboard"
 EPILOG = """\
 A run's folder has its config, metrics, checkpoints, policies, TensorBoard events and learning
 curve. Ctrl-C saves; purerl resume goes on, to the very same end.
@@ -173,7 +174,8 @@ def _train(
     live = console_sink(config, seeds, folder, console)
     sinks: list[Sink] = [live]
     if not args.no_tensorboard:
-        sinks.append(tensorboard_sink(folder / "tensorboard"))
+        refuse_links(folder, [], [EVENTS])
+        sinks.append(tensorboard_sink(folder / EVENTS))
     if args.wandb:
         sinks.append(wandb_sink(project=args.wandb, name=folder.name))
     options = {"report_every": args.report_every, "checkpoint_every": args.checkpoint_every}
