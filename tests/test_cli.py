@@ -29,6 +29,7 @@ from purerl.host.cli import COMMANDS, Parser, listing, training
 from purerl.host.cli.flags import add_config_flags, config_from, list_flags, literal
 from purerl.host.cli.terminal import lasting_output, new_console
 from purerl.host.console import console_sink, show_curve
+from purerl.host.files import sealed, unsealed
 from purerl.host.run_view import RunView
 from purerl.metrics import Metrics
 
@@ -368,7 +369,7 @@ def run_json(**changes):
     def change(folder):
         forget_the_end(folder)
         file = folder / "run.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        file.write_text(json.dumps(sealed(unsealed(file.read_text()) | changes)))
 
     return change
 
@@ -412,6 +413,7 @@ WRONG = {
     "run's hyperparams": run_json(hyperparams=3),
     "run's config": run_json(config=[1]),
     "run's env": run_json(config={"env": 3, "agent": "PPO"}),
+    "run's checksum": put("run.json", '{"format": 2}'),
     "run, a list": put("run.json", "[]"),
     "summary, a pipe": pipe("summary.json"),
     "config, a pipe": alone(pipe("config.toml")),
@@ -688,7 +690,7 @@ MISTAKES = [
     (f"eval nowhere --key {2**70}", "--key: got 1.18e+21, expected at most 4,294,967,295"),
     ("render nowhere --key -1", "--key: got -1, expected an integer >= 0"),
     ("render nowhere --max-steps 0", "--max-steps: got 0, expected an integer >= 1"),
-    ("train CartPole-v1 --num-envs 1e9", "at most 2147483647"),
+    ("train CartPole-v1 --num-envs 1e9", "num_envs=1,000,000,000 x update_every=128 of 1 agent ta"),
     ("train CartPole-v1 --num-envs 1e7 --seeds 1000", "update_every=128 of 1000 agents take 19,07"),
     ("bench CartPole-v1 --num-envs 1e7 --seeds 1000", "num_envs=10,000,000 x update_every=128 of"),
     ("train CartPole-v1 --seeds 1000000000", "--seeds: got 1000000000, expected at most 1,048,576"),

@@ -13,7 +13,15 @@ import numpy as np
 
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError
-from purerl.host.files import DAMAGED, describe, differences, read_text, reason
+from purerl.host.files import (
+    DAMAGED,
+    SEAL,
+    describe,
+    differences,
+    read_text,
+    reason,
+    seal_of,
+)
 from purerl.host.policy_file import load_policy
 from purerl.host.run_files import CONFIG, METRICS, POLICIES, SUMMARY, curves_about
 from purerl.policy import Policy
@@ -93,7 +101,7 @@ class RunView:
                 f"{self.path} holds a sweep without a best agent: it isn't finished (the same "
                 "sweep with the same folder goes on), or no episode of it has ended"
             )
-        self._run = read_json(self.folder / RUN)
+        self._run = _read_run(self.folder / RUN)
         if self._summary is None and self._run is None:
             there = f"it has neither {SUMMARY} nor {RUN}"
             if not self.path.is_dir():
@@ -301,6 +309,16 @@ class RunView:
         if seeds is None:
             return {0: out.policy}
         return {seed: out.member(i).policy for i, seed in enumerate(seeds)}
+
+
+def _read_run(file: Path) -> dict[str, Any] | None:
+    """`run.json`, of which a checksum is known since its format 2."""
+    run = read_json(file)
+    if run is not None and run.get("format") != 1:
+        seal = run.pop(SEAL, None)
+        if seal != seal_of(run):
+            raise RunError(f"{file} is damaged: its contents don't match their checksum")
+    return run
 
 
 def _checked(file: Path, name: str, value: Any, kind: Any) -> Any:
