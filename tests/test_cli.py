@@ -328,8 +328,7 @@ def test_a_run_on_its_way_is_read(command, ran):
 
 def test_policies_of_an_interrupted_run_that_went_on_are_of_its_checkpoint(ran):
     policy = purerl.load_policy(ran / "policies" / "seed-3.policy")
-    summary = json.loads((ran / "summary.json").read_text())
-    (ran / "summary.json").write_text(json.dumps({**summary, "reached_update": 2}))
+    summary(reached_update=2)(ran)
     for file in (ran / "policies").iterdir():
         file.write_text("older")
     (found,) = RunView(ran).policies([3]).values()
@@ -360,7 +359,7 @@ def test_what_is_missing_is_said(command, ran):
 def summary(**changes):
     def change(folder):
         file = folder / "summary.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        file.write_text(json.dumps(sealed(unsealed(file.read_text()) | changes)))
 
     return change
 
@@ -396,6 +395,13 @@ def alone(change):
     return change_all
 
 
+def swapped(file):
+    """The text with the returns of the two seeds exchanged."""
+    text = file.read_text()
+    first, second = json.loads(text)["final_return"]["by_seed"]
+    return text.replace(str(first), "@").replace(str(second), str(first)).replace("@", str(second))
+
+
 WRONG = {
     "a list": put("summary.json", "[]"),
     "a number": put("summary.json", "7"),
@@ -413,7 +419,7 @@ WRONG = {
     "run's hyperparams": run_json(hyperparams=3),
     "run's config": run_json(config=[1]),
     "run's env": run_json(config={"env": 3, "agent": "PPO"}),
-    "run's checksum": put("run.json", '{"format": 2}'),
+    "checksum": lambda folder: put("summary.json", swapped(folder / "summary.json"))(folder),
     "run, a list": put("run.json", "[]"),
     "summary, a pipe": pipe("summary.json"),
     "config, a pipe": alone(pipe("config.toml")),

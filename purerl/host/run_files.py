@@ -23,7 +23,7 @@ import tomli_w
 
 from purerl.config import TrainConfig, to_plain
 from purerl.errors import RunError
-from purerl.host.files import DAMAGED, reason, versions, write_whole
+from purerl.host.files import DAMAGED, reason, sealed, versions, write_whole
 from purerl.host.folders import refuse_links
 from purerl.host.policy_file import save_policy
 from purerl.host.report import Report
@@ -134,7 +134,7 @@ class RunFiles:
             one = jax.tree.map(operator.itemgetter(i), policies) if many else policies
             save_policy(one, self.folder / POLICIES / f"seed-{seed}.policy")
         # At last: by it others know of which update the policies are.
-        self._write(SUMMARY, json.dumps(summary, indent=2) + "\n")
+        self._write(SUMMARY, json.dumps(sealed(summary), indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         try:

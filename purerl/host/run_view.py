@@ -95,13 +95,13 @@ class RunView:
         swept = read_json(self.path / SWEEP)
         if swept is not None:
             self.folder = self.path / BEST
-        self._summary = read_json(self.folder / SUMMARY)
+        self._summary = _read_sealed(self.folder / SUMMARY)
         if swept is not None and self._summary is None:
             raise RunError(
                 f"{self.path} holds a sweep without a best agent: it isn't finished (the same "
                 "sweep with the same folder goes on), or no episode of it has ended"
             )
-        self._run = _read_run(self.folder / RUN)
+        self._run = _read_sealed(self.folder / RUN)
         if self._summary is None and self._run is None:
             there = f"it has neither {SUMMARY} nor {RUN}"
             if not self.path.is_dir():
@@ -311,14 +311,13 @@ class RunView:
         return {seed: out.member(i).policy for i, seed in enumerate(seeds)}
 
 
-def _read_run(file: Path) -> dict[str, Any] | None:
-    """`run.json`, of which a checksum is known since its format 2."""
-    run = read_json(file)
-    if run is not None and run.get("format") != 1:
-        seal = run.pop(SEAL, None)
-        if seal != seal_of(run):
-            raise RunError(f"{file} is damaged: its contents don't match their checksum")
-    return run
+def _read_sealed(file: Path) -> dict[str, Any] | None:
+    """A JSON object without its checksum, which has to be right where there is one: files of
+    earlier versions have none."""
+    plain = read_json(file)
+    if plain is not None and SEAL in plain and plain.pop(SEAL) != seal_of(plain):
+        raise RunError(f"{file} is damaged: its contents don't match their checksum")
+    return plain
 
 
 def _checked(file: Path, name: str, value: Any, kind: Any) -> Any:

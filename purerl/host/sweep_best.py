@@ -10,7 +10,7 @@ import numpy as np
 
 from purerl.config import TrainConfig, to_plain
 from purerl.errors import ConfigError, RunError
-from purerl.host.files import describe, reason, versions, write_whole
+from purerl.host.files import describe, reason, sealed, versions, write_whole
 from purerl.host.policy_file import save_policy
 from purerl.host.report import Report
 from purerl.host.run_files import (
@@ -76,7 +76,7 @@ def _write(
     about = {"seeds": list(seeds), "finished": True, "best": describe(values)}
     about["curves"] = curves_of_output(seeds, whole)
     summary = summarize(config, whole) | about | {"versions": versions()}
-    _write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    _write_text(folder / SUMMARY, json.dumps(sealed(summary), indent=2) + "\n")
 
 
 def _write_text(file: Path, text: str) -> None:
