@@ -30,6 +30,8 @@ from purerl.host.cli.flags import add_config_flags, config_from, list_flags, lit
 from purerl.host.cli.terminal import lasting_output, new_console
 from purerl.host.console import console_sink, show_curve
 from purerl.host.files import sealed, unsealed
+from purerl.host.report import Report
+from purerl.host.run_files import read_summary
 from purerl.host.run_view import RunView
 from purerl.metrics import Metrics
 
@@ -443,6 +445,21 @@ def test_folders_of_wrong_types(kind, command, ran):
         code, _, err = command("resume", ran)
         assert code in (1, 2)
         assert (err.count("\n"), "TRACEBACK" in err) == (1, False)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(command, ran):
+    for name in ("config.toml", "run.json"):
+        pipe(name)(ran)
+        code, _, err = command("resume", ran)
+        assert code == 1
+        assert (err.count("\n"), "it is a pipe" in err) == (1, True)
+    pipe("summary.json")(ran)
+    with pytest.raises(purerl.RunError, match="it is a pipe"):
+        read_summary(ran)
+    pipe("metrics.csv")(ran)
+    metrics = quick_metrics([1.0])
+    with pytest.raises(purerl.RunError, match="it is a pipe"):
+        purerl.csv_sink(ran / "metrics.csv")(Report(1, 2, 2, 8, metrics, 1.0, 1.0))
 
 
 def test_strays_are_nobodys_policies(command, ran):
