@@ -30,6 +30,8 @@ from purerl.host.cli.flags import add_config_flags, config_from, list_flags, lit
 from purerl.host.cli.terminal import lasting_output, new_console
 from purerl.host.console import console_sink, show_curve
 from purerl.host.files import sealed, unsealed
+from purerl.host.report import Report
+from purerl.host.run_files import read_summary
 from purerl.host.run_view import RunView
 from purerl.metrics import Metrics
 
@@ -353,8 +355,7 @@ def test_a_run_on_its_way_is_read(command, ran):
 
 def test_policies_of_an_interrupted_run_that_went_on_are_of_its_checkpoint(ran):
     policy = purerl.load_policy(ran / "policies" / "seed-3.policy")
-    summary = unsealed((ran / "summary.json").read_text())
-    (ran / "summary.json").write_text(json.dumps(sealed({**summary, "reached_update": 2})))
+    summary(reached_update=2)(ran)
     for file in (ran / "policies").iterdir():
         file.write_text("older")
     (found,) = RunView(ran).policies([3]).values()
@@ -385,7 +386,7 @@ def test_what_is_missing_is_said(command, ran):
 def summary(**changes):
     def change(folder):
         file = folder / "summary.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        file.write_text(json.dumps(sealed(unsealed(file.read_text()) | changes)))
 
     return change
 
@@ -394,7 +395,7 @@ def run_json(**changes):
     def change(folder):
         forget_the_end(folder)
         file = folder / "run.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        file.write_text(json.dumps(sealed(unsealed(file.read_text()) | changes)))
 
     return change
 
@@ -421,6 +422,13 @@ def alone(change):
     return change_all
 
 
+def swapped(file):
+    """The text with the returns of the two seeds exchanged."""
+    text = file.read_text()
+    first, second = json.loads(text)["final_return"]["by_seed"]
+    return text.replace(str(first), "@").replace(str(second), str(first)).replace("@", str(second))
+
+
 WRONG = {
     "a list": put("summary.json", "[]"),
     "a number": put("summary.json", "7"),
@@ -438,6 +446,7 @@ WRONG = {
     "run's hyperparams": run_json(hyperparams=3),
     "run's config": run_json(config=[1]),
     "run's env": run_json(config={"env": 3, "agent": "PPO"}),
+    "checksum": lambda folder: put("summary.json", swapped(folder / "summary.json"))(folder),
     "run, a list": put("run.json", "[]"),
     "summary, a pipe": pipe("summary.json"),
     "config, a pipe": alone(pipe("config.toml")),
@@ -461,6 +470,21 @@ def test_folders_of_wrong_types(kind, command, ran):
         code, _, err = command("resume", ran)
         assert code in (1, 2)
         assert (err.count("\n"), "TRACEBACK" in err) == (1, False)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(command, ran):
+    for name in ("config.toml", "run.json"):
+        pipe(name)(ran)
+        code, _, err = command("resume", ran)
+        assert code == 1
+        assert (err.count("\n"), "it is a pipe" in err) == (1, True)
+    pipe("summary.json")(ran)
+    with pytest.raises(purerl.RunError, match="it is a pipe"):
+        read_summary(ran)
+    pipe("metrics.csv")(ran)
+    metrics = quick_metrics([1.0])
+    with pytest.raises(purerl.RunError, match="it is a pipe"):
+        purerl.csv_sink(ran / "metrics.csv")(Report(1, 2, 2, 8, metrics, 1.0, 1.0))
 
 
 def test_strays_are_nobodys_policies(command, ran):
@@ -714,7 +738,7 @@ MISTAKES = [
     (f"eval nowhere --key {2**70}", "--key: got 1.18e+21, expected at most 4,294,967,295"),
     ("render nowhere --key -1", "--key: got -1, expected an integer >= 0"),
     ("render nowhere --max-steps 0", "--max-steps: got 0, expected an integer >= 1"),
-    ("train CartPole-v1 --num-envs 1e9", "at most 2147483647"),
+    ("train CartPole-v1 --num-envs 1e9", "num_envs=1,000,000,000 x update_every=128 of 1 agent ta"),
     ("train CartPole-v1 --num-envs 1e7 --seeds 1000", "update_every=128 of 1000 agents take 19,07"),
     ("bench CartPole-v1 --num-envs 1e7 --seeds 1000", "num_envs=10,000,000 x update_every=128 of"),
     ("train CartPole-v1 --seeds 1000000000", "--seeds: got 1000000000, expected at most 1,048,576"),

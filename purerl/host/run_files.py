@@ -23,7 +23,7 @@ import tomli_w
 
 from purerl.config import TrainConfig, to_plain
 from purerl.errors import RunError
-from purerl.host.files import DAMAGED, checked, reason, sealed, versions, write_whole
+from purerl.host.files import DAMAGED, checked, read_text, reason, sealed, versions, write_whole
 from purerl.host.folders import refuse_links
 from purerl.host.policy_file import save_policy
 from purerl.host.report import Report
@@ -225,7 +225,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     file = folder / SUMMARY
     try:
-        summary = json.loads(file.read_text())
+        summary = json.loads(read_text(file))
     except (FileNotFoundError, NotADirectoryError):
         there = f"it has no {SUMMARY}" if folder.is_dir() else "there is no such folder"
         raise RunError(f"{folder} is no run's folder: {there}") from None

@@ -12,7 +12,7 @@ import numpy as np
 
 from purerl.errors import ConfigError, RunError
 from purerl.fields import check_path
-from purerl.host.files import DAMAGED, reason, write_whole
+from purerl.host.files import DAMAGED, open_file, reason, write_whole
 from purerl.host.report import Report, means
 
 Sink = Callable[[Report], None]
@@ -103,17 +103,21 @@ class csv_sink:  # noqa: N801 - called as a function
             self._before = max(last, seconds)
         text = "".join(parts).encode()
         try:
-            if not self.path.exists() or self.path.read_bytes() != text:
+            if not self.path.exists() or self._content() != text:
                 write_whole(self.path, lambda file: file.write(text))
         except OSError as error:
             raise RunError(f"can't write metrics into {self.path}: {reason(error)}") from error
         self._begun, self._size, self.changed = True, len(text), False
 
+    def _content(self) -> bytes:
+        with open_file(self.path) as file:
+            return file.read()
+
     def _known_seconds(self) -> dict[int, str]:
         """The seconds up to each update, as far as the file can be read."""
         known: dict[int, str] = {}
         with contextlib.suppress(OSError, ValueError, csv.Error):
-            lines = self.path.read_text().splitlines()
+            lines = self._content().decode().splitlines()
             rows = csv.reader(lines)
             names = next(rows, [])
             at, seconds = names.index("update"), names.index("seconds")
@@ -127,8 +131,7 @@ class csv_sink:  # noqa: N801 - called as a function
         """Makes the file end with the update that the run goes on from."""
         kept: list[list[str]] = []
         if start and self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = list(csv.reader(file))
+            rows = list(csv.reader(self._content().decode().splitlines()))
             if rows and rows[0] == names:
                 at, seconds = names.index("update"), names.index("seconds")
                 whole = (row for row in rows[1:] if len(row) == len(names))
