@@ -1,6 +1,7 @@
 """What an environment is outside of the loop: its dtypes, its pickle, its form in files."""
 
 import argparse
+import functools
 import json
 import multiprocessing
 import pickle
@@ -195,6 +196,28 @@ def test_a_registered_factory_may_return_what_counts_as_an_environment():
         purerl.make("nothing")
 
 
+class Windy(NamedTuple):
+    strength: float
+
+
+def wind(strength, where=(1.0, 2.0)):
+    """An environment of functions that are jitted, partial, and methods."""
+
+    @jax.jit
+    def step(key, state, action, where=where):
+        return state, TimeStep(state + strength, jnp.float32(0), state > 3, jnp.bool_(False), {})
+
+    class Start:
+        def __init__(self):
+            self.where, self.notes, self.wind = jnp.zeros(100), [], Windy(strength)
+
+        def reset(self, key):
+            return jnp.zeros(()), jnp.zeros(())
+
+    spec = EnvSpec("wind", Box(0.0, 9.0, ()), Discrete(2))
+    return Env(Start().reset, functools.partial(step, where=where), spec)
+
+
 def test_specs_are_equal_wherever_they_come_from():
     spec = walk().spec
     assert spec == spec._replace(source=EnvSource("walk"))
@@ -223,6 +246,11 @@ def test_identities_tell_parameters_apart_and_not_processes():
     assert of(limits[0]) != of(limits[1])
     purerl.register("walk-of-a-length", lambda length=3: walk(length))
     assert of(purerl.make("walk-of-a-length", length=3)) != of("walk-of-a-length")
+    # What a user's own functions have from outside counts, and not how they were made.
+    assert of(twice(CART)) == of(twice(CART)) != of(twice(as_env(LIGHT)))
+    assert of(walk(3)) == of(walk(3)) != of(walk(4))
+    assert of(walk(3, limit=9)) == of(walk(3, limit=9)) != of(walk(4, limit=9))
+    assert of(wind(0.1)) == of(wind(0.1)) != of(wind(0.2))
     knot = CartPole()
     knot.me = [knot]
     for env in ("FourRooms-misc", LogWrapper(CartPole()), knot):

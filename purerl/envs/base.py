@@ -176,9 +176,10 @@ class Adapter(Dynamics):
 
     def identity(self) -> dict[str, Any]:
         inner = dynamics_of(self.env)
-        found = {} if inner is None else inner.identity()
-        rest = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "env"}
-        return {**rest, "env": found} if rest else found
+        names = [field.name for field in dataclasses.fields(self)]
+        if inner is not None and names == ["env"]:
+            return inner.identity()
+        return {name: getattr(self, name) for name in names}
 
 
 class _Typed(Adapter):

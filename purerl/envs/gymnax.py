@@ -15,7 +15,7 @@ import importlib.util
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from jax.interpreters import partial_eval
 from purerl.envs.base import Dynamics, Env, EnvSpec, TimeStep
 from purerl.envs.gymnax_wrappers import packed, unpacked, whole_step, without_resets, wrapped
 from purerl.envs.spaces import Box, Discrete, Space
-from purerl.errors import ConfigError, shown
+from purerl.errors import ConfigError, sentence, shown
 
 PyTree = Any
 
@@ -117,7 +117,7 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
     # A reset may leave Python numbers where a step leaves arrays: scans and selects want one dtype.
     key = jax.eval_shape(lambda: jax.random.key(0))
     action = jax.eval_shape(action_space.sample, key)
-    with _told(name):
+    with sentence(f"env: {name!r} can't be traced"):
         obs, reset_state = jax.eval_shape(dynamics.reset, key)
         if innermost is not None:
             innermost.called.clear()
@@ -135,18 +135,6 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
         observation_space = Box(-np.inf, np.inf, obs.shape, obs.dtype)
     spec = EnvSpec(name, observation_space, action_space, limit)
     return dataclasses.replace(dynamics, dtypes=dtypes).as_env(spec)
-
-
-@contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Whatever an environment's own code raises while it is traced, in one line."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        what = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ConfigError(f"env: {name!r} can't be traced: {what}") from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -243,7 +231,7 @@ def _warn_of_deadly_limit(dynamics: GymnaxDynamics, name: str, key: Any, action:
 
 
 def _common_dtype(x: Any, y: Any) -> Any:
-    """As numpy's, or None for keys, which stay as they are."""
+    """One that holds both; `KEYS` for keys, which stay as they are."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return KEYS
     return np.dtype(x.dtype if x.dtype == y.dtype else jnp.promote_types(x.dtype, y.dtype))

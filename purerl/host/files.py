@@ -1,9 +1,11 @@
 """What the host writes: files whole or not at all, and plain words for what a run is."""
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import hashlib
+import inspect
 import io
 import itertools
 import json
@@ -11,6 +13,7 @@ import os
 import platform
 import re
 import stat
+import types
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,7 +24,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from purerl.envs.base import Env, dynamics_of
+from purerl.envs.base import Dynamics, Env, dynamics_of
 from purerl.envs.gymnax_wrappers import Bare
 from purerl.errors import RunError
 from purerl.fields import Record, field_names
@@ -29,6 +32,8 @@ from purerl.fields import Record, field_names
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint")
 # An array of more numbers is told from others by a digest.
 MANY = 64
+# Values of these types that an environment's functions have from outside are its parameters.
+CONSTANTS = (bool, int, float, str, tuple, np.ndarray, np.generic, jax.Array, Record, Env)
 # What numpy raises where an npz file is not what it was.
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 # Where plain values have their digest, and the member of an archive with what it is of.
@@ -281,7 +286,7 @@ def describe(value: Any, inside: tuple = ()) -> Any:
         fields = {name: describe(getattr(value, name)) for name in field_names(type(value))}
         return {"class": type(value).__qualname__, **fields}
     if isinstance(value, Env):
-        return _describe_env(value)
+        return _describe_env(value, inside)
     if isinstance(value, Mapping):
         return {str(name): describe(x, inside) for name, x in value.items()}
     if isinstance(value, (tuple, list)):
@@ -307,16 +312,53 @@ def _printed(value: Any) -> str:
     return re.sub(r" at 0x\w+", "", repr(value))
 
 
-def _describe_env(env: Env) -> dict[str, Any]:
-    """An environment's spec; and its parameters, where it is one of gymnax's or made of another."""
+def _describe_env(env: Env, inside: tuple) -> dict[str, Any]:
+    """An environment's spec and its parameters: those of gymnax and of what is made of another one;
+    of functions of a user's, what they have from the function that they are made in."""
     spec, dynamics = env.spec, dynamics_of(env)
     spaces = (spec.observation_space, spec.action_space)
+    known = (
+        {name: _constants(getattr(env, name), inside) for name in ("reset", "step")}
+        if dynamics is None
+        else describe(dynamics.identity(), inside)
+    )
     return {
         "env": spec.name,
         **dict(zip(("observation_space", "action_space"), map(_printed, spaces), strict=True)),
         "max_episode_steps": spec.max_episode_steps,
-        "dynamics": None if dynamics is None else describe(dynamics.identity()),
+        "dynamics": known,
     }
+
+
+def _constants(function: Any, inside: tuple) -> dict[str, Any]:
+    """Numbers, arrays, records and environments that a function has from outside of it, but for
+    global names: by its closure, its default arguments, or as a method."""
+    if isinstance(owner := getattr(function, "__self__", None), Dynamics):
+        return describe(owner.identity(), inside)
+    function = inspect.unwrap(function)  # of jax.jit and its like
+    if isinstance(function, type) or any(function is x for x in inside):
+        return {}
+    if owner is None and not isinstance(function, types.FunctionType):
+        owner = function  # an object that is called
+    found = dict(getattr(owner, "__dict__", {}))
+    if isinstance(function, functools.partial):
+        found |= {"func": function.func, "args": function.args, **function.keywords}
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # no function of Python's
+        found |= {
+            name: x.default
+            for name, x in inspect.signature(function).parameters.items()
+            if x.default is not x.empty
+        }
+        found |= inspect.getclosurevars(function).nonlocals
+    constants: dict[str, Any] = {}
+    for name, value in found.items():
+        if isinstance(value, CONSTANTS) or (
+            dataclasses.is_dataclass(value) and not isinstance(value, type)
+        ):
+            constants[name] = describe(value, (*inside, function))
+        elif callable(value) and (inner := _constants(value, (*inside, function))):
+            constants[name] = inner
+    return constants
 
 
 def _describe_array(x: Any) -> Any:
