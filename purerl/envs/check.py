@@ -232,7 +232,7 @@ def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
             number = isinstance(value, (bool, int, float)) and not strict
             _require(
                 hasattr(value, "dtype") or number,
-                f"step: the {name} is a {type(value).__name__}, expected an array",
+                f"step: {'the ' if name == 'reward' else ''}{name} is a {type(value).__name__}, expected an array",
             )
         return out
 
