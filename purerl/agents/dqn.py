@@ -168,8 +168,8 @@ class DQN(NetworkAgent):
         beyond = self.target_fn(q_next, target_q_next)
         if jnp.shape(beyond) != q_next.shape[:1]:  # [B, 1] would broadcast to [B, B]
             raise ConfigError(
-                f"DQN.target_fn: got shape {jnp.shape(beyond)}, expected {q_next.shape[:1]}: [B] of "
-                "Q(s', .) and Q'(s', .), [B, n] each"
+                f"DQN.target_fn: got shape {jnp.shape(beyond)}, expected {q_next.shape[:1]}: [B] "
+                "of Q(s', .) and Q'(s', .), [B, n] each"
             )
         target = td_target(batch, beyond)
 
