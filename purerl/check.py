@@ -17,7 +17,7 @@ from purerl.envs.spaces import Discrete, is_space
 from purerl.errors import ConfigError, sentence, shown
 from purerl.fields import INT32, check_count, check_key, field_names
 from purerl.loop import Loop, obs_transform
-from purerl.noise import NOISES
+from purerl.noise import NOISES, Noise
 from purerl.normalize import init_stats
 from purerl.rewarders import REWARDERS, Identity, Rewarder
 from purerl.run import make_loop
@@ -63,7 +63,8 @@ def check_methods(agent: Any) -> None:
     name = type(agent).__name__
     _require(isinstance(agent, Agent), f"{shown(agent)} is not a purerl.Agent")
     missing = [word for word in METHODS if getattr(type(agent), word) is getattr(Agent, word)]
-    _require(not missing, f"agent: {name} has no {', '.join(missing)}: an agent has {METHODS}")
+    words = f"expected {', '.join(METHODS)}"
+    _require(not missing, f"agent: {name} doesn't implement {', '.join(missing)}, {words}")
     with sentence(f"agent: {name}.run_defaults fails", AgentError):
         defaults = agent.run_defaults
     _require(
@@ -89,6 +90,9 @@ def check_loop(loop: Loop) -> None:
     name, key = type(agent).__name__, jax.eval_shape(lambda: jax.random.key(0))
     with sentence(f"agent: {name}.init can't be traced", AgentError):
         state = jax.eval_shape(lambda key: agent.init(key, spec), key)
+    space = spec.action_space
+    action = jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype)
+    jax.eval_shape(loop.to_env, action)  # says what is wrong with an action processor
     if _ships(loop):
         return
     check_size(loop)
@@ -107,6 +111,8 @@ def check_loop(loop: Loop) -> None:
     with sentence(f"agent: {name}.policy can't be traced", AgentError):
         chosen = jax.eval_shape(agent.policy, state, obs, None)
     _require_action(f"agent: {name}.policy's action", chosen, loop.num_envs, spec)
+    if loop.noise is not None:
+        _check_noise(loop.noise, action)
     _check_step(loop)
 
 
@@ -137,6 +143,19 @@ def _ships(loop: Loop) -> bool:
     return all(kind in known for kind, known in parts) and all(
         getattr(x, "__module__", "").startswith("purerl.") for x in functions
     )
+
+
+def _check_noise(noise: Noise, action: jax.ShapeDtypeStruct) -> None:
+    name, (num_envs, *shape) = f"noise: {type(noise).__name__}", action.shape
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    ended = jax.ShapeDtypeStruct((num_envs,), np.bool_)
+    with sentence(f"{name} can't be traced"):
+        state = jax.eval_shape(lambda: noise.init(num_envs, tuple(shape)))
+        after, drawn = jax.eval_shape(noise.step, state, key)
+        restarted = jax.eval_shape(noise.restart, state, ended)
+    _require_array(f"{name}: the noise", drawn, action.shape, np.floating, ConfigError)
+    for new in (after, restarted):
+        _require_same(f"{name}: its state", state, new, ConfigError)
 
 
 def _check_step(loop: Loop) -> None:

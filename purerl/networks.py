@@ -120,6 +120,7 @@ class Actor(nn.Module):
                 f"{self._name()}.{what}: got {got}, expected {expected}: "
                 f"[B, action_dim] for the action space {self.action_space}"
             )
+        _check_floats(f"{self._name()}.{what}", out)
 
     def _distribution(self) -> Any:
         discrete = isinstance(self.action_space, Discrete)
@@ -190,6 +191,7 @@ class Critic(nn.Module):
         out = self.create_network(obs, self._encode(action)) if takes else self.create_network(obs)
         space = self.action_space
         several = not takes and isinstance(space, Discrete) and space.n > 1
+        _check_floats(f"{type(self).__name__}.create_network", out)
         if several and getattr(out, "shape", None) == (batch, self.action_dim):
             return jnp.asarray(out, jnp.float32)
         if getattr(out, "shape", None) not in ((batch,), (batch, 1)):
@@ -353,6 +355,12 @@ def _drawn_alike(mean: jax.Array, log_std: jax.Array, space: Box) -> tuple[Any, 
 def _divisor(half_range: np.ndarray) -> np.ndarray:
     """By which actions are scaled for a critic: those without a range are 0."""
     return np.where(half_range > 0.0, np.maximum(half_range, 1e-8), np.inf).astype(np.float32)
+
+
+def _check_floats(what: str, out: Any) -> None:
+    """Raises ConfigError for numbers through which no gradient comes, or complex ones."""
+    if hasattr(out, "dtype") and not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ConfigError(f"{what}: got {out.dtype}, expected floats")
 
 
 def _action_dim(space: Space) -> int:

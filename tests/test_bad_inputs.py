@@ -287,7 +287,7 @@ ENVS = [
     (
         "make-argument",
         lambda g: purerl.make("bad-2", lenght=3),
-        "'bad-2' can't be made.*Did you mean",
+        "'bad-2' can't be made.*lenght",
     ),
     (
         "make-module",
@@ -606,12 +606,12 @@ AGENTS = [
     (
         "no-update",
         lambda g: Config(BASE, agent(update=purerl.Agent.update)),
-        "Mine has no update: an ag",
+        "Mine doesn't implement update, expected",
     ),
     (
         "nothing",
         lambda g: Config(BASE, agent(purerl.Agent)),
-        "Mine has no init, act, policy, update",
+        "Mine doesn't implement init, act, po",
     ),
     (
         "defaults-none",
@@ -779,7 +779,12 @@ AGENTS = [
     (
         "dqn-target-shape",
         lambda g: Config(BASE, purerl.DQN(target_fn=lambda q, t: t), update_after=0),
-        "DQN.update can't be traced|target_fn",
+        r"DQN.target_fn: got shape \(128, 2\), expected \(128,\)",
+    ),
+    (
+        "dqn-target-column",
+        lambda g: Config(BASE, purerl.DQN(target_fn=lambda q, t: t[:, :1]), update_after=0),
+        r"DQN.target_fn: got shape \(128, 1\), expected \(128,\)",
     ),
     (
         "dqn-target-raises",
@@ -818,12 +823,12 @@ NETWORKS = [
     (
         "actor-int",
         lambda g: actor(lambda self, obs: nn.Dense(2)(obs).astype(int)),
-        "Net.*int32|can't be traced",
+        "Net.create_network: got int32, expected floats",
     ),
     (
         "actor-complex",
         lambda g: actor(lambda self, obs: nn.Dense(2)(obs) * 1j),
-        "complex64|can't be traced",
+        "Net.create_network: got complex64, expected floats",
     ),
     (
         "actor-pair",
@@ -871,7 +876,7 @@ NETWORKS = [
     (
         "critic-complex",
         lambda g: critic(lambda self, obs: nn.Dense(1)(obs) * 1j),
-        "complex64|can't be traced",
+        "Net.create_network: got complex64, expected floats",
     ),
     (
         "critic-q",
@@ -924,47 +929,47 @@ PARTS = [
     (
         "noise-shape",
         lambda g: Config(GOAL, purerl.DDPG(), noise=MyNoise(), update_after=0),
-        "noise|can't be traced",
+        r"noise: MyNoise.*shape",
     ),
     (
         "noise-abstract",
         lambda g: Config(GOAL, purerl.DDPG(), noise=purerl.Noise(), update_after=0),
-        "noise|can't be traced",
+        "noise: Noise can't be traced: NotImplementedError",
     ),
     (
         "processor-shape",
         lambda g: processor(lambda a: a[0]),
-        r"action_processor: got float32 of shape \(1,\) .*expected numbers of",
+        r"action_processor: the action has shape \(1,\) and dtype",
     ),
     (
         "processor-broadcasts",
         lambda g: processor(lambda a: jnp.repeat(a, 2, -1)),
-        r"action_processor: got float32 of shape \(4, 2\) .*expected numbers",
+        r"action_processor: the action has shape \(4, 2\) and dt",
     ),
     (
         "processor-none",
         lambda g: processor(lambda a: None),
-        "action_processor: got NoneType .*expected numbers of shape",
+        "action_processor: the action is a NoneType, expected an array",
     ),
     (
         "processor-floats",
         lambda g: processor(lambda a: a * 1.0, BASE),
-        "action_processor: got float32 .*expected integers of shape",
+        r"action_processor: .*float32, expected \(4,\) and integers",
     ),
     (
         "processor-raises",
         lambda g: processor(raises),
-        "action_processor: can't be traced by jax.jit: .*",
+        "action_processor: can't be traced: .*",
     ),
     (
         "processor-signature",
         lambda g: processor(lambda: 0),
-        "action_processor: can't be traced by jax.jit: TypeError",
+        "action_processor: can't be traced: TypeError",
     ),
     (
         "processor-numpy",
         lambda g: processor(np.sin),
-        "action_processor: can't be traced by jax.jit: Tracer",
+        "action_processor: can't be traced: Tracer",
     ),
 ]
 
@@ -1055,7 +1060,7 @@ TRAINING = [
     (
         "run-agent",
         lambda g: purerl.run(BASE, "ppo", key=g.key, total_timesteps=64),
-        "agent.*got 'ppo'|'ppo' is not",
+        "agent: got 'ppo', expected an agent",
     ),
     (
         "run-option",
@@ -1172,7 +1177,7 @@ TRAINING = [
     (
         "fit-dir-nul",
         lambda g: purerl.fit(g.config, "runs/\0x"),
-        "run_dir: got .*expected a path|NUL",
+        "run_dir: got .*expected a path",
     ),
     ("fit-dir-empty", lambda g: purerl.fit(g.config, ""), "run_dir: got '', expected a path"),
     (

@@ -165,7 +165,13 @@ class DQN(NetworkAgent):
             q_values(state.critic, params, batch["next_obs"])
             for params in (state.params, state.target_params)
         )
-        target = td_target(batch, self.target_fn(q_next, target_q_next))
+        beyond = self.target_fn(q_next, target_q_next)
+        if jnp.shape(beyond) != q_next.shape[:1]:  # [B, 1] would broadcast to [B, B]
+            raise ConfigError(
+                f"DQN.target_fn: got shape {jnp.shape(beyond)}, expected {q_next.shape[:1]}: [B] "
+                "of Q(s', .) and Q'(s', .), [B, n] each"
+            )
+        target = td_target(batch, beyond)
 
         def loss_fn(params: PyTree) -> tuple[jax.Array, jax.Array]:
             q = q_value(state.critic, params, batch["obs"], batch["action"])

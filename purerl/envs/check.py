@@ -230,9 +230,10 @@ def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
         for name in ("reward", "terminated", "truncated"):
             value = getattr(out[1], name)
             number = isinstance(value, (bool, int, float)) and not strict
+            what = f"step: {'the ' if name == 'reward' else ''}{name}"
             _require(
                 hasattr(value, "dtype") or number,
-                f"step: the {name} is a {type(value).__name__}, expected an array",
+                f"{what} is a {type(value).__name__}, expected an array",
             )
         return out
 
