@@ -152,11 +152,11 @@ def pool(episodes: Episodes, axis_name: str | None) -> Episodes:
     lows = jnp.stack([episodes.episode_return_min, episodes.episode_length_min])
     highs = jnp.stack([episodes.episode_return_max, episodes.episode_length_max])
     seen = episodes.num_episodes > 0
-    sums = jnp.where(seen, means * episodes.num_episodes, 0.0)
+    sums = jnp.where(seen, means * episodes.num_episodes.astype(jnp.float32), 0.0)
     sums, count = psum((sums, episodes.num_episodes), axis_name)
     ends = jnp.where(seen, jnp.concatenate([lows, -highs]), jnp.inf)
     ends = pmin(ends, axis_name)
-    both = jnp.concatenate([sums / jnp.maximum(count, 1), ends[:2], -ends[2:]])
+    both = jnp.concatenate([sums / jnp.maximum(count, 1).astype(jnp.float32), ends[:2], -ends[2:]])
     both = jnp.where(count > 0, both, missing())
     mean_return, mean_length, low_return, low_length, high_return, high_length = both
     return Episodes(

@@ -148,9 +148,14 @@ def _moments(
 
 
 def normalize(stats: RunningStats, x: PyTree, clip: float = 10.0) -> PyTree:
-    """(x - mean) / std, clipped, leaf by leaf; x is `[..., *shape]` and comes back as float32."""
+    """(x - mean) / std, clipped, leaf by leaf; x is `[..., *shape]` and comes back as float32.
+
+    Bools come back as they are: a mask would be another one, since whatever isn't 0 is true.
+    """
 
     def scale(x: jax.Array, shift: jax.Array, offset: jax.Array, var: jax.Array) -> jax.Array:
+        if x.dtype == jnp.bool_:
+            return x
         distance = _distance(x, shift, offset)
         return jnp.clip(distance * _as_wide(jax.lax.rsqrt(var + 1e-8), distance), -clip, clip)
 

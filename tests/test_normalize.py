@@ -189,3 +189,13 @@ def test_only_what_is_valid_counts():
         chosen = np.asarray(x[name], np.float64)[valid]
         np.testing.assert_allclose(stats.mean[name], chosen.mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(stats.var[name], chosen.var(0), rtol=1e-4)
+
+
+def test_masks_stay_what_they_are():
+    """Normalised, a False would be a number that isn't 0."""
+    obs = {"x": jnp.array([[1.0], [3.0]]), "mask": jnp.array([[True, False], [True, True]])}
+    stats = update_stats(init_stats(jax.tree.map(lambda x: x[0], obs)), obs, 1)
+    seen = normalize(stats, obs)
+    np.testing.assert_array_equal(seen["mask"], obs["mask"])
+    assert seen["mask"].dtype == bool
+    np.testing.assert_allclose(seen["x"], [[-1.0], [1.0]], rtol=1e-5)

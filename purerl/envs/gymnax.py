@@ -158,7 +158,8 @@ class GymnaxDynamics(Dynamics):
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         reset = self.env.reset if self.whole else self.env.reset_env
-        obs, state = reset(key, self.params)
+        with _usual_promotion():
+            obs, state = reset(key, self.params)
         return _observe(obs, self.categories), self._cast(state)
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
@@ -173,10 +174,12 @@ class GymnaxDynamics(Dynamics):
     def raw_step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
         """Observation, state, reward, terminated, truncated and info, as the environment has
         them."""
-        if self.whole:
-            return whole_step(self.env, key, state, action, self.params)
-        obs, state, reward, terminated, info = self.env.step_env(key, state, action, self.params)
-        truncated = self.env.is_truncated(state, self.params)
+        with _usual_promotion():
+            if self.whole:
+                return whole_step(self.env, key, state, action, self.params)
+            inputs = (key, state, action, self.params)
+            obs, state, reward, terminated, info = self.env.step_env(*inputs)
+            truncated = self.env.is_truncated(state, self.params)
         return obs, state, reward, terminated, truncated, info
 
     def _cast(self, state: PyTree) -> PyTree:
@@ -188,6 +191,14 @@ class GymnaxDynamics(Dynamics):
     def __reduce__(self) -> tuple:
         rest = (self.params, self.categories, self.whole, self.dtypes)
         return _restored, (packed(self.env), *rest)
+
+
+@contextlib.contextmanager
+def _usual_promotion() -> Iterator[None]:
+    """JAX's default promotion of dtypes and ranks, which gymnax's dynamics rely on, whatever the
+    user's own code is to be held to."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def _restored(env: Any, *rest: Any) -> GymnaxDynamics:
