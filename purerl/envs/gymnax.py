@@ -15,7 +15,7 @@ import importlib.util
 import pathlib
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
