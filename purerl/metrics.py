@@ -118,7 +118,8 @@ class Metrics(NamedTuple):
 def missing() -> float:
     """A number that isn't known: NaN; infinity where JAX takes every NaN that a program returns for
     a fault (`jax_debug_nans`, read when a program is traced)."""
-    return math.inf if jax.config.jax_debug_nans else math.nan
+    settings: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
+    return math.inf if settings.jax_debug_nans else math.nan
 
 
 def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episodes:
