@@ -147,7 +147,7 @@ def _percent(character: str) -> str:
 def digest(x: np.ndarray) -> str:
     """32 hexadecimal digits that follow from an array's dtype, shape and every one of its bits."""
     sum_of = hashlib.blake2b(f"{x.dtype}{list(x.shape)}".encode(), digest_size=16)
-    sum_of.update(memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8)))
+    sum_of.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     return sum_of.hexdigest()
 
 
