@@ -233,6 +233,12 @@ class RunFolder:
         if devices.is_first_host():
             with self._telling("what training starts from"):
                 self._settle(start.num_updates, bad)
+            if bad:
+                warnings.warn(
+                    f"{bad[0][1]}: {counted(len(bad), 'checkpoint')} put aside, training starts "
+                    f"from that of update {start.num_updates}",
+                    stacklevel=4,
+                )
         return start
 
     def _settle(self, num_updates: int, bad: Sequence[tuple[int, str]]) -> None:
@@ -249,12 +255,6 @@ class RunFolder:
             if partial or path.name.startswith(REMOVED):
                 shutil.rmtree(path)
         self._note_saved()
-        if bad:
-            warnings.warn(
-                f"{bad[0][1]}: {counted(len(bad), 'checkpoint')} put aside, training starts from "
-                f"that of update {num_updates}",
-                stacklevel=5,
-            )
 
     @property
     def busy(self) -> bool:
@@ -298,7 +298,7 @@ class RunFolder:
 
     def _note_saved(self) -> None:
         """Remembers the first complete checkpoint: from then on, a folder without has lost it."""
-        if not self._saved_once and self._saved():
+        if self._run and not self._saved_once and self._saved():
             self.write_run(self._run)
 
     def restore(self, num_updates: int, like: PyTree) -> PyTree:
