@@ -3,9 +3,9 @@
 Each has `sample(key)`, `mode()`, `log_prob(action)` and `entropy()`. Batch axes come first; the log
 probability of an array-valued action is the sum over its own axes.
 
-Of an action alone `TanhNormal` can't tell its probability where tanh is saturated: in float32 an
-action of 1 has lost what was squashed. Who needs the probability of a sample later, as a loss does,
-keeps what `draw` returns beside the action, and takes `log_prob_of`.
+From an action of a `TanhNormal` its probability can't be found where tanh is saturated: in float32
+an action of 1 has lost what was squashed. For a loss that needs it later, keep all that `draw`
+returns, and call `log_prob_of`.
 """
 
 import math

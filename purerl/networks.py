@@ -39,9 +39,11 @@ class Actor(nn.Module):
             default Categorical for discrete actions and Normal for continuous ones.
         init_log_std: where the state-independent log standard deviation starts.
 
-    What `create_network` returns is checked when the agent is initialised. For continuous actions
-    it is in units of half the action's range, from its middle: 0 is the middle, -1 and 1 are the
-    bounds (or the action itself where a bound is infinite).
+    What `create_network` returns is checked when the agent is initialised, and taken as float32.
+    For continuous actions it is in units of half the action's range, from its middle: 0 is the
+    middle, -1 and 1 are the bounds (or the action itself where a bound is infinite).
+
+    Of flax's collections only "params" is trained.
     """
 
     action_space: Space
