@@ -13,7 +13,7 @@ from gymnax.environments.classic_control.cartpole import CartPole, EnvParams
 from gymnax.wrappers import FlattenObservationWrapper, LogWrapper, StickyActionWrapper
 from gymnax.wrappers.compat import LegacyStepAPIWrapper
 from gymnax.wrappers.purerl import GymnaxWrapper
-from toys import Tiny, quick_jit
+from toys import Tiny, mostly_slow, quick_jit
 
 import purerl
 from purerl.envs import Box, as_env
@@ -233,7 +233,7 @@ def test_categories_inside_observations_are_one_hot():
 NAMES = ["CartPole-v1", "Pendulum-v1", "MountainCar-v0", "DeepSea-bsuite", "FourRooms-misc"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", mostly_slow(NAMES, NAMES[:4]))
 def test_a_config_may_be_made_under_jit(name):
     def by_run(key):
         return purerl.run(name, Tiny(), key=key, **SMALL)[1]
