@@ -219,7 +219,7 @@ class Loop:
             evaluation = jax.lax.cond(
                 index.plus(1).divides(self.eval_every, self.num_updates),
                 lambda: self._evaluate(agent_state, stats, state.eval_key, index),
-                no_episodes,
+                lambda: no_episodes(),  # a function whose trace is not kept, nor its `missing`
             )
         new = RunState(
             agent=agent_state,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import mostly_slow, push_env, quick_jit, walk
+from toys import Tiny, mostly_slow, push_env, quick_jit, walk
 
 import purerl
 from purerl.agents.gradients import adam, descend, global_norm, standardize
@@ -114,6 +114,24 @@ def test_nothing_is_nan_where_jax_looks_for_nan(name):
         assert not any(np.isnan(x).any() for x in jax.tree.leaves(out.metrics))
         nothing = np.asarray(out.metrics.num_episodes) == 0
         np.testing.assert_array_equal(np.isinf(out.metrics.episode_return), nothing)
+
+
+def test_what_is_missing_does_not_depend_on_what_was_traced_before():
+    def evaluations():
+        config = purerl.TrainConfig(
+            walk(limit=4), Tiny(), 64, num_envs=2, update_every=8, eval_every=3
+        )
+        returns = quick_jit(purerl.make_train(config))(
+            jax.random.key(0)
+        ).metrics.eval.episode_return
+        return np.asarray(returns)
+
+    usual = evaluations()
+    with jax.debug_nans(True):
+        np.testing.assert_array_equal(np.isinf(evaluations()), np.isnan(usual))
+    np.testing.assert_array_equal(evaluations(), usual)
+    assert np.isnan(usual).any()
+    assert np.isfinite(usual).any()
 
 
 @pytest.mark.slow

@@ -86,7 +86,8 @@ PATHS = {"n_episodes": 16, "episode_length": 10, "gamma": GAMMA}
 ACTOR_CRITIC = purerl.ActorCritic(lr=3e-3, critic_lr=1e-2, entropy_beta=0.1, **PATHS)
 ROLLOUTS = {"num_envs": 16, "update_every": 10, "total_timesteps": 32_000}
 BOTH = {
-    "PPO": (purerl.PPO(lr=5e-3, gamma=GAMMA), ROLLOUTS),
+    # With the default bonus one seed in twenty commits itself before it has seen both actions.
+    "PPO": (purerl.PPO(lr=5e-3, entropy_beta=0.1, gamma=GAMMA), ROLLOUTS),
     "REINFORCE": (
         # With less of a bonus one seed in twenty commits itself to the cliff too early.
         purerl.REINFORCE(lr=4e-3, baseline=True, entropy_beta=0.3, **PATHS),
@@ -102,7 +103,7 @@ REPLAY = {"num_envs": 8, "update_every": 2, "update_after": 200, "total_timestep
 DQN = purerl.DQN(lr=3e-3, gamma=GAMMA, target_update_every=10, batch_size=64, epsilon_end=0.2)
 ONLY_DISCRETE = {
     "PPO, episodic": (
-        purerl.PPO(lr=5e-3, gamma=GAMMA, batch_size=160),
+        purerl.PPO(lr=5e-3, entropy_beta=0.1, gamma=GAMMA, batch_size=160),
         ROLLOUTS | {"wait_end_path": True, "total_timesteps": 64_000},
     ),
     "ActorCritic, Q(s, .)": (
