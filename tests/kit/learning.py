@@ -58,7 +58,7 @@ LEARNING = {
         purerl.ActorCritic(critic=purerl.DefaultQCritic), last=50, mean=400, each=350
     ),
     "ActorCritic Q(s, .) CartPole": cartpole(
-        purerl.ActorCritic(critic=purerl.DefaultQNetwork), last=50, mean=400, each=350
+        purerl.ActorCritic(critic=purerl.DefaultQNetwork), last=50, mean=400, each=300
     ),
     "REINFORCE CartPole": cartpole(
         purerl.REINFORCE(n_episodes=4, lr=3e-3), last=20, mean=450, each=350, seeds=8
@@ -100,10 +100,10 @@ LEARNING = {
         1_000_000,
         **NORMALISED,
         last=100,
-        mean=-400,
-        each=-600,
+        mean=-300,
+        each=-450,
     ),
-    "PPO Acrobot": trial("Acrobot-v1", purerl.PPO(), 500_000, last=10, mean=-100, each=-120),
+    "PPO Acrobot": trial("Acrobot-v1", purerl.PPO(), 500_000, last=10, mean=-95, each=-110),
     "PPO Pendulum": trial(
         "Pendulum-v1",
         purerl.PPO(gamma=0.95, entropy_beta=0.0),
@@ -112,7 +112,7 @@ LEARNING = {
         **NORMALISED,
         last=10,
         mean=-200,
-        each=-300,
+        each=-250,
     ),
     "PPO Breakout": trial(
         "Breakout-MinAtar",
