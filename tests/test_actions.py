@@ -84,10 +84,15 @@ SMALL_PPO = {"num_envs": 4, "update_every": 8, "total_timesteps": 64}
     ("agent", "options"),
     [
         (purerl.PPO(hidden=(8,)), SMALL_PPO),
-        (purerl.PPO(actor=functools.partial(BoundedActor, hidden=(8,))), SMALL_PPO),
-        (
+        pytest.param(
+            purerl.PPO(actor=functools.partial(BoundedActor, hidden=(8,))),
+            SMALL_PPO,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             purerl.ActorCritic(critic=DefaultQCritic, n_episodes=4, episode_length=8),
             {"total_timesteps": 64},
+            marks=pytest.mark.slow,
         ),
         (
             purerl.DDPG(hidden=(8,), batch_size=8),
