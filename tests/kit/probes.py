@@ -124,7 +124,7 @@ ONLY_CONTINUOUS = {
     ),
     "DDPG": (
         purerl.DDPG(
-            actor_lr=3e-4, critic_lr=1e-3, gamma=GAMMA, tau=0.05, batch_size=64, gradient_steps=1
+            actor_lr=3e-4, critic_lr=3e-3, gamma=GAMMA, tau=0.05, batch_size=64, gradient_steps=1
         ),
         REPLAY | {"noise": purerl.GaussianNoise(sigma=1.0), "total_timesteps": 40_000},
     ),
