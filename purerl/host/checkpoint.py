@@ -45,7 +45,7 @@ from purerl.host.files import (
     write_arrays,
     write_whole,
 )
-from purerl.host.folders import EMPTY, LOCK, is_taken, locked, refuse_links
+from purerl.host.folders import EMPTY, LOCK, is_taken, list_checkpoints, locked, refuse_links
 
 PyTree = Any
 FORMAT = 2
@@ -127,12 +127,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def _saved(self) -> list[int]:
-        """The updates of the complete checkpoints, in order; all else there has other names."""
-        try:
-            names = [path.name for path in self._checkpoints.iterdir() if path.is_dir()]
-        except FileNotFoundError:
-            return []
-        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
+        return list_checkpoints(self.path)
 
     def _pieces(self) -> list[tuple[int, int, pathlib.Path]]:
         """The files of metrics, in order, with the updates that they start and stop at."""

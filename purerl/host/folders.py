@@ -75,6 +75,19 @@ def _is_rest(path: Path, marker: str) -> bool:
     return re.fullmatch(rf"\.{re.escape(marker)}\.\d+\.partial", path.name) is not None
 
 
+def list_checkpoints(run_dir: Path) -> list[int]:
+    """The updates of a run's complete checkpoints, in order; all else there has other names.
+
+    Raises:
+        OSError: they can't be listed.
+    """
+    try:
+        names = [path.name for path in (run_dir / EMPTY[0]).iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
+
+
 def refuse_links(path: Path, files: Iterable[str], folders: Iterable[str]) -> None:
     """Makes sure that the files and folders that will be written are there as such, or not at all.
 

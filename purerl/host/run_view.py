@@ -3,7 +3,6 @@ while training goes on there, and after a kill."""
 
 import json
 import os
-import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from purerl.config import TrainConfig
 from purerl.errors import ConfigError, RunError
 from purerl.host.files import DAMAGED, checked, describe, differences, read_text, reason
+from purerl.host.folders import list_checkpoints
 from purerl.host.policy_file import load_policy
 from purerl.host.run_files import CONFIG, METRICS, POLICIES, SUMMARY, curves_about
 from purerl.policy import Policy
@@ -251,10 +251,9 @@ class RunView:
 
     def _newest_checkpoint(self) -> int | None:
         try:
-            names = [path.name for path in (self.folder / "checkpoints").iterdir()]
+            return max(list_checkpoints(self.folder), default=None)
         except OSError:
             return None
-        return max((int(name) for name in names if re.fullmatch("[0-9]{1,18}", name)), default=None)
 
     def _stale(self) -> bool:
         """Whether training has come further than what its end, or an interrupt, has written."""
