@@ -78,30 +78,46 @@ def unpack(revision, folder):
     return tree
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def make_parser(doc):
+    """The arguments of whatever compares this tree with a revision."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--against", default="HEAD", help="a revision (HEAD: what isn't committed)")
     parser.add_argument("--only", nargs="+", metavar="CASE", help="such as ppo-4x128")
-    parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--cores", type=int, help="how many may be used")
+    return parser
+
+
+def pin(cores):
+    """Leaves this process and those that it starts so many cores; None for all."""
+    if cores:
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
+
+
+def chosen(parser, only, known):
+    """The cases that are asked for, or all of them."""
+    for name in only or ():
+        if name not in known:
+            parser.error(f"--only: got {name!r}, expected some of {', '.join(known)}")
+    return only or known
+
+
+def main():
+    parser = make_parser(__doc__)
+    parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         tree, name, num_seeds, file = args.work
         return work(Path(tree), name, int(num_seeds), file)
-    if args.cores:
-        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.cores]))
+    pin(args.cores)
 
     import purerl
     from purerl.statistics import bootstrap_interval, probability_of_improvement
 
-    known = cases(purerl)
-    for name in args.only or ():
-        if name not in known:
-            parser.error(f"--only: got {name!r}, expected some of {', '.join(known)}")
+    names = chosen(parser, args.only, cases(purerl))
     with tempfile.TemporaryDirectory() as folder:
         before = unpack(args.against, folder)
-        for name in args.only or known:
+        for name in names:
             old, new = (trained(tree, name, args.seeds, folder) for tree in (before, HERE))
             for what in ("final", "area"):
                 told = []

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from learning import HERE, unpack
+from learning import HERE, chosen, make_parser, pin, unpack
 
 
 def cases(purerl):
@@ -118,28 +118,21 @@ def compare(before, here, name, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--against", default="HEAD", help="a revision (HEAD: what isn't committed)")
-    parser.add_argument("--only", nargs="+", metavar="CASE", help="such as ppo-4x128")
+    parser = make_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cores", type=int, help="how many may be used")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         return work(Path(args.work[0]), args.work[1])
-    if args.cores:
-        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.cores]))
+    pin(args.cores)
 
     import purerl
 
-    known = cases(purerl)
-    for name in args.only or ():
-        if name not in known:
-            parser.error(f"--only: got {name!r}, expected some of {', '.join(known)}")
+    names = chosen(parser, args.only, cases(purerl))
     with tempfile.TemporaryDirectory() as folder:
         before = unpack(args.against, folder)
         print(f"steps/s of {args.against} and here, their ratio; compiling; memory", flush=True)
-        for name in args.only or known:
+        for name in names:
             print(compare(before, HERE, name, args.repeats), flush=True)
     return None
 
