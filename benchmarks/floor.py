@@ -369,9 +369,9 @@ if __name__ == "__main__":
     from rich.table import Table
 
     import purerl
+    from purerl.accelerator.lean_scan import lean_scan
     from purerl.agents import gradients
     from purerl.agents.learning import flatten, path_batch
-    from purerl.lean_scan import lean_scan
-    from purerl.rollout import init_rollout
+    from purerl.training.rollout import init_rollout
 
     main(arguments)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from importlib.metadata import version
 
-from purerl.machine import SCHEDULER_FLAG
+from purerl.accelerator.machine import SCHEDULER_FLAG
 
 TRAIN = """
 import jax, purerl

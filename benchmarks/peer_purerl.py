@@ -48,7 +48,7 @@ def load(case):
     import jax.numpy as jnp
 
     import purerl
-    from purerl.evaluate import play_episodes
+    from purerl.training.evaluate import play_episodes
 
     costs = {"import": clock()}
     options = {

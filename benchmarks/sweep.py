@@ -98,8 +98,8 @@ def work(args):
     import numpy as np
 
     import purerl
-    from purerl.slices import compile_group, one_member, run_slices
-    from purerl.sweep import make_plan
+    from purerl.sweeps.plan import make_plan
+    from purerl.sweeps.slices import compile_group, one_member, run_slices
 
     if variant == "devices":
         purerl.use_all_cores()

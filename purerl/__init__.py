@@ -17,10 +17,11 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from purerl.machine import configure_cpu, use_all_cores
+from purerl.accelerator.machine import configure_cpu, use_all_cores
 
 configure_cpu()
 
+from purerl.accelerator.devices import start_hosts  # noqa: E402
 from purerl.agents import (  # noqa: E402
     AGENTS,
     DDPG,
@@ -34,11 +35,11 @@ from purerl.agents import (  # noqa: E402
     double_q_target,
     q_target,
 )
-from purerl.buffer import Buffer, BufferState  # noqa: E402
-from purerl.check import AgentError, check_agent  # noqa: E402
-from purerl.config import TrainConfig  # noqa: E402
-from purerl.devices import start_hosts  # noqa: E402
-from purerl.distributions import Categorical, Normal, TanhNormal  # noqa: E402
+from purerl.agents.noise import GaussianNoise, Noise, OrnsteinUhlenbeckNoise  # noqa: E402
+from purerl.deploy.export import export_policy  # noqa: E402
+from purerl.deploy.gymnasium_env import evaluate_in_gymnasium, to_gymnasium  # noqa: E402
+from purerl.deploy.policy_file import load_policy, save_policy  # noqa: E402
+from purerl.deploy.render import render  # noqa: E402
 from purerl.envs import (  # noqa: E402
     Box,
     Discrete,
@@ -56,41 +57,40 @@ from purerl.envs import (  # noqa: E402
     time_limit,
     vectorize,
 )
-from purerl.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
-from purerl.evaluate import evaluate  # noqa: E402
-from purerl.host.console import console_sink  # noqa: E402
-from purerl.host.curves import Curves, read_run, read_runs  # noqa: E402
-from purerl.host.export import export_policy  # noqa: E402
-from purerl.host.fit import Interrupted, fit  # noqa: E402
-from purerl.host.gymnasium_env import evaluate_in_gymnasium, to_gymnasium  # noqa: E402
-from purerl.host.plotting import plot_comparison, plot_curves  # noqa: E402
-from purerl.host.plotting_sweep import plot_sweep, plot_sweep_curves  # noqa: E402
-from purerl.host.policy_file import load_policy, save_policy  # noqa: E402
-from purerl.host.render import render  # noqa: E402
-from purerl.host.report import Report  # noqa: E402
-from purerl.host.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E402
-from purerl.host.sweep import sweep  # noqa: E402
-from purerl.host.sweep_result import SweepResult  # noqa: E402
-from purerl.loop import Loop, RunState  # noqa: E402
-from purerl.metrics import Episodes, Metrics  # noqa: E402
-from purerl.networks import Actor, Critic  # noqa: E402
-from purerl.noise import GaussianNoise, Noise, OrnsteinUhlenbeckNoise  # noqa: E402
-from purerl.policy import Policy  # noqa: E402
-from purerl.presets import preset  # noqa: E402
-from purerl.returns import gae, lambda_return, n_step_return, reward_to_go  # noqa: E402
-from purerl.rewarders import Clip, NStep, RunningNormalize, Scale  # noqa: E402
-from purerl.rollout import rollout  # noqa: E402
-from purerl.run import make_loop, run  # noqa: E402
-from purerl.sweep import Choice, LogUniform, Uniform  # noqa: E402
-from purerl.torsos import (  # noqa: E402
+from purerl.experience.buffer import Buffer, BufferState  # noqa: E402
+from purerl.experience.metrics import Episodes, Metrics  # noqa: E402
+from purerl.experience.returns import gae, lambda_return, n_step_return, reward_to_go  # noqa: E402
+from purerl.experience.rewarders import Clip, NStep, RunningNormalize, Scale  # noqa: E402
+from purerl.experience.transition import Transition  # noqa: E402
+from purerl.nn.defaults import (  # noqa: E402
     DefaultActor,
     DefaultCritic,
     DefaultQCritic,
     DefaultQNetwork,
     Torso,
 )
-from purerl.train import TrainOutput, make_train  # noqa: E402
-from purerl.types import Transition  # noqa: E402
+from purerl.nn.distributions import Categorical, Normal, TanhNormal  # noqa: E402
+from purerl.nn.networks import Actor, Critic  # noqa: E402
+from purerl.plots.curves import Curves, read_run, read_runs  # noqa: E402
+from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
+from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
+from purerl.records.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
+from purerl.runs.console import console_sink  # noqa: E402
+from purerl.runs.fit import Interrupted, fit  # noqa: E402
+from purerl.runs.report import Report  # noqa: E402
+from purerl.runs.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E402
+from purerl.sweeps.plan import Choice, LogUniform, Uniform  # noqa: E402
+from purerl.sweeps.result import SweepResult  # noqa: E402
+from purerl.sweeps.sweep import sweep  # noqa: E402
+from purerl.training.check import AgentError, check_agent  # noqa: E402
+from purerl.training.config import TrainConfig  # noqa: E402
+from purerl.training.evaluate import evaluate  # noqa: E402
+from purerl.training.loop import Loop, RunState  # noqa: E402
+from purerl.training.policy import Policy  # noqa: E402
+from purerl.training.presets import preset  # noqa: E402
+from purerl.training.rollout import rollout  # noqa: E402
+from purerl.training.run import make_loop, run  # noqa: E402
+from purerl.training.train import TrainOutput, make_train  # noqa: E402
 
 try:
     __version__ = version("purerl")

@@ -2,6 +2,6 @@
 
 import sys
 
-from purerl.host.cli import main
+from purerl.cli import main
 
 sys.exit(main())

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purerl.errors import ConfigError, shown
-from purerl.fields import INT64, check_count
+from purerl.records.errors import ConfigError, shown
+from purerl.records.fields import INT64, check_count
 
 Scores = np.ndarray | Sequence[Any]
 Seed = np.random.Generator | int

@@ -45,7 +45,7 @@ def compile_once(tmp_path_factory):
     compilation_cache.reset_cache()
     from toys import quick_jit
 
-    from purerl.host.chunks import Program
+    from purerl.runs.chunks import Program
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Program, "jit", staticmethod(quick_jit))
@@ -60,8 +60,8 @@ def command(capsys, monkeypatch, tmp_path):
     """Runs the command in a folder of its own: exit code, standard output and standard error."""
     from toys import quick_jit
 
-    from purerl.host.chunks import Program
-    from purerl.host.cli import main
+    from purerl.cli import main
+    from purerl.runs.chunks import Program
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # nothing is written beside the folder

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 import purerl
-from purerl import devices
-from purerl.host.chunks import Program
+from purerl.accelerator import devices
+from purerl.runs.chunks import Program
 
 
 def digest(out):

@@ -8,8 +8,8 @@ import numpy as np
 from toys import image_env, push_env, quick_jit, walk
 
 import purerl
-from purerl.normalize import init_stats, update_stats
-from purerl.policy import Interface
+from purerl.experience.normalize import init_stats, update_stats
+from purerl.training.policy import Interface
 
 AGENTS = {
     "ppo": (purerl.PPO(), walk),

@@ -11,7 +11,8 @@ import json
 import sys
 
 import purerl
-from purerl import devices
+from purerl.accelerator import devices
+from purerl.experience import rewarders
 
 SMALL = {"hidden": (8,)}
 REPLAY = {"num_envs": 4, "update_every": 4, "update_after": 32}
@@ -42,7 +43,7 @@ def report(jax, np, out):
     """Digests of the replicas that this process has, of what should be the same on all devices and
     of the environments, which shouldn't."""
     same = (out.state._replace(buffer=None, rollout=None, rewarder=None), out.metrics)
-    if isinstance(out.state.rewarder, purerl.rewarders.RunningNormalizeState):
+    if isinstance(out.state.rewarder, rewarders.RunningNormalizeState):
         # Each device keeps a copy: they come as the rows [S, D] of one array.
         same = (*same, out.state.rewarder.stats)
     replicas = {}

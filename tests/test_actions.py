@@ -9,9 +9,9 @@ import pytest
 from toys import Tiny, push_env, quick_jit, target_env, walk
 
 import purerl
-from purerl.distributions import Normal, TanhNormal
 from purerl.envs import Box, Env, EnvSpec, TimeStep
-from purerl.torsos import DefaultActor, DefaultQCritic
+from purerl.nn.defaults import DefaultActor, DefaultQCritic
+from purerl.nn.distributions import Normal, TanhNormal
 
 SMALL = {"num_envs": 4, "update_every": 4, "total_timesteps": 32}
 

@@ -22,7 +22,7 @@ import purerl
 from purerl.agents import gradients
 from purerl.agents.gradients import masked_sum, mean_gradient, moments, standardize, valid_count
 from purerl.agents.learning import path_batch, policy_gradient, shuffle, successor_values
-from purerl.fields import field_names
+from purerl.records.fields import field_names
 
 BOTH = {
     "PPO": purerl.PPO(target_kl=0.5),

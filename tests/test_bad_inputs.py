@@ -16,7 +16,7 @@ from toys import Tiny, push_env, quick_jit, walk
 
 import purerl
 from purerl.envs import Box, Discrete, Env
-from purerl.policy import Interface, Policy
+from purerl.training.policy import Interface, Policy
 
 Config = functools.partial(purerl.TrainConfig, total_timesteps=64, num_envs=4, update_every=4)
 BASE, GOAL = walk(3), push_env()

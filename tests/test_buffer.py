@@ -7,8 +7,8 @@ from test_sumtree import assert_proportional, assert_sums
 from toys import quick_jit
 
 import purerl
-from purerl.buffer import Buffer
-from purerl.types import Transition
+from purerl.experience.buffer import Buffer
+from purerl.experience.transition import Transition
 
 N = 3
 

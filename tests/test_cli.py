@@ -23,17 +23,17 @@ from rich.console import Console
 from toys import quick_jit
 
 import purerl
-from purerl.host.checkpoint import RunFolder
-from purerl.host.chunks import Program
-from purerl.host.cli import COMMANDS, Parser, listing, training
-from purerl.host.cli.flags import add_config_flags, config_from, list_flags, literal
-from purerl.host.cli.terminal import lasting_output, new_console
-from purerl.host.console import console_sink, show_curve
-from purerl.host.files import sealed, unsealed
-from purerl.host.report import Report
-from purerl.host.run_files import read_summary
-from purerl.host.run_view import RunView
-from purerl.metrics import Metrics
+from purerl.cli import COMMANDS, Parser, listing, training
+from purerl.cli.flags import add_config_flags, config_from, list_flags, literal
+from purerl.cli.terminal import lasting_output, new_console
+from purerl.experience.metrics import Metrics
+from purerl.records.files import sealed, unsealed
+from purerl.runs.checkpoint import RunFolder
+from purerl.runs.chunks import Program
+from purerl.runs.console import console_sink, show_curve
+from purerl.runs.folder import read_summary
+from purerl.runs.report import Report
+from purerl.runs.view import RunView
 
 QUICK = ("--total-timesteps", "4096", "--update-every", "32", "--no-tensorboard")
 

@@ -8,7 +8,7 @@ import pytest
 from toys import reward_forever, target_env, walk
 
 import purerl
-from purerl.config import TrainConfig
+from purerl.training.config import TrainConfig
 
 
 class ThreeOutputs(purerl.Actor):

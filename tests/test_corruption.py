@@ -27,11 +27,12 @@ import pytest
 from toys import Tiny, push_env, quick_jit
 
 import purerl
-from purerl import slices
-from purerl.host import fit as host_fit
-from purerl.host import sweep as host_sweep
-from purerl.host.chunks import Program
-from purerl.host.files import describe, sealed, unsealed
+from purerl.records.files import sealed, unsealed
+from purerl.runs import fit as host_fit
+from purerl.runs.chunks import Program
+from purerl.sweeps import slices
+from purerl.sweeps import sweep as host_sweep
+from purerl.training.describe import describe
 
 # Flips and other damage of each.
 FULL = {"run": (350, 140), "sweep": (150, 60)}

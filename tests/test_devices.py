@@ -13,13 +13,13 @@ import pytest
 from toys import faulty, mostly_slow, push_env, quick_jit, walk
 
 import purerl
-from purerl import devices
+from purerl.accelerator import devices
+from purerl.accelerator.devices import AXIS
 from purerl.agents import gradients
 from purerl.agents.gradients import masked_sum, mean_gradient, moments, valid_count
-from purerl.devices import AXIS
-from purerl.metrics import pool, summarize
-from purerl.normalize import init_stats, update_stats
-from purerl.run import make_loop
+from purerl.experience.metrics import pool, summarize
+from purerl.experience.normalize import init_stats, update_stats
+from purerl.training.run import make_loop
 
 CHILD = pathlib.Path(__file__).parent / "spread.py"
 AGENTS = ["ppo", "reinforce", "actor_critic", "q_actor_critic", "ddpg", "dqn"]

@@ -6,7 +6,7 @@ import scipy.integrate
 import scipy.stats
 from toys import quick_jit
 
-from purerl.distributions import Categorical, Normal, TanhNormal, draw, log_prob_of
+from purerl.nn.distributions import Categorical, Normal, TanhNormal, draw, log_prob_of
 
 LOGITS = jnp.array([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0]])
 LOC, SCALE = jnp.array([[0.3, -1.0], [2.0, 0.0]]), jnp.array([[0.5, 2.0], [1.0, 0.1]])

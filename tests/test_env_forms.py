@@ -18,10 +18,10 @@ from policies import make_policy
 from toys import Tiny, quick_jit, walk
 
 import purerl
+from purerl.cli.playing import environment
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, as_env
 from purerl.envs.base import EnvSource, typed
-from purerl.host.cli.playing import environment
-from purerl.host.files import describe, differences
+from purerl.training.describe import describe, differences
 
 SMALL = {"num_envs": 2, "update_every": 4, "total_timesteps": 24}
 

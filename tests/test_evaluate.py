@@ -5,7 +5,7 @@ from toys import faulty, reward_forever, walk
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
-from purerl.evaluate import evaluate
+from purerl.training.evaluate import evaluate
 
 
 def zeros(obs, key):

@@ -3,7 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl.fields import ConfigError, Record, choice, field_names, flag, integer, real, sizes
+from purerl.records.fields import (
+    ConfigError,
+    Record,
+    choice,
+    field_names,
+    flag,
+    integer,
+    real,
+    sizes,
+)
 
 
 class Thing(Record):

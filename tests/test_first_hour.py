@@ -170,7 +170,7 @@ def test_each_typo_is_answered_within_three_seconds(tmp_path):
     slow = {}
     for line in MISTAKES:
         script = (
-            "import sys, time; from purerl.host.cli import main; code = main(sys.argv[1:]); "
+            "import sys, time; from purerl.cli import main; code = main(sys.argv[1:]); "
             "print(time.process_time()); sys.exit(code)"
         )
         done = subprocess.run(

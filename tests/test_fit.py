@@ -18,7 +18,7 @@ import pytest
 from toys import Tiny, faulty, mostly_slow, push_env, quick_jit, walk
 
 import purerl
-from purerl.host.files import sealed, unsealed
+from purerl.records.files import sealed, unsealed
 
 PRIORITIES = purerl.Buffer(maxlen=64, priority_sampling=True)
 REPLAY = {"num_envs": 4, "update_every": 2, "buffer": PRIORITIES, "update_after": 16}

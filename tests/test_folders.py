@@ -12,9 +12,10 @@ import pytest
 from toys import Tiny, push_env
 
 import purerl
-from purerl.host.cli import training
-from purerl.host.files import describe, differences, write_whole
-from purerl.host.folders import locked
+from purerl.cli import training
+from purerl.records.files import write_whole
+from purerl.records.folders import locked
+from purerl.training.describe import describe, differences
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 
@@ -172,7 +173,7 @@ def test_nothing_is_written_through_a_link(name, run_folder, finished):
 
 @pytest.mark.parametrize("name", ["sweep.json", "table.csv", "best", "best/policies"])
 def test_a_sweep_writes_through_no_link(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(purerl.host.sweep.Job, "train", lambda self, results: None)
+    monkeypatch.setattr(purerl.sweeps.sweep.Job, "train", lambda self, results: None)
     folder, theirs = tmp_path / "sweep", tmp_path / "theirs"
     purerl.sweep(config(), run_dir=folder)
     theirs.mkdir()

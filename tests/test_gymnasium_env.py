@@ -16,7 +16,7 @@ from toys import push_env, walk
 
 import purerl
 from purerl import Box
-from purerl.host.gymnasium_classes import as_gymnasium_space
+from purerl.deploy.gymnasium_classes import as_gymnasium_space
 
 
 def test_saved_and_exported_policies_score_the_same(tmp_path):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl.lean_scan import lean_scan
+from purerl.accelerator.lean_scan import lean_scan
 
 NUM_STEPS = 12
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl.metrics import Count, Metrics, Row, no_episodes, summarize
+from purerl.experience.metrics import Count, Metrics, Row, no_episodes, summarize
 
 
 def test_each_ended_episode_counts_once():

@@ -8,10 +8,11 @@ import pytest
 from toys import quick_jit, walk
 
 import purerl
-from purerl.distributions import Categorical, Normal, TanhNormal
 from purerl.envs import Box, Discrete
-from purerl.networks import Actor, Critic, apply, init_network, pick, q_value, takes_action
-from purerl.torsos import DefaultActor, DefaultCritic, Torso, _patches, _thin_product
+from purerl.nn import networks
+from purerl.nn.defaults import DefaultActor, DefaultCritic, Torso, _patches, _thin_product
+from purerl.nn.distributions import Categorical, Normal, TanhNormal
+from purerl.nn.networks import Actor, Critic, apply, init_network, pick, q_value, takes_action
 
 OBS = jnp.ones((5, 3))
 
@@ -91,7 +92,7 @@ def test_bounded_actors_stay_inside(actor):
     assert np.ptp(action[:, 1]) > 2.9
 
 
-def bad(output, distribution=purerl.networks.DEFAULT_DISTRIBUTION):
+def bad(output, distribution=networks.DEFAULT_DISTRIBUTION):
     class Bad(Actor):
         @nn.compact
         def create_network(self, obs):
@@ -247,7 +248,7 @@ def test_a_network_without_parameters_has_nothing_that_is_trained():
             return obs[:, 0] * self.variable("constants", "x", lambda: jnp.float32(2.0)).value
 
     params = init_network(Constant(), jax.random.key(0), OBS)
-    part, join = purerl.networks.trained({"critic": params, "actor": {"params": {"w": OBS}}})
+    part, join = networks.trained({"critic": params, "actor": {"params": {"w": OBS}}})
     assert [x.shape for x in jax.tree.leaves(part)] == [OBS.shape]
     joined = join([2 * OBS])
     assert joined["critic"] == params

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from toys import quick_jit
 
-from purerl.fields import ConfigError
-from purerl.noise import GaussianNoise, NoiseState, OrnsteinUhlenbeckNoise
+from purerl.agents.noise import GaussianNoise, NoiseState, OrnsteinUhlenbeckNoise
+from purerl.records.fields import ConfigError
 
 BOTH = [GaussianNoise(sigma=0.3, mean=0.5), OrnsteinUhlenbeckNoise(sigma=0.3, mean=0.5)]
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl.normalize import init_stats, normalize, update_stats
+from purerl.experience.normalize import init_stats, normalize, update_stats
 
 
 def test_batches_add_up_to_the_whole():

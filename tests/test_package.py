@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import purerl
-from purerl import machine
+from purerl.accelerator import machine
 
 ROOT = pathlib.Path(purerl.__file__).parent
 

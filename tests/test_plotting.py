@@ -18,12 +18,13 @@ from PIL import Image
 from toys import walk
 
 import purerl
-from purerl.host import figures, plotting_sweep
-from purerl.host.curves import Curves, read_run, read_runs
-from purerl.host.plotting import plot_comparison, plot_curves
-from purerl.host.plotting_sweep import plot_sweep, plot_sweep_curves
-from purerl.host.sweep_result import SweepResult
-from purerl.sweep import make_plan
+from purerl.plots import figures
+from purerl.plots import sweeps as plotting_sweep
+from purerl.plots.curves import Curves, read_run, read_runs
+from purerl.plots.runs import plot_comparison, plot_curves
+from purerl.plots.sweeps import plot_sweep, plot_sweep_curves
+from purerl.sweeps.plan import make_plan
+from purerl.sweeps.result import SweepResult
 
 nan = np.nan
 
@@ -251,8 +252,8 @@ def test_the_users_backend_stays(tmp_path):
 import sys, matplotlib
 before = dict.__getitem__(matplotlib.rcParams, "backend")
 import numpy as np
-from purerl.host.curves import Curves
-from purerl.host.plotting import plot_curves
+from purerl.plots.curves import Curves
+from purerl.plots.runs import plot_curves
 run = Curves("a", np.arange(1, 4), np.ones((2, 3)), np.ones((2, 3), int))
 plot_curves(run, {str(tmp_path / "a.pdf")!r})
 assert "matplotlib.pyplot" not in sys.modules

@@ -13,8 +13,8 @@ from toys import push_env, quick_jit, target_env, walk
 
 import purerl
 from purerl import Box, Discrete, Env, EnvSpec, TimeStep
-from purerl.host.chunks import Program
-from purerl.policy import Interface
+from purerl.runs.chunks import Program
+from purerl.training.policy import Interface
 
 SMALL = {"num_envs": 2, "update_every": 8, "total_timesteps": 32}
 

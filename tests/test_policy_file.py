@@ -22,8 +22,9 @@ from toys import push_env, walk
 
 import purerl
 from purerl import load_policy, save_policy
-from purerl.host import files, policy_file
-from purerl.policy import Interface
+from purerl.deploy import policy_file
+from purerl.records import files
+from purerl.training.policy import Interface
 
 
 class MyActor(purerl.Actor):

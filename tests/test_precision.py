@@ -12,7 +12,7 @@ from toys import Tiny, mostly_slow, push_env, quick_jit, walk
 import purerl
 from purerl.agents.gradients import adam, descend, global_norm, standardize
 from purerl.agents.learning import successor_values
-from purerl.fields import field_names
+from purerl.records.fields import field_names
 
 SMALL = {"hidden": (8,)}
 REPLAY = {"num_envs": 2, "update_after": 8}

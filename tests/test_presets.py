@@ -3,7 +3,7 @@
 import pytest
 
 import purerl
-from purerl.presets import find_preset, list_presets
+from purerl.training.presets import find_preset, list_presets
 
 PRESETS = [(env, agent) for env, agents in list_presets().items() for agent in agents]
 

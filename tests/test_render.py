@@ -13,9 +13,9 @@ from test_policy import dict_env
 from toys import faulty, image_env, push_env, walk
 
 import purerl
+from purerl.deploy import render as module
+from purerl.deploy.drawing import HEIGHT, TITLE, WIDTH, draw
 from purerl.envs.gymnax import NEEDS_DOWNLOAD
-from purerl.host import render as module
-from purerl.host.drawing import HEIGHT, TITLE, WIDTH, draw
 
 QUICK = ["CartPole-v1", "Pendulum-v1", "Catch-bsuite", "DeepSea-bsuite", "FourRooms-misc"]
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl import returns
+from purerl.experience import returns
 
 
 def paths(seed, shape=(23, 5), ends=0.2):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_returns import numpy_n_step, paths
 
-from purerl.fields import ConfigError
-from purerl.rewarders import Clip, Identity, NStep, RunningNormalize, Scale, transform
-from purerl.types import Transition
+from purerl.experience.rewarders import Clip, Identity, NStep, RunningNormalize, Scale, transform
+from purerl.experience.transition import Transition
+from purerl.records.fields import ConfigError
 
 
 def rewards(rewarder, reward, terminated=None, truncated=None):

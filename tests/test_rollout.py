@@ -4,7 +4,7 @@ import numpy as np
 from toys import quick_jit, walk
 
 import purerl
-from purerl.rollout import init_rollout, rollout
+from purerl.training.rollout import init_rollout, rollout
 
 
 def play(num_steps, state=None, seed=1, env=None, num_envs=3):

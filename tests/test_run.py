@@ -5,10 +5,10 @@ import pytest
 from toys import Tiny, faulty, push_env, quick_jit, reward_forever, target_env, walk
 
 import purerl
-from purerl.fields import real
-from purerl.metrics import Count
-from purerl.noise import Noise
-from purerl.normalize import normalize
+from purerl.agents.noise import Noise
+from purerl.experience.metrics import Count
+from purerl.experience.normalize import normalize
+from purerl.records.fields import real
 
 OPTIONS = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
 

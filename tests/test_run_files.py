@@ -9,10 +9,10 @@ import pytest
 from toys import quick_jit, target_env, walk
 
 import purerl
-from purerl.host.chunks import Program
-from purerl.host.cli.flags import read_config
-from purerl.host.run_files import config_text
-from purerl.host.sweep_result import final_return
+from purerl.cli.flags import read_config
+from purerl.runs.chunks import Program
+from purerl.runs.folder import config_text
+from purerl.training.train import final_return
 
 
 @pytest.fixture(autouse=True)

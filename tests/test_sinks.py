@@ -7,10 +7,10 @@ import pytest
 from toys import Tiny, quick_jit, walk
 
 import purerl
-from purerl.host import report as reports
-from purerl.host.chunks import Program
-from purerl.host.sinks import csv_sink, tensorboard_sink
-from purerl.metrics import Episodes, Metrics
+from purerl.experience.metrics import Episodes, Metrics
+from purerl.runs import report as reports
+from purerl.runs.chunks import Program
+from purerl.runs.sinks import csv_sink, tensorboard_sink
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chisquare
 from toys import quick_jit
 
-from purerl import sumtree
+from purerl.experience import sumtree
 
 BEYOND = 2**30  # the index of what is to be dropped
 

@@ -20,8 +20,8 @@ from test_fit import assert_equal
 from toys import Tiny, mostly_slow, push_env
 
 import purerl
-from purerl.host.chunks import Program
-from purerl.host.run_files import read_summary
+from purerl.runs.chunks import Program
+from purerl.runs.folder import read_summary
 
 QUICKLY = {"report_every": 0.0, "checkpoint_every": 0.0}
 
@@ -332,7 +332,7 @@ def test_two_threads_do_not_train_in_one_folder(tmp_path, whole):
 
 def test_a_full_disk_ends_a_sweep_in_a_line(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    real, slices = purerl.host.sweep.Store.save, []
+    real, slices = purerl.sweeps.sweep.Store.save, []
 
     def save(self, *args):
         slices.append(args)
@@ -342,7 +342,7 @@ def test_a_full_disk_ends_a_sweep_in_a_line(tmp_path):
 
     options = {"seeds": 3, "slice_size": 1, "run_dir": tmp_path / "run", "all_cores": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(purerl.host.sweep.Store, "save", save)
+        patch.setattr(purerl.sweeps.sweep.Store, "save", save)
         try:
             with pytest.raises(purerl.RunError, match=r"can't write into .*run: .*too large"):
                 purerl.sweep(config(), **options)
@@ -371,7 +371,7 @@ sys.path.insert(0, sys.argv[1])
 master, slave = pty.openpty()
 os.dup2(slave, 1), os.dup2(slave, 2), os.close(slave)
 import purerl
-from purerl.host.console import console_sink, show_curve
+from purerl.runs.console import console_sink, show_curve
 from test_survival import config
 
 def hang_up(report):
@@ -396,7 +396,7 @@ def test_training_outlives_its_terminal(tmp_path):
 
 
 def test_what_else_a_terminal_answers_is_told(tmp_path):
-    from purerl.host.console import LastingFile
+    from purerl.runs.console import LastingFile
 
     with contextlib.suppress(OSError), open("/dev/full", "w") as full:
         LastingFile(full).write("text")

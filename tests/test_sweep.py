@@ -15,13 +15,13 @@ import pytest
 from toys import Tiny, push_env, quick_jit, target_env
 
 import purerl
-from purerl import slices
-from purerl.host import sweep as host_sweep
-from purerl.host import sweep_apart
-from purerl.host.files import read_arrays, write_arrays
-from purerl.host.sweep_result import final_return
-from purerl.machine import free_memory, num_cores
-from purerl.sweep import configure, make_plan
+from purerl.accelerator.machine import free_memory, num_cores
+from purerl.records.files import read_arrays, write_arrays
+from purerl.sweeps import slices
+from purerl.sweeps import subprocess as sweep_apart
+from purerl.sweeps import sweep as host_sweep
+from purerl.sweeps.plan import configure, make_plan
+from purerl.training.train import final_return
 
 SMALL = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
 LRS = [0.3, 1.0]  # of Tiny, for which they make a difference

@@ -7,7 +7,7 @@ from test_envs import pytree_env
 from toys import Tiny, quick_jit, target_env
 
 import purerl
-from purerl.train import TrainOutput
+from purerl.training.train import TrainOutput
 
 SMALL = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
 

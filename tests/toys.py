@@ -10,7 +10,7 @@ import pytest
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
 from purerl.envs.check import QUICK_COMPILE
-from purerl.fields import flag, integer, real
+from purerl.records.fields import flag, integer, real
 
 # For programs so small that compiling them takes the time.
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)

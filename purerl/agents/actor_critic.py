@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl import returns
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -20,12 +19,13 @@ from purerl.agents.base import (
 )
 from purerl.agents.gradients import adam, annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, flatten, path_batch, policy_gradient, successor_values
-from purerl.buffer import Batch, Buffer, BufferState
-from purerl.distributions import draw
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import Discrete
-from purerl.fields import flag, integer, real
-from purerl.networks import (
+from purerl.experience import returns
+from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.nn.defaults import DefaultActor, DefaultCritic
+from purerl.nn.distributions import draw
+from purerl.nn.networks import (
     Actor,
     Critic,
     apply,
@@ -35,7 +35,7 @@ from purerl.networks import (
     q_value,
     q_values,
 )
-from purerl.torsos import DefaultActor, DefaultCritic
+from purerl.records.fields import flag, integer, real
 
 PyTree = Any
 

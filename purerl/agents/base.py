@@ -5,13 +5,13 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
-from purerl.buffer import Buffer, BufferState
-from purerl.devices import check_divides
+from purerl.accelerator.devices import check_divides
+from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
-from purerl.fields import ConfigError, Record, by_loop, choice, sizes, static
-from purerl.networks import Critic, is_q_critic
-from purerl.noise import Noise
-from purerl.torsos import ACTIVATIONS, NETWORKS
+from purerl.experience.buffer import Buffer, BufferState
+from purerl.nn.defaults import ACTIVATIONS, NETWORKS
+from purerl.nn.networks import Critic, is_q_critic
+from purerl.records.fields import ConfigError, Record, by_loop, choice, sizes, static
 
 PyTree = Any
 AgentState = Any
@@ -44,7 +44,8 @@ class Agent(Record):
         timesteps: `[]` float32, environment steps before this update; the loop sets it.
         progress: `[]` float32, how much of the run is over, from 0 to 1; the loop sets it.
         axis_name: where the run is spread over devices, what its update meets the others by; the
-            loop sets it. Gradients taken by `purerl.devices.value_and_grad` are averaged.
+            loop sets it. Gradients taken by `purerl.accelerator.devices.value_and_grad` are
+            averaged.
     """
 
     timesteps: Any = by_loop(default=0.0, traced=True)

@@ -19,11 +19,12 @@ from purerl.agents.base import (
 )
 from purerl.agents.gradients import adam, descend, follow, gradient
 from purerl.agents.learning import replay, td_target
-from purerl.buffer import Batch, Buffer, BufferState
+from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import Box
-from purerl.fields import ConfigError, integer, real
-from purerl.networks import (
+from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.nn.defaults import DefaultActor, DefaultQCritic
+from purerl.nn.networks import (
     DEFAULT_DISTRIBUTION,
     Actor,
     Critic,
@@ -32,8 +33,7 @@ from purerl.networks import (
     init_network,
     takes_action,
 )
-from purerl.noise import GaussianNoise
-from purerl.torsos import DefaultActor, DefaultQCritic
+from purerl.records.fields import ConfigError, integer, real
 
 PyTree = Any
 

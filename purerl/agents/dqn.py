@@ -19,12 +19,12 @@ from purerl.agents.base import (
 )
 from purerl.agents.gradients import adam, annealed, descend, follow, global_norm, gradient
 from purerl.agents.learning import replay, td_target
-from purerl.buffer import Batch, Buffer, BufferState
 from purerl.envs.base import EnvSpec, where
 from purerl.envs.spaces import Discrete
-from purerl.fields import ConfigError, flag, integer, named, real
-from purerl.networks import Critic, init_critic, is_q_critic, pick, q_value, q_values
-from purerl.torsos import DefaultQNetwork
+from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.nn.defaults import DefaultQNetwork
+from purerl.nn.networks import Critic, init_critic, is_q_critic, pick, q_value, q_values
+from purerl.records.fields import ConfigError, flag, integer, named, real
 
 PyTree = Any
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from purerl import devices
-from purerl.machine import num_cores
-from purerl.networks import trained
-from purerl.normalize import safe_sqrt
+from purerl.accelerator import devices
+from purerl.accelerator.machine import num_cores
+from purerl.experience.normalize import safe_sqrt
+from purerl.nn.networks import trained
 
 PyTree = Any
 Losses = dict[str, jax.Array]

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from purerl.agents.gradients import Losses, descend, global_norm, mean_gradient, valid_count
-from purerl.buffer import Batch, Buffer, BufferState
-from purerl.distributions import drawn_actions, log_prob_of
-from purerl.networks import Actor, apply
+from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.nn.distributions import drawn_actions, log_prob_of
+from purerl.nn.networks import Actor, apply
 
 PyTree = Any
 AgentState = Any

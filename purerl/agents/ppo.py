@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl import devices
+from purerl.accelerator import devices
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -28,12 +28,12 @@ from purerl.agents.gradients import (
     valid_count,
 )
 from purerl.agents.learning import shuffle, successor_values
-from purerl.buffer import Buffer, BufferState
-from purerl.distributions import draw, drawn_actions, log_prob_of
 from purerl.envs.base import EnvSpec, where
-from purerl.fields import ConfigError, flag, integer, real
-from purerl.networks import Actor, Critic, apply, init_network
-from purerl.torsos import DefaultActor, DefaultCritic
+from purerl.experience.buffer import Buffer, BufferState
+from purerl.nn.defaults import DefaultActor, DefaultCritic
+from purerl.nn.distributions import draw, drawn_actions, log_prob_of
+from purerl.nn.networks import Actor, Critic, apply, init_network
+from purerl.records.fields import ConfigError, flag, integer, real
 
 PyTree = Any
 

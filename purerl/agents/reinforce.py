@@ -20,12 +20,12 @@ from purerl.agents.base import (
 )
 from purerl.agents.gradients import adam, annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, path_batch, policy_gradient, successor_values
-from purerl.buffer import Batch, Buffer, BufferState
-from purerl.distributions import draw
 from purerl.envs.base import EnvSpec
-from purerl.fields import ConfigError, flag, integer, real
-from purerl.networks import Actor, Critic, apply, init_network
-from purerl.torsos import DefaultActor, DefaultCritic
+from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.nn.defaults import DefaultActor, DefaultCritic
+from purerl.nn.distributions import draw
+from purerl.nn.networks import Actor, Critic, apply, init_network
+from purerl.records.fields import ConfigError, flag, integer, real
 
 PyTree = Any
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.envs.spaces import Space, convert_spaces, is_space
-from purerl.errors import ConfigError, shown
-from purerl.fields import check_count
+from purerl.records.errors import ConfigError, shown
+from purerl.records.fields import check_count
 
 PyTree = Any
 

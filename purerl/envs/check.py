@@ -14,8 +14,8 @@ import numpy as np
 from purerl.envs.base import Env, TimeStep, vectorize, where
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Box, Discrete, is_space
-from purerl.errors import ConfigError, sentence, shown
-from purerl.fields import check_count, check_key
+from purerl.records.errors import ConfigError, sentence, shown
+from purerl.records.fields import check_count, check_key
 
 # What is run here is tiny: let XLA compile it quickly, not well.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}

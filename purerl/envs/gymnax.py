@@ -26,7 +26,7 @@ from jax.interpreters import partial_eval
 from purerl.envs.base import Dynamics, Env, EnvSpec, TimeStep
 from purerl.envs.gymnax_wrappers import packed, unpacked, whole_step, without_resets, wrapped
 from purerl.envs.spaces import Box, Discrete, Space
-from purerl.errors import ConfigError, sentence, shown
+from purerl.records.errors import ConfigError, sentence, shown
 
 PyTree = Any
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.errors import ConfigError
+from purerl.records.errors import ConfigError
 
 # What gymnax calls from outside, and the raw dynamics inside of it.
 PAIRS = (("step", "step_env"), ("reset", "reset_env"))

@@ -8,7 +8,7 @@ import jax
 
 from purerl.envs import gymnax
 from purerl.envs.base import Adapter, Env, EnvSource, dynamics_of, with_our_spaces
-from purerl.errors import ConfigError, sentence, shown, suggest
+from purerl.records.errors import ConfigError, sentence, shown, suggest
 
 _factories: dict[str, Callable[..., Env]] = {}
 

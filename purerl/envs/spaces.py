@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.errors import ConfigError, shown
+from purerl.records.errors import ConfigError, shown
 
 
 class Discrete:

@@ -7,7 +7,7 @@ import numpy as np
 from toys import quick_jit, reward_forever
 
 import purerl
-from purerl.networks import q_values
+from purerl.nn.networks import q_values
 
 from .trials import Trial
 

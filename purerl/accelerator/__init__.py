@@ -1,0 +1,1 @@
+"""Devices and their collectives, and what makes one of them faster."""

@@ -1,0 +1,190 @@
+"""The `purerl` command."""
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+
+from purerl.cli.terminal import lasting_output, new_console
+from purerl.envs.check import EnvError
+from purerl.records.errors import ConfigError, RunError, suggest
+from purerl.training.check import AgentError
+
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+# Set to anything, an error that nobody has foreseen is shown with where it came from.
+TRACEBACK = "PURERL_TRACEBACK"
+# Where each command is, and what it is for.
+COMMANDS = {
+    "train": ("training", "train an agent, with several seeds at once"),
+    "resume": ("training", "go on with a run that was stopped, or make it longer"),
+    "sweep": ("sweeping", "train over seeds and hyperparameters"),
+    "eval": ("playing", "play episodes with what a run has learned"),
+    "render": ("playing", "draw an episode as a GIF"),
+    "export": ("playing", "write a policy that runs without purerl"),
+    "plot": ("pictures", "learning curves of runs, or their comparison"),
+    "envs": ("listing", "list the environments"),
+    "agents": ("listing", "list the agents, and their hyperparameters"),
+    "presets": ("listing", "list the hyperparameters that ship with the package"),
+    "check-env": ("listing", "say what is wrong with an environment"),
+    "bench": ("listing", "measure how fast training is here"),
+}
+
+
+class UsageError(Exception):
+    """A command line that can't be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes in one line, with the nearest right spelling of a flag; no abbreviations."""
+
+    def __init__(self, prog: str | None = None, description: str | None = None) -> None:
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, None, description, formatter_class=form, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments, all of which have to be known. Raises UsageError."""
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            is_flag = unknown[0].startswith("--")
+            word = unknown[0].partition("=")[0] if is_flag else unknown[0]
+            known = [flag for action in self._actions for flag in action.option_strings]
+            hint = self._nearest(word, known) if is_flag else "expected flags, such as --seeds 4"
+            self.error(f"{'no flag' if is_flag else 'unexpected argument'} {word!r}; {hint}")
+        return args
+
+    def _nearest(self, word: str, known: list[str]) -> str:
+        spelled = {flag.lstrip("-").replace("-", "_"): flag for flag in known}
+        hint = suggest(word.lstrip("-").replace("-", "_"), spelled)
+        if hint.startswith("known: "):
+            return "known ones are listed by --help"
+        return re.sub(r"'(\w[\w.]*)'", lambda name: repr(spelled[name[1]]), hint)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: arguments; None for those of the process.
+
+    Returns:
+        The exit code: 0; 1 where a file or folder fails, or an environment is found wrong; 2 for a
+        mistake in the arguments; 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with lasting_output(), _importing_from_here(argv):
+        try:
+            return _run(argv)
+        except (RunError, EnvError, AgentError) as error:
+            return _tell(error, FAILED)
+        except (ConfigError, UsageError) as error:
+            return _tell(error, USAGE_ERROR)
+        except KeyboardInterrupt:
+            return _tell("interrupted", INTERRUPTED)
+        except BrokenPipeError:  # such as | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        except Exception as error:
+            if TRACEBACK in os.environ:
+                raise
+            return _tell(_unforeseen(error), FAILED)
+
+
+def _unforeseen(error: Exception) -> str:
+    """An error that is nobody's sentence: of the system, of a user's code, or a bug."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return f"out of memory: {str(error) or 'no more is to be had'}"[:300]
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename else ""
+        return f"{named}{error.strerror}"
+    ours = [x for x in traceback.extract_tb(error.__traceback__) if "site-packages" not in x[0]]
+    where = f" (in {ours[-1].filename}, line {ours[-1].lineno})" if ours else ""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return f"{text}{where}; {TRACEBACK}=1 shows more"
+
+
+@contextlib.contextmanager
+def _importing_from_here(argv: Sequence[str]) -> Iterator[None]:
+    """Finds the modules of the working directory, as `python -m` does, where an argument names an
+    environment in one: `module:name`. Elsewhere they would stand in for packages of their names."""
+    named = any(re.search(r"^(--env=)?[^\W\d][\w.]*:[^\W\d]\w*$", word) for word in argv)
+    if not named or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        _help()
+        return 0 if argv else USAGE_ERROR
+    if argv[0] == "--version":
+        from purerl import __version__
+
+        print(f"purerl {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        known = suggest(argv[0], COMMANDS)
+        raise UsageError(f"no command {argv[0]!r}; {known} (see purerl --help)")
+    name = argv[0]
+    module = import_module(f"purerl.cli.{COMMANDS[name][0]}")
+    parser = Parser(prog=f"purerl {name}", description=COMMANDS[name][1].capitalize() + ".")
+    word = name.replace("-", "_")
+    getattr(module, f"add_{word}")(parser, argv[1:])
+    args = parser.parse(argv[1:])
+    _use_compile_cache()
+    with _plain_warnings():
+        return getattr(module, f"run_{word}")(args, new_console())
+
+
+def _help() -> None:
+    print("usage: purerl COMMAND ...\n\nReinforcement learning, whole on the accelerator.\n")
+    for name, (_, text) in COMMANDS.items():
+        print(f"  {name:<10} {text}")
+    print("\npurerl COMMAND --help says more. For a start: purerl train CartPole-v1 --seeds 8")
+
+
+def _tell(error: Any, code: int) -> int:
+    text = " ".join(str(error).split())
+    print(f"purerl: {text}", file=sys.stderr)
+    return code
+
+
+def _use_compile_cache() -> None:
+    """Keeps compiled programs on disk, so that the second run starts at once.
+
+    JAX_COMPILATION_CACHE_DIR says where; where it is empty, nowhere.
+    """
+    settings: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not settings.jax_compilation_cache_dir:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "purerl" / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings in a line of their own words, without the source that they came from."""
+
+    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+        if issubclass(category, UserWarning):
+            print(f"purerl: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,260 @@
+"""Every field of a config as a flag of the command line, made from the records themselves."""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from purerl.agents import AGENTS
+from purerl.agents.noise import NOISES
+from purerl.experience.buffer import Buffer
+from purerl.experience.rewarders import REWARDERS
+from purerl.records.errors import ConfigError, suggest
+from purerl.records.fields import field_names, field_options
+from purerl.records.files import reason
+from purerl.runs.view import is_code, read_toml
+from purerl.training.config import TrainConfig
+from purerl.training.presets import find_preset
+
+# What is chosen by name; its own fields become flags once it is.
+PARTS: dict[str, Mapping[str, type]] = {"agent": AGENTS, "noise": NOISES, "rewarder": REWARDERS}
+MOST_SEEDS = 2**20
+# Functions and classes, which a word can't stand for.
+UNSPOKEN = ("env", "agent", "buffer", "noise", "rewarder", "action_processor", "actor", "critic")
+
+
+class Flag(NamedTuple):
+    """A field that a flag sets: `--lr` sets `agent.lr`."""
+
+    part: str  # "" for the config's own
+    name: str
+    record: type
+
+    @property
+    def word(self) -> str:
+        prefix = f"{self.part}." if self.part not in ("", "agent") else ""
+        return "--" + prefix + self.name.replace("_", "-").lower()
+
+
+def list_flags(chosen: Mapping[str, str | None]) -> list[Flag]:
+    """Every flag there is, with these parts chosen by name; all fields of those that aren't."""
+    records: dict[str, list[type]] = {"": [TrainConfig]}
+    for part, name in chosen.items():
+        known = PARTS[part]
+        records[part] = list(known.values()) if name is None else [known[name]]
+    records["buffer"] = [Buffer]
+    flags: dict[str, Flag] = {}
+    for part, alternatives in records.items():
+        for record in alternatives:
+            for name in field_names(record):
+                if name not in UNSPOKEN:
+                    flags.setdefault(f"{part}.{name}", Flag(part, name, record))
+    return list(flags.values())
+
+
+def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> None:
+    """Adds the flags of the config, and of the parts that the arguments choose: `args.chosen`.
+
+    Raises:
+        ConfigError: a part that there isn't; a config file that can't be read.
+    """
+    group = parser.add_argument_group("what is run")
+    group.add_argument("--config", metavar="FILE", help="a TOML file of fields; flags come on top")
+    group.add_argument("--no-preset", action="store_true", help="the agent's own defaults only")
+    for part, known in PARTS.items():
+        group.add_argument(f"--{part}", metavar="NAME", help=f"one of {', '.join(known)}")
+    chosen = _chosen(list(argv))
+    titles = {"": "the run", "agent": f"the agent, {chosen['agent']}", "buffer": "the buffer"}
+    groups: dict[str, Any] = {}
+    for flag in list_flags(chosen):
+        if flag.part not in groups:
+            name = chosen.get(flag.part)
+            title = titles.get(flag.part, f"the {flag.part}" + (f", {name}" if name else ""))
+            groups[flag.part] = parser.add_argument_group(title)
+        _add(groups[flag.part], flag)
+    parser.set_defaults(chosen=chosen)
+
+
+def _add(group: Any, flag: Flag) -> None:
+    field = field_options(flag.record)[flag.name]
+    unknown = field.default is None or field.default is dataclasses.MISSING
+    shown = "" if unknown else f" ({default_word(field)})"
+    help_text = (documented(flag.record).get(flag.name, "") + shown).replace("%", "%%")
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text}
+    dest = f"{flag.part}.{flag.name}"
+    if field.metadata["expected"].startswith("True or False"):
+        group.add_argument(flag.word, dest=dest, action=argparse.BooleanOptionalAction, **options)
+    else:
+        group.add_argument(flag.word, dest=dest, metavar=_metavar(field.metadata), **options)
+
+
+def default_word(field: dataclasses.Field) -> str:
+    """A field's default as a flag takes it."""
+    for word, value in field.metadata.get("options", {}).items():
+        if value is field.default:
+            return word
+    return str(field.default)
+
+
+def _metavar(metadata: Mapping[str, Any]) -> str:
+    expected = metadata["expected"]
+    for start, metavar in (("a float", "X"), ("an integer", "N"), ("a sequence", "N,N,...")):
+        if expected.startswith(start):
+            return metavar
+    return "NAME"
+
+
+def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
+    """The config that a command line describes, and the preset that it began with (or {}).
+
+    Raises:
+        ConfigError: see `TrainConfig`; or the environment of a file is code, and isn't named on
+            the command line too.
+    """
+    given: dict[str, Any] = {}
+    for part in PARTS:
+        if getattr(args, part) is not None:
+            given[part] = {"name": getattr(args, part).lower()}
+    for dest, value in vars(args).items():
+        part, dot, name = dest.partition(".")
+        if dot:
+            where = given.setdefault(part, {}) if part else given
+            where[name] = literal(value)
+    start: dict[str, Any] = read_config(args.config) if args.config else {}
+    env = args.env if args.env is not None else start.get("env")
+    if env is None:
+        raise ConfigError("ENV: missing, expected an environment: see purerl envs")
+    if args.env is None and is_code(env):
+        raise ConfigError(
+            f"ENV: missing, expected {env} on the command line as well: {args.config} names it, "
+            "and it is code that would be run"
+        )
+    preset: dict[str, Any] = {}
+    if not args.config and not args.no_preset:
+        preset = find_preset(env, given.get("agent", {}).get("name"))
+    mapping = {"agent": {"name": "ppo"}}
+    for layer in (preset, start, given):
+        mapping = _over(mapping, layer)
+    return TrainConfig.from_mapping({**mapping, "env": env}), preset
+
+
+def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """One mapping laid over another. A part of another name starts afresh."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        value = {"name": value} if key in PARTS and isinstance(value, str) else value
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            same = value.get("name", old.get("name")) == old.get("name")
+            value = {**(old if same else {}), **value}
+        merged[key] = value
+    return merged
+
+
+def _chosen(argv: list[str]) -> dict[str, str | None]:
+    """The parts that the arguments choose by name, before they are read as a whole."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for word in (*PARTS, "config"):
+        first.add_argument(f"--{word}")
+    try:
+        found = vars(first.parse_known_args(argv)[0])
+    except argparse.ArgumentError:  # told when all is read
+        found = dict.fromkeys((*PARTS, "config"))
+    start = read_config(found["config"]) if found["config"] else {}
+    chosen: dict[str, str | None] = {}
+    for part, known in PARTS.items():
+        there = start.get(part)
+        name = found[part] or (there.get("name") if isinstance(there, dict) else there)
+        if name is None and part == "agent":
+            name = "ppo"
+        if name is not None and str(name).lower() not in known:
+            raise ConfigError(f"--{part}: no {part} {name!r}; {suggest(str(name), known)}")
+        chosen[part] = None if name is None else str(name).lower()
+    return chosen
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """The fields of the file that `--config` names.
+
+    Raises:
+        ConfigError: it can't be read, or isn't TOML.
+    """
+    try:
+        return read_toml(path)
+    except (OSError, ValueError) as error:
+        about = "" if isinstance(error, ValueError) else f"can't read {path}: "
+        raise ConfigError(f"--config: {about}{reason(error)}") from None
+
+
+def literal(text: Any) -> Any:
+    """A value as TOML reads it; a bare word is a string, and commas make a list."""
+    if not isinstance(text, str):
+        return text
+    if text.lower() == "none":
+        return None
+    if "," in text and not text.startswith("["):
+        return [literal(part) for part in text.split(",") if part]
+    text = text.lower() if text in ("True", "False") else text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def integers(flag: str, text: str) -> int | list[int]:
+    """A number, or several with commas between. Raises ConfigError."""
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    zero = numbers == [0] and "," not in text
+    if not numbers or zero or not 0 <= min(numbers) <= max(numbers) < 2**32:
+        shown = text if len(text) < 80 else text[:77] + "..."
+        raise ConfigError(f"{flag}: got {shown!r}, expected a number >= 1, or several: 3,7,12")
+    if "," in text:
+        return numbers
+    if numbers[0] > MOST_SEEDS:
+        raise ConfigError(f"{flag}: got {numbers[0]}, expected at most {MOST_SEEDS:,} at once")
+    return numbers[0]
+
+
+def check_integer(flag: str, value: int | None, least: int, most: int = 2**31 - 1) -> None:
+    """Raises ConfigError where a flag's number (None for no such flag) is out of its range."""
+    if value is not None and not least <= value <= most:
+        shown = str(value) if abs(value) < 10**20 else f"{value:.3g}"
+        expected = f"an integer >= {least}" if value < least else f"at most {most:,}"
+        raise ConfigError(f"{flag}: got {shown}, expected {expected}")
+
+
+def check_key(value: int) -> None:
+    """Raises ConfigError unless a key can be made of a number."""
+    check_integer("--key", value, 0, 2**32 - 1)
+
+
+def documented(cls: type) -> dict[str, str]:
+    """What the docstrings of a record, and of those that it extends, say of each field."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        section = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
+        section = re.split(r"\n(?=\S)", section)[0]
+        for names, text in re.findall(r"^    (\w[\w, ]*): ((?:.|\n(?=     ))*)", section, re.M):
+            for name in names.split(", "):
+                texts[name] = " ".join(text.split())
+    return texts
+
+
+def told(mapping: dict[str, Any], prefix: str = "") -> list[str]:
+    """A preset's fields as they would be given."""
+    words = []
+    for name, value in mapping.items():
+        if isinstance(value, dict):
+            words += [f"{name}={value['name']}"] if "name" in value and name != "agent" else []
+            inner = {n: x for n, x in value.items() if n != "name"}
+            words += told(inner, "" if name == "agent" else f"{name}.")
+        else:
+            shown = f"{value:,}" if isinstance(value, int) and value >= 10_000 else value
+            words.append(f"{prefix}{name}={shown}")
+    return words

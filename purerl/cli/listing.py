@@ -1,0 +1,180 @@
+"""`purerl envs`, `agents`, `presets`, `check-env` and `bench`."""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from purerl.accelerator.machine import check_memory
+from purerl.agents import AGENTS
+from purerl.cli import FAILED, Parser
+from purerl.cli.flags import (
+    UNSPOKEN,
+    Flag,
+    add_config_flags,
+    check_integer,
+    config_from,
+    default_word,
+    documented,
+    integers,
+    told,
+)
+from purerl.envs import check_env, env_names, make
+from purerl.envs.check import EnvError
+from purerl.records.errors import ConfigError, suggest
+from purerl.records.fields import field_options
+from purerl.runs.chunks import check_size, seed_keys
+from purerl.sweeps.slices import program_memory
+from purerl.training.presets import list_presets
+from purerl.training.train import make_train
+
+
+def add_envs(parser: Parser, argv: Sequence[str]) -> None:
+    """No arguments."""
+    del parser, argv
+
+
+def run_envs(args: argparse.Namespace, console: Console) -> int:
+    """Lists environments: their spaces and time limits."""
+    del args
+    table = Table("name", "observation", "action", "time limit", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for name in env_names():
+        try:
+            spec = make(name).spec
+        except ConfigError as error:
+            table.add_row(name, str(error).rpartition(": ")[2])
+            continue
+        limit = spec.max_episode_steps
+        space = spec.observation_space
+        table.add_row(name, str(space.shape), str(spec.action_space), str(limit or "none"))
+    console.print(table)
+    return 0
+
+
+def add_agents(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `agents`."""
+    del argv
+    parser.add_argument("agent", nargs="?", metavar="AGENT", help="its hyperparameters only")
+
+
+def run_agents(args: argparse.Namespace, console: Console) -> int:
+    """Lists agents, or one's hyperparameters."""
+    if args.agent is None:
+        for name, cls in AGENTS.items():
+            console.print(f"  {name:<13}", style="bold", end=" ")
+            console.print((cls.__doc__ or "").splitlines()[0])
+        console.print("\npurerl agents AGENT lists the hyperparameters of one.")
+        return 0
+    name = args.agent.lower()
+    if name not in AGENTS:
+        raise ConfigError(f"AGENT: no agent {args.agent!r}; {suggest(args.agent, AGENTS)}")
+    texts = documented(AGENTS[name])
+    table = Table("flag", "default", "", box=None, pad_edge=False)
+    for field, option in field_options(AGENTS[name]).items():
+        if field not in UNSPOKEN:
+            word = Flag("agent", field, AGENTS[name]).word
+            table.add_row(word, default_word(option), texts.get(field, ""))
+    console.print(table)
+    return 0
+
+
+def add_presets(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `presets`."""
+    del argv
+    parser.add_argument("env", nargs="?", metavar="ENV", help="those of one environment")
+
+
+def run_presets(args: argparse.Namespace, console: Console) -> int:
+    """Lists presets: what differs from the defaults."""
+    presets = list_presets()
+    if args.env is not None and args.env not in presets:
+        raise ConfigError(f"ENV: no preset for {args.env!r}; {suggest(args.env, presets)}")
+    table = Table("environment", "agent", "what differs", box=None, pad_edge=False)
+    for env, agents in presets.items():
+        if args.env in (None, env):
+            for agent, fields in agents.items():
+                table.add_row(env, agent, ", ".join(told(fields)))
+    console.print(table)
+    console.print("\npurerl train ENV --agent AGENT finds them by itself.")
+    return 0
+
+
+def add_check_env(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `check-env`."""
+    del argv
+    parser.add_argument("env", metavar="ENV", help="module:name, or a name")
+    parser.add_argument("--quick", action="store_true", help="by tracing alone, nothing is played")
+
+
+def run_check_env(args: argparse.Namespace, console: Console) -> int:
+    """Checks an environment."""
+    env = make(args.env)
+    try:
+        check_env(env, quick=args.quick)
+    except EnvError as error:
+        print(f"purerl: {args.env}: {' '.join(str(error).split())}", file=sys.stderr)
+        return FAILED
+    spec = env.spec
+    console.print(
+        f"{spec.name} is right: observations {_shapes(spec.observation_space)}, actions "
+        f"{_shapes(spec.action_space)}, time limit {spec.max_episode_steps or 'none'}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _shapes(space: Any) -> str:
+    """Spaces without their bounds."""
+    if hasattr(space, "low"):
+        return f"Box{tuple(space.shape)}"
+    if isinstance(space, dict):
+        return "{" + ", ".join(f"{name}: {_shapes(x)}" for name, x in space.items()) + "}"
+    return f"({', '.join(map(_shapes, space))})" if isinstance(space, (tuple, list)) else str(space)
+
+
+def add_bench(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `bench`."""
+    parser.usage = "purerl bench ENV [--agent NAME] [--seeds N] [--FIELD VALUE ...]"
+    parser.add_argument("env", metavar="ENV", nargs="?", help="(CartPole-v1)")
+    parser.add_argument("--seeds", default="1", metavar="N", help="trained at once (1)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements (5)")
+    add_config_flags(parser, argv)
+
+
+def run_bench(args: argparse.Namespace, console: Console) -> int:
+    """Times the whole of training, compiling apart."""
+    check_integer("--repeats", args.repeats, 1)
+    if args.env is None and not args.config:
+        args.env = "CartPole-v1"
+    config, _ = config_from(args)
+    keys, _ = seed_keys(integers("--seeds", args.seeds))
+    check_size(config.make_loop(), len(keys))
+    lowered = jax.jit(jax.vmap(make_train(config))).lower(keys)
+    began = time.perf_counter()
+    train = lowered.compile()
+    check_memory(program_memory(train), f"{len(keys):,} agents at once")
+    compiling = time.perf_counter() - began
+    out = jax.block_until_ready(train(keys))
+    seconds = []
+    for _ in range(args.repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(train(keys))
+        seconds.append(time.perf_counter() - began)
+    steps = len(keys) * int(out.timesteps[-1])
+    median = statistics.median(seconds)
+    console.print(
+        f"{config.env.spec.name}, {type(config.agent).__name__}, {len(keys)} seeds: "
+        f"{steps / median:,.0f} steps/s over all seeds (median of {args.repeats}: "
+        f"{steps / max(seconds):,.0f} to {steps / min(seconds):,.0f}); {steps:,} steps in "
+        f"{median:.2f} s; compiled in {compiling:.1f} s\n"
+        f"JAX {jax.__version__}, {len(jax.devices())} x {jax.devices()[0].device_kind}",
+        soft_wrap=True,
+    )
+    return 0

@@ -1,0 +1,231 @@
+"""`purerl eval`, `purerl render` and `purerl export`: what a run has learned, at work."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from purerl.accelerator.machine import check_memory
+from purerl.cli import Parser
+from purerl.cli.flags import check_integer, check_key
+from purerl.cli.training import newest_run
+from purerl.deploy.policy_file import load_policy
+from purerl.envs import Env, make
+from purerl.records.errors import ConfigError
+from purerl.runs.view import SWEEP, RunView, is_code
+from purerl.sweeps.slices import program_memory
+from purerl.training.evaluate import play_episodes
+from purerl.training.policy import Policy
+from purerl.training.run import limit_env
+
+# Where an environment has no limit of its own, an episode has to end somewhere.
+MAX_STEPS = 10_000
+
+
+def _add_what(parser: Parser, seed_help: str) -> None:
+    add = parser.add_argument
+    add("what", metavar="RUN", nargs="?", help="a run's folder (the newest), or a .policy file")
+    add("--of", metavar="SEED", help=seed_help)
+    add("--env", metavar="ENV", help="another environment, or module:name where it is yours")
+
+
+def add_eval(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `eval`."""
+    del argv
+    parser.epilog = "Example:\n  purerl eval runs/CartPole-v1-ppo-1 --episodes 1000 --json"
+    _add_what(parser, "only the policy of this seed of the run")
+    add = parser.add_argument
+    add("--episodes", type=int, default=100, metavar="N", help="of each policy (100)")
+    add("--max-steps", type=int, metavar="N", help="where an episode is stopped")
+    add("--sample", action="store_true", help="draw actions instead of taking the mode")
+    add("--key", type=int, default=0, metavar="K", help="for the episodes' randomness (0)")
+    add("--json", action="store_true", help="for programs")
+
+
+def run_eval(args: argparse.Namespace, console: Console) -> int:
+    """Plays episodes."""
+    check_integer("--episodes", args.episodes, 1)
+    check_integer("--max-steps", args.max_steps, 1)
+    check_key(args.key)
+    if not args.json:
+        _say_which(args, console)
+    rows = []
+    for name, policy in _policies(args).items():
+        env = environment(policy, args)
+        limit = args.max_steps or env.spec.max_episode_steps or MAX_STEPS
+        returns, lengths = _play(env, policy, args, limit)
+        rows.append(
+            {
+                "policy": name,
+                "env": env.spec.name,
+                "episodes": args.episodes,
+                "sampled": args.sample,
+                "return_mean": float(returns.mean()),
+                "return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
+                "return_min": float(returns.min()),
+                "return_max": float(returns.max()),
+                "length_mean": float(lengths.mean()),
+            }
+        )
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    console.print(
+        f"{rows[0]['env']}: {args.episodes} episodes each, "
+        f"{'sampled' if args.sample else 'greedy'} actions"
+    )
+    table = Table("policy", "return", "std", "min", "max", "length", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
+        table.add_row(row["policy"], *(f"{row[name]:.1f}" for name in names))
+    console.print(table)
+    if len(rows) > 1:
+        means = np.array([row["return_mean"] for row in rows])
+        spread = f"{means.std(ddof=1):.1f} over {len(rows)} seeds"
+        console.print(f"mean {means.mean():.1f}, standard deviation {spread}")
+    return 0
+
+
+def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    def play(key: jax.Array, policy: Policy) -> Any:
+        def act(obs: Any, key: jax.Array) -> jax.Array:
+            return policy.act(obs, key if args.sample else None)
+
+        return play_episodes(env, act, key, args.episodes, limit)
+
+    compiled = jax.jit(play).lower(jax.random.key(args.key), policy).compile()
+    check_memory(program_memory(compiled), f"--episodes: {args.episodes:,} side by side")
+    returns, lengths = compiled(jax.random.key(args.key), policy)
+    return np.asarray(returns, np.float64), np.asarray(lengths)
+
+
+def add_render(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `render`."""
+    del argv
+    parser.epilog = "Example:\n  purerl render runs/CartPole-v1-ppo-1 --out cartpole.gif"
+    _add_what(parser, "the policy of this seed of the run (the best)")
+    add = parser.add_argument
+    add("--out", metavar="FILE", help="a .gif (RUN/episode.gif)")
+    add("--max-steps", type=int, metavar="N", help="where the episode is stopped")
+    add("--key", type=int, default=0, metavar="K", help="for the episode's randomness (0)")
+
+
+def run_render(args: argparse.Namespace, console: Console) -> int:
+    """Draws an episode."""
+    from purerl.deploy.render import render
+
+    check_integer("--max-steps", args.max_steps, 1)
+    check_key(args.key)
+    policy = _best(args, console)
+    out = Path(args.out or _beside(args, "episode.gif"))
+    env = environment(policy, args)
+    total, length = render(policy, env, out, seed=args.key, max_steps=args.max_steps)
+    console.print(f"{out}: an episode of {length} steps, return {total:.1f}", soft_wrap=True)
+    return 0
+
+
+def add_export(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `export`."""
+    del argv
+    parser.epilog = (
+        "The file needs JAX alone:\n"
+        "  exported = jax.export.deserialize(bytearray(open('policy.stablehlo', 'rb').read()))\n"
+        "  actions = exported.call(obs)  # [B, *obs_shape] -> [B, *action_shape]"
+    )
+    _add_what(parser, "the policy of this seed of the run (the best)")
+    parser.add_argument("--out", metavar="FILE", help="(RUN/policy.stablehlo)")
+
+
+def run_export(args: argparse.Namespace, console: Console) -> int:
+    """Writes StableHLO."""
+    from purerl.deploy.export import export_policy
+
+    out = Path(args.out or _beside(args, "policy.stablehlo"))
+    export_policy(_best(args, console), out)
+    console.print(f"{out}", soft_wrap=True)
+    return 0
+
+
+def _target(args: argparse.Namespace) -> Path:
+    return Path(args.what) if args.what else newest_run()
+
+
+def _is_policy(target: Path) -> bool:
+    """Whether it is to be read as a policy's file; what isn't there is a run's folder."""
+    return target.exists() and not target.is_dir()
+
+
+def _beside(args: argparse.Namespace, name: str) -> Path:
+    """A file in the run's folder, or where the policy's file is."""
+    target = _target(args)
+    return target / name if target.is_dir() else target.parent / name
+
+
+def _policies(args: argparse.Namespace) -> dict[str, Policy]:
+    """The policies that are meant, by name. Raises RunError."""
+    target = _target(args)
+    if _is_policy(target):
+        return {target.name: load_policy(target)}
+    view = RunView(target)
+    seeds = view.seeds
+    if args.of is not None and args.of not in map(str, seeds):
+        known = ", ".join(map(str, seeds))
+        raise ConfigError(f"--of: got {args.of}, expected one of the run's seeds: {known}")
+    meant = [x for x in seeds if args.of in (None, str(x))]
+    return {f"seed-{x}": policy for x, policy in view.policies(meant, args.env).items()}
+
+
+def _best(args: argparse.Namespace, console: Console) -> Policy:
+    """The policy that is meant; of several seeds, the one with the highest final return."""
+    target = _target(args)
+    if args.of is None and not _is_policy(target):
+        args.of = str(RunView(target).best_seed())
+    _say_which(args, console)
+    return next(iter(_policies(args).values()))
+
+
+def _say_which(args: argparse.Namespace, console: Console) -> None:
+    """Of a sweep, which of its agents are meant."""
+    target = _target(args)
+    if (target / SWEEP).is_file():
+        seed = "" if args.of is None else f", seed {args.of}"
+        label = RunView(target).label
+        console.print(f"{target}: the best of the sweep, {label}{seed}", soft_wrap=True)
+
+
+def environment(policy: Policy, args: argparse.Namespace) -> Env:
+    """The environment to play in: that of training unless another is named, with the run's frame
+    skip and time limit where its folder says so.
+
+    Raises:
+        ConfigError: training's isn't what a name makes, or the user's own, and has to be named.
+    """
+    spec, name = policy.spec, args.env
+    if name is None and is_code(spec.name):
+        raise ConfigError(f"--env: expected --env {spec.name}, whose code is yours")
+    if name is None and spec.source is None:
+        raise ConfigError(
+            f"--env: the policy was trained in a {spec.name} that no name makes (other parameters, "
+            "a wrapper, or your own): name one by --env, such as --env module:name"
+        )
+    try:
+        env = make(name or spec.name)
+    except ConfigError as error:
+        if name is not None:
+            raise
+        raise ConfigError(f"{error}; name yours by --env module:name") from None
+    if env.spec.action_space != spec.action_space:
+        raise ConfigError(
+            f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "
+            f"{spec.action_space}"
+        )
+    target = _target(args)
+    return env if _is_policy(target) else limit_env(env, *RunView(target).playing_limits())

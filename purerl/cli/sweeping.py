@@ -1,0 +1,117 @@
+"""`purerl sweep`."""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from purerl.cli import Parser
+from purerl.cli.flags import (
+    MOST_SEEDS,
+    PARTS,
+    add_config_flags,
+    check_integer,
+    config_from,
+    integers,
+    literal,
+)
+from purerl.cli.training import new_folder
+from purerl.records.errors import ConfigError, RunError, suggest
+from purerl.records.files import reason
+from purerl.runs.chunks import check_size
+from purerl.sweeps.plan import Choice, LogUniform, Uniform, check_names
+from purerl.sweeps.subprocess import SweepProcessError
+from purerl.sweeps.sweep import sweep
+
+DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
+    "uniform": Uniform,
+    "log_uniform": LogUniform,
+    "choice": lambda *options: Choice(options),
+}
+EPILOG = """\
+Any field can be swept. Float hyperparameters share one program; each value of another field
+(num_envs, network, ...) has its own. A killed sweep goes on: the same command, with --run-dir.
+
+Examples:
+  purerl sweep CartPole-v1 --seeds 16 --grid lr=1e-4,3e-4,1e-3 --grid gamma=0.98,0.99
+  purerl sweep CartPole-v1 --samples 'lr=log_uniform(1e-5, 1e-2)' --num-samples 20 --seeds 4
+"""
+
+
+def add_sweep(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `sweep`."""
+    parser.epilog = EPILOG
+    parser.usage = "purerl sweep ENV --grid FIELD=V,V,... [--seeds N] [--FIELD VALUE ...]"
+    add = parser.add_argument
+    add("env", metavar="ENV", nargs="?", help="see purerl envs, or module:name")
+    add("--grid", action="append", default=[], metavar="FIELD=V,V,...", help="may be repeated")
+    add("--samples", action="append", default=[], metavar="FIELD=DIST",
+        help="uniform(a, b), log_uniform(a, b) or choice(x, y, ...)")  # fmt: skip
+    add("--num-samples", type=int, metavar="N", help="how many draws")
+    add("--seeds", default="4", metavar="N", help="how many, or which: 3,7,12 (4)")
+    add("--run-dir", metavar="DIR", help="by default a new one in runs/")
+    add_config_flags(parser, argv)
+
+
+def run_sweep(args: argparse.Namespace, console: Console) -> int:
+    """Sweeps, and shows the best."""
+    if not (args.grid or args.samples):
+        raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
+    grid = {name: _values(text) for name, text in map(_split, args.grid)}
+    samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
+    check_names(PARTS["agent"][args.chosen["agent"]], [*grid, *samples])  # the config takes seconds
+    config, _ = config_from(args)
+    check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
+    check_size(config.make_loop(), 1)
+    folder = Path(args.run_dir) if args.run_dir else new_folder(config, "sweep")
+    try:
+        result = sweep(
+            config,
+            seeds=integers("--seeds", args.seeds),
+            grid=grid or None,
+            samples=samples or None,
+            num_samples=args.num_samples,
+            run_dir=folder,
+        )
+        result.to_csv(folder / "table.csv")
+    except SweepProcessError as error:
+        raise RunError(
+            f"the sweep's process failed: {str(error).strip().splitlines()[-1]}"
+        ) from None
+    except OSError as error:
+        raise RunError(f"run_dir: can't write into {folder}: {reason(error)}") from None
+    console.print(result)
+    if result.has_returns:
+        from purerl.plots.sweeps import plot_sweep
+
+        plot_sweep(result, path=folder / "sweep.png")
+    console.print(f"all of it is in {folder}/", soft_wrap=True)
+    return 0
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, sign, values = text.partition("=")
+    if not sign or not values:
+        raise ConfigError(f"--grid, --samples: got {text!r}, expected FIELD=...")
+    return name.strip().removeprefix("agent.").replace("-", "_"), values.strip()
+
+
+def _values(text: str) -> list[Any]:
+    values = literal(text)
+    return values if isinstance(values, list) else [values]
+
+
+def _distribution(name: str, text: str) -> Any:
+    match = re.fullmatch(r"(\w+)\((.*)\)", text)
+    if match is None:
+        raise ConfigError(f"--samples: {name}: got {text!r}, expected uniform(a, b) or the like")
+    word, arguments = match[1], _values(match[2].replace(" ", ""))
+    if word not in DISTRIBUTIONS:
+        raise ConfigError(f"--samples: {name}: no {word!r}; {suggest(word, DISTRIBUTIONS)}")
+    try:
+        return DISTRIBUTIONS[word](*arguments)
+    except TypeError:
+        raise ConfigError(f"--samples: {name}: got {text!r}, expected two bounds") from None

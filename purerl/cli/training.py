@@ -1,0 +1,210 @@
+"""`purerl train` and `purerl resume`."""
+
+import argparse
+import contextlib
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from purerl.cli import INTERRUPTED, Parser
+from purerl.cli.flags import add_config_flags, config_from, integers, told
+from purerl.records.errors import ConfigError, RunError
+from purerl.records.fields import check_path
+from purerl.records.files import reason
+from purerl.records.folders import refuse_links
+from purerl.runs.chunks import check_size
+from purerl.runs.console import console_sink, show_curve
+from purerl.runs.fit import Interrupted, fit
+from purerl.runs.folder import CONFIG, METRICS, SUMMARY, read_summary
+from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
+from purerl.runs.view import BEST, RUN, SWEEP, RunView, is_code
+from purerl.training.config import TrainConfig
+
+RUNS, EVENTS = Path("runs"), "tensorboard"
+EPILOG = """\
+A run's folder has its config, metrics, checkpoints, policies, TensorBoard events and learning
+curve. Ctrl-C saves; purerl resume goes on, to the very same end.
+
+Examples:
+  purerl train CartPole-v1 --seeds 8
+  purerl train Pendulum-v1 --agent ddpg --noise ornstein_uhlenbeck --noise.sigma 0.3
+  purerl train my_module:MyEnv --lr 3e-4 --num-envs 64 --hidden 128,128 --normalize-obs
+  purerl train --config runs/CartPole-v1-ppo-1/config.toml --seeds 100,101,102
+"""
+
+
+def add_train(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `train`."""
+    parser.epilog = EPILOG
+    parser.usage = "purerl train ENV [--agent NAME] [--seeds N] [--FIELD VALUE ...]"
+    parser.add_argument("env", metavar="ENV", nargs="?", help="see purerl envs, or module:name")
+    parser.add_argument("--seeds", default="1", metavar="N", help="how many, or which: 3,7,12 (1)")
+    parser.add_argument("--run-dir", metavar="DIR", help="by default a new one in runs/")
+    _add_log_flags(parser)
+    add_config_flags(parser, argv)
+
+
+def _add_log_flags(parser: Parser) -> None:
+    add = parser.add_argument
+    add("--report-every", type=float, default=2.0, metavar="S", help="seconds, about (2)")
+    add("--checkpoint-every", type=float, default=30.0, metavar="S", help="seconds (30)")
+    add("--no-tensorboard", action="store_true", help="write no TensorBoard events")
+    add("--wandb", metavar="PROJECT", help="log to Weights & Biases as well")
+
+
+def run_train(args: argparse.Namespace, console: Console) -> int:
+    """Trains."""
+    seeds = integers("--seeds", args.seeds)  # first: a config takes seconds to check
+    config, preset = config_from(args)
+    check_size(config.make_loop(), seeds if isinstance(seeds, int) else len(seeds))
+    if preset:
+        name = preset["agent"]["name"]
+        kept = [x for x in told(preset) if x in told(config.to_mapping())]
+        said = ", ".join(kept) or "the agent's own defaults"
+        console.print(f"preset for {args.env} and {name}: {said} (--no-preset for none)")
+    if args.run_dir is not None:
+        return _train(config, seeds, check_path("--run-dir", args.run_dir), args, console)
+    folder = new_folder(config)
+    try:
+        return _train(config, seeds, folder, args, console)
+    except ConfigError:
+        with contextlib.suppress(OSError):  # something is in it
+            folder.rmdir()
+        raise
+
+
+def new_folder(config: TrainConfig, kind: str = "") -> Path:
+    """Makes the first of runs/ENV-agent-1, -2, ... that isn't there, for this process alone.
+
+    Raises:
+        RunError: it can't be made.
+    """
+    env = re.sub(r"[^\w.-]+", "-", config.env.spec.name)
+    stem = "-".join(filter(None, (env, type(config.agent).__name__.lower(), kind)))
+    for i in itertools.count(1):
+        folder = RUNS / f"{stem}-{i}"
+        try:
+            RUNS.mkdir(exist_ok=True)
+            folder.mkdir()  # which only one of two that want it can
+        except FileExistsError:
+            if RUNS.is_dir():
+                continue
+            raise RunError(f"can't make {folder}: {RUNS} is a file") from None
+        except OSError as error:
+            raise RunError(f"can't make {folder}: {reason(error)}") from None
+        return folder
+    raise AssertionError
+
+
+def add_resume(parser: Parser, argv: Sequence[str]) -> None:
+    """The arguments of `resume`."""
+    del argv
+    parser.add_argument("run", metavar="RUN", nargs="?", help="its folder (the newest in runs/)")
+    parser.add_argument("--total-timesteps", type=float, metavar="N", help="train for longer")
+    parser.add_argument("--env", metavar="MODULE:NAME", help="the environment, where it is yours")
+    _add_log_flags(parser)
+
+
+def run_resume(args: argparse.Namespace, console: Console) -> int:
+    """Goes on with a run."""
+    folder = Path(args.run) if args.run else newest_run()
+    if (folder / SWEEP).exists():
+        raise RunError(
+            f"{folder} is a sweep's folder: purerl sweep goes on, by the same command with "
+            f"--run-dir {folder}"
+        )
+    if not (folder / RUN).exists():
+        raise RunError(f"{folder} is no run's folder: it has no {RUN}")
+    run = RunView(folder)
+    seeds, hyperparams = run.given_seeds, run.hyperparams
+    mapping = run.read_config()
+    if args.env is not None:
+        mapping["env"] = args.env
+    elif is_code(mapping.get("env")):
+        raise ConfigError(f"--env: expected --env {mapping['env']}, whose code this run needs")
+    elif "env" not in mapping:
+        raise ConfigError(
+            f"env: that of {folder} has no form in {CONFIG}, since no name makes it: go on by "
+            "purerl.fit, from Python"
+        )
+    if args.total_timesteps is not None:
+        mapping["total_timesteps"] = args.total_timesteps
+    elif mapping.get("total_timesteps") != run.total_timesteps:  # the rest of it `fit` compares
+        raise RunError(
+            f"{folder / CONFIG} has total_timesteps={mapping.get('total_timesteps')}, and the run "
+            f"{run.total_timesteps}: --total-timesteps N says how long it is to be"
+        )
+    config = TrainConfig.from_mapping(mapping)
+    return _train(config, seeds, folder, args, console, hyperparams, resume=True)
+
+
+def newest_run() -> Path:
+    """The folder of the run or the sweep in runs/ that was written last. Raises RunError where
+    there is none."""
+    runs = {file.parent for name in (RUN, SWEEP) for file in RUNS.glob(f"*/{name}")}
+    if not runs:
+        raise RunError("there is no run in runs/: name a run's folder")
+    return max(sorted(runs), key=_written)
+
+
+def _written(folder: Path) -> float:
+    """When training last wrote into a folder; pictures don't count."""
+    names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", SWEEP, "table.csv", BEST)
+    files = [*(folder / name for name in names), *folder.glob("group-*.npz")]
+    times = []
+    for file in files:
+        with contextlib.suppress(OSError):  # not there, or removed meanwhile
+            times.append(file.stat().st_mtime)
+    return max(times, default=0.0)
+
+
+def _train(
+    config: TrainConfig,
+    seeds: Any,
+    folder: Path,
+    args: argparse.Namespace,
+    console: Console,
+    hyperparams: Any = None,
+    resume: bool | None = None,
+) -> int:
+    live = console_sink(config, seeds, folder, console)
+    sinks: list[Sink] = [live]
+    if not args.no_tensorboard:
+        refuse_links(folder, [], [EVENTS])
+        sinks.append(tensorboard_sink(folder / EVENTS))
+    if args.wandb:
+        sinks.append(wandb_sink(project=args.wandb, name=folder.name))
+    options = {"report_every": args.report_every, "checkpoint_every": args.checkpoint_every}
+    with live:
+        try:
+            out = fit(config, folder, seeds=seeds, hyperparams=hyperparams, resume=resume,
+                      callback=sinks, **options)  # fmt: skip
+        except Interrupted as error:
+            if error.output is None:
+                raise
+            out = error.output
+    show_curve(console, out.metrics, out.timesteps)
+    if out.metrics.num_episodes.any():
+        draw(folder)
+    summary = read_summary(folder)
+    if summary["finished"]:
+        console.print(f"all of it is in {folder}/", soft_wrap=True)
+        return 0
+    console.print(
+        f"interrupted after {summary['timesteps']:,} steps of each seed, which are saved; to go on:"
+        f"\n  purerl resume {folder}",
+        soft_wrap=True,
+    )
+    return INTERRUPTED
+
+
+def draw(folder: Path) -> None:
+    """Draws `curve.png` in a run's folder."""
+    from purerl.plots.curves import read_run
+    from purerl.plots.runs import plot_curves
+
+    plot_curves([read_run(folder)], folder / "curve.png")

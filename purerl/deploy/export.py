@@ -1,0 +1,76 @@
+"""A policy as a program that runs without purerl."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from purerl.envs.spaces import is_space
+from purerl.records.errors import ConfigError, shown
+from purerl.records.fields import check_path
+from purerl.records.files import reason, write_bytes
+from purerl.training.policy import Policy
+
+PyTree = Any
+PLATFORMS = ("cpu", "cuda", "tpu")
+KNOWN_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export_policy(
+    policy: Policy,
+    path: str | os.PathLike,
+    batch: int | None = None,
+    *,
+    platforms: Sequence[str] = PLATFORMS,
+) -> None:
+    """Writes the greedy policy as StableHLO: a file that needs JAX and nothing else to run.
+
+    Observations are normalised inside, and actions are those that `Policy.act` gives: as the
+    environment takes them. To run it:
+
+        exported = jax.export.deserialize(bytearray(pathlib.Path("policy.stablehlo").read_bytes()))
+        policy = jax.jit(exported.call)
+        action = policy(obs)  # [B, *obs_shape], of the environment's own dtype
+
+    JAX promises to read such a file for six months after it was written, by later versions; keep
+    one of `save_policy` too.
+
+    Args:
+        policy: such as `out.policy`.
+        path: the file; one that is there is replaced.
+        batch: B, where it is to be fixed; None leaves it open.
+        platforms: where it is to run.
+
+    Raises:
+        ConfigError: it isn't one policy; or its network can't be written down with an open batch,
+            or for such observations.
+        RunError: the file can't be written.
+    """
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"policy: got {type(policy).__name__}, expected a Policy: out.policy")
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise ConfigError(f"batch: got {batch!r}, expected an integer >= 1, or None")
+    several = isinstance(platforms, Sequence) and not isinstance(platforms, str)
+    if not several or not platforms or not all(name in KNOWN_PLATFORMS for name in platforms):
+        raise ConfigError(
+            f"platforms: got {shown(platforms)}, expected some of {', '.join(KNOWN_PLATFORMS)}"
+        )
+    target = check_path("path", path)
+    # Imported late, with flatbuffers: only those who export wait for it.
+    from jax import export
+
+    (size,) = export.symbolic_shape("batch") if batch is None else (batch,)
+    obs = jax.tree.map(
+        lambda space: jax.ShapeDtypeStruct((size, *space.shape), space.dtype),
+        policy.spec.observation_space,
+        is_leaf=is_space,
+    )
+    try:
+        policy.check_one()
+        act = jax.jit(lambda obs: policy.act(obs))
+        packed = export.export(act, platforms=tuple(platforms))(obs).serialize()
+    except Exception as error:  # the user's network raises of every kind
+        hint = "; try batch=1" if batch is None else ""
+        raise ConfigError(f"policy: can't be exported: {reason(error)}{hint}") from error
+    write_bytes(target, packed, "the policy")

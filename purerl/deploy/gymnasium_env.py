@@ -1,0 +1,134 @@
+"""Gymnasium, both ways: its environments for a policy, and environments for what is written for it.
+
+Gymnasium itself is imported late: only those who use it wait for it.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from purerl.envs.base import typed
+from purerl.envs.registry import as_env
+from purerl.envs.spaces import Discrete, Space
+from purerl.records.errors import ConfigError, shown, suggest
+from purerl.records.fields import check_count
+from purerl.training.policy import Policy
+from purerl.training.train import check_seed
+
+RENDER_MODES = (None, "rgb_array")
+
+
+def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | None = None) -> Any:
+    """An environment as one of Gymnasium's; its steps are compiled at the first.
+
+    With a number of them, a `gymnasium.vector.VectorEnv` that steps all at once. It resets in the
+    very step that ends an episode (`AutoresetMode.SAME_STEP`): the last observation of an episode
+    is in `info["final_obs"]`, what else the step told in `info["final_info"]`.
+
+    `reset(seed=s)` fixes all episodes that follow. The i-th environment of a vector that is reset
+    with seed s plays, episode by episode, what a single one with seed s + i does.
+
+    Args:
+        env: a name, a `purerl.Env`, or a gymnax `Environment`, with its parameters or without.
+        num_envs: N, for a vector; None for a single `gymnasium.Env`.
+        render_mode: "rgb_array" for `render()`, or None.
+
+    Raises:
+        ConfigError: arguments that can't be used, or observations that are pytrees of other than
+            dicts and tuples; Gymnasium isn't installed.
+    """
+    env = typed(as_env(env))
+    if render_mode not in RENDER_MODES:
+        raise ConfigError(f"render_mode: got {render_mode!r}, expected 'rgb_array' or None")
+    whole = isinstance(num_envs, int) and not isinstance(num_envs, bool)
+    if num_envs is not None and (not whole or num_envs < 1):
+        raise ConfigError(f"num_envs: got {num_envs!r}, expected an integer >= 1, or None")
+    _gymnasium()
+    from purerl.deploy.gymnasium_classes import GymnasiumEnv, GymnasiumVectorEnv
+
+    if num_envs is None:
+        return GymnasiumEnv(env, render_mode=render_mode)
+    return GymnasiumVectorEnv(env, num_envs, render_mode=render_mode)
+
+
+def evaluate_in_gymnasium(
+    policy: Policy | Callable[[Any], Any],
+    env: Any,
+    num_episodes: int = 10,
+    seed: int = 0,
+    max_steps: int = 100_000,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays whole episodes of a Gymnasium environment, one after the other, with the greedy policy.
+
+    Args:
+        policy: a `Policy`, or a function from one observation to one action.
+        env: the id of a registered environment, such as `"CartPole-v1"`, or a `gymnasium.Env`.
+        num_episodes: E, how many.
+        seed: of the first episode's reset; the ones after it count up from there.
+        max_steps: an episode longer than this counts with what it has reached by then.
+
+    Returns:
+        Their returns, `[E]` float64, and their lengths, `[E]` int64.
+
+    Raises:
+        ConfigError: no such environment, or its actions are others than the policy's; Gymnasium
+            isn't installed.
+    """
+    num_episodes = check_count("num_episodes", num_episodes)
+    max_steps = check_count("max_steps", max_steps)
+    seed = check_seed("seed", seed)
+    if not callable(policy):
+        raise ConfigError(f"policy: got {shown(policy)}, expected a Policy, or a function")
+    gymnasium = _gymnasium()
+    made = isinstance(env, str)
+    if not made and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
+        raise ConfigError(f"env: got {shown(env)}, expected an id or a gymnasium.Env")
+    env = _make(gymnasium, env) if made else env
+    if isinstance(policy, Policy):
+        _check_actions(policy.spec.action_space, env.action_space)
+        policy = policy.step
+    try:
+        played = [_play(env, policy, seed + i, max_steps) for i in range(num_episodes)]
+    finally:
+        if made:
+            env.close()
+    returns, lengths = zip(*played, strict=True) if played else ((), ())
+    return np.array(returns, np.float64), np.array(lengths, np.int64)
+
+
+def _play(env: Any, act: Callable[[Any], Any], seed: int, max_steps: int) -> tuple[float, int]:
+    obs, _ = env.reset(seed=seed)
+    total, length, over = 0.0, 0, False
+    while not over and length < max_steps:
+        obs, reward, terminated, truncated, _ = env.step(act(obs))
+        total, length, over = total + float(reward), length + 1, terminated or truncated
+    return total, length
+
+
+def _gymnasium() -> Any:
+    try:
+        return importlib.import_module("gymnasium")
+    except ImportError:
+        raise ConfigError("gymnasium isn't installed: pip install 'purerl[gymnasium]'") from None
+
+
+def _make(gymnasium: Any, name: str) -> Any:
+    try:
+        return gymnasium.make(name)
+    except gymnasium.error.UnregisteredEnv:
+        known = suggest(name, gymnasium.registry)
+        hint = f"; {known}" if known.startswith("did") else ""
+        raise ConfigError(f"env: gymnasium has no environment {name!r}{hint}") from None
+    except gymnasium.error.Error as error:
+        raise ConfigError(f"env: gymnasium can't make {name!r}: {error}") from None
+
+
+def _check_actions(ours: Space, theirs: Any) -> None:
+    if isinstance(ours, Discrete):
+        fit = int(getattr(theirs, "n", -1)) == ours.n and int(getattr(theirs, "start", 0)) == 0
+    else:
+        fit = hasattr(theirs, "low") and tuple(theirs.shape) == ours.shape
+    if not fit:
+        raise ConfigError(f"env: its actions are {theirs}, expected the policy's, {ours}")

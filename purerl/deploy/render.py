@@ -1,0 +1,151 @@
+"""`render`: an episode as a GIF."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.deploy.drawing import draw
+from purerl.envs.base import Env, typed, where
+from purerl.envs.registry import as_env
+from purerl.records.errors import ConfigError
+from purerl.records.fields import check_key, check_path
+from purerl.records.files import write_bytes
+from purerl.training.policy import Policy
+from purerl.training.train import check_seed
+
+PyTree = Any
+MOST_FRAMES = 500  # and the first
+MILLISECONDS = 40  # a frame
+PAUSE = 1_000  # on the last one
+STEPS_WITHOUT_LIMIT = 500
+
+
+def render(
+    policy: Policy | None,
+    env: Any,
+    path: str | os.PathLike,
+    seed: int = 0,
+    max_steps: int | None = None,
+    key: jax.Array | None = None,
+) -> tuple[float, int]:
+    """Plays one episode and writes it as a GIF.
+
+    CartPole, Pendulum, Acrobot and both MountainCars are drawn as they are known; of all others the
+    observation is drawn: an image `[H, W]` or `[H, W, C]` as a grid with a color for each channel,
+    anything else as bars. Of an episode of more than 500 steps every other is left out, or more.
+
+    Args:
+        policy: who plays; None for random actions.
+        env: a name, a `purerl.Env`, or a gymnax `Environment`, with its parameters or without.
+        path: the file, `.gif`; one that is there is replaced.
+        seed: for the initial state and the dynamics.
+        max_steps: where the episode is left, if it goes on; None for the environment's own limit,
+            or 500 where it has none.
+        key: to sample from the policy; None for its mode.
+
+    Returns:
+        The episode's return and its length.
+
+    Raises:
+        ConfigError: arguments that can't be used.
+        RunError: the file can't be written.
+    """
+    env = typed(as_env(env))
+    if policy is not None and not isinstance(policy, Policy):
+        raise ConfigError(f"policy: got {type(policy).__name__}, expected a Policy: out.policy")
+    if policy is not None and policy.spec.action_space != env.spec.action_space:
+        raise ConfigError(
+            f"env: {env.spec.name} has {env.spec.action_space}, expected the policy's actions, "
+            f"{policy.spec.action_space}"
+        )
+    limit = env.spec.max_episode_steps or STEPS_WITHOUT_LIMIT
+    max_steps = limit if max_steps is None else max_steps
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise ConfigError(f"max_steps: got {max_steps!r}, expected an integer >= 1, or None")
+    target = check_path("path", path)
+    if target.suffix.lower() != ".gif":
+        raise ConfigError(f"path: got {str(path)!r}, expected a name that ends in .gif")
+    seed = check_seed("seed", seed)
+    if key is not None:
+        check_key(key)
+    states, observations, returns, length = _play(env, policy, seed, max_steps, key)
+    shown = _shown(length)
+    frames = []
+    for i in shown:
+        state, obs = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in (states, observations))
+        frames.append(draw(env.spec, state, obs, i, returns[i]))
+    _write(frames, target)
+    return float(returns[length]), length
+
+
+def _shown(length: int) -> list[int]:
+    """Which of the moments 0 to `length` are drawn: evenly, and the last."""
+    every = max(1, -(-length // MOST_FRAMES))
+    return sorted({*range(0, length + 1, every), length})
+
+
+def _play(
+    env: Env, policy: Policy | None, seed: int, max_steps: int, key: jax.Array | None
+) -> tuple[PyTree, PyTree, np.ndarray, int]:
+    """States and observations `[T + 1, ...]`, returns so far `[T + 1]`, and how many steps count.
+
+    T is `max_steps`; what follows the episode's end repeats it.
+    """
+    if policy is not None:
+        policy.check_one()
+
+    def choose(policy: Policy | None, obs: PyTree, index: jax.Array, drawn: jax.Array) -> jax.Array:
+        if policy is None:
+            return env.spec.action_space.sample(drawn)
+        batch = jax.tree.map(lambda x: x[None], obs)
+        return policy.act(batch, None if key is None else jax.random.fold_in(key, index))[0]
+
+    @jax.jit
+    def play(policy: Policy | None, key: jax.Array) -> tuple:
+        reset_key, play_key = jax.random.split(key)
+        obs, state = env.reset(reset_key)
+        start = (state, obs, jnp.float32(0), jnp.int32(0), jnp.bool_(False))
+
+        def step(carry: tuple, index: jax.Array) -> tuple[tuple, tuple]:
+            state, obs, total, length, over = carry
+            step_key, action_key = jax.random.split(jax.random.fold_in(play_key, index))
+            after, timestep = env.step(step_key, state, choose(policy, obs, index, action_key))
+            new = (
+                after,
+                timestep.obs,
+                total + timestep.reward,
+                length + 1,
+                timestep.terminated | timestep.truncated,
+            )
+            carry = where(over, carry, new)
+            return carry, carry[:3]
+
+        last, moments = jax.lax.scan(step, start, jnp.arange(max_steps))
+        whole = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), start[:3], moments)
+        return *whole, last[3]
+
+    states, observations, returns, length = play(policy, jax.random.key(seed))
+    plain = jax.tree.map(_on_host, states)
+    return plain, jax.tree.map(np.asarray, observations), np.asarray(returns), int(length)
+
+
+def _on_host(x: jax.Array) -> Any:
+    """In numpy, which is quick to take apart; keys stay as they are."""
+    return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
+
+
+def _write(frames: list[Any], path: Path) -> None:
+    from PIL import Image
+
+    # Pillow's own way to a palette takes ten times as long, and comes less close.
+    method = Image.Quantize.FASTOCTREE
+    first, *rest = (x.quantize(256, method=method, dither=Image.Dither.NONE) for x in frames)
+    durations = [MILLISECONDS] * (len(frames) - 1) + [PAUSE]
+    options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
+    first.save(packed := io.BytesIO(), "GIF", **options)
+    write_bytes(path, packed.getbuffer(), "the picture")

@@ -1,0 +1,333 @@
+"""The buffer of experience: one time-major ring for every agent.
+
+A `Buffer` is a spec; what it holds is a `BufferState`, a pytree that its methods take and return.
+Entries are `[maxlen // N, N, ...]`: row t is one step of all N environments, so that a rollout is
+pushed as one block and a path lies in one column.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.accelerator import devices
+from purerl.envs.base import where
+from purerl.experience import returns, sumtree
+from purerl.experience.transition import Transition
+from purerl.records.fields import (
+    ConfigError,
+    Record,
+    by_loop,
+    check_count,
+    check_key,
+    flag,
+    integer,
+    real,
+    suggest,
+)
+
+PyTree = Any
+Batch = dict[str, PyTree]
+
+# Filled in by `finish_path`, where the agent records the values of its critic.
+PATH_ENTRIES = ("advantage", "reward_to_go", "td_error")
+DEFAULT_ALPHA, DEFAULT_BETA = 0.6, 0.4
+
+
+def _as_it_is(obs: PyTree) -> PyTree:  # by its name in a module, so that a buffer pickles
+    return obs
+
+
+class BufferState(NamedTuple):
+    """What a buffer holds.
+
+    Attributes:
+        data: entries by name, each `[L, N, ...]` with L = maxlen // N rows: obs, action, reward,
+            next_obs, terminated, truncated, episode, valid, and what the agent records (value,
+            log_prob, ...). With `value` come those that `finish_path` computes (advantage,
+            reward_to_go, td_error); with priorities, td_error, 0 until it is known.
+        position: `[]` int32, the row that is written next.
+        size: `[]` int32, how many rows are written.
+        priorities: with priority sampling, the sum tree over `priority`; else nothing.
+        max_priority: `[]` float32, the highest priority so far, that of new transitions.
+    """
+
+    data: dict[str, PyTree]
+    position: jax.Array
+    size: jax.Array
+    priorities: sumtree.Tree
+    max_priority: jax.Array
+
+
+class Buffer(Record):
+    """Spec of a buffer.
+
+    Attributes:
+        maxlen: how many transitions it holds; None for what the agent takes by default.
+        priority_sampling: draw in proportion to (|td_error| + 1e-6) ** alpha instead of uniformly
+            (Schaul et al. 2015, arXiv:1511.05952).
+        gamma: discount of `reward_to_go`, `advantage` and n-step returns; None for the agent's.
+        lam: lambda of GAE(lambda); None for the agent's, or 1 where it has none.
+        alpha: how much priorities matter, 0 for not at all; None for 0.6.
+        beta: how far importance weights correct for that, 1 for wholly; None for 0.4.
+        anneal_beta: raise beta linearly to 1 over the run.
+        transform_obs: applied to observations when they are read. The loop sets it, to normalise
+            by the statistics of the moment what is stored as the environment gave it.
+        writable: `[]` bool; writes into a buffer that isn't are dropped. None for always.
+        progress: `[]` float32, how much of the run is over, from 0 to 1.
+        axis_name: where the run is over devices, each with a buffer and a share of each batch.
+    """
+
+    maxlen: int | None = integer(default=None, at_least=1, optional=True, counter=True)
+    priority_sampling: bool = flag(default=False)
+    gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
+    lam: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
+    alpha: Any = real(default=None, at_least=0.0, optional=True)
+    beta: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
+    anneal_beta: bool | None = flag(default=None, optional=True)
+    transform_obs: Callable[[PyTree], PyTree] = by_loop(default=_as_it_is)
+    writable: Any = by_loop(traced=True)
+    progress: Any = by_loop(default=0.0, traced=True)
+    axis_name: str | None = by_loop()
+
+    def check(self) -> None:
+        for name in ("alpha", "beta", "anneal_beta"):
+            if getattr(self, name) is not None and not self.priority_sampling:
+                raise ConfigError(f"Buffer.{name}: is for priority_sampling=True")
+
+    def num_rows(self, num_envs: int) -> int:
+        """L, how many steps of all N environments it holds.
+
+        Raises:
+            ConfigError: `maxlen` is not set, or N doesn't divide it.
+        """
+        num_envs = check_count("num_envs", num_envs)
+        if self.maxlen is None or self.maxlen % num_envs:
+            raise ConfigError(
+                f"Buffer.maxlen: got {self.maxlen}, expected a multiple of num_envs={num_envs}"
+            )
+        return self.maxlen // num_envs
+
+    def init(self, example: Transition, num_envs: int) -> BufferState:
+        """An empty buffer.
+
+        Args:
+            example: one step of all N environments, `[N, ...]`, or its shapes.
+            num_envs: N.
+        """
+        rows = self.num_rows(num_envs)
+        data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), _entries(example))
+        computed: tuple[str, ...] = PATH_ENTRIES if "value" in data else ()
+        if self.priority_sampling:
+            computed = (*computed, "td_error")
+        data |= {name: jnp.zeros((rows, num_envs), jnp.float32) for name in computed}
+        tree = sumtree.init(rows * num_envs) if self.priority_sampling else ()
+        return BufferState(data, jnp.int32(0), jnp.int32(0), tree, jnp.float32(1.0))
+
+    def push(self, state: BufferState, transitions: Transition) -> BufferState:
+        """Writes `[T, N, ...]`, in place of the oldest rows where it is full."""
+        num_rows, num_envs = state.data["reward"].shape
+        num_steps = transitions.reward.shape[0]
+        if num_steps > num_rows:
+            raise ConfigError(f"Buffer.push: {num_steps} steps do not fit into {num_rows} rows")
+        start = jnp.int32(0) if num_steps == num_rows else state.position
+        rows = (start + jnp.arange(num_steps, dtype=jnp.int32)) % num_rows
+        new = _entries(transitions)
+        if self.priority_sampling:
+            new["td_error"] = jnp.zeros_like(new["reward"])
+        old = {name: state.data[name] for name in new}
+        written = jax.tree.map(lambda ring, x: self._write(ring, rows, x), old, new)
+        pushed = BufferState(
+            {**state.data, **written},
+            (start + num_steps) % num_rows,
+            jnp.minimum(state.size + num_steps, num_rows),
+            state.priorities,
+            state.max_priority,
+        )
+        if self.priority_sampling:
+            index = rows[0] * num_envs + jnp.arange(num_steps * num_envs, dtype=jnp.int32)
+            index = index % (num_rows * num_envs)
+            to = self._droppable(index)
+            tree = sumtree.write_range(state.priorities, index, to, state.max_priority)
+            pushed = pushed._replace(priorities=tree)
+        return self._keep(pushed, state, ("position", "size"))
+
+    def read(self, state: BufferState) -> Batch:
+        """All rows as they lie, `[L, N, ...]`, observations transformed: in order where one rollout
+        fills the buffer; else row `position` is the oldest, and those from `size` on are empty."""
+        transformed = {name: self.transform_obs(state.data[name]) for name in ("obs", "next_obs")}
+        data = {**state.data, **transformed}
+        if self.priority_sampling:
+            shape = data["reward"].shape
+            data["priority"] = state.priorities[0][: shape[0] * shape[1]].reshape(shape)
+        return data
+
+    def sample(
+        self,
+        state: BufferState,
+        key: jax.Array | None = None,
+        batch_size: int | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+        indices: jax.Array | None = None,
+        n_step: int = 1,
+    ) -> Batch:
+        """Transitions drawn with replacement from what is written, or those of given indices.
+
+        Args:
+            state: holds at least one row.
+            key, batch_size: to draw B transitions: uniformly, or by their priorities.
+            keys: entries that are wanted; None for all.
+            indices: `[B]` int32, row * N + environment, in place of `key` and `batch_size`.
+            n_step: `reward` becomes the discounted sum of at most so many rewards, up to where the
+                path is cut or the data ends; `next_obs`, `terminated` and `truncated` those of its
+                last step, and `discount` what to multiply the value of `next_obs` with: gamma to
+                the number of steps, and 0 after a termination.
+
+        Returns:
+            The entries, `[B, ...]` each, observations transformed; `indices` `[B]`, `discount`
+            `[B]`, and `weight` `[B]`: importance weights (1 / (size P(i))) ** beta over the largest
+            of the batch, or ones where sampling is uniform.
+
+        Raises:
+            ConfigError: no such entry; neither or both of indices and batch_size.
+        """
+        check_count("Buffer.sample: n_step", n_step)
+        if key is not None:
+            check_key(key)
+        if batch_size is not None:
+            check_count("Buffer.sample: batch_size", batch_size)
+        if isinstance(keys, str):
+            raise ConfigError(f"Buffer.sample: keys are {keys!r}, expected a sequence of names")
+        known = [*state.data, *(["priority"] if self.priority_sampling else [])]
+        keys = known if keys is None else keys
+        for name in set(keys) - set(known):
+            raise ConfigError(f"Buffer.sample: no entry {name!r}; {suggest(name, known)}")
+        if (indices is None) == (key is None or batch_size is None):
+            raise ConfigError("Buffer.sample: expected either key and batch_size, or indices")
+        if indices is None:
+            assert key is not None
+            assert batch_size is not None
+            indices = self._draw(state, key, batch_size)
+        # What `update_priorities` writes is read before the indices are known, or XLA:CPU would
+        # copy it for later; without the barrier it would draw again for every entry.
+        read = {"priority": self._priority(state, indices)}
+        if self.priority_sampling and "td_error" in keys:
+            read["td_error"] = returns.take(state.data["td_error"], indices)
+        indices = indices + (0.0 * sum(read.values(), jnp.float32(0))).astype(jnp.int32)
+        indices, read = jax.lax.optimization_barrier((indices, read))
+        batch = read | self._look_ahead(state, indices, n_step)
+        for name in keys:
+            if name not in batch:
+                batch[name] = returns.take(state.data[name], indices)
+        for name in {"obs", "next_obs"} & set(batch):
+            batch[name] = self.transform_obs(batch[name])
+        batch |= {"indices": indices, "weight": self._weight(state, read["priority"])}
+        wanted = {*keys, "indices", "discount", "weight"}
+        return {name: x for name, x in batch.items() if name in wanted}
+
+    def update_priorities(
+        self, state: BufferState, indices: jax.Array, td_error: jax.Array
+    ) -> BufferState:
+        """Notes the errors `[B]` of the transitions `[B]`, the finite ones; without priorities it
+        does nothing."""
+        if not self.priority_sampling:
+            return state
+        alpha = DEFAULT_ALPHA if self.alpha is None else self.alpha
+        priority = (jnp.abs(td_error) + 1e-6) ** alpha
+        finite = jnp.isfinite(priority)
+        to = jnp.where(finite, self._droppable(indices), 2**30)
+        errors = state.data["td_error"]
+        errors = errors.at[divmod(to, errors.shape[1])].set(td_error, mode="drop")
+        noted = state._replace(
+            data={**state.data, "td_error": errors},
+            priorities=sumtree.write(state.priorities, to, priority),
+            max_priority=jnp.max(priority, initial=state.max_priority, where=finite),
+        )
+        return self._keep(noted, state, ("max_priority",))
+
+    def finish_path(self, state: BufferState, next_value: jax.Array) -> BufferState:
+        """Fills in advantage (GAE), reward_to_go and td_error.
+
+        Args:
+            state: full, its rows in order (position 0), as after one rollout's push.
+            next_value: `[L, N]`, V of each transition's true successor. Only read where a path
+                goes on beyond it; the value of the critic itself is the entry `value`.
+        """
+        data = state.data
+        rest = (data["terminated"], data["truncated"], self.gamma)
+        value = data["value"]
+        lam = 1.0 if self.lam is None else self.lam
+        advantage = returns.gae(data["reward"], value, next_value, *rest, lam)
+        to_go = returns.reward_to_go(data["reward"], next_value, *rest)
+        error = returns.td_error(data["reward"], value, next_value, data["terminated"], self.gamma)
+        path = dict(zip(PATH_ENTRIES, (advantage, to_go, error), strict=True))
+        if self.writable is not None:
+            path = {name: jnp.where(self.writable, x, data[name]) for name, x in path.items()}
+        return state._replace(data={**data, **path})
+
+    def reset(self, state: BufferState) -> BufferState:
+        """Empties it: what was written can't be read any more."""
+        empty = state._replace(
+            position=jnp.int32(0),
+            size=jnp.int32(0),
+            priorities=jax.tree.map(jnp.zeros_like, state.priorities),
+        )
+        return self._keep(empty, state, ("position", "size", "priorities"))
+
+    def _droppable(self, index: jax.Array) -> jax.Array:
+        """The index, or one beyond every end where nothing may be written."""
+        return index if self.writable is None else jnp.where(self.writable, index, 2**30)
+
+    def _keep(self, new: BufferState, old: BufferState, names: tuple[str, ...]) -> BufferState:
+        """The new state; some of its fields as they were where nothing may be written."""
+        if self.writable is None:
+            return new
+        pairs = {name: (getattr(new, name), getattr(old, name)) for name in names}
+        kept = {name: where(self.writable, *pair) for name, pair in pairs.items()}
+        return new._replace(**kept)
+
+    def _write(self, ring: jax.Array, rows: jax.Array, x: jax.Array) -> jax.Array:
+        if x.shape == ring.shape:  # a rollout that fills the ring replaces it
+            return x if self.writable is None else jnp.where(self.writable, x, ring)
+        return ring.at[self._droppable(rows)].set(x, mode="drop", unique_indices=True)
+
+    def _draw(self, state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
+        if self.priority_sampling:
+            return sumtree.sample(state.priorities, key, batch_size)
+        return sumtree.uniform(key, batch_size, state.size * state.data["reward"].shape[1])
+
+    def _priority(self, state: BufferState, indices: jax.Array) -> jax.Array:
+        """`[B]`, proportional to the probability of each; ones where all are alike."""
+        if not self.priority_sampling:
+            return jnp.ones(indices.shape, jnp.float32)
+        return jnp.maximum(state.priorities[0][indices], jnp.finfo(jnp.float32).tiny)
+
+    def _weight(self, state: BufferState, priority: jax.Array) -> jax.Array:
+        if not self.priority_sampling:
+            return priority
+        if self.axis_name is not None:  # how likely it is depends on the rest of its own buffer
+            priority /= sumtree.total(state.priorities)
+        beta = DEFAULT_BETA if self.beta is None else self.beta
+        if self.anneal_beta is not False:
+            beta = beta + (1.0 - beta) * self.progress
+        # Over the largest of the batch the size cancels out, and in one buffer the sum as well.
+        return (devices.pmin(jnp.min(priority), self.axis_name) / priority) ** beta
+
+    def _look_ahead(self, state: BufferState, indices: jax.Array, n_step: int) -> Batch:
+        """Entries that depend on the steps after: `n_step` of them, or fewer where a path ends."""
+        if n_step == 1:
+            if self.gamma is None:
+                return {}
+            over = returns.take(state.data["terminated"], indices)
+            return {"discount": jnp.where(over, 0.0, self.gamma)}
+        if self.gamma is None:
+            raise ConfigError("Buffer.gamma: missing, n-step returns need a discount")
+        return returns.look_ahead(state.data, state.position, indices, self.gamma, n_step)
+
+
+def _entries(transitions: Transition) -> dict[str, PyTree]:
+    entries: Mapping[str, PyTree] = transitions._asdict()
+    extras = entries["extras"]
+    return {**{name: x for name, x in entries.items() if name != "extras"}, **extras}

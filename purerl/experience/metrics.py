@@ -1,0 +1,257 @@
+"""What a run tells of itself, reduced inside the scan: one number a row."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.accelerator.devices import pmin, psum
+
+_BITS = 30
+_MOST = 2**31 - 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Count:
+    """A count that may go beyond 2**31, exact up to 2**60: high * 2**30 + low.
+
+    On the host `int(count)` is its value, and `np.asarray(count)` those of many as int64.
+
+    Attributes:
+        high, low: `[]` int32, low < 2**30.
+    """
+
+    high: jax.Array
+    low: jax.Array
+
+    @classmethod
+    def of(cls, number: Any) -> "Count":
+        """From an integer, an int32 array, or a count."""
+        if isinstance(number, Count):
+            return number
+        high, low = number >> _BITS, number & (2**_BITS - 1)
+        return cls(jnp.asarray(high, jnp.int32), jnp.asarray(low, jnp.int32))
+
+    def plus(self, number: Any) -> "Count":
+        """With up to 2**30 added."""
+        low = self.low + number
+        return Count(self.high + (low >> _BITS), low & (2**_BITS - 1))
+
+    def at_least(self, number: int) -> jax.Array:
+        """`[]` bool."""
+        high, low = divmod(number, 2**_BITS)
+        return (self.high > high) | ((self.high == high) & (self.low >= low))
+
+    def divides(self, divisor: int, most: int) -> jax.Array:
+        """`[]` bool, whether the divisor, up to 2**30, divides it; it is never above `most`."""
+        rest = self.low % divisor
+        for bit in range((most >> _BITS).bit_length()):
+            part = jnp.where((self.high >> bit) & 1 > 0, pow(2, _BITS + bit, divisor), 0)
+            rest = (rest + part) % divisor
+        return rest == 0
+
+    def as_float(self) -> jax.Array:
+        """`[]` float32, rounded."""
+        return self.high.astype(jnp.float32) * float(2**_BITS) + self.low.astype(jnp.float32)
+
+    def __int__(self) -> int:
+        return int(np.asarray(self))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        high, low = (np.asarray(x).astype(np.int64) for x in (self.high, self.low))
+        return np.asarray((high << _BITS) + low, np.int64 if dtype is None else dtype)
+
+
+class Episodes(NamedTuple):
+    """Returns and lengths of the episodes that ended.
+
+    NaN where none did (see `missing`); each episode counts once, however long it was.
+
+    Attributes:
+        episode_return, episode_return_min, episode_return_max: `[]` float32, sums of the
+            environment's own rewards, not discounted: mean, minimum, maximum.
+        episode_length, episode_length_min, episode_length_max: `[]` float32, in steps.
+        num_episodes: `[]` int32, how many ended.
+    """
+
+    episode_return: jax.Array
+    episode_return_min: jax.Array
+    episode_return_max: jax.Array
+    episode_length: jax.Array
+    episode_length_min: jax.Array
+    episode_length_max: jax.Array
+    num_episodes: jax.Array
+
+
+class Metrics(NamedTuple):
+    """A row of metrics: those of one update, or of the `log_every` updates of the row.
+
+    Out of `train` each has a leading axis `[num_rows]`.
+
+    Attributes:
+        episode_return, ... num_episodes: of training episodes, as in `Episodes`.
+        losses: the agent's losses and diagnostics by name, `[]` float32: the mean over the updates
+            where they are finite.
+        nonfinite_updates: `[]` int32, how many updates were skipped, since NaN or infinity came
+            from the environment or would have come into the agent, or kept values beyond 1e15 out
+            of running statistics.
+        eval: `Episodes` of the last evaluation, NaN and 0 where there was none; None where the run
+            has no evaluation.
+    """
+
+    episode_return: jax.Array
+    episode_return_min: jax.Array
+    episode_return_max: jax.Array
+    episode_length: jax.Array
+    episode_length_min: jax.Array
+    episode_length_max: jax.Array
+    num_episodes: jax.Array
+    losses: dict[str, jax.Array]
+    nonfinite_updates: jax.Array
+    eval: Episodes | None
+
+
+def missing() -> float:
+    """A number that isn't known: NaN; infinity where JAX takes every NaN that a program returns for
+    a fault (`jax_debug_nans`, read when a program is traced)."""
+    settings: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
+    return math.inf if settings.jax_debug_nans else math.nan
+
+
+def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episodes:
+    """Statistics over the entries where an episode ended.
+
+    Args:
+        returns: `[...]` float32, the return up to and with each step.
+        lengths: `[...]` int32, the steps up to and with each step.
+        ended: `[...]` bool, whether the episode ended there.
+    """
+    # Two reductions for all that is asked: as many operations as for one number each.
+    both = jnp.stack([returns, lengths.astype(jnp.float32)])
+    axes = tuple(range(1, both.ndim))
+    total = jnp.sum(jnp.where(ended, jnp.stack([*both, jnp.ones_like(returns)]), 0.0), axes)
+    ends = jnp.min(jnp.where(ended, jnp.concatenate([both, -both]), jnp.inf), axes)
+    count = total[2]
+    low_return, low_length, high_return, high_length = jnp.where(count > 0, ends, missing())
+    mean_return, mean_length = jnp.where(count > 0, total[:2] / jnp.maximum(count, 1), missing())
+    return Episodes(
+        *(mean_return, low_return, -high_return),
+        *(mean_length, low_length, -high_length),
+        num_episodes=count.astype(jnp.int32),
+    )
+
+
+def pool(episodes: Episodes, axis_name: str | None) -> Episodes:
+    """The statistics of all devices' episodes, from those of each device's own."""
+    if axis_name is None:
+        return episodes
+    means = jnp.stack([episodes.episode_return, episodes.episode_length])
+    lows = jnp.stack([episodes.episode_return_min, episodes.episode_length_min])
+    highs = jnp.stack([episodes.episode_return_max, episodes.episode_length_max])
+    seen = episodes.num_episodes > 0
+    sums = jnp.where(seen, means * episodes.num_episodes.astype(jnp.float32), 0.0)
+    sums, count = psum((sums, episodes.num_episodes), axis_name)
+    ends = jnp.where(seen, jnp.concatenate([lows, -highs]), jnp.inf)
+    ends = pmin(ends, axis_name)
+    both = jnp.concatenate([sums / jnp.maximum(count, 1).astype(jnp.float32), ends[:2], -ends[2:]])
+    both = jnp.where(count > 0, both, missing())
+    mean_return, mean_length, low_return, low_length, high_return, high_length = both
+    return Episodes(
+        *(mean_return, low_return, high_return), *(mean_length, low_length, high_length), count
+    )
+
+
+class Row(NamedTuple):
+    """Metrics of updates on their way to being one row.
+
+    Attributes:
+        metrics: of the updates so far; losses that aren't known yet are 0.
+        known: `[]` int32 for each loss, how many updates its mean is of.
+    """
+
+    metrics: Metrics
+    known: dict[str, jax.Array]
+
+    @classmethod
+    def start(cls, like: Metrics) -> Self:
+        """The row of no update; `like` has the names and the parts of all."""
+        metrics = no_metrics(like)
+        losses = {name: jnp.zeros_like(x) for name, x in metrics.losses.items()}
+        return cls(metrics._replace(losses=losses), dict.fromkeys(losses, jnp.int32(0)))
+
+    def add(self, new: Metrics) -> Self:
+        """With one more update."""
+        old, losses, known = self.metrics, {}, {}
+        for name, x in new.losses.items():
+            finite = jnp.isfinite(x)
+            known[name] = self.known[name] + finite.astype(jnp.int32)
+            step = (x - old.losses[name]) / jnp.maximum(known[name], 1).astype(jnp.float32)
+            losses[name] = old.losses[name] + jnp.where(finite, step, 0.0)
+        last = old.eval
+        if old.eval is not None and new.eval is not None:
+            there = new.eval.num_episodes > 0
+            last = jax.tree.map(lambda x, y: jnp.where(there, x, y), new.eval, old.eval)
+        skipped = old.nonfinite_updates + new.nonfinite_updates
+        episodes = _together(_episodes(old), _episodes(new))
+        metrics = Metrics(**episodes._asdict(), losses=losses, nonfinite_updates=skipped, eval=last)
+        return type(self)(metrics, known)
+
+    def end(self) -> Metrics:
+        """The row."""
+        losses = {
+            name: jnp.where(self.known[name] > 0, x, missing())
+            for name, x in self.metrics.losses.items()
+        }
+        return self.metrics._replace(losses=losses)
+
+
+def _episodes(metrics: Metrics) -> Episodes:
+    return Episodes(*(getattr(metrics, name) for name in Episodes._fields))
+
+
+def _together(a: Episodes, b: Episodes) -> Episodes:
+    """The statistics of both."""
+    count = a.num_episodes + b.num_episodes
+    share = b.num_episodes.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
+
+    def known(both: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(a.num_episodes > 0, jnp.where(b.num_episodes > 0, both, x), y)
+
+    def mean(x: jax.Array, y: jax.Array) -> jax.Array:
+        return known(x + share * (y - x), x, y)
+
+    def least(x: jax.Array, y: jax.Array) -> jax.Array:
+        return known(jnp.minimum(x, y), x, y)
+
+    def most(x: jax.Array, y: jax.Array) -> jax.Array:
+        return known(jnp.maximum(x, y), x, y)
+
+    return Episodes(
+        mean(a.episode_return, b.episode_return),
+        least(a.episode_return_min, b.episode_return_min),
+        most(a.episode_return_max, b.episode_return_max),
+        mean(a.episode_length, b.episode_length),
+        least(a.episode_length_min, b.episode_length_min),
+        most(a.episode_length_max, b.episode_length_max),
+        jnp.where(count < 0, _MOST, count),  # rather than starting again from below
+    )
+
+
+def no_metrics(like: Metrics) -> Metrics:
+    """The metrics of nothing; `like` has the names and the parts of all."""
+    return Metrics(
+        **no_episodes()._asdict(),
+        losses=dict.fromkeys(like.losses, jnp.float32(missing())),
+        nonfinite_updates=jnp.int32(0),
+        eval=None if like.eval is None else no_episodes(),
+    )
+
+
+def no_episodes() -> Episodes:
+    """The statistics of no episode at all."""
+    none = jnp.float32(missing())
+    return Episodes(none, none, none, none, none, none, jnp.int32(0))

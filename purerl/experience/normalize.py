@@ -1,0 +1,217 @@
+"""Running mean and variance, kept once over all environments (not one per environment)."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purerl.accelerator.devices import axis_size, psum
+
+PyTree = Any
+BOUND = 1e15  # what is further from the mean stays out of the statistics: its square would be all
+
+
+class RunningStats(NamedTuple):
+    """Mean and variance of all that was seen, over every axis but an observation's own.
+
+    Differences to a fixed `shift` near the data are what is averaged: of a feature that stays near
+    5,000, or of integers near 2e9, float32 keeps nothing else apart.
+
+    Attributes:
+        size: `[]` float32, how many were seen.
+        offset: pytree of `[*shape]` float32, the mean of x - shift.
+        var: pytree of `[*shape]` float32.
+        shift: pytree of `[*shape]` in an observation's own dtype.
+        lost: what rounding has kept out of size, offset and var so far: small additions to large
+            numbers would else be lost one by one.
+        left_out: `[]` int32, batches with values that stayed out, since they were further than 1e15
+            from the mean.
+    """
+
+    size: jax.Array
+    offset: PyTree
+    var: PyTree
+    shift: PyTree
+    lost: tuple[jax.Array, PyTree, PyTree]
+    left_out: jax.Array
+
+    @property
+    def mean(self) -> PyTree:
+        """Pytree of `[*shape]` float32."""
+        return jax.tree.map(lambda s, m: s.astype(jnp.float32) + m, self.shift, self.offset)
+
+
+def init_stats(example: PyTree, shift: PyTree | None = None) -> RunningStats:
+    """Statistics of nothing yet: mean 0, variance 1, so that normalising changes nothing.
+
+    Args:
+        example: one observation, or its shape and dtype.
+        shift: an observation near those to come, such as the first one; None for zeros.
+    """
+    if shift is None:
+        shift = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+    shift = jax.tree.map(_bounded, shift)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shift)
+    return RunningStats(
+        size=jnp.float32(0.0),
+        offset=jax.tree.map(lambda x: -x.astype(jnp.float32), shift),
+        var=jax.tree.map(jnp.ones_like, zeros),
+        shift=shift,
+        lost=(jnp.float32(0.0), zeros, zeros),
+        left_out=jnp.int32(0),
+    )
+
+
+def update_stats(
+    stats: RunningStats,
+    batch: PyTree,
+    num_axes: int,
+    axis_name: str | None = None,
+    valid: jax.Array | None = None,
+) -> RunningStats:
+    """Adds a batch (Chan, Golub and LeVeque 1979, the parallel algorithm).
+
+    Values that are NaN, or further than 1e15 from the mean, count as the mean: a simulation that
+    explodes doesn't take the statistics with it.
+
+    Args:
+        stats: so far.
+        batch: pytree of `[*batch_shape, *shape]`.
+        num_axes: how many axes `batch_shape` has.
+        axis_name: where it is one device's batch of several, equally large: all are added.
+        valid: `[*batch_shape]` bool, what counts; None for all.
+    """
+    begun = stats.size > 0
+    # Of nothing yet, offset and variance are there for `normalize` only.
+    old_offset, old_var = jax.tree.map(
+        lambda x: jnp.where(begun, x, 0.0), (stats.offset, stats.var)
+    )
+    distance = jax.tree.map(_distance, batch, stats.shift, old_offset)
+    near = jax.tree.map(lambda x: jnp.abs(x) <= BOUND, distance)
+    distance = jax.tree.map(lambda x, near: jnp.where(near, x, 0.0), distance, near)
+    far = sum(jnp.sum(~x, dtype=jnp.float32) for x in jax.tree.leaves(near))
+    size, mean, var, far = _moments(distance, num_axes, axis_name, valid, far)
+    total, lost_size = _add(stats.size, stats.lost[0], size)
+    weight = size / total
+
+    def spread(old: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        return weight * (var + (1.0 - weight) * mean**2 - old)
+
+    changes = jax.tree.map(lambda x: weight * x, mean), jax.tree.map(spread, old_var, mean, var)
+    added = jax.tree.map(_add, (old_offset, old_var), stats.lost[1:], changes)
+    (offset, var), lost = jax.tree.transpose(
+        jax.tree.structure(changes), jax.tree.structure((0, 0)), added
+    )
+    left_out = stats.left_out + (far > 0).astype(jnp.int32)
+    return RunningStats(total, offset, var, stats.shift, (lost_size, *lost), left_out)
+
+
+def moments(
+    x: jax.Array, num_axes: int, axis_name: str | None = None, valid: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance over the first axes, and over all devices' x of the same shape.
+
+    Args:
+        x: `[*batch_shape, *shape]`.
+        num_axes: how many axes `batch_shape` has.
+        axis_name: where there are several devices.
+        valid: `[*batch_shape]` bool, what counts; None for all.
+    """
+    return _moments(x, num_axes, axis_name, valid, jnp.float32(0.0))[1:3]
+
+
+def _moments(
+    batch: PyTree, num_axes: int, axis_name: str | None, valid: jax.Array | None, count: Any
+) -> tuple[Any, PyTree, PyTree, jax.Array]:
+    """How many count, mean, variance, and the sum of a number of each device's."""
+    axes, shape = tuple(range(num_axes)), jax.tree.leaves(batch)[0].shape[:num_axes]
+    size: Any = axis_size(axis_name)
+    for length in shape:
+        size *= length
+
+    def total(x: jax.Array) -> jax.Array:
+        if valid is not None:
+            x = jnp.where(valid.reshape(*shape, *[1] * (x.ndim - num_axes)), x, 0.0)
+        return jnp.sum(x, axes)
+
+    sums = jax.tree.map(total, batch)
+    if valid is None:
+        sums, count = psum((sums, count), axis_name)
+    else:
+        size = jnp.sum(valid, dtype=jnp.float32)
+        sums, count, size = psum((sums, count, size), axis_name)
+        size = jnp.maximum(size, 1.0)
+    mean = jax.tree.map(lambda x: x / size, sums)
+    squares = jax.tree.map(lambda x, mean: total((x - _as_wide(mean, x)) ** 2), batch, mean)
+    var = jax.tree.map(lambda x: x / size, psum(squares, axis_name))
+    return size, mean, var, count
+
+
+def normalize(stats: RunningStats, x: PyTree, clip: float = 10.0) -> PyTree:
+    """(x - mean) / std, clipped, leaf by leaf; x is `[..., *shape]` and comes back as float32.
+
+    Bools come back as they are: a mask would be another one, since whatever isn't 0 is true.
+    """
+
+    def scale(x: jax.Array, shift: jax.Array, offset: jax.Array, var: jax.Array) -> jax.Array:
+        if x.dtype == jnp.bool_:
+            return x
+        distance = _distance(x, shift, offset)
+        return jnp.clip(distance * _as_wide(jax.lax.rsqrt(var + 1e-8), distance), -clip, clip)
+
+    return jax.tree.map(scale, x, stats.shift, stats.offset, stats.var)
+
+
+def left_out(tree: PyTree) -> jax.Array:
+    """`[]` int32, how many batches with values that stayed out all `RunningStats` in it count."""
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, RunningStats))
+    counts = [x.left_out for x in found if isinstance(x, RunningStats)]
+    return sum(counts, jnp.int32(0))
+
+
+def _distance(x: jax.Array, shift: jax.Array, offset: jax.Array) -> jax.Array:
+    """x - shift - offset as float32, of x and shift that lie together right to the last digit."""
+    x = jnp.asarray(x)
+    shift, offset = _as_wide(shift, x), _as_wide(offset, x)
+    wide = 8 in (x.dtype.itemsize, shift.dtype.itemsize)  # there under `jax_enable_x64` only
+    real: Any = jnp.float64 if wide else jnp.float32
+    far = (x.astype(real) - shift.astype(real)).astype(jnp.float32)
+    if not all(jnp.issubdtype(a.dtype, jnp.integer) for a in (x, shift)):
+        return far - offset
+    # Integers beyond 2**24 are no float32. Their difference is right also where they wrap around.
+    whole: Any = jnp.int64 if wide else jnp.int32
+    near = (x.astype(whole) - shift.astype(whole)).astype(jnp.float32)
+    return jnp.where(jnp.abs(far) < 2.0**30, near, far) - offset
+
+
+def _as_wide(x: jax.Array, other: jax.Array) -> jax.Array:
+    """x with leading axes, so that it has as many as the other."""
+    return jnp.expand_dims(x, tuple(range(other.ndim - x.ndim)))
+
+
+def _bounded(x: jax.Array) -> jax.Array:
+    x = jnp.asarray(x)
+    return jnp.where(jnp.abs(x) <= BOUND, x, 0) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _add(value: jax.Array, lost: jax.Array, change: Any) -> tuple[jax.Array, jax.Array]:
+    """The sum, and what rounding has kept out of it (Kahan 1965, with Knuth's exact remainder)."""
+    change = lost + change
+    total = value + change
+    part = total - value
+    return total, (value - (total - part)) + (change - part)
+
+
+@jax.custom_jvp
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """The square root, with a derivative of 0 at 0: where a spread is 0 since all is alike,
+    derivatives through it would be NaN."""
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    positive = x > 0
+    slope = jnp.where(positive, 0.5 / jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+    return safe_sqrt(x), slope * dx

@@ -1,0 +1,235 @@
+"""Returns and advantages along paths, by one reverse `lax.scan`.
+
+All arrays are time-major, `[T, N, ...]` or `[T]`. A path ends where `terminated | truncated`, and
+at the last row, where the data stops. Only `terminated` zeroes the value beyond: a truncated or
+unfinished path goes on in `next_value`, the value of its true successor.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.records.errors import ConfigError, shown
+from purerl.records.fields import check_count
+
+
+def gae(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: jax.Array | float,
+    lam: jax.Array | float,
+) -> jax.Array:
+    """Generalized advantage estimates (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
+
+    A_t = delta_t + gamma lam A_{t+1} within a path, with
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), and V = 0 beyond a termination.
+
+    Args:
+        reward, value: `[T, ...]`, r_t and V(s_t).
+        next_value: `[T, ...]`, V of the true successor of s_t, also where the path is cut.
+        terminated, truncated: `[T, ...]` bool.
+        gamma, lam: discount and trace decay, each in [0, 1].
+
+    Returns:
+        `[T, ...]` advantages.
+    """
+    _check_paths("gae", reward, (value, next_value), (terminated, truncated), gamma, lam)
+    delta = td_error(reward, value, next_value, terminated, gamma)
+    decay = jnp.where(terminated | truncated, 0.0, gamma * lam)
+
+    def step(advantage: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        delta, decay = inputs
+        advantage = delta + decay * advantage
+        return advantage, advantage
+
+    return jax.lax.scan(step, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
+
+
+def _check_paths(
+    name: str, reward: Any, values: tuple, ends: tuple, gamma: Any, lam: Any = 1.0
+) -> None:
+    """Raises ConfigError unless all are arrays `[T, ...]` of one shape, the ends boolean, and the
+    discounts numbers."""
+    for word, x in (("gamma", gamma), ("lam", lam)):
+        if not isinstance(x, (int, float, np.ndarray, np.number, jax.Array)):
+            raise ConfigError(f"{name}: {word} is {shown(x)}, expected a number in [0, 1]")
+    words = ("value", "next_value")[-len(values) :]
+    arrays = {"reward": reward, **dict(zip(words, values, strict=True))}
+    arrays |= dict(zip(("terminated", "truncated"), ends, strict=True))
+    shape = jnp.shape(reward) if hasattr(reward, "dtype") else ()
+    for word, x in arrays.items():
+        if not hasattr(x, "dtype"):
+            raise ConfigError(f"{name}: {word} is a {type(x).__name__}, expected an array [T, ...]")
+        expected = shape if shape and shape[0] else "[T, ...], T >= 1"
+        if x.shape != expected:
+            raise ConfigError(f"{name}: {word} has shape {x.shape}, expected {expected}")
+    for word in ("terminated", "truncated"):
+        dtype = arrays[word].dtype
+        if not any(jax.dtypes.issubdtype(dtype, kind) for kind in (np.bool_, np.integer)):
+            raise ConfigError(f"{name}: {word} has dtype {dtype}, expected bool")
+
+
+def td_error(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    gamma: jax.Array | float,
+) -> jax.Array:
+    """One-step errors r_t + gamma V(s_{t+1}) - V(s_t), with V = 0 beyond a termination."""
+    return reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+
+
+def reward_to_go(
+    reward: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: jax.Array | float,
+) -> jax.Array:
+    """Discounted sum of the rewards from each step to its path's end, G_t = r_t + gamma G_{t+1}.
+
+    Beyond the end stands `next_value` where the path was cut, 0 where it terminated.
+
+    Args:
+        reward, next_value, terminated, truncated: `[T, ...]`, as in `gae`.
+        gamma: discount.
+
+    Returns:
+        `[T, ...]`.
+    """
+    _check_paths("reward_to_go", reward, (next_value,), (terminated, truncated), gamma)
+    beyond = jnp.where(terminated, 0.0, next_value)
+
+    def step(to_go: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        reward, beyond, done = inputs
+        to_go = reward + gamma * jnp.where(done, beyond, to_go)
+        return to_go, to_go
+
+    inputs = (reward, beyond, terminated | truncated)
+    return jax.lax.scan(step, next_value[-1], inputs, reverse=True)[1]
+
+
+def lambda_return(
+    reward: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: jax.Array | float,
+    lam: jax.Array | float,
+) -> jax.Array:
+    """Lambda returns, G_t = r_t + gamma ((1 - lam) V(s_{t+1}) + lam G_{t+1}) within a path.
+
+    (Sutton and Barto 2018, eq. 12.2.) lam = 0 is one step and the value, lam = 1 `reward_to_go`.
+    Where V belongs to the policy that acted, they estimate Q(s_t, a_t); less V(s_t) they are `gae`.
+
+    Args:
+        reward, next_value, terminated, truncated: `[T, ...]`, as in `gae`.
+        gamma, lam: discount and trace decay, each in [0, 1].
+
+    Returns:
+        `[T, ...]`.
+    """
+    _check_paths("lambda_return", reward, (next_value,), (terminated, truncated), gamma, lam)
+    beyond = jnp.where(terminated, 0.0, next_value)
+
+    def step(later: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        reward, beyond, done = inputs
+        mixed = (1.0 - lam) * beyond + lam * jnp.where(done, beyond, later)
+        returns = reward + gamma * mixed
+        return returns, returns
+
+    inputs = (reward, beyond, terminated | truncated)
+    return jax.lax.scan(step, next_value[-1], inputs, reverse=True)[1]
+
+
+def n_step_return(
+    reward: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: jax.Array | float,
+    n: int,
+) -> jax.Array:
+    """Sum of at most n discounted rewards, then the discounted value of where that leads.
+
+    G_t = r_t + gamma r_{t+1} + ... + gamma^m V(s_{t+m}), where m is n, or fewer where the path or
+    the data ends before (Sutton and Barto 2018, eq. 7.1).
+
+    Args:
+        reward, next_value, terminated, truncated: `[T, ...]`, as in `gae`.
+        gamma: discount.
+        n: how many rewards, at least 1.
+
+    Returns:
+        `[T, ...]`.
+
+    Raises:
+        ConfigError: n is no integer >= 1.
+    """
+    n = check_count("n_step_return: n", n)
+    _check_paths("n_step_return", reward, (next_value,), (terminated, truncated), gamma)
+    beyond = jnp.where(terminated, 0.0, next_value)
+
+    def step(shorter: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+        # shorter[k] is the (k + 1)-step return of the next step.
+        reward, beyond, done = (x[None] for x in inputs)
+        tail = jnp.concatenate([beyond, shorter[:-1]])
+        returns = reward + gamma * jnp.where(done, beyond, tail)
+        return returns, returns[-1]
+
+    # Behind the last row nothing is known but V, however many steps are left to look ahead.
+    start = jnp.broadcast_to(next_value[-1], (n, *next_value.shape[1:]))
+    inputs = (reward, beyond, terminated | truncated)
+    return jax.lax.scan(step, start, inputs, reverse=True)[1]
+
+
+def look_ahead(
+    data: dict[str, Any],
+    position: jax.Array,
+    indices: jax.Array,
+    gamma: jax.Array | float,
+    n: int,
+) -> dict[str, Any]:
+    """n-step returns of single transitions, out of a ring of them.
+
+    Args:
+        data: entries `[L, N, ...]`: reward, next_obs, terminated, truncated, episode.
+        position: `[]` int32, the row that is written next: behind it lies the newest.
+        indices: `[B]`, row * N + environment, of transitions that are written.
+        gamma: discount.
+        n: how many rewards at most. A path ends where an episode does, where its number changes
+            (environments were reset in between, or a rollout was dropped), and at the newest row.
+
+    Returns:
+        `reward` `[B]`, the discounted sum; `next_obs`, `terminated` and `truncated` of the last
+        step; `discount` `[B]`, gamma to the number of steps, or 0 after a termination.
+    """
+    num_rows, num_envs = data["reward"].shape
+    row, env = indices[:, None] // num_envs, indices[:, None] % num_envs
+    rows = (row + jnp.arange(n, dtype=jnp.int32)[None]) % num_rows
+    at = rows * num_envs + env
+    ended = take(data["terminated"], at) | take(data["truncated"], at)
+    episode = take(data["episode"], at)
+    goes_on = ~ended[:, :-1] & (episode[:, 1:] == episode[:, :-1])
+    goes_on &= rows[:, :-1] != (position - 1) % num_rows
+    taken = jnp.cumprod(jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True), axis=1)
+    count = jnp.sum(taken, axis=1, dtype=jnp.int32)
+    last = jnp.take_along_axis(at, count[:, None] - 1, axis=1)[:, 0]
+    ends = {name: take(data[name], last) for name in ("next_obs", "terminated", "truncated")}
+    powers = jnp.asarray(gamma, jnp.float32) ** jnp.arange(n, dtype=jnp.float32)
+    weight = taken.astype(jnp.float32) * powers[None]
+    reward = jnp.sum(weight * take(data["reward"], at), axis=1)
+    beyond = jnp.asarray(gamma, jnp.float32) ** count.astype(jnp.float32)
+    discount = jnp.where(ends["terminated"], 0.0, beyond)
+    return {**ends, "reward": reward, "discount": discount}
+
+
+def take(entry: Any, indices: jax.Array) -> Any:
+    """A pytree of `[L, N, ...]` at flat indices, row * N + environment."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]).at[indices].get(mode="clip"), entry)

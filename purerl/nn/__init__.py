@@ -1,0 +1,1 @@
+"""Actors, critics, distributions and the default networks."""

@@ -1,0 +1,155 @@
+"""The networks that an agent builds where a user gives none."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purerl.nn.networks import Actor, Critic
+from purerl.records.fields import ConfigError
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+    "elu": nn.elu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+}
+NETWORKS = ("auto", "mlp", "cnn")
+
+
+def _orthogonal(gain: float) -> Any:
+    return nn.initializers.orthogonal(gain)
+
+
+@jax.custom_jvp
+def _thin_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`[B, m]` times `[m, n]` for a small n: plain, with a gradient that is no slower.
+
+    The gradient of the kernel, `x.T @ dy`, has a large inner and a small outer dimension, and XLA's
+    CPU product takes twelve times as long for it as for its transpose, `dy.T @ x`. The tangent is
+    written so that this is what its transpose does; the barriers keep XLA from undoing it.
+    """
+    return x @ kernel
+
+
+@_thin_product.defjvp
+def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    barrier = jax.lax.optimization_barrier
+    return x @ kernel, dx @ kernel + barrier((barrier(barrier(dkernel.T) @ x.T)).T)
+
+
+def _head(size: int, gain: float) -> nn.Dense:
+    """The last layer, of a few outputs."""
+
+    def product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        return _thin_product(x, kernel)
+
+    # Of one output the product is fast as it is.
+    return nn.Dense(size, kernel_init=_orthogonal(gain), dot_general=product if size > 1 else None)
+
+
+class Torso(nn.Module):
+    """Features of an observation, `[B, *obs_shape]` to `[B, hidden[-1]]`.
+
+    First, where `network` is "cnn", or "auto" and the observation is an image
+    `[B, height, width, channels]`, one convolution of 16 filters, 3 x 3 (Young and Tian 2019,
+    arXiv:1903.03176), with a stride that leaves at most 10 x 10 cells. Then dense layers.
+    """
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "auto"
+
+    @nn.compact
+    def __call__(self, obs: Any) -> jax.Array:
+        activation = ACTIVATIONS[self.activation]
+        leaves = jax.tree.leaves(obs)
+        if self.network == "cnn" and all(leaf.ndim != 4 for leaf in leaves):
+            raise ConfigError(
+                f"network: got 'cnn', but observations have shape {leaves[0].shape[1:]}, expected "
+                "(height, width, channels)"
+            )
+        leaves = [self._flatten(leaf.astype(jnp.float32)) for leaf in leaves]
+        x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
+        for size in self.hidden:
+            x = activation(nn.Dense(size, kernel_init=_orthogonal(math.sqrt(2)))(x))
+        return x
+
+    def _flatten(self, x: jax.Array) -> jax.Array:
+        if x.ndim == 4 and self.network != "mlp":
+            stride = -(-max(x.shape[1:3]) // 10)
+            conv = nn.Dense(16, kernel_init=_orthogonal(math.sqrt(2)))
+            x = ACTIVATIONS[self.activation](conv(_patches(x, 3, stride)))
+        return x.reshape(x.shape[0], -1)
+
+
+def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """`[B, H, W, C]` to `[B, H', W', size * size * C]`, the windows that a convolution sees.
+
+    A dense layer on them is the convolution, as a matrix product. XLA's own convolution runs some
+    70 times slower on the CPU inside a loop, where training always is.
+    """
+    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+    rows, cols = (stride * (n - 1) + 1 for n in (height, width))
+    windows = [
+        x[:, i : i + rows : stride, j : j + cols : stride] for i in range(size) for j in range(size)
+    ]
+    return jnp.concatenate(windows, axis=-1)
+
+
+class DefaultActor(Actor):
+    """A policy: a `Torso` and a dense layer."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "auto"
+
+    @nn.compact
+    def create_network(self, obs: Any) -> jax.Array:
+        x = Torso(self.hidden, self.activation, self.network)(obs)
+        return _head(self.action_dim, 0.01)(x)
+
+
+class DefaultCritic(Critic):
+    """A V critic: a `Torso` and a dense layer."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "auto"
+
+    @nn.compact
+    def create_network(self, obs: Any) -> jax.Array:
+        x = Torso(self.hidden, self.activation, self.network)(obs)
+        return _head(1, 1.0)(x)
+
+
+class DefaultQCritic(Critic):
+    """A Q critic, Q(s, a): dense layers on the action beside what a `Torso` makes of an image, or
+    beside the observation itself."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "auto"
+
+    @nn.compact
+    def create_network(self, obs: Any, action: jax.Array) -> jax.Array:
+        x = Torso(self.hidden, self.activation, self.network)({"action": action, "obs": obs})
+        return _head(1, 1.0)(x)
+
+
+class DefaultQNetwork(Critic):
+    """A Q critic for discrete actions that gives the values of all at once, `[B, n]`."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "auto"
+
+    @nn.compact
+    def create_network(self, obs: Any) -> jax.Array:
+        x = Torso(self.hidden, self.activation, self.network)(obs)
+        return _head(self.action_dim, 1.0)(x)

@@ -1,0 +1,1 @@
+"""Learning curves, comparisons and views of sweeps."""

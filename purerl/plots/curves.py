@@ -1,0 +1,290 @@
+"""Learning curves to look at: from what training returns, or from a run's folder."""
+
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from purerl import statistics
+from purerl.experience.metrics import Metrics
+from purerl.records.errors import ConfigError, RunError, shown
+from purerl.records.fields import check_path
+from purerl.records.files import open_file, read_arrays, reason
+from purerl.runs.folder import METRICS
+from purerl.runs.view import RUN, RunView
+from purerl.training.train import TrainOutput
+
+COLUMNS = ("seed", "update", "timesteps", "episode_return", "num_episodes")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curves:
+    """The returns of one run's training episodes over time.
+
+    Attributes:
+        name: what it is called in a legend.
+        timesteps: `[U]` int64, environment steps of each seed after each row of metrics, which is
+            one update or several.
+        returns: `[S, U]`, mean return of the episodes that ended in each row, NaN where none.
+        num_episodes: `[S, U]`, how many ended.
+        seconds: `[U]`, wall-clock time of training after each row; None where it isn't known.
+        num_updates: `[S]`, how many of these U each seed ran; None for all. Fewer where
+            `max_episodes` ended its run.
+
+    Raises:
+        ConfigError: arrays that don't fit each other.
+    """
+
+    name: str
+    timesteps: np.ndarray
+    returns: np.ndarray
+    num_episodes: np.ndarray
+    seconds: np.ndarray | None = None
+    num_updates: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.returns)
+        if len(shape) != 2 or 0 in shape:
+            raise ConfigError(f"{self.name}: returns have shape {shape}, expected [S, U]")
+        for field, wanted in (
+            ("timesteps", shape[1:]),
+            ("num_episodes", shape),
+            ("seconds", shape[1:]),
+            ("num_updates", shape[:1]),
+        ):
+            value = getattr(self, field)
+            if value is not None and np.shape(value) != wanted:
+                raise ConfigError(
+                    f"{self.name}: {field} has shape {np.shape(value)}, expected {wanted}, since "
+                    f"returns have {shape}"
+                )
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        out: TrainOutput | Metrics,
+        steps_per_update: int | None = None,
+        seconds: np.ndarray | None = None,
+    ) -> Self:
+        """The curves of what training returns, of one seed or of several.
+
+        Args:
+            name: what they are called.
+            out: a `TrainOutput`, or its `Metrics`, `[U]` or `[S, U]`.
+            steps_per_update: environment steps in each row of metrics; a `TrainOutput` knows it.
+            seconds: `[U]`, wall-clock time after each row.
+
+        Raises:
+            ConfigError: `out` is neither, it has other axes, or `steps_per_update` is not known.
+        """
+        metrics, num_rows, timesteps = out, None, None
+        if isinstance(out, TrainOutput):
+            metrics, steps_per_update = out.metrics, out.steps_per_update
+            num_rows, timesteps = np.atleast_1d(out.num_rows), out.timesteps
+        if not isinstance(metrics, Metrics):
+            raise ConfigError(f"out: got {type(out).__name__}, expected a TrainOutput or Metrics")
+        if steps_per_update is None:
+            raise ConfigError("steps_per_update: got None, expected it together with metrics")
+        returns = np.atleast_2d(np.asarray(metrics.episode_return, np.float64))
+        if returns.ndim != 2:
+            raise ConfigError(
+                f"{name}: the metrics have shape {returns.shape}, expected [U] or [S, U]: choose "
+                "by out.member(i)"
+            )
+        num_episodes = np.atleast_2d(np.asarray(metrics.num_episodes))
+        if timesteps is None:
+            timesteps = np.arange(1, returns.shape[1] + 1, dtype=np.int64) * steps_per_update
+        return cls(name, timesteps, returns, num_episodes, seconds, num_rows)
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds there are."""
+        return len(self.returns)
+
+    @property
+    def final_returns(self) -> np.ndarray:
+        """`[S]`: mean return over the last tenth of the updates, each episode counted once; NaN
+        where none ended."""
+        return statistics.final_returns(self.returns, self.num_episodes, self.num_updates)
+
+    def binned(self, x: np.ndarray, num_bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
+        """The curves `[S, bins]` over `x` (`timesteps` or `seconds`), as `bin_curves` makes
+        them."""
+        return statistics.bin_curves(x, self.returns, self.num_episodes, num_bins)
+
+
+def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:
+    """The curves of a run's folder, also of a run that is still on its way or was killed.
+
+    Args:
+        path: the folder, with `metrics.csv`; of a sweep, whose best combination it is.
+        name: what they are called; None for agent and environment.
+
+    Raises:
+        RunError: it is no run's folder, is damaged, or no episode has ended in it.
+    """
+    view = RunView(check_path("path", path))
+    curves = curves_of(view, name)
+    if not np.any(curves.num_episodes > 0):
+        raise RunError(f"{view.path} has no finished episode: no return is known; train for longer")
+    return curves
+
+
+def curves_of(view: RunView, name: str | None = None) -> Curves:
+    """As `read_run`, also where no episode has ended. Raises RunError."""
+    file = view.folder / METRICS
+    saved = _saved_pieces(view.folder)  # first: whoever trains there writes them after the rows
+    try:
+        with io.TextIOWrapper(open_file(file), encoding="utf-8", newline="") as lines:
+            table = _columns(csv.reader(lines))
+        curves = _curves(name or view.name, table)
+        seeds = np.unique(table["seed"]).astype(np.int64)
+        view.check_curves(seeds, curves.timesteps, curves.returns, curves.num_episodes)
+        _compare(curves, saved)
+        return curves
+    except FileNotFoundError:
+        way = f"; purerl resume {view.path} goes on, and writes it"
+        raise RunError(
+            f"{view.path} has no {METRICS}: nothing was reported yet, or it is lost"
+            + (way if (view.folder / RUN).exists() else "")
+        ) from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise RunError(f"{file} is damaged: {reason(error)}") from None
+
+
+def _saved_pieces(folder: Path) -> list[dict[str, np.ndarray]]:
+    """The metrics `[S, n]` by name that a run has saved with its checkpoints, which have checksums,
+    in order and up to the first that isn't there or isn't whole."""
+    pieces: list[dict[str, np.ndarray]] = []
+    reached = 0
+    for file in sorted((folder / "metrics").glob("*.npz")):
+        try:
+            about, arrays = read_arrays(file)
+            if about["start"] != reached:
+                break
+            names = ("episode_return", "num_episodes")
+            pieces.append({name: np.atleast_2d(arrays[name]) for name in names})
+            reached = about["stop"]
+        except (OSError, ValueError, KeyError):
+            break
+    return pieces
+
+
+def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
+    """Raises ValueError where rows aren't what was saved."""
+    row = 0
+    for piece in pieces:
+        rows = slice(row, row := row + piece["num_episodes"].shape[1])
+        for name, found in (
+            ("episode_return", curves.returns[:, rows].astype(np.float32)),
+            ("num_episodes", curves.num_episodes[:, rows]),
+        ):
+            if not np.array_equal(found, piece[name], equal_nan=name == "episode_return"):
+                raise ValueError(f"rows {rows.start + 1} to {rows.stop} have another {name} than "
+                                 "was saved in metrics/")  # fmt: skip
+
+
+def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
+    """The curves of several folders; those of the same agent and environment are told apart by
+    their folders' names.
+
+    Raises:
+        ConfigError: they aren't several paths.
+        RunError: as from `read_run`.
+    """
+    if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
+        raise ConfigError(f"paths: got {shown(paths)}, expected several paths: [path]")
+    folders = [check_path("paths", path) for path in paths]
+    return apart(folders, [read_run(folder) for folder in folders])
+
+
+def apart(folders: Iterable[Path], runs: list[Curves]) -> list[Curves]:
+    """The runs, with their folders' names in theirs where these are the same."""
+    count = Counter(run.name for run in runs)
+    names = [folder.expanduser().absolute().name for folder in folders]
+    return [
+        run if count[run.name] == 1 else dataclasses.replace(run, name=f"{run.name}: {name}")
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def _columns(rows: Any) -> dict[str, np.ndarray]:
+    """The columns that curves are made of, float64, NaN where a field is empty.
+
+    Raises:
+        ValueError: one is missing, or something is no number.
+    """
+    header: list[str] = next(rows, [])
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise ValueError(f"it has no column {missing[0]!r}")
+    names = [*COLUMNS, "seconds"] if "seconds" in header else list(COLUMNS)
+    places = [header.index(name) for name in names]
+    values: list[list[float]] = []
+    faulty: str | None = None
+    for row in rows:
+        if faulty is not None:
+            raise ValueError(faulty)
+        try:
+            if len(row) != len(header):
+                raise ValueError(f"{len(row)} fields, expected {len(header)}")
+            values.append([float(row[i]) if row[i] else math.nan for i in places])
+        except ValueError as error:  # the last line may be one that is being written
+            faulty = f"line {rows.line_num}: {error}"
+    array = np.array(values, np.float64).reshape(-1, len(names))
+    return dict(zip(names, array.T, strict=True))
+
+
+def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
+    """Rows, in any order, put into `[S, U]`; a last one that isn't there of all seeds is not
+    counted.
+
+    Raises:
+        ValueError: rows are missing, or there twice.
+    """
+    for column in ("seed", "update", "timesteps", "num_episodes"):
+        if not np.all(np.isfinite(table[column])):
+            raise ValueError(f"{column} is empty in some row")
+    if not len(table["seed"]):
+        raise ValueError("it has no rows")
+    seeds, seed = np.unique(table["seed"], return_inverse=True)
+    updates = np.unique(table["update"])
+    # Rows are of equally many updates each, but for the run's last one.
+    log_every = np.diff(updates)[:-1].min(initial=updates[-1] - updates[0]) or 1
+    place = np.ceil((table["update"] - updates[0]) / log_every).astype(np.int64)
+    if len(seeds) * place.max() > len(place):  # before memory is taken for what isn't there
+        raise ValueError(f"{len(place)} rows are too few for {len(seeds)} seeds up to update "
+                         f"{updates[-1]:.0f}")  # fmt: skip
+    rows = np.zeros((len(seeds), place.max() + 1), np.int64)
+    np.add.at(rows, (seed, place), 1)
+    num_rows = rows.shape[1]
+    if num_rows > 1 and np.any(rows[:, -1] == 0):
+        num_rows -= 1
+    for i, j in np.argwhere(rows[:, :num_rows] != 1):
+        update = updates[0] + j * log_every
+        what = f"seed {seeds[i]:.0f} has {rows[i, j]} rows of update {update:.0f}"
+        raise ValueError(f"{what}, expected one")
+    grids = {}
+    for column, values in table.items():
+        grid = np.full(rows.shape, np.nan)
+        grid[seed, place] = values
+        grids[column] = grid[:, :num_rows]
+    steps = table["timesteps"] / np.maximum(table["update"], 1)
+    if np.any(table["update"] % 1) or np.any(steps != steps[0]):
+        raise ValueError("timesteps don't follow from the updates")
+    seconds = grids["seconds"].max(axis=0) if "seconds" in grids else np.array([np.nan])
+    return Curves(
+        name,
+        grids["timesteps"][0].astype(np.int64),
+        grids["episode_return"],
+        grids["num_episodes"].astype(np.int64),
+        seconds if np.all(np.isfinite(seconds)) else None,
+    )

@@ -1,0 +1,149 @@
+"""What all figures share: how runs are told apart, how numbers are written, how they are saved.
+
+Figures are made without `matplotlib.pyplot`, so that the user's backend and open figures stay what
+they are.
+"""
+
+import io
+import math
+import os
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from purerl.records import fields
+from purerl.records.errors import ConfigError, RunError
+from purerl.records.files import reason, write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Path_ = str | os.PathLike[str]
+
+SUFFIXES = (".png", ".pdf", ".svg")
+# Told apart by the colour-blind, and by their luminance (CIE L* 20, 72, 40, 62, 51, 30) in grey.
+COLORS = ("#0b2a6f", "#e8a33d", "#b3292f", "#3aa6a0", "#bd5291", "#71207f")
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "0.35"
+
+
+def style(number: int) -> dict[str, Any]:
+    """Colour, line and marker of a run by its number; the first 210 all differ."""
+    return {
+        "color": COLORS[number % len(COLORS)],
+        "linestyle": LINES[number % len(LINES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }
+
+
+def new_figure(width: float, height: float, title: str | None) -> "Figure":
+    """An empty figure of a size in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr,call-arg]
+    if title is not None:
+        figure.suptitle(textwrap.fill(title, int(10 * width)), fontsize=12, parse_math=False)
+    return figure
+
+
+def tidy(axes: "Axes", caption: str | None = None, grid: str = "y") -> None:
+    """Takes what isn't needed from a panel, and says above it what it shows."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, linewidth=0.5, alpha=0.5)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    if caption:
+        axes.set_title(caption, loc="left", fontsize=9, color=GREY, parse_math=False)
+
+
+def engineering(value: float, _: Any = None) -> str:
+    """A number as an axis has it: 1500 is 1.5k. Below 1000 it is written out."""
+    if not math.isfinite(value) or abs(value) < 1000:
+        return f"{value:g}".replace("-", "\N{MINUS SIGN}", 1)
+    power = min(int(math.log10(abs(value)) / 3 + 1e-9), 4)
+    return f"{value / 1000**power:g}{'kMGT'[power - 1]}".replace("-", "\N{MINUS SIGN}", 1)
+
+
+def write_numbers(axis: Any) -> None:
+    """Has an axis written as `engineering` does, unless it has no thousands between its ends."""
+    from matplotlib.ticker import FuncFormatter
+
+    def write(value: float, _: Any = None) -> str:
+        low, high = axis.get_view_interval()
+        if abs(high - low) >= 1000:
+            return engineering(value)
+        return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}", 1)
+
+    axis.set_major_formatter(FuncFormatter(write))
+
+
+def write_decades(axis: Any, span: float) -> None:
+    """Has a logarithmic axis, of values that span a factor, written in plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    subs = (1, 2, 5) if span < 50 else (1, 3) if span < 5000 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(engineering))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str], width: int) -> None:
+    """Below the panels, where it hides nothing; what it takes, the figure grows by.
+
+    Args:
+        figure: whose.
+        handles, names: the runs.
+        width: how many letters fit side by side.
+    """
+    names = [textwrap.fill(name, 60) for name in names]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = max(1, min(len(names), width // (longest + 8)))
+    made = figure.legend(
+        handles, ["-"] * len(names), loc="outside lower center", ncols=columns, frameon=False,
+        fontsize=9, handlelength=3.2,
+    )  # fmt: skip
+    rows = -(-sum(name.count("\n") + 1 for name in names) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.19 * (rows - 1))
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set(text=name, parse_math=False)  # a name may begin with _, which hides it else
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names, with numbers where several are the same."""
+    count, seen = Counter(names), Counter[str]()
+    numbered = []
+    for name in names:
+        seen[name] += 1
+        numbered.append(f"{name} #{seen[name]}" if count[name] > 1 else name)
+    return numbered
+
+
+def check_path(path: Path_ | None) -> None:
+    """Raises ConfigError unless a figure can be saved under that name."""
+    if path is not None and fields.check_path("path", path).suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"path: got {os.fspath(path)!r}, expected a name that ends in "
+                          f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")  # fmt: skip
+
+
+def save(figure: "Figure", path: Path_ | None) -> "Figure":
+    """Writes a figure, whole or not at all, as its name's suffix says; not where there is no name.
+
+    Raises:
+        RunError: it can't be written.
+    """
+    check_path(path)
+    if path is None:
+        return figure
+    target = fields.check_path("path", path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=target.suffix.lower()[1:], dpi=160)
+    try:
+        write_whole(target, lambda file: file.write(drawn.getbuffer()))
+    except OSError as error:
+        raise RunError(f"{target} can't be written: {reason(error)}") from None
+    return figure

@@ -1,0 +1,1 @@
+"""Typed frozen records, errors, files and folders."""

@@ -1,0 +1,373 @@
+"""Records: frozen dataclasses that are pytrees, and that name the field when a value is wrong.
+
+Agents, buffers and configurations are records. A field made by `real` is a leaf of the pytree, so
+that it can be traced, vmapped and swept; every other field is static and fixes the program.
+Values are checked where a user writes them, in the constructor and in `replace`; JAX, which takes
+pytrees apart and puts them together with tracers and placeholders inside, bypasses the checks.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, dataclass_transform
+
+import jax
+import numpy as np
+
+from purerl.records.errors import ConfigError, shown, suggest
+
+_MISSING: Any = dataclasses.MISSING
+# Sizes and indices are int32 on the device; counters of steps and episodes may be more.
+INT32, INT64 = 2**31 - 1, 2**63 - 1
+
+
+def _field(
+    check: Callable[[Any], Any], expected: str, default: Any, optional: bool, traced: bool
+) -> Any:
+    metadata = {
+        "check": check,
+        "expected": expected + (" or None" if optional else ""),
+        "optional": optional,
+        "traced": traced,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _bounds(above: Any, at_least: Any, below: Any, at_most: Any) -> tuple[Callable, str]:
+    limits = [
+        (above, lambda x, y: x > y, ">"),
+        (at_least, lambda x, y: x >= y, ">="),
+        (below, lambda x, y: x < y, "<"),
+        (at_most, lambda x, y: x <= y, "<="),
+    ]
+    limits = [limit for limit in limits if limit[0] is not None]
+    text = " and ".join(f"{sign} {limit}" for limit, _, sign in limits)
+    return lambda x: all(holds(x, limit) for limit, holds, _ in limits), text and " " + text
+
+
+def real(
+    default: Any = _MISSING,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    optional: bool = False,
+) -> Any:
+    """A float field: a leaf of the pytree, which `vmap` may map over and `jit` may trace."""
+    within, text = _bounds(above, at_least, below, at_most)
+
+    def check(value: Any) -> Any:
+        if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+            kinds = (np.integer, np.floating)  # bfloat16 is none of numpy's
+            if value.shape != () or not any(jax.dtypes.issubdtype(value.dtype, k) for k in kinds):
+                raise ValueError
+            if isinstance(value, jax.core.Tracer):
+                return value
+        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError
+        # As the device has it too: 1e39 is infinite there, and 1e-50 is 0.
+        for number in (float(value), float(_float32(value))):
+            if not math.isfinite(number) or not within(number):
+                raise ValueError
+        return value if isinstance(value, jax.Array) else float(value)
+
+    return _field(check, "a float" + text, default, optional, traced=True)
+
+
+def _float32(value: Any) -> np.float32:
+    with np.errstate(over="ignore", under="ignore"):
+        return np.float32(value)
+
+
+def integer(
+    default: Any = _MISSING,
+    *,
+    at_least: int | None = None,
+    at_most: int | None = None,
+    optional: bool = False,
+    counter: bool = False,
+) -> Any:
+    """A static integer field: it fixes shapes or trip counts; below 2**31, a `counter` 2**63."""
+    within, text = _bounds(None, at_least, None, at_most)
+    largest = INT64 if counter else INT32
+
+    def check(value: Any) -> int:
+        # 5e5 is how people write half a million: a float with an integer's value is one.
+        if isinstance(value, (float, np.floating)) and float(value).is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ValueError
+        if abs(int(value)) > largest:
+            raise ValueError(f"at most {largest}")
+        if not within(value):
+            raise ValueError
+        return int(value)
+
+    return _field(check, "an integer" + text, default, optional, traced=False)
+
+
+def flag(default: Any = _MISSING, *, optional: bool = False) -> Any:
+    """A static boolean field."""
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError
+        return bool(value)
+
+    return _field(check, "True or False", default, optional, traced=False)
+
+
+def choice(default: Any, options: Iterable[str], *, optional: bool = False) -> Any:
+    """A static field that takes one of a few words."""
+    options = tuple(options)
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        if value not in options:
+            raise ValueError(suggest(value, options))
+        return value
+
+    expected = "one of " + ", ".join(map(repr, options))
+    return _field(check, expected, default, optional, traced=False)
+
+
+def sizes(default: Any = _MISSING, *, optional: bool = False) -> Any:
+    """A static field of positive integers, such as the widths of hidden layers; a plain integer is
+    a sequence of one."""
+
+    def check(value: Any) -> tuple[int, ...]:
+        if isinstance(value, (int, np.integer)):
+            value = (value,)
+        if not isinstance(value, (tuple, list)):
+            raise ValueError
+        if any(isinstance(n, bool) or not isinstance(n, (int, np.integer)) for n in value):
+            raise ValueError
+        if any(n < 1 for n in value):
+            raise ValueError
+        if any(n > INT32 for n in value):
+            raise ValueError(f"at most {INT32} each")
+        return tuple(int(n) for n in value)
+
+    return _field(check, "a sequence of positive integers", default, optional, traced=False)
+
+
+def static(
+    default: Any = _MISSING,
+    *,
+    check: Callable[[Any], Any] = lambda value: value,
+    expected: str = "",
+    optional: bool = True,
+) -> Any:
+    """A static field of any kind; `check` returns the value to keep or raises `ValueError`."""
+    return _field(check, expected, default, optional, traced=False)
+
+
+def named(*, default: Any, options: Mapping[str, Any]) -> Any:
+    """A static field of a function, one of a few that have names, or a user's own."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in options:
+                raise ValueError(suggest(value, options))
+            return options[value]
+        if not callable(value):
+            raise ValueError
+        return value
+
+    expected = "a function, or one of " + ", ".join(map(repr, options))
+    field = _field(check, expected, default, False, traced=False)
+    return dataclasses.field(default=default, metadata={**field.metadata, "options": options})
+
+
+def by_loop(default: Any = None, *, traced: bool = False, init: Literal[False] = False) -> Any:
+    """A field that the loop fills in, by `tell`; no argument of the constructor."""
+    return dataclasses.field(default=default, init=init, metadata={"traced": traced})
+
+
+@dataclass_transform(
+    frozen_default=True,
+    field_specifiers=(real, integer, flag, choice, sizes, static, named, by_loop),
+)
+class Record:
+    """Base of agents, buffers and configurations: subclass it and list the fields.
+
+    Raises:
+        ConfigError: from the constructor and from `replace`: an unknown name, a missing field, a
+            value of the wrong type or out of range.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True)(cls)
+        construct = cls.__init__
+
+        def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
+            _check_names(type(self), values, len(args))
+            construct(self, *args, **values)
+            # A default that stayed on the class would be bound as a method where it is a function.
+            for field in _fields(type(self)):
+                if not field.init:
+                    object.__setattr__(self, field.name, field.default)
+            for name in field_names(type(self)):
+                object.__setattr__(self, name, check_value(type(self), name, getattr(self, name)))
+            self.check()
+
+        cls.__init__ = __init__  # type: ignore[method-assign]
+        jax.tree_util.register_pytree_with_keys(cls, *_flattening(cls))
+
+    def check(self) -> None:
+        """Checks what several fields have to satisfy together. For subclasses to extend."""
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, and checked."""
+        cls = type(self)
+        _check_names(cls, changes, None)
+        copy = self.tell(**{name: check_value(cls, name, x) for name, x in changes.items()})
+        copy.check()
+        return copy
+
+    def tell(self, **values: Any) -> Self:
+        """A copy with some fields filled in, unchecked: for what the loop knows."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__, **values)
+        return copy
+
+
+def field_names(cls: type, traced: bool | None = None) -> list[str]:
+    """Names of the fields that a user may give; only the traced (or the static) ones if asked."""
+    return [f.name for f in _fields(cls, traced) if f.init]
+
+
+def field_options(cls: type) -> dict[str, dataclasses.Field]:
+    """The fields that a user may give, by name, with their default, and in `metadata` what is
+    `expected`."""
+    return {f.name: f for f in _fields(cls) if f.init}
+
+
+def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field]:
+    fields = dataclasses.fields(cls)
+    return [f for f in fields if traced is None or f.metadata.get("traced", False) == traced]
+
+
+def check_value(cls: type, name: str, value: Any) -> Any:
+    """The value as the field keeps it. Raises ConfigError where it can't be used."""
+    field = field_options(cls)[name]
+    if "check" not in field.metadata or (value is None and field.metadata["optional"]):
+        return value
+    try:
+        return field.metadata["check"](value)
+    except (ValueError, TypeError, OverflowError) as error:
+        shape = np.shape(value) if isinstance(value, (np.ndarray, jax.Array)) else ()
+        got = f"an array of shape {shape}" if shape else shown(value)
+        expected = field.metadata["expected"]
+        message = f"{cls.__name__}.{name}: got {got}, expected {expected}"
+        if shape and field.metadata["traced"]:
+            message += "; to sweep it, give train its hyperparameters under jax.vmap"
+        hint = str(error) if isinstance(error, ValueError) else ""
+        raise ConfigError(f"{message}; {hint}" if hint else message) from None
+
+
+def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | None) -> None:
+    names = field_names(cls)
+    for name in values:
+        if name not in names:
+            raise ConfigError(f"{cls.__name__}: no field {shown(name)}; {suggest(name, names)}")
+    if num_positional is None:
+        return
+    if num_positional > len(names):
+        raise ConfigError(
+            f"{cls.__name__}: got {num_positional} values, expected at most {len(names)}: "
+            f"{', '.join(names)}"
+        )
+    for name in names[:num_positional]:
+        if name in values:
+            raise ConfigError(f"{cls.__name__}.{name}: given twice, by its place and by its name")
+    given = set(values) | set(names[:num_positional])
+    for field in _fields(cls):
+        required = field.default is _MISSING and field.default_factory is _MISSING
+        if required and field.name not in given:
+            expected = field.metadata.get("expected", "a value")
+            raise ConfigError(f"{cls.__name__}.{field.name}: missing, expected {expected}")
+
+
+def _flattening(cls: type) -> tuple[Callable, Callable, Callable]:
+    """Flatten and unflatten, round the constructor, which would refuse JAX's placeholders."""
+    traced, fixed = ([f.name for f in _fields(cls, kind)] for kind in (True, False))
+    keys = [jax.tree_util.GetAttrKey(name) for name in traced]
+
+    def flatten(self: Any) -> tuple[tuple, tuple]:
+        return tuple(getattr(self, n) for n in traced), tuple(getattr(self, n) for n in fixed)
+
+    def flatten_with_keys(self: Any) -> tuple[tuple, tuple]:
+        leaves, aux = flatten(self)
+        return tuple(zip(keys, leaves, strict=True)), aux
+
+    def unflatten(aux: tuple, leaves: tuple) -> Any:
+        self: Any = object.__new__(cls)
+        for name, value in zip(traced + fixed, (*leaves, *aux), strict=True):
+            object.__setattr__(self, name, value)
+        return self
+
+    return flatten_with_keys, unflatten, flatten
+
+
+def check_path(name: str, path: Any) -> Path:
+    """A path that a user gives, `~` expanded.
+
+    Raises:
+        ConfigError: it is no text and no `os.PathLike` of text, is empty, or has a NUL in it.
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{name}: got {shown(path)}, expected a path, as text or pathlib.Path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise ConfigError(f"{name}: got {text!r}: {error}") from None
+
+
+def check_key(key: Any) -> None:
+    """Raises ConfigError unless it is one typed key."""
+    dtype = getattr(key, "dtype", None)
+    if not (isinstance(key, jax.Array | jax.ShapeDtypeStruct | jax.core.Tracer)) or not (
+        jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    ):
+        got = f"{dtype} {key.shape}" if hasattr(key, "shape") else shown(key)
+        raise ConfigError(f"key: got {got}, expected a typed key: jax.random.key(seed)")
+    if key.shape:
+        raise ConfigError(
+            f"key: got {math.prod(key.shape)} keys, expected one; for many agents, "
+            "jax.vmap(train)(keys)"
+        )
+
+
+def check_count(
+    name: str,
+    value: Any,
+    *,
+    at_least: int = 1,
+    at_most: int = INT32,
+    optional: bool = False,
+) -> int:
+    """An argument that is an integer, such as a number of episodes.
+
+    Args:
+        name: the argument's.
+        value: what was given.
+        at_least, at_most: the smallest and the largest that are allowed.
+        optional: whether the message has None among what is allowed.
+
+    Raises:
+        ConfigError: it isn't, or is too small or too large.
+    """
+    whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+    right = whole or (isinstance(value, (int, np.integer)) and not isinstance(value, bool))
+    if not right or not at_least <= value <= at_most:
+        words = f"an integer >= {at_least}" + (" or None" if optional else "")
+        hint = f"; at most {at_most}" if right and value > at_most else ""
+        raise ConfigError(f"{name}: got {shown(value)}, expected {words}{hint}")
+    return int(value)

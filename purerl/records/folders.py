@@ -1,0 +1,162 @@
+"""Folders of runs and sweeps: which of them may be written into, and how a process holds one.
+
+A folder is taken where it is new or empty, or where a file that only a run (or a sweep) writes says
+that it is one. All else belongs to somebody else: it is looked at, and left as it is. Inside,
+nothing is written through a symbolic link, whose target may be anybody's.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from purerl.records.errors import ConfigError, RunError
+from purerl.records.files import reason
+
+LOCK = "lock"
+# A run's subfolders, which a kill may leave empty before the run's file is written.
+EMPTY = ("checkpoints", "metrics")
+# What file systems answer that know no locks.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+def is_taken(path: Path, marker: str, kind: str) -> bool:
+    """Whether a folder is one of a kind already; else it is new or empty. Nothing is changed.
+
+    Args:
+        path: the folder.
+        marker: the file by which those of the kind are known.
+        kind: "run" or "sweep".
+
+    Raises:
+        ConfigError: neither; or it is no folder.
+        RunError: it can't be read.
+    """
+    try:
+        names = sorted(os.listdir(path))
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise ConfigError(f"run_dir: {path} is a link to nowhere") from None
+        return False
+    except NotADirectoryError:
+        if not path.exists():  # a file is above it: whoever makes the folder says so
+            return False
+        raise ConfigError(f"run_dir: {path} is a file, expected a folder") from None
+    except OSError as error:
+        raise RunError(f"run_dir: can't read {path}: {reason(error)}") from None
+    if marker in names:
+        return True
+    foreign = [name for name in names if not _is_rest(path / name, marker)]
+    lost = [name for name in EMPTY if name in foreign]
+    if lost and {LOCK, *EMPTY} <= set(names) - set(foreign) | set(lost):
+        raise RunError(
+            f"{path} has {lost[0]} but no {marker}: what they are of is not known; nothing was "
+            "changed: put it back, or choose another folder"
+        )
+    if foreign:
+        raise ConfigError(
+            f"run_dir: {path} is no {kind}'s folder: it has {foreign[0]!r}, and no {marker}; "
+            "expected an empty or new one (nothing was changed)"
+        )
+    return False
+
+
+def _is_rest(path: Path, marker: str) -> bool:
+    """Whether it is what a kill in the first moments leaves: nothing that has anything in it."""
+    found = path.lstat()
+    if path.name == LOCK:
+        return stat.S_ISREG(found.st_mode) and found.st_size == 0
+    if path.name in EMPTY:
+        return stat.S_ISDIR(found.st_mode) and not os.listdir(path)
+    return re.fullmatch(rf"\.{re.escape(marker)}\.\d+\.partial", path.name) is not None
+
+
+def list_checkpoints(run_dir: Path) -> list[int]:
+    """The updates of a run's complete checkpoints, in order; all else there has other names.
+
+    Raises:
+        OSError: they can't be listed.
+    """
+    try:
+        names = [path.name for path in (run_dir / EMPTY[0]).iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]{0,17}", name))
+
+
+def refuse_links(path: Path, files: Iterable[str], folders: Iterable[str]) -> None:
+    """Makes sure that the files and folders that will be written are there as such, or not at all.
+
+    Args:
+        path: the folder that they are in.
+        files: names of files.
+        folders: names of folders.
+
+    Raises:
+        RunError: one is a symbolic link, or something else. Nothing was changed.
+    """
+    for names, is_right, noun in ((files, stat.S_ISREG, "file"), (folders, stat.S_ISDIR, "folder")):
+        for name in names:
+            try:
+                mode = (path / name).lstat().st_mode
+            except OSError:  # not there; or what writes it says why it can't
+                continue
+            if stat.S_ISLNK(mode):
+                target = _target(path / name)
+                raise RunError(
+                    f"{path / name} is a link to {target}, expected a {noun}: nothing is written "
+                    "through a link, and nothing was changed"
+                )
+            if not is_right(mode):
+                raise RunError(f"{path / name} is no {noun}; nothing was changed")
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return "somewhere else"
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Holds a lock that the system takes back when the process ends, however it does.
+
+    The file is made where there is none, and never written.
+
+    Args:
+        file: of the lock, in the folder that is held.
+
+    Raises:
+        RunError: another process, or another thread of this one, holds it; or it is a link.
+        OSError: the file can't be made.
+    """
+    from filelock import lock_descriptor  # imported late: only those who save wait for it
+
+    refuse_links(file.parent, [file.name], [])
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(file, flags, 0o666)
+    try:
+        try:
+            held = lock_descriptor(descriptor, blocking=False)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warnings.warn(
+                f"run_dir: the file system of {file.parent} knows no locks: nothing keeps two "
+                "processes from training there at once",
+                stacklevel=2,
+            )
+            held = True
+        if not held:
+            raise RunError(
+                f"run_dir: another process is training in {file.parent} (or another thread of this "
+                "one)"
+            )
+        yield
+    finally:
+        os.close(descriptor)  # which gives the lock back

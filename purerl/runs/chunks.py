@@ -1,0 +1,165 @@
+"""A run as a program for the host: one that makes any number of updates at a time."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.accelerator import devices
+from purerl.training.config import TrainConfig, check_hyperparams, with_hyperparams
+from purerl.envs.spaces import is_space
+from purerl.records.errors import ConfigError, shown
+from purerl.records.files import counted
+from purerl.training.loop import Loop
+from purerl.accelerator.machine import check_memory
+from purerl.experience.metrics import Count, Metrics
+from purerl.sweeps.slices import program_memory
+from purerl.training.state import OWN
+from purerl.training.train import TrainOutput, list_seeds, make_output
+
+PyTree = Any
+CHUNK_BYTES = 2**24  # of metrics, at most, between two looks from the host
+
+
+class Program:
+    """A run's functions, over one agent or `[S]` of them, and what they are called with."""
+
+    jit = staticmethod(jax.jit)
+
+    def __init__(self, config: TrainConfig, keys: jax.Array, values: dict[str, np.ndarray]) -> None:
+        self.config, self.keys = config, keys
+        self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
+        self.loop = config.make_loop()
+        self.mapped = keys.ndim > 0
+        check_size(self.loop, keys.size)
+        state = jax.eval_shape(self._over(self._init, (0, 0)), keys, self.values)
+        self.state_like = devices.place(state, self.loop.num_devices, OWN, keys.ndim)
+        row = self._over(self._row, (0, 0, None))
+        metrics = jax.eval_shape(row, self.state_like, self.values, _count(0))[1]
+        self.metrics_like = metrics
+        size = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves(metrics))
+        self.capacity = min(self.loop.num_rows, max(1, CHUNK_BYTES // size))
+
+    def compile(self) -> None:
+        """Compiles everything."""
+        init = self.jit(self._over(self._init, (0, 0)))
+        self.init = init.lower(self.keys, self.values).compile()
+        # One program for chunks of any length: the number of rows is an argument.
+        chunk = self.jit(self._over(self._chunk, (0, 0, None, None)), donate_argnums=0)
+        self._run = chunk.lower(self.state_like, self.values, _count(0), 0).compile()
+        what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
+        check_memory(program_memory(self._run), what)
+
+    def run(self, state: PyTree, start: int, stop: int) -> tuple[PyTree, Metrics]:
+        """The state after the updates from `start` up to `stop`, and their metrics on the host, of
+        whole rows: both are multiples of `log_every`, or the end."""
+        rows = self.rows(stop - start)
+        state, table = self._run(state, self.values, _count(start), rows)
+        return state, jax.tree.map(lambda x: np.asarray(x)[..., :rows].copy(), table)
+
+    def rows(self, num_updates: int) -> int:
+        """How many rows of metrics they make."""
+        return -(-num_updates // self.loop.log_every)
+
+    def output(self, state: PyTree, metrics: Metrics) -> TrainOutput:
+        """What `make_train` would have given."""
+        shape = self.keys.shape
+        agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.config.agent)
+        agent = agent.tell(**self.values)
+        return make_output(self.config, self.loop, state, metrics, agent)
+
+    def _over(self, function: Callable, axes: tuple) -> Callable:
+        return jax.vmap(function, axes) if self.mapped else function
+
+    def _init(self, key: jax.Array, values: dict[str, jax.Array]) -> PyTree:
+        return self.config.make_loop(values).start(key)
+
+    def _row(self, state: PyTree, values: dict[str, jax.Array], start: Count) -> PyTree:
+        loop = self.config.make_loop(values)
+
+        def row(state: PyTree, start: Count) -> PyTree:
+            state, _, metrics = loop.row(state, start)
+            return state, metrics
+
+        return loop.spread(row, 1)(state, start)
+
+    def _chunk(
+        self, state: PyTree, values: dict[str, jax.Array], start: Count, num_rows: Any
+    ) -> PyTree:
+        loop = self.config.make_loop(values)
+
+        def rows(state: PyTree, start: Count, num_rows: jax.Array) -> PyTree:
+            like = jax.eval_shape(loop.row, state, start)[2]
+            table = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), like)
+
+            def body(at: jax.Array, carry: tuple) -> tuple:
+                (state, index), table = carry
+                state, index, metrics = loop.row(state, index)
+                return (state, index), jax.tree.map(lambda x, y: x.at[at].set(y), table, metrics)
+
+            (state, _), table = jax.lax.fori_loop(0, num_rows, body, ((state, start), table))
+            return state, table
+
+        return loop.spread(rows, 2)(state, start, jnp.asarray(num_rows))
+
+
+def _count(number: int) -> Count:
+    """On the host: each process of several has it to give."""
+    return Count(*(np.asarray(x, np.int32) for x in divmod(number, 2**30)))  # type: ignore[arg-type]
+
+
+def check_size(loop: Loop, num_agents: int) -> None:
+    """Refuses, before anything is traced, what is kept of every step where that can't fit.
+
+    Args:
+        loop: the run.
+        num_agents: how many of it are trained at once.
+
+    Raises:
+        ConfigError: observations alone take more memory than there is.
+    """
+    spaces = jax.tree.leaves(loop.env.spec.observation_space, is_leaf=is_space)
+    size = sum(math.prod(space.shape) * space.dtype.itemsize for space in spaces)
+    rollout = f"num_envs={loop.num_envs:,} x update_every={loop.update_every:,}"
+    sizes = {rollout: loop.num_envs * loop.update_every}
+    if loop.buffer.maxlen is not None:
+        sizes[f"Buffer.maxlen={loop.buffer.maxlen:,}"] = loop.buffer.maxlen
+    for name, steps in sizes.items():
+        check_memory(num_agents * steps * size, f"{name} of {counted(num_agents, 'agent')}")
+
+
+def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] | None]:
+    """A key for each seed, `[S]`, and the seeds; one key where no seeds are given."""
+    if seeds is None:
+        return jax.random.key(0), None
+    listed = list_seeds(seeds)
+    return jax.vmap(jax.random.key)(np.array(listed, np.uint32)), list(listed)
+
+
+def hyperparam_arrays(
+    config: TrainConfig, values: Mapping[str, Any] | None, count: int | None
+) -> dict[str, np.ndarray]:
+    """Each as an array, `[S]` or `[]`, checked value by value."""
+    arrays = {}
+    for name, value in check_hyperparams(values).items():
+        try:
+            array = np.asarray(value)
+        except ValueError:  # nested lists of several lengths
+            array = np.asarray(None)
+        if array.dtype.kind not in "fiu" and array.dtype != jnp.bfloat16:
+            with_hyperparams(config.agent, {name: value})  # says what is wrong with it
+            raise ConfigError(f"hyperparams: {name} is {shown(value)}, expected floats")
+        with np.errstate(over="ignore"):  # what is infinite then is found below
+            array = array.astype(np.float32)
+        if array.shape not in {(), () if count is None else (count,)}:
+            expected = (
+                "a scalar" if count is None else f"a scalar, or one for each of {count} seeds"
+            )
+            raise ConfigError(f"hyperparams: {name} has shape {array.shape}, expected {expected}")
+        for x in np.unique(array):
+            with_hyperparams(config.agent, {name: float(x)})
+        arrays[name] = array if count is None else np.broadcast_to(array, (count,))
+    return arrays

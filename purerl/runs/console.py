@@ -1,0 +1,258 @@
+"""A run on the screen: live while it trains, its curve and its end afterwards."""
+
+import contextlib
+import errno
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Self
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from purerl.training.config import TrainConfig
+from purerl.records.files import counted
+from purerl.runs.report import Report, means
+from purerl.experience.metrics import Metrics
+
+# Of the losses, the live line has as many as fit beside the rest.
+LIVE_LOSSES = 2
+
+
+class LastingFile:
+    """A text file on a terminal that may go away: from then on what is written is lost, silently.
+
+    Training outlives its terminal (`nohup`, a connection that breaks), which answers every write
+    with an error then.
+
+    Args:
+        file: such as standard output.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Writes, or doesn't."""
+        with self._lost_with_the_terminal():
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes, or doesn't."""
+        with self._lost_with_the_terminal():
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _lost_with_the_terminal(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # All that is still to come, from whomever, goes nowhere.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for file in {self._file, sys.stdout, sys.stderr}:
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    _replace_dead(file.fileno(), nowhere)
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _replace_dead(descriptor: int, other: int) -> None:
+    try:
+        os.write(descriptor, b"")
+    except OSError:
+        os.dup2(other, descriptor)
+
+
+def lasting_console(*, stderr: bool = False) -> Console:
+    """A console on standard output, or on standard error, that outlives the terminal."""
+    file: Any = LastingFile(sys.stderr if stderr else sys.stdout)
+    return Console(file=file, highlight=False)
+
+
+class console_sink:  # noqa: N801 - called as a function
+    """Shows how training goes: a bar, steps a second, time left, return over seeds, losses.
+
+    In a pipe it says only how the run begins and how long it took. Use it in a `with` statement.
+
+    Args:
+        config: what is trained.
+        seeds: a number of seeds, or the seeds.
+        folder: the run's, to be told.
+        console: where to; None for standard output.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        seeds: Any = 1,
+        folder: Path | str | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.console = console or lasting_console()
+        self.config, self.folder = config, folder
+        self.num_seeds = 1 if seeds is None else seeds if isinstance(seeds, int) else len(seeds)
+        self.first: Report | None = None
+        self.last: Report | None = None
+        self._screen: Any = None
+
+    def __enter__(self) -> Self:
+        loop = self.config.make_loop()
+        total = loop.num_updates * loop.steps_per_update
+        self.console.print(
+            f"[bold]{escape(self.config.env.spec.name)}[/], {type(loop.agent).__name__}, "
+            f"{counted(self.num_seeds, 'seed')}: {loop.num_updates:,} updates of {loop.num_envs} "
+            f"environments x {loop.update_every} steps, {total:,} steps each"
+            + (f" -> {escape(str(self.folder))}/" if self.folder else ""),
+            soft_wrap=True,
+            markup=True,
+            emoji=False,
+        )
+        if self.console.is_terminal:
+            columns = (BarColumn(24), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+            self._bar = Progress(TextColumn("{task.description}"), *columns)
+            self._task = self._bar.add_task("compiling", total=loop.num_updates, start=False)
+            self._screen = Live(self._bar, console=self.console, transient=True)
+            self._screen.start()
+        return self
+
+    def __call__(self, report: Report) -> None:
+        if self.first is None:
+            self.first = report
+            said = f"compiled in {report.compile_seconds:.1f} s"
+            if report.start:
+                said += f", going on after {report.start * report.steps_per_update:,} steps"
+            self.console.print(said)
+        self.last = report
+        if self._screen is not None:
+            if report.start == self.first.start:
+                self._bar.start_task(self._task)
+            self._bar.update(self._task, completed=report.stop, description="training ")
+            self._screen.update(self._panel(report))
+
+    def _panel(self, report: Report) -> Table:
+        """The bar, and below it the numbers of the last report."""
+        table = means(report)
+        line: list[str | Text] = [f"{self.speed:,.0f} steps/s"]
+        returns = table["episode_return"]
+        if np.any(np.isfinite(returns)):
+            line.append(f"return {_spread(returns)}")
+        if "eval_return" in table and np.any(np.isfinite(table["eval_return"])):
+            line.append(f"evaluation {_spread(table['eval_return'])}")
+        losses = list(report.metrics.losses)[:LIVE_LOSSES]
+        line += [f"{name.replace('_', ' ')} {_mean(table[name]):.3g}" for name in losses]
+        if report.metrics.nonfinite_updates.any():
+            skipped = int(report.metrics.nonfinite_updates.sum())
+            line.append(Text(f"{skipped} updates skipped", "red"))
+        grid = Table.grid()
+        grid.add_row(self._bar)
+        grid.add_row(Text("   ").join(map(_text, line)))
+        return grid
+
+    @property
+    def speed(self) -> float:
+        """Environment steps a second, over all seeds."""
+        if self.first is None or self.last is None or not self.last.seconds:
+            return 0.0
+        steps = (self.last.stop - self.first.start) * self.last.steps_per_update
+        return steps * self.num_seeds / self.last.seconds
+
+    def __exit__(self, *error: object) -> None:
+        if self._screen is not None:
+            with contextlib.suppress(Exception):
+                self._screen.stop()
+            self._screen = None
+        if self.last is not None:
+            self.console.print(
+                f"trained in {self.last.seconds:.1f} s: {self.speed:,.0f} steps/s over all seeds"
+            )
+
+
+def show_curve(console: Console, metrics: Metrics, timesteps: np.ndarray, rows: int = 20) -> None:
+    """The learning curve, a row a stretch of training, and the end of the run.
+
+    Args:
+        console: where to.
+        metrics: of numpy arrays, `[S, n]` or `[n]`.
+        timesteps: `[n]`, environment steps of each seed after each row of metrics.
+        rows: of the curve, at most.
+    """
+    returns = np.atleast_2d(np.asarray(metrics.episode_return))
+    num_rows = returns.shape[1]
+    edges = np.array_split(np.arange(num_rows), max(1, min(rows, num_rows)))
+    told = [means(_part(metrics, part)) for part in edges]
+    per_seed = [part["episode_return"] for part in told]
+    seen = np.concatenate(per_seed) if per_seed else np.zeros(0)
+    seen = seen[np.isfinite(seen)]
+    if not seen.size:
+        console.print("no episode ended: the return is not known; train for longer")
+        return
+    low, high = min(0.0, float(np.min(seen))), max(0.0, float(np.max(seen)))
+    curve = Table("steps", "return", "min", "max", "", box=None, pad_edge=False)
+    for column in curve.columns[:4]:
+        column.justify = "right"
+    for part, values in zip(edges, per_seed, strict=True):
+        steps, known = f"{timesteps[part[-1]]:,}", values[np.isfinite(values)]
+        if known.size:
+            filled = round(40 * (known.mean() - low) / (high - low or 1.0))
+            cells = (f"{x:.1f}" for x in (known.mean(), known.min(), known.max()))
+            curve.add_row(steps, *cells, ("#" if console.options.ascii_only else "█") * filled)
+        else:
+            curve.add_row(steps, "-", "-", "-", "")
+    console.print(curve)
+    _show_end(console, told[-1], metrics)
+
+
+def _show_end(console: Console, end: dict[str, np.ndarray], metrics: Metrics) -> None:
+    table = Table("at the end", "mean over seeds", "min", "max", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    shown = {"return": end["episode_return"], "episode length": end["episode_length"]}
+    shown |= {name: end[name] for name in metrics.losses}
+    if metrics.eval is not None:
+        evaluated = np.atleast_2d(metrics.eval.episode_return)
+        lasts = [seed[np.isfinite(seed)][-1:] for seed in evaluated]
+        shown["evaluation's return"] = np.concatenate(lasts)
+    for name, values in shown.items():
+        known = values[np.isfinite(values)]
+        if known.size:
+            numbers = (f"{x:.4g}" for x in (known.mean(), known.min(), known.max()))
+            table.add_row(_text(name.replace("_", " ")), *numbers)
+    console.print(table)
+
+
+def _part(metrics: Metrics, part: np.ndarray) -> Report:
+    """Some rows of a run, as a report."""
+    start, stop = int(part[0]), int(part[-1]) + 1
+    own = jax.tree.map(lambda x: np.asarray(x)[..., start:stop], metrics)
+    return Report(start, stop, stop, 1, own, 0.0, 0.0)
+
+
+def _text(x: str | Text) -> Text:
+    """A text in which brackets are no markup."""
+    return Text(x) if isinstance(x, str) else x
+
+
+def _mean(x: np.ndarray) -> float:
+    """Mean of what is known."""
+    known = x[np.isfinite(x)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _spread(x: np.ndarray) -> str:
+    """Mean over seeds, and their range."""
+    known = x[np.isfinite(x)]
+    text = f"{known.mean():.1f}"
+    return text if known.size < 2 else f"{text} ({known.min():.1f} to {known.max():.1f})"

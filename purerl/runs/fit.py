@@ -1,0 +1,391 @@
+"""`fit`: training driven from the host in chunks: watched, stopped, killed and resumed."""
+
+import math
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.accelerator import devices
+from purerl.training.config import TrainConfig
+from purerl.records.errors import ConfigError, RunError, shown
+from purerl.records.fields import check_count, check_path
+from purerl.runs.checkpoint import RunFolder
+from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
+from purerl.training.describe import describe
+from purerl.runs.identity import claim, refuse_to_begin
+from purerl.deploy.plain_space import space_to_plain
+from purerl.runs.report import Report
+from purerl.runs.folder import RunFiles
+from purerl.runs.sinks import Sink, list_sinks
+from purerl.experience.metrics import Metrics
+from purerl.training.train import TrainOutput, list_seeds
+
+PyTree = Any
+# orbax numbers what it does for the whole process: threads that save at once take each other's.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal; all that was trained is saved where there is a folder.
+
+    Attributes:
+        output: what training left so far.
+    """
+
+    output: TrainOutput | None = None
+
+
+def fit(
+    config: TrainConfig | Mapping[str, Any],
+    run_dir: str | os.PathLike | None = None,
+    *,
+    seeds: int | Sequence[int] | None = None,
+    hyperparams: Mapping[str, Any] | None = None,
+    resume: bool | None = None,
+    callback: Sink | Sequence[Sink] | None = None,
+    report_every: float = 2.0,
+    checkpoint_every: float = 30.0,
+    keep: int = 3,
+) -> TrainOutput:
+    """Trains as `make_train` does, bit for bit, and comes back to the host in between.
+
+    Args:
+        config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
+        run_dir: a folder for checkpoints, `config.toml`, `metrics.csv`, `summary.json` and the
+            seeds' policies, new or empty; None for none. Called again with the same arguments,
+            training goes on from the newest checkpoint, also after a kill at any moment, and ends
+            in the very state that it would have ended in.
+        seeds: a number of seeds (0, 1, ...), or the seeds, each trained from the key
+            `jax.random.key(seed)`, all at once; None for one agent, with seed 0, without the axis.
+        hyperparams: float fields of the agent by name, scalars or `[S]`.
+        resume: True if the folder has to hold a run, False if it must hold no checkpoint; None for
+            either.
+        callback: called with a `Report` after each chunk; several are called in turn. Those that
+            have a `close` are closed at the end, also where one of them raises: the exception
+            passes through once the updates so far are saved. `purerl.tensorboard_sink` and its
+            like are some.
+        report_every: seconds that a chunk is to take, about.
+        checkpoint_every: seconds between checkpoints; the first one follows the first chunk. They
+            are written while training goes on.
+        keep: how many of them stay.
+
+    Returns:
+        As of `make_train`, with metrics of the whole run; with `seeds`, all with an axis `[S]`.
+
+    Raises:
+        ConfigError: arguments that can't be used, such as observations that no policy's file has a
+            form for; the folder holds another run, or other files.
+        RunError: the folder can't be written or read, or another process or thread trains in it;
+            `output` is what training left, where it had begun.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP (the end of the terminal), once the state is
+            saved. A second one interrupts at once, without saving.
+    """
+    if not isinstance(config, TrainConfig):
+        config = TrainConfig.from_mapping(config)
+    _check_options(report_every, checkpoint_every, keep, resume)
+    path = None if run_dir is None else check_path("run_dir", run_dir).absolute()
+    if path is None and resume:
+        raise ConfigError("resume: got True, expected None where there is no run_dir")
+    count = None if seeds is None else len(list_seeds(seeds))
+    values = hyperparam_arrays(config, hyperparams, count)
+    keys, listed = seed_keys(seeds)
+    program = Program(config, keys, values)
+    sinks = list_sinks(callback)
+    all_seeds = (0,) if listed is None else tuple(listed)
+    if path is None:
+        training = _Training(program, None, all_seeds, None)
+        return _train(training, sinks, report_every, checkpoint_every)
+    space_to_plain(config.env.spec.observation_space, "env: spec.observation_space")  # policies are
+    run = {
+        "config": describe(config),
+        "hyperparams": {name: x.tolist() for name, x in values.items()},
+        "seeds": listed,
+    }
+    files = None
+    if resume and devices.is_first_host():
+        refuse_to_begin(path)
+    with _ONE_AT_A_TIME:
+        opened = RunFolder(path, keep)
+    with opened as folder:
+        if devices.is_first_host():
+            claim(folder, {**run, "log_every": program.loop.log_every}, program.loop, resume)
+            files = RunFiles(folder.path, config, all_seeds, folder.good)
+            sinks.insert(0, files)
+        devices.wait_for_all_hosts("claimed")
+        training = _Training(program, folder, all_seeds, files)
+        return _train(training, sinks, report_every, checkpoint_every)
+
+
+def _check_options(report_every: Any, checkpoint_every: Any, keep: Any, resume: Any) -> None:
+    for name, number in (("report_every", report_every), ("checkpoint_every", checkpoint_every)):
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        if not is_number or not number >= 0:
+            raise ConfigError(f"{name}: got {shown(number)}, expected a number >= 0")
+    check_count("keep", keep)
+    if resume is not None and not isinstance(resume, bool):
+        raise ConfigError(f"resume: got {shown(resume)}, expected True, False or None")
+
+
+class _Training:
+    """A run on its way: its state, and how far that is saved."""
+
+    def __init__(
+        self,
+        program: Program,
+        folder: RunFolder | None,
+        seeds: tuple[int, ...],
+        files: RunFiles | None,
+    ) -> None:
+        self.program, self.folder, self.seeds, self.files = program, folder, seeds, files
+        self.done = self.saved = 0
+        self.pieces: list[Metrics] = []
+        self.unsaved: list[Metrics] = []
+        self.state: PyTree = None
+        if folder:
+            with _ONE_AT_A_TIME:
+                start = folder.load(program.state_like, program.metrics_like)
+            self.done = self.saved = start.num_updates
+            self.state, self.pieces = start.state, start.metrics
+        if self.pieces and files is not None:
+            files.restore(self._past())
+
+    @property
+    def num_updates(self) -> int:
+        """How many make the run."""
+        return self.program.loop.num_updates
+
+    def start(self) -> None:
+        """Compiles, and makes the first state where there is none."""
+        self.program.compile()
+        if self.state is None:
+            self.state = self.program.init(self.program.keys, self.program.values)
+
+    def advance(self, num_rows: int) -> Metrics:
+        """Trains for so many rows of metrics, or to the end."""
+        loop = self.program.loop
+        upto = min(self.done + num_rows * loop.log_every, loop.num_updates)
+        self.state, metrics = self.program.run(self.state, self.done, upto)
+        self.pieces.append(metrics)
+        self.unsaved.append(metrics)
+        self.done = upto
+        return metrics
+
+    def report(self, start: int, metrics: Metrics, seconds: float, compiling: float) -> Report:
+        """A report of the rows of metrics from an update on."""
+        loop = self.program.loop
+        return Report(
+            start,
+            self._stop(start, metrics),
+            loop.num_updates,
+            loop.steps_per_update,
+            metrics,
+            seconds,
+            compiling,
+            self.seeds,
+            loop.log_every,
+        )
+
+    def _stop(self, start: int, metrics: Metrics) -> int:
+        """The update that rows of metrics reach."""
+        loop = self.program.loop
+        return min(start + _num_rows(metrics) * loop.log_every, loop.num_updates)
+
+    def _past(self) -> Iterator[Report]:
+        start = 0
+        for piece in self.pieces:
+            yield self.report(start, piece, 0.0, 0.0)
+            start = self._stop(start, piece)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a state that was saved before is still being written."""
+        return self.folder is not None and self.folder.busy
+
+    @property
+    def torn(self) -> bool:
+        """Whether an exception came in the middle of a chunk, so that its state is lost."""
+        deleted = any(x.is_deleted() for x in jax.tree.leaves(self.state))
+        reached = self.saved
+        for piece in self.unsaved:
+            reached = self._stop(reached, piece)
+        return deleted or reached != self.done
+
+    def save(self) -> None:
+        """Saves the updates that aren't saved yet."""
+        if self.folder and self.unsaved:
+            self.folder.wait()  # metrics follow a checkpoint that is there
+            with _ONE_AT_A_TIME:
+                self.folder.save_metrics(self.saved, self.done, _joined(self.unsaved))
+                self.folder.save(self.done, _kept(self.state))
+            self.saved, self.unsaved = self.done, []
+
+    def finish(self) -> None:
+        """Saves the updates that aren't saved yet, and comes back when all is written."""
+        if self.folder:
+            self.save()
+            self.folder.wait()
+
+    def rescue(self, error: BaseException) -> None:
+        """Saves as much as can be saved before an exception passes through."""
+        if self.state is None or self.torn:
+            return
+        try:
+            if jax.process_count() == 1:  # the other hosts don't know that they are to save
+                self.finish()
+        except Exception as second:
+            if not isinstance(error, RunError):
+                error.add_note(f"what was trained after update {self.saved} is lost: {second}")
+
+    def result(self) -> TrainOutput:
+        """What training has left so far."""
+        return self.program.output(self.state, _joined(self.pieces))
+
+    def output(self) -> TrainOutput:
+        """What training has left so far; it is in the folder's files too then."""
+        out = self.result()
+        if self.files is not None:
+            self.files.end(out, self.done == self.num_updates, self._past())
+        return out
+
+
+def _train(
+    training: _Training, sinks: list[Sink], report_every: float, checkpoint_every: float
+) -> TrainOutput:
+    try:
+        if training.done < training.num_updates:
+            _advance(training, sinks, report_every, checkpoint_every)
+        out = training.output()
+    except BaseException as error:
+        for sink, failure in _close(sinks):
+            error.add_note(f"closing {sink} failed, too: {failure!r}")
+        if isinstance(error, RunError) and training.pieces and not training.torn:
+            error.output = training.result()
+        raise
+    for sink, failure in _close(sinks):
+        unclosed = RunError(f"callback: closing {sink} failed: {failure!r}")
+        unclosed.output = out
+        raise unclosed from failure
+    if training.done < training.num_updates:
+        interrupted = Interrupted(_farewell(training))
+        interrupted.output = out
+        raise interrupted
+    _warn_of_nonfinite(out)
+    return out
+
+
+def _advance(
+    training: _Training, sinks: list[Sink], report_every: float, checkpoint_every: float
+) -> None:
+    """Trains to the end, or to where a signal has asked to stop, and saves that."""
+    began = time.perf_counter()
+    training.start()
+    start = time.perf_counter()
+    # The first checkpoint comes early: before it, a kill loses everything.
+    early = training.done == 0 and checkpoint_every < math.inf
+    due_at = start + (0.0 if early else checkpoint_every)
+    length, asked = 1.0, 0.0
+    with _Signals() as signals:
+        try:
+            while training.done < training.num_updates and not asked:
+                chunk_start, before = time.perf_counter(), training.done
+                metrics = training.advance(int(length))
+                now = time.perf_counter()
+                report = training.report(before, metrics, now - start, start - began)
+                for sink in sinks:
+                    sink(report)
+                # As many rows as take the asked time, by what the last ones took.
+                wanted = report_every * report.num_rows / (now - chunk_start)
+                length = max(1.0, min(wanted, 10.0 * length, training.program.capacity))
+                due = now >= due_at and not training.busy
+                # Hosts have to do the same: stop where any is asked to, else what the first says.
+                answers = devices.of_all_hosts(signals.asked, due, length)
+                asked, (_, due, length) = answers[:, 0].max(), answers[0]
+                if due and not asked:
+                    training.save()
+                    due_at = time.perf_counter() + checkpoint_every
+            training.finish()
+        except BaseException as error:
+            if not (signals.asked and isinstance(error, KeyboardInterrupt)):
+                training.rescue(error)
+            raise
+
+
+def _close(sinks: list[Sink]) -> list[tuple[str, Exception]]:
+    """Closes each sink that can be closed; returns those that failed, by name, and how."""
+    failed = []
+    for sink in sinks:
+        try:
+            getattr(sink, "close", lambda: None)()
+        except Exception as error:
+            failed.append((type(sink).__name__, error))
+    return failed
+
+
+class _Signals:
+    """Ctrl-C, SIGTERM and the end of a terminal ask for an end between two chunks; a second one
+    interrupts at once. A signal that is ignored, such as by `nohup`, stays so."""
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none
+            for number in (getattr(signal, name) for name in self.NAMES if hasattr(signal, name)):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            # None is a handler that wasn't set from Python, and can't be set from it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _farewell(training: _Training) -> str:
+    at = f"interrupted after update {training.done} of {training.program.loop.num_updates}"
+    if training.folder is None:
+        return f"{at}; nothing is saved, since there is no run_dir"
+    return f"{at}, which is saved in {training.folder.path}: the same call again goes on from there"
+
+
+def _warn_of_nonfinite(out: TrainOutput) -> None:
+    skipped = np.asarray(out.state.nonfinite_updates)
+    if skipped.any():
+        warnings.warn(
+            f"NaN, infinity or numbers beyond 1e15 came up: {skipped.sum()} updates were skipped"
+            + (f" (of each seed: {skipped.tolist()})" if skipped.ndim else "")
+            + ", or kept them out of running statistics",
+            stacklevel=4,
+        )
+
+
+def _kept(state: PyTree) -> PyTree:
+    """A state that stays as it is while the next chunk overwrites its memory."""
+    # Elsewhere it has been copied to the host by the time that saving has begun.
+    on_cpu = jax.default_backend() == "cpu"
+    return jax.tree.map(jnp.copy, state) if on_cpu else state
+
+
+def _num_rows(metrics: Metrics) -> int:
+    return int(np.shape(metrics.num_episodes)[-1])
+
+
+def _joined(pieces: list[Metrics]) -> Metrics:
+    return jax.tree.map(lambda *xs: np.concatenate(xs, axis=-1), *pieces)

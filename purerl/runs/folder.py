@@ -1,0 +1,248 @@
+"""What people and other programs read of a run's folder.
+
+    config.toml   the config; None is "none"
+    metrics.csv   a row every `log_every` updates and seed
+    summary.json  the end of the run in numbers, and on what it was made
+    policies/     a file for each seed: `purerl.load_policy`
+
+`run.json`, `metrics/` and `checkpoints/` beside them are what the run goes on from.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tomli_w
+
+from purerl.training.config import TrainConfig, to_plain
+from purerl.records.errors import RunError
+from purerl.records.files import DAMAGED, checked, read_text, reason, sealed, write_whole
+from purerl.training.describe import versions
+from purerl.records.folders import refuse_links
+from purerl.deploy.policy_file import save_policy
+from purerl.runs.report import Report
+from purerl.runs.sinks import csv_sink
+from purerl.training.train import final_return
+from purerl.training.train import TrainOutput
+
+CONFIG, METRICS, SUMMARY, POLICIES = "config.toml", "metrics.csv", "summary.json", "policies"
+# What others read of a summary; the first two are always there.
+SUMMARY_TYPES: dict[str, tuple[Any, str]] = {
+    "agent": (str, "a name"),
+    "env": (str, "a name"),
+    "seeds": (list, "a list"),
+    "finished": (bool, "true or false"),
+    "timesteps": (int, "a number"),
+    "num_updates": (int, "a number"),
+    "steps_per_update": (int, "a number"),
+    "final_return": (dict, "an object"),
+}
+
+
+class RunFiles:
+    """Writes the files of a run: called with each report, and told the end.
+
+    Args:
+        folder: the run's.
+        config: what is trained.
+        seeds: with which seeds.
+        good: says what is still there when something fails.
+
+    Raises:
+        RunError: from everything, where a file can't be written.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrainConfig, seeds: tuple[int, ...], good: Callable[[], str]
+    ) -> None:
+        refuse_links(folder, [CONFIG, METRICS, SUMMARY], [POLICIES])
+        self.folder, self.config, self.seeds, self.good = folder, config, seeds, good
+        self.csv = csv_sink(folder / METRICS)
+        self.compile_seconds: float | None = None
+        left: list[str] = []
+        text = config_text(to_plain(config, left))
+        if left:
+            text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
+        self._write(CONFIG, text)
+
+    def __call__(self, report: Report) -> None:
+        try:
+            self.csv(report)
+        except RunError as error:
+            raise RunError(f"{error}; {self._still_there()}") from error
+        self.compile_seconds = report.compile_seconds
+
+    def restore(self, reports: Iterable[Report]) -> None:
+        """Makes `metrics.csv` that of the updates before the one that training starts from.
+
+        Args:
+            reports: of all of them, in order.
+        """
+        self.csv.restore(reports, self._seconds_before().get("seconds", 0.0))
+
+    def _seconds_before(self) -> dict[str, float]:
+        """What earlier processes took, by `summary.json`; empty where it doesn't say."""
+        with contextlib.suppress(RunError):
+            before = read_summary(self.folder)
+            return {
+                name: float(x)
+                for name in ("seconds", "compile_seconds")
+                if isinstance(x := before.get(name), (int, float)) and math.isfinite(x)
+            }
+        return {}
+
+    def _still_there(self) -> str:
+        try:
+            return self.good() if self.folder.is_dir() else f"{self.folder} is gone"
+        except OSError:
+            return f"{self.folder} is gone"
+
+    def end(self, out: TrainOutput, finished: bool, reports: Iterable[Report]) -> None:
+        """Writes `summary.json`, and the policies of what training left so far.
+
+        Args:
+            out: as of `fit`, with or without an axis of seeds.
+            finished: whether the run is over.
+            reports: of all updates, in order, for a `metrics.csv` that lost some.
+        """
+        if self.csv.changed:
+            self.csv.restore(reports)
+        took = {
+            "seconds": round(self.csv.seconds, 3),
+            "compile_seconds": self.compile_seconds or 0.0,
+        }
+        if self.compile_seconds is None:  # nothing was left to do
+            took |= self._seconds_before()
+        about = {"seeds": list(self.seeds), "finished": finished, **took}
+        about["curves"] = curves_of_output(self.seeds, out)
+        summary = summarize(self.config, out) | about | {"versions": versions()}
+        refuse_links(self.folder, [], [POLICIES])
+        try:
+            (self.folder / POLICIES).mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"can't write {self.folder / POLICIES}: {reason(error)}") from error
+        # On the host from here on: other hosts, which have it too, don't take part.
+        policies = jax.tree.map(np.asarray, out.policy)
+        for i, seed in enumerate(self.seeds):
+            many = np.ndim(_updates(out)) > 0
+            one = jax.tree.map(operator.itemgetter(i), policies) if many else policies
+            save_policy(one, self.folder / POLICIES / f"seed-{seed}.policy")
+        # At last: by it others know of which update the policies are.
+        self._write(SUMMARY, json.dumps(sealed(summary), indent=2) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            write_whole(self.folder / name, lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise RunError(
+                f"can't write {self.folder / name}: {reason(error)}; {self._still_there()}"
+            ) from error
+
+
+def config_text(mapping: Mapping[str, Any]) -> str:
+    """A config's plain values as TOML."""
+    return tomli_w.dumps(_without_none(mapping))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_none(x) for name, x in value.items()}
+    return "none" if value is None else value
+
+
+def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
+    """The end of a run in numbers; `out` with or without an axis of seeds."""
+    updates = np.atleast_1d(_updates(out))
+    metrics = jax.tree.map(np.atleast_2d, out.metrics)
+    returns = final_return(metrics, np.atleast_1d(out.num_rows))
+    known = returns[np.isfinite(returns)]
+    return {
+        "env": config.env.spec.name,
+        "agent": type(config.agent).__name__,
+        "steps_per_update": out.steps_per_update,
+        "num_updates": int(np.max(updates)),
+        "reached_update": updates_gone_through(out),
+        "timesteps": int(np.max(updates)) * out.steps_per_update,
+        "final_return": {
+            "of": "training episodes of the last tenth of the updates, each counted once",
+            "mean": float(known.mean()) if known.size else None,
+            "std": float(known.std(ddof=1)) if known.size > 1 else None,
+            "by_seed": [None if math.isnan(x) else float(x) for x in returns],
+        },
+        "num_episodes": int(metrics.num_episodes.sum()),
+        "nonfinite_updates": int(metrics.nonfinite_updates.sum()),
+    }
+
+
+def curves_about(
+    seeds: Any, timesteps: np.ndarray, returns: np.ndarray, num_episodes: np.ndarray
+) -> dict[str, Any]:
+    """By which a table of metrics is known to be whole: its rows of each seed, and a digest of the
+    numbers that curves are made of.
+
+    Args:
+        seeds: `[S]`, in any order.
+        timesteps: `[U]`.
+        returns, num_episodes: `[S, U]`.
+    """
+    order = np.argsort(np.asarray(seeds))
+    digest = hashlib.blake2b(np.sort(np.asarray(seeds, "<i8")).tobytes(), digest_size=16)
+    digest.update(np.asarray(timesteps, "<i8").tobytes())
+    digest.update(np.asarray(num_episodes, "<i8")[order].tobytes())
+    known = np.asarray(returns, "<f4")[order]
+    digest.update(np.where(np.isnan(known), np.float32(np.nan), known).tobytes())
+    return {"rows": len(timesteps), "digest": digest.hexdigest()}
+
+
+def curves_of_output(seeds: Sequence[int], out: TrainOutput) -> dict[str, Any]:
+    """`curves_about`, of what training has left."""
+    metrics = out.metrics
+    parts = (np.atleast_2d(np.asarray(x)) for x in (metrics.episode_return, metrics.num_episodes))
+    return curves_about(seeds, out.timesteps, *parts)
+
+
+def updates_gone_through(out: TrainOutput) -> int:
+    """Up to which update there are metrics, also where `max_episodes` had ended the run before."""
+    return int(max(out.timesteps, default=0)) // out.steps_per_update
+
+
+def _updates(out: TrainOutput) -> np.ndarray:
+    """`[]` or `[S]` int64, how many updates were run."""
+    return np.asarray(out.state.num_updates, np.int64)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What `write_summary` has written.
+
+    Raises:
+        RunError: there is none, or it can't be read.
+    """
+    file = folder / SUMMARY
+    try:
+        summary = json.loads(read_text(file))
+    except (FileNotFoundError, NotADirectoryError):
+        there = f"it has no {SUMMARY}" if folder.is_dir() else "there is no such folder"
+        raise RunError(f"{folder} is no run's folder: {there}") from None
+    except (*DAMAGED, RecursionError) as error:
+        raise RunError(f"{file} is damaged: {reason(error)}") from None
+    if not isinstance(summary, dict):
+        raise RunError(f"{file} is damaged: it has {type(summary).__name__}, expected an object")
+    for name, (kind, noun) in SUMMARY_TYPES.items():
+        if name in ("agent", "env") and name not in summary:
+            raise RunError(f"{file} is damaged: it has no {name!r}")
+        value = summary.get(name)
+        if name in summary and (
+            not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        ):
+            raise RunError(f"{file} is damaged: {name} is {value!r:.80}, expected {noun}")
+    try:
+        return checked(summary)
+    except ValueError as error:
+        raise RunError(f"{file} is damaged: {reason(error)}") from None

@@ -1,0 +1,101 @@
+"""Which run a folder holds, and whether it is the one that is asked for."""
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from purerl.records.errors import ConfigError
+from purerl.runs.checkpoint import RUN, RunFolder
+from purerl.training.describe import differences, versions
+from purerl.records.folders import is_taken
+from purerl.training.loop import Loop
+
+
+def refuse_to_begin(path: Path) -> None:
+    """Raises ConfigError where a folder holds no run that could be resumed. Changes nothing."""
+    if not is_taken(path, RUN, "run"):
+        raise ConfigError(f"resume: got True, but {path} holds no run (nothing was changed)")
+
+
+def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | None) -> None:
+    """Makes a folder this run's, or makes sure that it is.
+
+    Args:
+        folder: which.
+        run: `config`, `hyperparams`, `seeds` and `log_every`, in plain values.
+        loop: the run.
+        resume: as in `fit`.
+
+    Raises:
+        ConfigError: the folder is another run's, or not as `resume` says.
+    """
+    run = json.loads(json.dumps(run))  # as it comes back from a file
+    found = folder.read_run()
+    trained = folder.latest or 0
+    if found is None or (folder.latest is None and not resume):
+        folder.write_run({**run, "versions": versions(), "hardware": hardware()})
+        return
+    if resume is False:
+        raise ConfigError(
+            f"resume: got False, but {folder.path} holds a run of {trained} updates; choose "
+            "another folder (nothing was changed)"
+        )
+    old, new = (x["config"]["total_timesteps"] for x in (found, run))
+    config = {**found["config"], "total_timesteps": new} if old and new else found["config"]
+    # How many updates make a row follows from the length of the run, where it isn't given.
+    config = config | {"log_every": run["config"]["log_every"]}
+    parts = {name: found.get(name) for name in run} | {"config": config}
+    parts["log_every"] = run["log_every"]
+    differing = next(differences(parts, run), None)
+    if differing is not None:
+        raise ConfigError(
+            f"run_dir: {folder.path} holds another run: {differing}; choose another folder "
+            "(nothing was changed)"
+        )
+    if old != new and loop.schedules:
+        raise ConfigError(
+            f"total_timesteps: {folder.path} holds a run of {old} steps, got {new}; "
+            f"{' and '.join(loop.schedules)} follows the length of the run, so that a longer one "
+            "is another run: choose another folder (nothing was changed)"
+        )
+    _check_rows(folder, found.get("log_every", 1), trained, loop)
+    if trained > loop.num_updates:
+        raise ConfigError(
+            f"total_timesteps: got {new}, but {folder.path} has been trained for "
+            f"{trained * loop.steps_per_update} steps already (nothing was changed)"
+        )
+    now = versions()
+    changed = {n: (x, now[n]) for n, x in found["versions"].items() if now.get(n) != x}
+    if changed:
+        warnings.warn(
+            f"{folder.path} was trained with other versions, so that the rest may differ in the "
+            f"last digits from what it would have been: {changed}",
+            stacklevel=3,
+        )
+    if old != new:
+        folder.write_run({**run, "versions": versions(), "hardware": hardware()})
+
+
+def _check_rows(folder: RunFolder, log_every: int, trained: int, loop: Loop) -> None:
+    """Raises ConfigError where the rows of metrics that are there don't fit those to come."""
+    if log_every != loop.log_every:
+        raise ConfigError(
+            f"log_every: {folder.path} has a row of metrics every {log_every} updates, got "
+            f"{loop.log_every}; say log_every={log_every} (nothing was changed)"
+        )
+    if trained % log_every and trained < loop.num_updates:
+        raise ConfigError(
+            f"total_timesteps: {folder.path} has ended after {trained} updates, within a row of "
+            f"metrics (log_every={log_every}), so that it can't be made longer: choose another "
+            "folder (nothing was changed)"
+        )
+
+
+def hardware() -> str:
+    """What a run was made on."""
+    found = jax.devices()
+    return f"{len(found)} x {found[0].device_kind}, {os.cpu_count()} CPU cores"

@@ -1,0 +1,91 @@
+"""What `fit` tells after every chunk, and its numbers by name."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from purerl.experience.metrics import Metrics
+
+
+class Report(NamedTuple):
+    """What is told after every chunk.
+
+    Attributes:
+        start, stop: the updates that were made, from `start` up to `stop`.
+        num_updates: how many make the run.
+        steps_per_update: environment steps in each, of each seed.
+        metrics: `Metrics` of numpy arrays, `[n]` or `[S, n]`, n rows.
+        seconds: of training so far, in this process.
+        compile_seconds: what compiling took.
+        seeds: the seeds; `(0,)` where none were given, and the metrics have no axis for them.
+        log_every: updates in each row; the run's last one may be of fewer.
+    """
+
+    start: int
+    stop: int
+    num_updates: int
+    steps_per_update: int
+    metrics: Metrics
+    seconds: float
+    compile_seconds: float
+    seeds: tuple[int, ...] = (0,)
+    log_every: int = 1
+
+    @property
+    def num_rows(self) -> int:
+        """n, how many rows are reported."""
+        return -(-(self.stop - self.start) // self.log_every)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The metrics as columns `[S or 1, n or 1]` by name, in the order of a table.
+
+        `update` and `timesteps` are those at each row's end.
+        """
+        ends = self.start + self.log_every * np.arange(1, self.num_rows + 1, dtype=np.int64)
+        update = np.minimum(ends, self.stop)[None, :]
+        columns = {
+            "seed": np.array(self.seeds, np.int64)[:, None],
+            "update": update,
+            "timesteps": update * self.steps_per_update,
+            "seconds": np.full((1, 1), self.seconds),
+        }
+        return columns | by_name(self.metrics)
+
+
+def by_name(metrics: Metrics) -> dict[str, np.ndarray]:
+    """Each metric `[S, n]` by its name, also where the run has no axis of seeds."""
+    named = {name: x for name, x in metrics._asdict().items() if name not in ("losses", "eval")}
+    named |= metrics.losses
+    if metrics.eval is not None:
+        parts = metrics.eval._asdict().items()
+        named |= {f"eval_{name.removeprefix('episode_')}": x for name, x in parts}
+    return {name: np.atleast_2d(np.asarray(x)) for name, x in named.items()}
+
+
+def means(report: Report) -> dict[str, np.ndarray]:
+    """Each metric of a report as one number a seed, `[S]`.
+
+    Each episode counts once; minima, maxima and counts are of all updates; an evaluation is the
+    last one. NaN where nothing is known.
+    """
+    table = by_name(report.metrics)
+    episodes = table["num_episodes"]
+    reduced = {}
+    for name, x in table.items():
+        known = np.isfinite(x)
+        there = known.any(axis=1)
+        if name.startswith("eval_"):
+            last = x.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
+            reduced[name] = np.where(there, x[np.arange(len(x)), last], np.nan)
+        elif name in ("num_episodes", "nonfinite_updates"):
+            reduced[name] = x.sum(axis=1)
+        elif name.endswith(("_min", "_max")):
+            end = np.inf if name.endswith("_min") else -np.inf
+            reduce = np.min if name.endswith("_min") else np.max
+            reduced[name] = np.where(there, reduce(np.where(known, x, end), axis=1), np.nan)
+        else:
+            weight = known * (episodes if name.startswith("episode_") else 1)
+            total = np.sum(np.where(known, x, 0.0) * weight, axis=1, dtype=np.float64)
+            count = weight.sum(axis=1)
+            reduced[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return reduced

@@ -1,0 +1,243 @@
+"""Where a run's metrics go: a sink is a callable of a `Report`, and a user's own is as good."""
+
+import contextlib
+import csv
+import io
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from purerl.records.errors import ConfigError, RunError
+from purerl.records.fields import check_path
+from purerl.records.files import DAMAGED, open_file, reason, write_whole
+from purerl.runs.report import Report, means
+
+Sink = Callable[[Report], None]
+# Seeds that TensorBoard and W&B show one by one; of more there is the band alone.
+SHOWN_SEEDS = 16
+
+
+def list_sinks(sinks: Any) -> list[Sink]:
+    """None, one or several as a list. Raises ConfigError for what can't be called."""
+    listed = list(sinks) if isinstance(sinks, (list, tuple)) else [] if sinks is None else [sinks]
+    for sink in listed:
+        if not callable(sink):
+            raise ConfigError(f"callback: got {sink!r}, expected a function of a Report")
+    return listed
+
+
+class csv_sink:  # noqa: N801 - called as a function
+    """Writes a row an update and seed into a CSV file, its columns' names in the first line.
+
+    A run that goes on from a checkpoint takes back the rows that lie after it. What is not known is
+    empty, such as the return of an update in which no episode ended.
+
+    Args:
+        path: the file.
+
+    Raises:
+        RunError: from the call, where it can't be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = check_path("path", path)
+        self.changed = False  # by somebody else, since it was begun
+        self._begun = False
+        self._size = 0
+        self._before = 0.0  # seconds that earlier processes took
+        self._last = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of training, in all."""
+        return self._before + self._last
+
+    def __call__(self, report: Report) -> None:
+        try:
+            columns = report.columns()
+            if not self._begun:
+                self._begin(report.start, list(columns))
+            report_seconds = np.linspace(self._last, report.seconds, report.num_rows + 1)[1:]
+            columns["seconds"] = np.round(self._before + report_seconds, 4)[None, :]
+            self._last = report.seconds
+            with self.path.open("a", newline="") as file:
+                size = os.fstat(file.fileno()).st_size
+                self.changed |= size != self._size
+                if not size:  # somebody has removed it
+                    file.write(",".join(columns) + "\n")
+                file.write(_lines(columns, len(report.seeds), report.num_rows))
+                file.flush()
+                self._size = os.fstat(file.fileno()).st_size
+        except DAMAGED as error:
+            raise RunError(f"can't write metrics into {self.path}: {reason(error)}") from error
+
+    def restore(self, reports: Iterable[Report], seconds: float = 0.0) -> None:
+        """Makes the file that of some updates, and of no others, whatever it held before.
+
+        Only the clock's time isn't in the reports. It stays where the file still has it, and is
+        empty where it hasn't.
+
+        Args:
+            reports: of the updates from the first one on, in order.
+            seconds: that they took, where the file doesn't say.
+
+        Raises:
+            RunError: it can't be written.
+        """
+        known = self._known_seconds()
+        parts: list[str] = []
+        stop = 0
+        for report in reports:
+            columns = report.columns()
+            if not parts:
+                parts.append(",".join(columns) + "\n")
+            updates = columns["update"][0].tolist()
+            columns["seconds"] = np.array([[known.get(update, "") for update in updates]])
+            parts.append(_lines(columns, len(report.seeds), report.num_rows))
+            stop = report.stop
+        if not self._begun:
+            last = max((float(x) for update, x in known.items() if update <= stop), default=0.0)
+            self._before = max(last, seconds)
+        text = "".join(parts).encode()
+        try:
+            if not self.path.exists() or self._content() != text:
+                write_whole(self.path, lambda file: file.write(text))
+        except OSError as error:
+            raise RunError(f"can't write metrics into {self.path}: {reason(error)}") from error
+        self._begun, self._size, self.changed = True, len(text), False
+
+    def _content(self) -> bytes:
+        with open_file(self.path) as file:
+            return file.read()
+
+    def _known_seconds(self) -> dict[int, str]:
+        """The seconds up to each update, as far as the file can be read."""
+        known: dict[int, str] = {}
+        with contextlib.suppress(OSError, ValueError, csv.Error):
+            lines = self._content().decode().splitlines()
+            rows = csv.reader(lines)
+            names = next(rows, [])
+            at, seconds = names.index("update"), names.index("seconds")
+            for row in rows:
+                with contextlib.suppress(ValueError):
+                    if len(row) == len(names) and math.isfinite(float(row[seconds])):
+                        known[int(row[at])] = row[seconds]
+        return known
+
+    def _begin(self, start: int, names: list[str]) -> None:
+        """Makes the file end with the update that the run goes on from."""
+        kept: list[list[str]] = []
+        if start and self.path.exists():
+            rows = list(csv.reader(self._content().decode().splitlines()))
+            if rows and rows[0] == names:
+                at, seconds = names.index("update"), names.index("seconds")
+                whole = (row for row in rows[1:] if len(row) == len(names))
+                kept = [row for row in whole if int(row[at]) <= start]
+                self._before = float(kept[-1][seconds]) if kept else 0.0
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([names, *kept])
+        data = text.getvalue().encode()
+        write_whole(self.path, lambda file: file.write(data))
+        self._begun, self._size = True, len(data)
+
+
+def _lines(columns: dict[str, np.ndarray], num_seeds: int, num_rows: int) -> str:
+    """Rows by update, then by seed, of columns `[S or 1, n or 1]`."""
+    words = []
+    for column in columns.values():
+        # float32 in its own shortest digits; numpy does it for all at once.
+        text = np.broadcast_to(column, (num_seeds, num_rows)).T.reshape(-1).astype(str)
+        words.append(np.where(text == "nan", "", text).tolist())
+    return "".join(",".join(row) + "\n" for row in zip(*words, strict=True))
+
+
+class tensorboard_sink:  # noqa: N801
+    """Writes TensorBoard events: each seed a run of its own, and the mean and range over all.
+
+    A point a report. Of more than 16 seeds there are mean and range only.
+
+    Args:
+        folder: for the events.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = check_path("folder", folder)
+        self._writers: dict[str, Any] = {}
+
+    def __call__(self, report: Report) -> None:
+        step = report.stop * report.steps_per_update
+        try:
+            for series, values in _series(report).items():
+                writer = self._writer(series, report.start * report.steps_per_update)
+                for name, value in values.items():
+                    writer.add_scalar(name, value, step)
+                writer.flush()
+        except OSError as error:
+            raise RunError(f"can't write events into {self.folder}: {reason(error)}") from error
+
+    def _writer(self, series: str, start: int) -> Any:
+        if series not in self._writers:
+            from tensorboardX import SummaryWriter
+
+            # What lies after the point that training starts from is of a process that died.
+            self._writers[series] = SummaryWriter(str(self.folder / series), purge_step=start + 1)
+        return self._writers[series]
+
+    def close(self) -> None:
+        """Closes the files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers = {}
+
+
+class wandb_sink:  # noqa: N801
+    """Logs to Weights & Biases, a point a report; `WANDB_MODE=offline` needs no account.
+
+    Args:
+        **options: for `wandb.init`, such as `project="purerl"` or `id=...` with `resume="allow"`.
+
+    Raises:
+        ConfigError: wandb isn't installed.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError("wandb: isn't installed: pip install 'purerl[wandb]'") from None
+        self._run = wandb.init(**options)
+
+    def __call__(self, report: Report) -> None:
+        values = {
+            f"{series}/{name}": value
+            for series, values in _series(report).items()
+            for name, value in values.items()
+        }
+        values["timesteps"] = report.stop * report.steps_per_update
+        self._run.log(values)
+
+    def close(self) -> None:
+        """Ends the W&B run."""
+        self._run.finish()
+
+
+def _series(report: Report) -> dict[str, dict[str, float]]:
+    """The report's means by series and name: of each seed, and mean, low and high over them."""
+    table = means(report)  # [S] each
+    series: dict[str, dict[str, float]] = {}
+    if len(report.seeds) <= SHOWN_SEEDS:
+        for i, seed in enumerate(report.seeds):
+            series[f"seed-{seed}"] = {name: float(x[i]) for name, x in table.items()}
+    if len(report.seeds) > 1:
+        for name, reduce in (("mean", np.mean), ("low", np.min), ("high", np.max)):
+            series[name] = {
+                n: float(reduce(x[np.isfinite(x)]))
+                for n, x in table.items()
+                if np.any(np.isfinite(x))
+            }
+    return {
+        name: {n: x for n, x in values.items() if np.isfinite(x)} for name, values in series.items()
+    }

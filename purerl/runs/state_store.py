@@ -1,0 +1,249 @@
+"""A state on disk: its arrays by orbax, and beside them a digest of each.
+
+    state/              the arrays
+    about/host-0.json   what the state is, and a digest of each part of each array; of several hosts
+                        each writes the digests of the parts that it writes
+
+Orbax and the formats under it have checksums of their own indexes, not of the arrays. Here every
+bit of every array is covered: the digest is taken of the memory that is to be saved, and compared
+with that of the memory into which it was read. Parts are what lies on one device (a replicated
+array is one part), so that no host has to see the arrays of another.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import gc
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from purerl.records.files import by_path, digest, read_text, reason, sealed, unsealed, write_whole
+from purerl.sweeps.slices import is_key
+
+PyTree = Any
+ABOUT, STATE = "about", "state"
+# What a folder is called before it is complete: NAME + this.
+PARTIAL = ".orbax-checkpoint-tmp"
+
+
+class DamageError(ValueError):
+    """What is on disk isn't what was written: says why."""
+
+
+class Writer:
+    """Writes states in the background, one after the other."""
+
+    def __init__(self) -> None:
+        self._checkpointer: ocp.AsyncCheckpointer | None = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing: concurrent.futures.Future | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a state is still being written."""
+        return self._writing is not None and not self._writing.done()
+
+    def start(self, path: Path, state: PyTree, about: Mapping[str, Any]) -> None:
+        """Begins to write a state into a new folder, which is there whole or not at all.
+
+        Args:
+            path: the folder.
+            state: arrays, which stay as they are until all is written.
+            about: plain values that are kept with it.
+        """
+        self.wait()
+        leaves = by_path(state)
+        about = {**about, "state": shapes(leaves), "hosts": jax.process_count()}
+        args: dict[str, Any] = {}
+        arrays = {name: x for name, x in leaves.items() if x.size}  # orbax takes no empty ones
+        if arrays:
+            args[STATE] = ocp.args.StandardSave(arrays)
+        args[ABOUT] = _DigestArgs(about, arrays)
+        if self._checkpointer is None:
+            self._checkpointer = _checkpointer()
+        self._checkpointer.save(path, args=ocp.args.Composite(**args))
+        self._writing = self._pool.submit(self._checkpointer.wait_until_finished)
+
+    def wait(self) -> None:
+        """Comes back when all is written; raises what hindered it."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Waits, whatever comes of it."""
+        with contextlib.suppress(Exception):
+            self.wait()
+        with contextlib.suppress(Exception):
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+        self._pool.shutdown()
+
+
+def _checkpointer() -> ocp.AsyncCheckpointer:
+    options = ocp.AsyncOptions(create_directories_asynchronously=False)
+    composite = ocp.CompositeOptions(async_options=options)
+    handler = ocp.CompositeCheckpointHandler(composite_options=composite)
+    return ocp.AsyncCheckpointer(handler, async_options=options)
+
+
+def shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """The leaves' dtypes and shapes in words."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
+
+
+def read_about(path: Path, host: int = 0) -> dict[str, Any]:
+    """What `Writer.start` was given as `about`, and with it:
+
+        state    the arrays' dtypes and shapes
+        hosts    how many wrote it
+        digests  of the arrays' parts that this host wrote
+
+    Raises:
+        DamageError: it can't be read.
+    """
+    file = path / ABOUT / f"host-{host}.json"
+    try:
+        return unsealed(read_text(file))
+    except (OSError, ValueError) as error:
+        raise DamageError(f"{ABOUT}/{file.name}: {reason(error)}") from None
+
+
+def read_state(path: Path, like: PyTree) -> PyTree:
+    """A state that was written, bit for bit.
+
+    Args:
+        path: its folder.
+        like: the shapes that `read_about` gives, and where the arrays are to lie.
+
+    Raises:
+        DamageError: it can't be read, or a bit of it isn't as it was.
+    """
+    wanted = by_path(like)
+    digests = _digests(path)
+    leaves = {name: _empty(x) for name, x in wanted.items() if not x.size}
+    arrays = {name: x for name, x in wanted.items() if x.size}
+    damage = None
+    with _silent():
+        try:
+            if arrays:
+                reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
+                leaves |= reader.restore(path / STATE, args=ocp.args.StandardRestore(arrays))
+        except Exception as error:  # orbax and its readers raise of every kind
+            damage = f"{type(error).__name__}: {reason(error)}"
+        for _ in range(5 if damage else 0):  # the readers of the other arrays come to an end
+            gc.collect()
+            time.sleep(0.1)
+    if damage is not None:
+        raise DamageError(damage)
+    for name, x in arrays.items():
+        if (leaves[name].dtype, leaves[name].shape) != (x.dtype, x.shape):  # as of keys, which it
+            raise DamageError(f"{name} is no {x.dtype}{list(x.shape)}")  # knows from another file
+        for part, host_array in _parts(leaves[name], written_here=False):
+            if digests.get(name, {}).get(part) != digest(host_array):
+                raise DamageError(f"{name} doesn't match its checksum")
+    return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in wanted])
+
+
+def _digests(path: Path) -> dict[str, dict[str, str]]:
+    """Of all parts, by name and part."""
+    first = read_about(path)
+    found = first["digests"]
+    for host in range(1, first["hosts"]):
+        for name, parts in read_about(path, host)["digests"].items():
+            found.setdefault(name, {}).update(parts)
+    return found
+
+
+def _parts(x: jax.Array, *, written_here: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """An array's parts on the devices of this host, by where in the array they lie.
+
+    Args:
+        x: it; of keys their data are taken.
+        written_here: only those that this host writes.
+    """
+    array = jax.random.key_data(x) if is_key(x) else jnp.asarray(x)
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0 or not written_here:
+            ranges = zip(shard.index, array.shape, strict=True)
+            bounds = (cut.indices(size)[:2] for cut, size in ranges)
+            yield ",".join(f"{low}:{high}" for low, high in bounds), np.asarray(shard.data)
+
+
+def _empty(like: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array without elements, also where several hosts hold it."""
+    zeros = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding)
+    return zeros()
+
+
+class _DigestHandler(ocp.AsyncCheckpointHandler):
+    """Has orbax write the digests while it writes the arrays, into the same folder."""
+
+    async def async_save(self, directory: Any, args: Any) -> list[concurrent.futures.Future]:
+        """Takes hold of the memory, and leaves the rest to another thread."""
+        for x in args.leaves.values():  # all begin before the first is waited for
+            if not is_key(x) and isinstance(x, jax.Array):
+                x.copy_to_host_async()
+        parts = {name: dict(_parts(x, written_here=True)) for name, x in args.leaves.items()}
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        written = pool.submit(_write_digests, Path(os.fspath(directory)), args.about, parts)
+        pool.shutdown(wait=False)
+        return [written]
+
+    def save(self, directory: Any, args: Any) -> None:
+        """As the class above wants it; nothing calls it."""
+        raise NotImplementedError
+
+    def restore(self, directory: Any, args: Any = None) -> None:
+        """As the class above wants it; `read_about` reads."""
+        raise NotImplementedError
+
+
+@ocp.args.register_with_handler(_DigestHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _DigestArgs(ocp.args.CheckpointArgs):
+    about: Mapping[str, Any]
+    leaves: Mapping[str, jax.Array]
+
+
+def _write_digests(
+    directory: Path, about: Mapping[str, Any], parts: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    digests = {
+        name: {part: digest(x) for part, x in of_leaf.items()} for name, of_leaf in parts.items()
+    }
+    # Each host has the whole description, of which that of the first is read.
+    text = json.dumps(sealed({**about, "digests": digests}))
+    file = directory / f"host-{jax.process_index()}.json"
+    write_whole(file, lambda opened: opened.write(text.encode()))
+
+
+def _no_reader(record: logging.LogRecord) -> bool:
+    """Whether a message of asyncio isn't of a reader that failed beside the one that was told."""
+    return "tensorstore" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps from the terminal what nobody waits for: where one array can't be read, the readers of
+    the others find the loop closed that they report to."""
+    logging.getLogger("asyncio").addFilter(_no_reader)  # for good: some end later
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    finally:
+        sys.unraisablehook = hook

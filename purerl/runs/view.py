@@ -1,0 +1,323 @@
+"""What a folder of a run or a sweep has to show, read without a lock and without changing it: also
+while training goes on there, and after a kill."""
+
+import json
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from purerl.training.config import TrainConfig
+from purerl.records.errors import ConfigError, RunError
+from purerl.records.files import DAMAGED, checked, read_text, reason
+from purerl.training.describe import describe, differences
+from purerl.records.folders import list_checkpoints
+from purerl.deploy.policy_file import load_policy
+from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY, curves_about
+from purerl.training.policy import Policy
+
+RUN, SWEEP, BEST = "run.json", "sweep.json", "best"
+# What reading a file of text may raise, damaged or another's.
+UNREADABLE = (*DAMAGED, RecursionError)
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """A JSON object from a file; None where there is no such file.
+
+    Raises:
+        RunError: it can't be read, or isn't one.
+    """
+    try:
+        plain = json.loads(read_text(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UNREADABLE as error:
+        raise RunError(f"{file} is damaged: {reason(error)}") from None
+    if not isinstance(plain, dict):
+        raise RunError(f"{file} is damaged: got a {type(plain).__name__}, expected an object")
+    try:
+        return checked(plain)
+    except ValueError as error:
+        raise RunError(f"{file} is damaged: {reason(error)}") from None
+
+
+def read_toml(file: str | os.PathLike[str]) -> dict[str, Any]:
+    """A config file's fields; the word "none" is None, for which TOML has none.
+
+    Raises:
+        ValueError: it isn't TOML; the message says so.
+        OSError: it can't be read.
+    """
+    try:
+        return _with_none(tomllib.loads(read_text(file)))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{os.fspath(file)} is no TOML file: {reason(error)}") from None
+
+
+def _with_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_none(x) for name, x in value.items()}
+    return None if value == "none" else value
+
+
+def is_code(env: Any) -> bool:
+    """Whether an environment's name stands for code that would be imported: `module:name`. A file
+    may come from anywhere, so that such a name counts only where the user gives it too."""
+    return isinstance(env, str) and ":" in env
+
+
+class RunView:
+    """A run's folder to be read; of a sweep's, its best combination as a run.
+
+    Args:
+        path: the folder.
+
+    Attributes:
+        folder: where the run's files are.
+        agent, env: what they are called.
+        label: what the sweep's best combination is; "" of a run.
+
+    Raises:
+        RunError: from everything: it is no run's folder, something is missing (and how it is to be
+            had), or a file is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = self.folder = Path(path).expanduser()
+        self.label = ""
+        swept = read_json(self.path / SWEEP)
+        if swept is not None:
+            self.folder = self.path / BEST
+        self._summary = read_json(self.folder / SUMMARY)
+        if swept is not None and self._summary is None:
+            raise RunError(
+                f"{self.path} holds a sweep without a best agent: it isn't finished (the same "
+                "sweep with the same folder goes on), or no episode of it has ended"
+            )
+        self._run = read_json(self.folder / RUN)
+        if self._summary is None and self._run is None:
+            there = f"it has neither {SUMMARY} nor {RUN}"
+            if not self.path.is_dir():
+                there = "it is a file" if self.path.exists() else "there is no such folder"
+            raise RunError(f"{self.path} is no run's folder: {there}")
+        if self._summary is not None:
+            self.agent = self._known("agent", str)
+            self.env = self._known("env", str)
+        else:
+            config = self._described("config", dict)
+            agent, env = config.get("agent"), config.get("env")
+            known = isinstance(agent, dict) and isinstance(env, dict)
+            self.agent, self.env = (agent.get("class"), env.get("env")) if known else (None, None)
+            if not (isinstance(self.agent, str) and isinstance(self.env, str)):
+                raise RunError(f"{self.folder / RUN} is damaged: its agent and env are unknown")
+        if swept is not None:
+            values = self._known("best", dict).items()
+            shown = (f"{x:.4g}" if isinstance(x, float) else str(x) for _, x in values)
+            self.label = " ".join(f"{n}={x}" for (n, _), x in zip(values, shown, strict=True))
+
+    def _known(self, name: str, kind: type) -> Any:
+        """A value of the summary."""
+        assert self._summary is not None
+        if name not in self._summary:
+            raise RunError(f"{self.folder / SUMMARY} is damaged: it has no {name!r}")
+        return _checked(self.folder / SUMMARY, name, self._summary[name], kind)
+
+    def _described(self, name: str, kind: type | tuple[type, ...]) -> Any:
+        """A value of the run's description."""
+        if self._run is None:
+            raise RunError(f"{self.folder} is no run's folder: it has no {RUN}")
+        return _checked(self.folder / RUN, name, self._run.get(name), kind)
+
+    @property
+    def name(self) -> str:
+        """What its curve is called in a legend."""
+        return f"{self.agent} on {self.env}" + (f", best: {self.label}" if self.label else "")
+
+    @property
+    def given_seeds(self) -> list[int] | None:
+        """The seeds as `fit` was given them; None for one agent without an axis."""
+        seeds = self._described("seeds", (list, type(None)))
+        return seeds if seeds is None else _integers(self.folder / RUN, seeds)
+
+    @property
+    def total_timesteps(self) -> Any:
+        """As the run's config has them; None where episodes are counted."""
+        return self._described("config", dict).get("total_timesteps")
+
+    @property
+    def hyperparams(self) -> dict[str, Any]:
+        """As `fit` was given them."""
+        return self._described("hyperparams", dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, `[0]` where none were given."""
+        if self._summary is None:
+            return self.given_seeds or [0]
+        return _integers(self.folder / SUMMARY, self._known("seeds", list))
+
+    def read_config(self) -> dict[str, Any]:
+        """The config's plain values; its environment may be code that has to be named."""
+        try:
+            return read_toml(self.folder / CONFIG)
+        except FileNotFoundError:
+            raise RunError(f"{self.folder} has no {CONFIG}") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.folder / CONFIG} is damaged: {reason(error)}") from None
+
+    def check_curves(
+        self, seeds: np.ndarray, timesteps: np.ndarray, returns: np.ndarray, episodes: np.ndarray
+    ) -> None:
+        """Compares a table of metrics with what the run's end, or an interrupt, has noted of it.
+
+        Args:
+            seeds: `[S]`.
+            timesteps: `[U]`, with the updates since then.
+            returns, episodes: `[S, U]`.
+
+        Raises:
+            ValueError: rows are missing, or numbers are others.
+        """
+        noted = None if self._summary is None else self._summary.get("curves")
+        newest, reached = self._newest_checkpoint(), self._reached()
+        if not isinstance(noted, dict) or (newest is not None and newest < reached):
+            return  # training has gone back to an older checkpoint, and will write the rows again
+        rows = noted.get("rows")
+        if type(rows) is not int or rows > len(timesteps):
+            raise ValueError(f"it has {len(timesteps)} rows of each seed, expected {rows}")
+        found = curves_about(seeds, timesteps[:rows], returns[:, :rows], episodes[:, :rows])
+        if found != noted:
+            raise ValueError("its numbers are not those that training has written")
+
+    def playing_limits(self) -> tuple[int | None, int]:
+        """The time limit and the frame skip of the run. Of the files with them it takes the one
+        that isn't there to be edited."""
+        plain = self.read_config() if self._run is None else self._described("config", dict)
+        limit, skip = plain.get("max_episode_steps"), plain.get("skip_frames", 1)
+        if not all(type(x) is int and x >= 1 for x in (1 if limit is None else limit, skip)):
+            raise RunError(
+                f"{self.folder} is damaged: its skip_frames is {skip!r:.80}, its max_episode_steps "
+                f"{limit!r:.80}"
+            )
+        return limit, skip
+
+    def final_returns(self) -> list[float | None]:
+        """Of each seed; None where no episode ended in the last tenth of the updates."""
+        if self._summary is not None and not self._stale():
+            returns = self._known("final_return", dict).get("by_seed")
+            seeds = self.seeds
+            known = isinstance(returns, list) and len(returns) == len(seeds)
+            if not (known and all(isinstance(x, (float, int, type(None))) for x in returns)):
+                raise RunError(f"{self.folder / SUMMARY} is damaged: 'by_seed' is not of its seeds")
+            return returns
+        from purerl.plots.curves import curves_of  # which reads through this module
+
+        if not (self.folder / METRICS).exists():
+            return [None] * len(self.seeds)
+        return [float(x) if x == x else None for x in curves_of(self).final_returns]
+
+    def best_seed(self) -> int:
+        """The seed with the highest final return; the first where none is known."""
+        returns = self.final_returns()
+        known = [(x, -i) for i, x in enumerate(returns) if x is not None]
+        return self.seeds[-max(known)[1] if known else 0]
+
+    def policies(self, seeds: Sequence[int], env: str | None = None) -> dict[int, Policy]:
+        """A policy for each seed: of the files that the run's end has left, or, of a run that goes
+        on or was killed, out of its newest checkpoint.
+
+        Args:
+            seeds: some of the run's.
+            env: the training environment where it is the user's code, as `module:name`.
+        """
+        files = [self.folder / POLICIES / f"seed-{seed}.policy" for seed in seeds]
+        if not self._stale() and all(file.exists() for file in files):
+            return dict(zip(seeds, map(load_policy, files), strict=True))
+        newest = self._newest_checkpoint()
+        if newest is None:
+            raise RunError(
+                f"{self.folder} has no policies and no checkpoint yet: purerl resume {self.folder} "
+                "trains and writes them"
+            )
+        try:
+            found = self._from_checkpoint(env)
+        except RunError:
+            if self._newest_checkpoint() == newest:
+                raise
+            found = self._from_checkpoint(env)  # who trains there has removed it meanwhile
+        return {seed: found[seed] for seed in seeds}
+
+    def _newest_checkpoint(self) -> int | None:
+        try:
+            return max(list_checkpoints(self.folder), default=None)
+        except OSError:
+            return None
+
+    def _stale(self) -> bool:
+        """Whether training has come further than what its end, or an interrupt, has written."""
+        return self._summary is None or (self._newest_checkpoint() or 0) > self._reached()
+
+    def _reached(self) -> int:
+        """The update that the summary and the policies are of."""
+        summary = self._summary or {}
+        reached = summary.get("reached_update", summary.get("num_updates"))
+        return reached if type(reached) is int else 0
+
+    def _config(self, env: str | None) -> TrainConfig:
+        """The very config that is trained here."""
+        mapping = self.read_config()
+        named = mapping.get("env")
+        given = named is None or is_code(named)
+        if given and env is None:
+            raise ConfigError(
+                "--env: missing, since no name makes the run's environment: give yours, as --env "
+                "module:name"
+                if named is None
+                else f"--env: expected --env {named}, whose code is yours"
+            )
+        config = TrainConfig.from_mapping({**mapping, "env": env} if given else mapping)
+        there, here = self._described("config", dict), json.loads(json.dumps(describe(config)))
+        # A run may be made longer; what its environment is called is the user's to say.
+        same = ["total_timesteps", *(["env"] if given else [])]
+        differing = next(differences(there, here | {n: there.get(n) for n in same}), None)
+        if differing is not None:
+            raise RunError(
+                f"{self.folder} has no policies yet, and what it trains isn't all in its {CONFIG} "
+                f"({differing}): the program that began it has to end it"
+            )
+        return config
+
+    def _from_checkpoint(self, env: str | None) -> dict[int, Policy]:
+        # Imported late, with orbax: only those who need it wait for it.
+        from purerl.runs.checkpoint import RunFolder
+        from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
+
+        config, seeds = self._config(env), self.given_seeds
+        keys, _ = seed_keys(seeds)
+        values = hyperparam_arrays(config, self.hyperparams, None if seeds is None else len(seeds))
+        program: Any = Program(config, keys, values)
+        with RunFolder(self.folder, keep=1, read_only=True) as opened:
+            opened.read_run()
+            latest = opened.latest
+            if latest is None:
+                raise RunError(f"{self.folder} has no complete checkpoint")
+            state = opened.restore(latest, program.state_like)
+        out = program.output(state, None)  # a policy is made without metrics
+        if seeds is None:
+            return {0: out.policy}
+        return {seed: out.member(i).policy for i, seed in enumerate(seeds)}
+
+
+def _checked(file: Path, name: str, value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise RunError(f"{file} is damaged: {name} is {str(value)[:80]!r}")
+    return value
+
+
+def _integers(file: Path, seeds: list[Any]) -> list[int]:
+    if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
+        raise RunError(f"{file} is damaged: seeds is {str(seeds)[:80]!r}")
+    return seeds

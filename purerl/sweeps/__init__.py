@@ -1,0 +1,1 @@
+"""Seeds times hyperparameters, over devices."""

@@ -1,0 +1,84 @@
+"""The best combination of a sweep, written as the folder of a run."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purerl.deploy.policy_file import save_policy
+from purerl.records.errors import ConfigError, RunError
+from purerl.records.files import reason, sealed, write_whole
+from purerl.runs.folder import (
+    CONFIG,
+    METRICS,
+    POLICIES,
+    SUMMARY,
+    config_text,
+    curves_of_output,
+    summarize,
+    updates_gone_through,
+)
+from purerl.runs.report import Report
+from purerl.runs.sinks import csv_sink
+from purerl.runs.view import BEST
+from purerl.sweeps.result import SweepResult
+from purerl.training.config import TrainConfig, to_plain
+from purerl.training.describe import describe, versions
+
+
+def write_best(result: SweepResult, run_dir: Path) -> None:
+    """Writes the combination with the highest mean return, all its seeds, into `run_dir/best`:
+    config, metrics, summary and policies, for `read_run` and the command to read.
+
+    What can't be written is a warning: the sweep is done, and its slices are saved.
+
+    Args:
+        result: of the whole sweep. Where no episode of it has ended, nothing is written.
+        run_dir: the sweep's folder.
+    """
+    if not result.has_returns:
+        return
+    best, seeds = result.best(), result.plan.seeds
+    first = best.member // len(seeds) * len(seeds)
+    outs: list[Any] = [result.member(first + i) for i in range(len(seeds))]
+    try:
+        _write(run_dir / BEST, result.config(first), seeds, outs, best.hyperparams)
+    except (ConfigError, RunError, OSError) as error:
+        warnings.warn(f"the sweep's best agent isn't in {run_dir}: {reason(error)}", stacklevel=3)
+
+
+def _write(
+    folder: Path,
+    config: TrainConfig,
+    seeds: tuple[int, ...],
+    outs: list[Any],
+    values: dict[str, Any],
+) -> None:
+    (folder / POLICIES).mkdir(parents=True, exist_ok=True)
+    for seed, out in zip(seeds, outs, strict=True):
+        save_policy(out.policy, folder / POLICIES / f"seed-{seed}.policy")
+    metrics: Any = jax.tree.map(lambda *xs: np.stack(xs), *(out.metrics for out in outs))
+    num_updates = np.array([int(out.state.num_updates) for out in outs])
+    state = outs[0].state._replace(num_updates=num_updates)
+    whole = outs[0].replace(metrics=metrics, state=state)
+    stop, steps = updates_gone_through(whole), whole.steps_per_update
+    # How long a member alone would have taken isn't known.
+    took = (np.nan, np.nan)
+    report = Report(0, stop, stop, steps, metrics, *took, seeds, whole.log_every)
+    csv_sink(folder / METRICS)(report)
+    left: list[str] = []
+    text = config_text(to_plain(config, left))
+    if left:
+        text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
+    _write_text(folder / CONFIG, text)
+    about = {"seeds": list(seeds), "finished": True, "best": describe(values)}
+    about["curves"] = curves_of_output(seeds, whole)
+    summary = summarize(config, whole) | about | {"versions": versions()}
+    _write_text(folder / SUMMARY, json.dumps(sealed(summary), indent=2) + "\n")
+
+
+def _write_text(file: Path, text: str) -> None:
+    write_whole(file, lambda opened: opened.write(text.encode()))

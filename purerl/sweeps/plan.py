@@ -1,0 +1,254 @@
+"""What a sweep is made of: distributions to draw from, and the plan of its members."""
+
+import dataclasses
+import itertools
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from purerl.records.errors import ConfigError, shown, suggest
+from purerl.records.fields import check_key, check_value, field_names
+from purerl.training.config import TrainConfig
+from purerl.training.train import list_seeds, list_values
+
+Values = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Floats between two bounds, all equally likely.
+
+    Attributes:
+        low, high: the bounds.
+
+    Raises:
+        ConfigError: the bounds are not finite, or not in this order.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        name, bounds = type(self).__name__, (self.low, self.high)
+        number = (int, float, np.integer, np.floating)
+        if any(isinstance(x, bool) or not isinstance(x, number) for x in bounds):
+            raise ConfigError(f"{name}: got {shown(bounds)}, expected two floats")
+        if any(abs(x) > float(np.finfo(np.float32).max) for x in bounds):
+            raise ConfigError(f"{name}: got {shown(bounds)}, expected finite bounds")
+        if not (all(map(math.isfinite, bounds)) and self.low < self.high):
+            raise ConfigError(f"{name}: got {bounds}, expected finite bounds, low < high")
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
+        """That many values."""
+        return rng.uniform(self.low, self.high, count).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class LogUniform(Uniform):
+    """Floats between two positive bounds, their logarithms all equally likely."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low <= 0:
+            raise ConfigError(f"LogUniform: got {(self.low, self.high)}, expected low > 0")
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
+        drawn = np.exp(rng.uniform(np.log(self.low), np.log(self.high), count))
+        return np.clip(drawn, self.low, self.high).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of a few values of any kind, all equally likely.
+
+    Raises:
+        ConfigError: there are none, or it isn't a sequence.
+    """
+
+    options: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(list_values("Choice", self.options)))
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
+        """That many values."""
+        return [self.options[i] for i in rng.integers(len(self.options), size=count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Members that one program trains: they differ in seeds and in float hyperparameters only.
+
+    Attributes:
+        config: theirs; of the hyperparameters that are mapped over it has no sensible value.
+        static: what tells this group from others, by name.
+        members: `[S]` int64, their places in the sweep.
+        keys: `[S, ...]` uint32, the data of a key each.
+        hyperparams: `[S]` float32 each, by name.
+    """
+
+    config: TrainConfig
+    static: Values
+    members: np.ndarray
+    keys: np.ndarray
+    hyperparams: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All members of a sweep: member i has combination `i // len(seeds)`, seed `i % len(seeds)`.
+
+    Attributes:
+        config: what all have in common.
+        names: what is swept.
+        combinations: values by name.
+        seeds: seed s trains with `jax.random.key(s)`.
+        groups: one for each program.
+    """
+
+    config: TrainConfig
+    names: tuple[str, ...]
+    combinations: tuple[Values, ...]
+    seeds: tuple[int, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def num_members(self) -> int:
+        """How many agents are trained."""
+        return len(self.combinations) * len(self.seeds)
+
+
+def make_plan(
+    config: TrainConfig | Mapping[str, Any],
+    seeds: int | Sequence[int],
+    grid: Mapping[str, Any] | None,
+    samples: Mapping[str, Any] | None,
+    num_samples: int | None,
+    key: jax.Array | None,
+) -> Plan:
+    """Lists a sweep's members, and checks them all; arguments and errors as in `sweep`."""
+    if not isinstance(config, TrainConfig):
+        config = TrainConfig.from_mapping(config)
+    if getattr(config, "num_devices", 1) not in (None, 1):
+        raise ConfigError(
+            "num_devices: a sweep lays whole members over the devices, leave it out of the config"
+        )
+    seeds = list_seeds(seeds)
+    points = _grid(grid)
+    draws = _draw(samples, num_samples, key)
+    names = [*points[0], *draws[0]]
+    for name in points[0]:
+        if name in draws[0]:
+            raise ConfigError(f"samples: {name!r} is in the grid too, expected in one of them")
+    combinations = [{**point, **draw} for draw in draws for point in points]
+    return Plan(
+        config, tuple(names), tuple(combinations), seeds, _groups(config, seeds, combinations)
+    )
+
+
+def _grid(grid: Mapping[str, Any] | None) -> list[Values]:
+    """Every point of it, the last name changing fastest."""
+    if grid is not None and not isinstance(grid, Mapping):
+        raise ConfigError(f"grid: got {shown(grid)}, expected a mapping of names to values")
+    for name in grid or {}:
+        if not isinstance(name, str):
+            raise ConfigError(f"grid: got the name {shown(name)}, expected names of fields")
+    axes = {name: list_values(f"grid[{name!r}]", values) for name, values in (grid or {}).items()}
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+
+
+def _draw(
+    samples: Mapping[str, Any] | None, num_samples: int | None, key: jax.Array | None
+) -> list[Values]:
+    """Drawn values; those of a name depend on the key and the name only, and more of them begin
+    with the fewer."""
+    if samples is None:
+        if num_samples is not None or key is not None:
+            raise ConfigError("num_samples, key: are for samples, expected samples as well")
+        return [{}]
+    if not isinstance(samples, Mapping) or not samples:
+        raise ConfigError(
+            f"samples: got {shown(samples)}, expected a mapping of names to distributions"
+        )
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+        raise ConfigError(f"num_samples: got {shown(num_samples)}, expected an integer >= 1")
+    for name, distribution in samples.items():
+        if not hasattr(distribution, "draw") or isinstance(distribution, type):
+            raise ConfigError(
+                f"samples[{name!r}]: got {shown(distribution)}, expected a distribution: "
+                "purerl.Uniform, purerl.LogUniform or purerl.Choice"
+            )
+    key = jax.random.key(0) if key is None else key
+    check_key(key)
+    entropy = np.asarray(jax.random.key_data(key)).tolist()
+    drawn = {
+        name: x.draw(np.random.default_rng([*entropy, zlib.crc32(name.encode())]), num_samples)
+        for name, x in samples.items()
+    }
+    return [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
+
+
+def _groups(
+    config: TrainConfig, seeds: tuple[int, ...], combinations: list[Values]
+) -> tuple[Group, ...]:
+    """Combinations put together by what fixes their program, and every one of them checked."""
+    groups: list[tuple[Values, TrainConfig, list[int]]] = []
+    for i, values in enumerate(combinations):
+        agent = values.get("agent", config.agent)
+        check_value(TrainConfig, "agent", agent)
+        # None is no number that could be mapped over: it fixes the program too.
+        traced = [n for n in field_names(type(agent), traced=True) if values.get(n) is not None]
+        static = {name: value for name, value in values.items() if name not in traced}
+        group = next((g for g in groups if _same(g[0], static)), None)
+        if group is None:
+            group = static, configure(config, values), []
+            groups.append(group)
+        group[1].agent.replace(**{name: values[name] for name in traced})
+        group[2].append(i)
+    num, keys = len(seeds), np.stack([jax.random.key_data(jax.random.key(s)) for s in seeds])
+    made = []
+    for static, own, indices in groups:
+        members = (np.array(indices)[:, None] * num + np.arange(num)).reshape(-1)
+        names = [name for name in combinations[indices[0]] if name not in static]
+        hyperparams = {
+            name: np.repeat(np.array([combinations[i][name] for i in indices], np.float32), num)
+            for name in names
+        }
+        made.append(Group(own, static, members, np.tile(keys, (len(indices), 1)), hyperparams))
+    return tuple(made)
+
+
+def _same(one: Values, other: Values) -> bool:
+    """Whether they are equal; numbers of different types aren't, True is not 1."""
+    return one.keys() == other.keys() and all(
+        type(one[name]) is type(other[name]) and bool(one[name] == other[name]) for name in one
+    )
+
+
+def check_names(agent: type, names: Iterable[str]) -> None:
+    """Raises a ConfigError where neither the config nor an agent of this type has such a field."""
+    of_config, known = field_names(TrainConfig), field_names(agent)
+    for name in names:
+        if name not in of_config and name not in known:
+            raise ConfigError(
+                f"sweep: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
+                f"{suggest(name, known + of_config)}"
+            )
+
+
+def configure(config: TrainConfig, values: Values) -> TrainConfig:
+    """The config with fields of its own, and of its agent, replaced.
+
+    Raises:
+        ConfigError: a name that neither of them has, or a value that can't be used.
+    """
+    of_config = field_names(TrainConfig)
+    changes = {name: value for name, value in values.items() if name in of_config}
+    agent = check_value(TrainConfig, "agent", changes.get("agent", config.agent))
+    check_names(type(agent), values)
+    agent = agent.replace(**{n: value for n, value in values.items() if n not in of_config})
+    return config.replace(**{**changes, "agent": agent})

@@ -1,0 +1,283 @@
+"""What a sweep leaves."""
+
+import csv
+import dataclasses
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from purerl.experience.metrics import Metrics
+from purerl.records.errors import ConfigError, MemberError, shown
+from purerl.records.files import write_whole
+from purerl.sweeps.plan import Group, Plan, configure
+from purerl.sweeps.slices import Program, from_host
+from purerl.training.config import TrainConfig
+from purerl.training.train import TrainOutput, final_return
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """What a sweep took; of what was on disk already it counts nothing.
+
+    Attributes:
+        slices: how many slices were trained.
+        compiled: how many programs were compiled for them.
+        compile_seconds, seconds: compiling, and training.
+        devices: how many devices the members were laid over.
+        slice_sizes: members trained at once, for each group that was.
+        memory: bytes that the largest program takes on each device, by its own account.
+    """
+
+    slices: int = 0
+    compiled: int = 0
+    compile_seconds: float = 0.0
+    seconds: float = 0.0
+    devices: int = 1
+    slice_sizes: tuple[int, ...] = ()
+    memory: int = 0
+
+    def plus(self, program: Program, num_members: int, seconds: float) -> "Effort":
+        """With a group's training added."""
+        return Effort(
+            slices=self.slices + -(-num_members // program.slice_size),
+            compiled=self.compiled + program.compiled,
+            compile_seconds=self.compile_seconds + program.seconds,
+            seconds=self.seconds + seconds,
+            devices=self.devices,
+            slice_sizes=(*self.slice_sizes, program.slice_size),
+            memory=max(self.memory, program.memory),
+        )
+
+
+class Best(NamedTuple):
+    """The best combination of a sweep.
+
+    Attributes:
+        hyperparams: its values by name.
+        mean, std: of its seeds' returns (the standard deviation of a sample; 0 for one seed).
+        member: the best of its seeds, as a number for `SweepResult.member`.
+        output: that member's `TrainOutput`, with its policy.
+    """
+
+    hyperparams: dict[str, Any]
+    mean: float
+    std: float
+    member: int
+    output: TrainOutput
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupResult:
+    """Members that one program trained.
+
+    Attributes:
+        group: which they are, and their config.
+        outputs: the leaves of their `TrainOutput`s, `[S, ...]` numpy arrays; keys as their data.
+        shapes: one member's `TrainOutput` of `jax.ShapeDtypeStruct`s.
+    """
+
+    group: Group
+    outputs: list[np.ndarray]
+    shapes: TrainOutput
+
+    @property
+    def metrics(self) -> Metrics:
+        """`Metrics` of `[S, num_rows]` numpy arrays."""
+        return self._whole().metrics
+
+    @property
+    def num_updates(self) -> np.ndarray:
+        """`[S]` int64, how many updates each member ran."""
+        return np.asarray(self._whole().state.num_updates, np.int64)
+
+    @property
+    def num_rows(self) -> np.ndarray:
+        """`[S]` int64, how many rows of metrics each member's run has."""
+        return -(-self.num_updates // self.shapes.log_every)
+
+    def _whole(self) -> TrainOutput:
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), self.outputs)
+
+    def member(self, place: int) -> TrainOutput:
+        """One member's output, by its place in the group."""
+        leaves, structure = jax.tree.flatten(self.shapes)
+        pairs = zip(self.outputs, leaves, strict=True)
+        return jax.tree.unflatten(structure, [from_host(x[place], shape) for x, shape in pairs])
+
+
+class SweepResult:
+    """What a sweep leaves, on the host. Print it for an overview.
+
+    Attributes:
+        table: a row a member, as columns `[members]` by name: every swept name; `seed`;
+            `final_return`, the mean over the training episodes that ended in the last tenth of the
+            rows of metrics of the member's run (rounded up), each episode counted once, NaN where
+            none did; `eval_return`, of its last evaluation (NaN without one; no column where no
+            member is evaluated); `nonfinite_updates`, as in `Metrics`, of all rows;
+            `num_timesteps`.
+        groups: a `GroupResult` for each program. There is one, unless what fixes a program (a
+            static field, such as `num_envs`) was swept too.
+        effort: what it took.
+    """
+
+    def __init__(self, plan: Plan, groups: list[GroupResult], effort: Effort) -> None:
+        self.plan = plan
+        self.groups = tuple(groups)
+        self.effort = effort
+        self.table = _table(plan, self.groups)
+
+    @property
+    def metrics(self) -> Metrics:
+        """`Metrics` of numpy arrays `[members, num_rows]`, in the table's order.
+
+        Raises:
+            ValueError: the groups differ in their numbers of updates, or in what they measure:
+                take each by itself, `result.groups[i].metrics`.
+        """
+        parts = [group.metrics for group in self.groups]
+        kinds = {(str(jax.tree.structure(x)), x.num_episodes.shape[1]) for x in parts}
+        if len(kinds) > 1:
+            raise ValueError(
+                "the sweep's groups differ in their numbers of updates or in what they measure: "
+                "take result.groups[i].metrics, of the members result.groups[i].group.members"
+            )
+        order = np.argsort(np.concatenate([group.group.members for group in self.groups]))
+        return jax.tree.map(lambda *xs: np.concatenate(xs)[order], *parts)
+
+    def member(self, index: int) -> TrainOutput:
+        """A member's `TrainOutput`, by its row in the table: its policy, its state (with the buffer
+        only if that was kept), its metrics.
+
+        Raises:
+            MemberError: there is no such member. It is an `IndexError`.
+        """
+        index = self._place(index)
+        for group in self.groups:
+            places = np.flatnonzero(group.group.members == index)
+            if len(places):
+                return group.member(int(places[0]))
+        raise AssertionError(index)
+
+    def _place(self, index: Any) -> int:
+        """A row of the table, counted from its start. Raises MemberError, ConfigError."""
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+            raise ConfigError(f"member: got {shown(index)}, expected an integer")
+        if not -self.plan.num_members <= index < self.plan.num_members:
+            raise MemberError(f"member {index} of {self.plan.num_members}, counted from 0")
+        return int(index) % self.plan.num_members
+
+    def config(self, index: int) -> TrainConfig:
+        """The config that trains a member alone, with `jax.random.key(seed)`."""
+        combination = self._place(index) // len(self.plan.seeds)
+        return configure(self.plan.config, self.plan.combinations[combination])
+
+    def best(self, by: str = "final_return") -> Best:
+        """The combination with the highest mean over its seeds, and the best of these.
+
+        Args:
+            by: a column of the table. Seeds without a number don't count in the mean.
+
+        Raises:
+            ConfigError: no such column, or nothing but NaN in it.
+        """
+        if by not in ("final_return", "eval_return") or by not in self.table:
+            columns = [x for x in ("final_return", "eval_return") if x in self.table]
+            raise ConfigError(f"by: got {by!r}, expected one of {', '.join(map(repr, columns))}")
+        scores = self.table[by].reshape(-1, len(self.plan.seeds))
+        ranked = ranking(scores)
+        if not np.any(np.isfinite(scores)):
+            raise ConfigError(f"best: no member has a {by}: no episode ended, train for longer")
+        combination = ranked[0]
+        mean, std = _spread(scores[combination])
+        member = combination * len(self.plan.seeds) + int(np.nanargmax(scores[combination]))
+        values = dict(self.plan.combinations[combination])
+        return Best(values, mean, std, member, self.member(member))
+
+    @property
+    def has_returns(self) -> bool:
+        """Whether an episode of any member has ended."""
+        return bool(np.any(np.isfinite(self.table["final_return"])))
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table, its columns' names in the first line."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(self.table)
+        writer.writerows(zip(*self.table.values(), strict=True))
+        write_whole(Path(path), lambda file: file.write(text.getvalue().encode()))
+
+    def __rich__(self) -> Any:
+        from purerl.sweeps.view import overview
+
+        return overview(self)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = io.StringIO()
+        Console(file=text, width=100, color_system=None).print(self)
+        return text.getvalue().rstrip()
+
+    def __repr__(self) -> str:
+        combinations, seeds = len(self.plan.combinations), len(self.plan.seeds)
+        return f"SweepResult({combinations} combinations x {seeds} seeds)"
+
+
+def ranking(scores: np.ndarray) -> list[int]:
+    """Rows of `[combinations, seeds]` by their mean, the best first, those without one last."""
+    means = [_spread(row)[0] for row in scores]
+    return sorted(range(len(means)), key=lambda i: math.inf if math.isnan(means[i]) else -means[i])
+
+
+def _spread(row: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of what isn't NaN."""
+    seen = row[np.isfinite(row)]
+    if not seen.size:
+        return math.nan, math.nan
+    return float(seen.mean()), float(seen.std(ddof=1)) if seen.size > 1 else 0.0
+
+
+def _table(plan: Plan, groups: tuple[GroupResult, ...]) -> dict[str, np.ndarray]:
+    seeds = len(plan.seeds)
+    table = {
+        name: np.repeat(_column([values[name] for values in plan.combinations]), seeds)
+        for name in plan.names
+    }
+    table["seed"] = np.tile(np.array(plan.seeds, np.int64), len(plan.combinations))
+    columns: dict[str, np.ndarray] = {"final_return": np.full(plan.num_members, np.nan)}
+    if any(group.metrics.eval is not None for group in groups):
+        columns["eval_return"] = np.full(plan.num_members, np.nan)
+    for name in ("nonfinite_updates", "num_timesteps"):
+        columns[name] = np.zeros(plan.num_members, np.int64)
+    for group in groups:
+        members, metrics = group.group.members, group.metrics
+        columns["final_return"][members] = final_return(metrics, group.num_rows)
+        columns["nonfinite_updates"][members] = metrics.nonfinite_updates.sum(axis=1)
+        columns["num_timesteps"][members] = group.num_updates * group.shapes.steps_per_update
+        if metrics.eval is not None:
+            columns["eval_return"][members] = _last_eval(metrics)
+    return table | columns
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """A column of numbers or words, or of whatever else there is."""
+    if len({type(x) for x in values}) == 1 and isinstance(values[0], (bool, int, float, str)):
+        return np.array(values)
+    column = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        column[i] = value
+    return column
+
+
+def _last_eval(metrics: Metrics) -> np.ndarray:
+    """`[S]`, the return of each member's last evaluation, NaN where there was none."""
+    assert metrics.eval is not None
+    there = np.asarray(metrics.eval.num_episodes) > 0
+    last = there.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
+    returns = np.asarray(metrics.eval.episode_return)[np.arange(len(last)), last]
+    return np.where(there.any(axis=1), returns, np.nan)

@@ -1,0 +1,207 @@
+"""`sweep`: many agents, laid out over every device, in slices that fit its memory."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purerl.records.errors import ConfigError, RunError, shown
+from purerl.records.fields import check_path
+from purerl.records.files import reason
+from purerl.records.folders import refuse_links
+from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY
+from purerl.runs.view import BEST
+from purerl.sweeps.best import write_best
+from purerl.sweeps.plan import Plan, make_plan
+from purerl.sweeps.result import Effort, GroupResult, SweepResult
+from purerl.sweeps.slices import compile_group, host_shape, member_shapes, run_slices
+from purerl.sweeps.store import DESCRIPTION, Store, describe_sweep, open_store
+from purerl.sweeps.subprocess import cores_lie_idle, pickled, run_apart
+from purerl.sweeps.view import progress
+from purerl.training.config import TrainConfig
+
+# Environment steps in all from which on a process of its own, some 4 seconds to start, pays.
+WORTH_A_PROCESS = 5_000_000
+TABLE = "table.csv"  # what the command writes into a sweep's folder, too
+
+
+def sweep(
+    config: TrainConfig | Mapping[str, Any],
+    *,
+    seeds: int | Sequence[int] = 1,
+    grid: Mapping[str, Any] | None = None,
+    samples: Mapping[str, Any] | None = None,
+    num_samples: int | None = None,
+    key: jax.Array | None = None,
+    slice_size: int | None = None,
+    keep_buffer: bool = False,
+    run_dir: str | os.PathLike[str] | None = None,
+    all_cores: bool | None = None,
+    verbose: bool | None = None,
+) -> SweepResult:
+    """Trains an agent for every combination of hyperparameters and seed.
+
+    The members are one flat axis, laid over all devices of the process and cut into slices that fit
+    their memory; one program, compiled once, trains all slices. A member is what
+    `make_train(config)(jax.random.key(seed), hyperparams)` gives, to rounding.
+
+    Args:
+        config: what all members have in common; a mapping as for `make_train`.
+        seeds: how many (0, 1, ...), or which.
+        grid: values by name, every combination of them. Names are fields of the config or of its
+            agent. Float fields of the agent are mapped over; whatever else differs (`num_envs`,
+            `network`, ...) fixes a program, and the members of each are trained by themselves.
+        samples: distributions by name, `Uniform`, `LogUniform` or `Choice`, to draw from; each draw
+            goes with each point of the grid, and with each seed.
+        num_samples: how many are drawn.
+        key: what is drawn follows from it; None for `jax.random.key(0)`.
+        slice_size: how many members are trained at once, rounded up to a multiple of the devices;
+            None for what the memory takes.
+        keep_buffer: whether each member's final state has its buffer.
+        run_dir: a folder that gets each slice when it is finished. The same call with the same
+            folder goes on from what is there, also after the process was killed. At the end the
+            best combination is in it as a run, for `read_run`, `purerl eval` and the like.
+        all_cores: on a CPU that is one device to JAX, train in a process of its own, where each
+            core is a device; None where that pays. What is trained is the same. (Where JAX has not
+            started, `use_all_cores` makes that process needless.)
+        verbose: None shows a progress bar on a terminal; True, elsewhere, a line a slice; False
+            nothing.
+
+    Raises:
+        ConfigError: a name or a value that can't be used, or another sweep in `run_dir`. Before
+            anything is compiled.
+        RunError: the folder can't be written or read.
+    """
+    switches = {"keep_buffer": keep_buffer, "all_cores": all_cores, "verbose": verbose}
+    for name, value in switches.items():
+        if not isinstance(value, bool) and (value is not None or name == "keep_buffer"):
+            words = "True or False" + ("" if name == "keep_buffer" else " or None")
+            raise ConfigError(f"{name}: got {shown(value)}, expected {words}")
+    if run_dir is not None:
+        run_dir = check_path("run_dir", run_dir)
+    plan = make_plan(config, seeds, grid, samples, num_samples, key)
+    if slice_size is not None and (
+        isinstance(slice_size, bool) or not isinstance(slice_size, int) or slice_size < 1
+    ):
+        raise ConfigError(f"slice_size: got {slice_size!r}, expected an integer >= 1 or None")
+    store = None if run_dir is None else _open(run_dir, describe_sweep(plan, keep_buffer))
+    job = Job(plan, store, slice_size, keep_buffer, verbose)
+    results = job.load()
+    effort = Effort()
+    pays = all_cores or (all_cores is None and _steps_to_go(results) >= WORTH_A_PROCESS)
+    if pays and _steps_to_go(results) and cores_lie_idle():
+        with _temporary_folder() as folder:
+            apart = dataclasses.replace(job, store=store or Store(folder))
+            payload = pickled(functools.partial(_effort, apart))
+            if payload is not None:
+                effort = run_apart(payload)
+                results = apart.load()
+    if _steps_to_go(results):
+        effort = job.train(results)
+    result = SweepResult(plan, [result for result, _ in results], effort)
+    if store is not None:
+        write_best(result, store.path)
+    return result
+
+
+def _open(run_dir: Any, description: dict[str, Any]) -> Store:
+    path = check_path("run_dir", run_dir).absolute()
+    refuse_links(path, [DESCRIPTION, TABLE], [BEST])
+    refuse_links(path / BEST, [CONFIG, METRICS, SUMMARY], [POLICIES])
+    with _written(path):
+        return open_store(path, description)
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with contextlib.ExitStack() as stack:
+        with _written(Path(tempfile.gettempdir())):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="purerl-sweep-"))
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """What is written in here into a folder: one error in one line where that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"run_dir: can't write into {path}: {reason(error)}; slices that are there are still "
+            "good"
+        ) from error
+
+
+Results = list[tuple[GroupResult, np.ndarray]]
+
+
+def _steps_to_go(results: Results) -> int:
+    """Environment steps of the members that aren't done."""
+    return sum(int(np.sum(~done)) * int(result.shapes.timesteps[-1]) for result, done in results)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be trained, and how."""
+
+    plan: Plan
+    store: Store | None
+    slice_size: int | None
+    keep_buffer: bool
+    verbose: bool | None
+
+    def load(self) -> Results:
+        """Each group with what the store has of it, and which of its members, `[S]` bool."""
+        results = []
+        for number, group in enumerate(self.plan.groups):
+            shapes, size = member_shapes(group, self.keep_buffer), len(group.members)
+            on_host = [host_shape(x) for x in jax.tree.leaves(shapes)]
+            outputs = [np.zeros((size, *x.shape), x.dtype) for x in on_host]
+            done = np.zeros(size, bool)
+            for places, leaves in self.store.load(number, size, on_host) if self.store else ():
+                _fill(outputs, done, places, leaves)
+            results.append((GroupResult(group, outputs, shapes), done))
+        return results
+
+    def train(self, results: Results) -> Effort:
+        """Trains what isn't done, into the results and into the store."""
+        effort = Effort(devices=jax.local_device_count())
+        with progress(self.plan.num_members, self.verbose) as report:
+            for number, (result, done) in enumerate(results):
+                todo = np.flatnonzero(~done)
+                if not len(todo):
+                    continue
+                before = sum(int(done.sum()) for _, done in results)
+                report("compiling", before)
+                program = compile_group(result.group, len(todo), self.slice_size, self.keep_buffer)
+                report("training", before)
+                start = time.perf_counter()
+                for places, leaves in run_slices(result.group, program, todo):
+                    _fill(result.outputs, done, places, leaves)
+                    if self.store is not None:
+                        with _written(self.store.path):
+                            self.store.save(number, places, leaves)
+                    report("training", sum(int(done.sum()) for _, done in results))
+                effort = effort.plus(program, len(todo), time.perf_counter() - start)
+        return effort
+
+
+def _effort(job: Job) -> Effort:
+    """What another process does: the results go through the store."""
+    return job.train(job.load())
+
+
+def _fill(
+    outputs: list[np.ndarray], done: np.ndarray, places: np.ndarray, leaves: list[np.ndarray]
+) -> None:
+    for output, leaf in zip(outputs, leaves, strict=True):
+        output[places] = leaf
+    done[places] = True

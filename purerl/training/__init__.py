@@ -1,0 +1,1 @@
+"""The config, the loop, the rollout, evaluation, `make_train` and policies."""

@@ -1,0 +1,375 @@
+"""`check_agent`, and the checks of a run's parts that every `TrainConfig` makes by tracing."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.agents import AGENTS, Agent, RunDefaults
+from purerl.agents.noise import NOISES, Noise
+from purerl.envs.base import Env, EnvSpec
+from purerl.envs.check import QUICK_COMPILE, dtype_name, is_real
+from purerl.envs.registry import as_env
+from purerl.envs.spaces import Discrete, is_space
+from purerl.experience.normalize import init_stats
+from purerl.experience.rewarders import REWARDERS, Identity, Rewarder
+from purerl.experience.transition import Transition
+from purerl.records.errors import ConfigError, sentence, shown
+from purerl.records.fields import INT32, check_count, check_key, field_names
+from purerl.training.loop import Loop, obs_transform
+from purerl.training.run import make_loop
+
+NUM_ENVS = 4
+METHODS = ("init", "act", "policy", "update")
+
+
+class AgentError(ConfigError, AssertionError):
+    """An agent breaks its contract."""
+
+
+def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
+    """Checks an agent in an environment: run it on a new agent before training with it.
+
+    Shapes and dtypes of actions, extras and values; `update` keeps the structure of the agent's
+    state and gives finite float32 scalars; all of it determined by the key, different for different
+    keys; the same under `vmap` over keys as alone; every float hyperparameter may be vmapped over.
+    `TrainConfig` checks as much of it as tracing shows.
+
+    Args:
+        agent: the agent.
+        env: a name, an `Env`, or a gymnax `Environment`.
+        key: for everything random.
+
+    Raises:
+        AgentError: what is broken, and what was found. It is a `ConfigError`.
+        ConfigError: the agent doesn't take this environment.
+    """
+    env = as_env(env)
+    if key is not None:
+        check_key(key)
+    key = jax.random.key(0) if key is None else key
+    check_methods(agent)
+    _check_functions(agent, env, key)
+    _check_update(agent, env, key)
+    _check_hyperparams(agent, env, key)
+
+
+def check_methods(agent: Any) -> None:
+    """Raises AgentError unless it is an agent with all methods, and with defaults for a run."""
+    name = type(agent).__name__
+    _require(isinstance(agent, Agent), f"{shown(agent)} is not a purerl.Agent")
+    missing = [word for word in METHODS if getattr(type(agent), word) is getattr(Agent, word)]
+    words = f"expected {', '.join(METHODS)}"
+    _require(not missing, f"agent: {name} doesn't implement {', '.join(missing)}, {words}")
+    with sentence(f"agent: {name}.run_defaults fails", AgentError):
+        defaults = agent.run_defaults
+    _require(
+        isinstance(defaults, RunDefaults),
+        f"agent: {name}.run_defaults is {shown(defaults)}, expected a purerl.RunDefaults",
+    )
+    for word, least in (("num_envs", 1), ("update_every", 1), ("update_after", 0)):
+        what = f"agent: {name}.run_defaults.{word}"
+        check_count(what, getattr(defaults, word), at_least=least)
+
+
+def check_loop(loop: Loop) -> None:
+    """Checks a run's parts by tracing them, each once; of parts that ship with the package, which
+    are tested, only the agent's `init`, which builds the networks for this environment.
+
+    Args:
+        loop: the run, on one device.
+
+    Raises:
+        AgentError, ConfigError: what is broken, and what was found.
+    """
+    agent, spec = loop.agent, loop.env.spec
+    name, key = type(agent).__name__, jax.eval_shape(lambda: jax.random.key(0))
+    with sentence(f"agent: {name}.init can't be traced", AgentError):
+        state = jax.eval_shape(lambda key: agent.init(key, spec), key)
+    space = spec.action_space
+    action = jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype)
+    jax.eval_shape(loop.to_env, action)  # says what is wrong with an action processor
+    if _ships(loop):
+        return
+    check_size(loop)
+    obs = jax.tree.map(
+        lambda space: jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype),
+        spec.observation_space,
+        is_leaf=is_space,
+    )
+    if loop.normalize_obs:
+        obs = jax.eval_shape(
+            lambda obs: obs_transform(init_stats(jax.tree.map(lambda x: x[0], obs)))(obs), obs
+        )
+    with sentence(f"agent: {name}.act can't be traced", AgentError):
+        acted = jax.eval_shape(agent.act, state, obs, key)
+    _check_acted(name, acted, loop.num_envs, spec)
+    with sentence(f"agent: {name}.policy can't be traced", AgentError):
+        chosen = jax.eval_shape(agent.policy, state, obs, None)
+    _require_action(f"agent: {name}.policy's action", chosen, loop.num_envs, spec)
+    if loop.noise is not None:
+        _check_noise(loop.noise, action)
+    _check_step(loop)
+
+
+def check_size(loop: Loop) -> None:
+    """Raises ConfigError where a rollout or the buffer has more transitions on a device than int32
+    can count."""
+    sizes = {
+        f"num_envs={loop.num_envs} x update_every={loop.update_every}": (
+            loop.num_envs * loop.update_every
+        ),
+        "Buffer.maxlen": loop.buffer.maxlen or 0,
+    }
+    for name, size in sizes.items():
+        if size > INT32:
+            raise ConfigError(f"{name}: got {size}, expected at most {INT32} on a device")
+
+
+def _ships(loop: Loop) -> bool:
+    """Whether agent, networks, rewarder and noise all come with the package."""
+    agent: Any = loop.agent
+    functions = [getattr(agent, word, None) for word in ("actor", "critic", "target_fn")]
+    functions = [getattr(x, "func", x) for x in functions if x is not None]
+    parts = (
+        (type(agent), AGENTS.values()),
+        (type(loop.rewarder), (Identity, *REWARDERS.values())),
+        (type(loop.noise), (type(None), *NOISES.values())),
+    )
+    return all(kind in known for kind, known in parts) and all(
+        getattr(x, "__module__", "").startswith("purerl.") for x in functions
+    )
+
+
+def _check_noise(noise: Noise, action: jax.ShapeDtypeStruct) -> None:
+    name, (num_envs, *shape) = f"noise: {type(noise).__name__}", action.shape
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    ended = jax.ShapeDtypeStruct((num_envs,), np.bool_)
+    with sentence(f"{name} can't be traced"):
+        state = jax.eval_shape(lambda: noise.init(num_envs, tuple(shape)))
+        after, drawn = jax.eval_shape(noise.step, state, key)
+        restarted = jax.eval_shape(noise.restart, state, ended)
+    _require_array(f"{name}: the noise", drawn, action.shape, np.floating, ConfigError)
+    for new in (after, restarted):
+        _require_same(f"{name}: its state", state, new, ConfigError)
+
+
+def _check_step(loop: Loop) -> None:
+    """The first state, and an update, of which each part of a user's is watched."""
+    watched = dataclasses.replace(
+        loop,
+        agent=_watched_agent(loop.agent),
+        rewarder=_WatchedRewarder(loop.rewarder),
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    index = jax.ShapeDtypeStruct((), np.int32)
+    with sentence("TrainConfig: this run can't be traced"):
+        state = jax.eval_shape(watched.init, key)
+        new, _ = jax.eval_shape(watched.step, state, index)
+    _require_same("TrainConfig: the run's state", state, new)
+
+
+def _watched_agent(agent: Agent) -> Agent:
+    """The agent with an `update` that says what is wrong with it."""
+    name = type(agent).__name__
+
+    def update(state: Any, *args: Any) -> Any:
+        with sentence(f"agent: {name}.update can't be traced", AgentError):
+            out = type(agent).update(agent, state, *args)
+        _require(
+            isinstance(out, tuple) and len(out) == 3 and isinstance(out[2], dict),
+            f"agent: {name}.update must return (state, buffer_state, losses), losses a dict",
+        )
+        _require_same(f"agent: {name}.update: the agent's state", state, out[0])
+        _require_same(f"agent: {name}.update: the buffer's state", args[1], out[1])
+        for word, loss in out[2].items():
+            shape, dtype = _kind(loss)
+            _require(
+                isinstance(word, str) and shape == () and is_real(dtype),
+                f"agent: {name}.update: the loss {word!r} is {dtype_name(dtype)} of shape {shape}, "
+                "expected a float32 scalar",
+            )
+        return out
+
+    return agent.tell(update=update)
+
+
+class _WatchedRewarder(Rewarder):
+    """A rewarder that says what is wrong with it."""
+
+    def __init__(self, rewarder: Any) -> None:
+        self.rewarder, self.name = rewarder, f"rewarder: {type(rewarder).__name__}"
+
+    def init(self, num_envs: int) -> Any:
+        with sentence(f"{self.name}.init can't be traced"):
+            return self.rewarder.init(num_envs)
+
+    def __call__(self, state: Any, reward: jax.Array, *rest: Any) -> Any:
+        with sentence(f"{self.name} can't be traced"):
+            out = self.rewarder(state, reward, *rest)
+        if not (isinstance(out, tuple) and len(out) == 2):
+            raise ConfigError(f"{self.name} must return (state, reward), and returns {shown(out)}")
+        _require_same(f"{self.name}: its state", state, out[0], ConfigError)
+        _require_array(f"{self.name}: the reward", out[1], reward.shape, np.floating, ConfigError)
+        return out
+
+
+def _check_acted(name: str, acted: Any, num_envs: int, spec: EnvSpec) -> None:
+    _require(
+        isinstance(acted, tuple) and len(acted) == 2 and isinstance(acted[1], dict),
+        f"agent: {name}.act must return (action, extras), extras a dict of arrays [N, ...]",
+    )
+    action, extras = acted
+    _require_action(f"agent: {name}.act's action", action, num_envs, spec)
+    for word, extra in extras.items():
+        what = f"agent: {name}.act's extra {word!r}"
+        _require(
+            word not in Transition._fields, f"{what} has the name of an entry of the transition"
+        )
+        for leaf in jax.tree.leaves(extra):
+            _require(
+                leaf.shape[:1] == (num_envs,),
+                f"{what} has shape {leaf.shape}, expected [N, ...], N={num_envs}",
+            )
+
+
+def _require_action(what: str, action: Any, num_envs: int, spec: EnvSpec) -> None:
+    space = spec.action_space
+    kind = np.integer if isinstance(space, Discrete) else np.number
+    _require_array(what, action, (num_envs, *space.shape), kind, AgentError)
+
+
+def _require_array(
+    what: str, x: Any, shape: tuple, kind: Any, error: Callable[[str], Exception]
+) -> None:
+    """Raises unless it is an array of real numbers, of that shape and kind."""
+    got, dtype = _kind(x)
+    if got is None:
+        raise error(f"{what} is a {type(x).__name__}, expected an array of shape {shape}")
+    if got != shape or not jax.dtypes.issubdtype(dtype, kind) or not is_real(dtype):
+        words = {np.floating: "floats", np.integer: "integers"}.get(kind, "numbers")
+        raise error(
+            f"{what} has shape {got} and dtype {dtype_name(dtype)}, expected {shape} and {words}"
+        )
+
+
+def _kind(x: Any) -> tuple[tuple[int, ...] | None, Any]:
+    """Shape and dtype; no shape, and the type's name, of what is no array."""
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return x.shape, x.dtype
+    if isinstance(x, (bool, int, float)):
+        return (), jnp.result_type(x)
+    return None, type(x).__name__
+
+
+def _require_same(
+    what: str, before: Any, after: Any, error: Callable[[str], Exception] = AgentError
+) -> None:
+    """Raises unless the structure, the shapes and the dtypes are the same."""
+    was: Any = jax.tree.structure(before)
+    now: Any = jax.tree.structure(after)
+    if was != now:
+        raise error(f"{what} changes its structure: it is {shown(now)} after, {shown(was)} before")
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True
+    ):
+        old, new = _kind(x), _kind(y)
+        if old != new:
+            raise error(
+                f"{what}{jax.tree_util.keystr(path)} has shape {new[0]} and dtype "
+                f"{dtype_name(new[1])} after, {old[0]} and {dtype_name(old[1])} before"
+            )
+
+
+def _require(condition: Any, message: str) -> None:
+    if not condition:
+        raise AgentError(message)
+
+
+def _check_functions(agent: Agent, env: Env, key: jax.Array) -> None:
+    obs, _ = jax.eval_shape(jax.vmap(env.reset), jax.random.split(key, NUM_ENVS))
+    state = jax.eval_shape(lambda key: agent.init(key, env.spec), key)
+    action, extras = jax.eval_shape(agent.act, state, obs, key)
+    space = env.spec.action_space
+    _require_shape("act's action", action, (NUM_ENVS, *space.shape), space.dtype)
+    for name, extra in extras.items():
+        _require(
+            extra.shape[:1] == (NUM_ENVS,),
+            f"act's extra {name!r} has shape {extra.shape}, expected [N, ...], N={NUM_ENVS}",
+        )
+    for sample in (None, key):
+        chosen = jax.eval_shape(agent.policy, state, obs, sample)
+        _require_shape("policy's action", chosen, (NUM_ENVS, *space.shape), space.dtype)
+    with contextlib.suppress(NotImplementedError):  # not every agent learns a value
+        value = jax.eval_shape(agent.value, state, obs)
+        _require_shape("value", value, (NUM_ENVS,), np.float32)
+
+
+def _require_shape(what: str, x: Any, shape: tuple, dtype: Any) -> None:
+    _require(
+        x.shape == shape and x.dtype == dtype,
+        f"{what} has shape {x.shape} and dtype {dtype_name(x.dtype)}, expected {shape} and "
+        f"{dtype_name(dtype)}",
+    )
+
+
+def _trainer(agent: Agent, env: Env) -> Callable:
+    """Two updates, as the agent is run by default, as a function of key and hyperparameters."""
+    defaults = agent.run_defaults
+    steps = defaults.num_envs * defaults.update_every
+    buffer = agent.make_buffer(defaults.num_envs, defaults.update_every)
+    buffer = buffer.replace(maxlen=min(buffer.num_rows(1), 16 * steps))
+
+    def train(key: jax.Array, hyperparams: dict[str, Any]) -> Any:
+        loop = make_loop(
+            env,
+            agent.replace(**hyperparams),
+            buffer,
+            total_timesteps=2 * steps,
+            update_after=0,
+        )
+        state, metrics = loop.scan(loop.init(key))
+        return state.agent, metrics.losses
+
+    return train
+
+
+def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
+    def fresh(key: jax.Array) -> Any:
+        return _trainer(agent, env)(key, {})
+
+    train = jax.jit(fresh, compiler_options=QUICK_COMPILE)
+    keys = jax.random.split(key, 2)
+    try:
+        state, losses = train(keys[0])
+    except TypeError as error:  # scan's own words: what went in and what came out
+        raise AgentError(f"update changes the structure of the state: {error}") from error
+    for name, loss in losses.items():
+        _require_shape(f"loss {name!r} of an update", loss[0], (), np.float32)
+        _require(np.all(np.isfinite(loss)), f"loss {name!r} is not finite: {loss}")
+    _require(
+        _equal(state, train(keys[0])[0]), "the same key gave another agent: update is not pure"
+    )
+    _require(not _equal(state, train(keys[1])[0]), "another key gave the same agent")
+    together = jax.jit(jax.vmap(fresh), compiler_options=QUICK_COMPILE)(keys)[0]
+    first = jax.tree.map(lambda x: x[0], together)
+    _require(_equal(state, first, 1e-3), "vmap over keys gave another agent than the key alone")
+
+
+def _check_hyperparams(agent: Agent, env: Env, key: jax.Array) -> None:
+    train = jax.vmap(lambda hyperparams: _trainer(agent, env)(key, hyperparams))
+    values = {name: getattr(agent, name) for name in field_names(type(agent), traced=True)}
+    values = {name: jnp.asarray([v, v]) for name, v in values.items() if v is not None}
+    try:
+        jax.eval_shape(train, values)
+    except Exception as error:
+        raise AgentError(f"its float fields can't be vmapped over: {error}") from error
+
+
+def _equal(x: Any, y: Any, tolerance: float = 0.0) -> bool:
+    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    return all(np.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)

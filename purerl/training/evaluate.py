@@ -1,0 +1,90 @@
+"""Evaluation: whole episodes of a policy, on environments of its own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purerl.envs.base import Env, all_finite, vectorize
+from purerl.envs.registry import as_env
+from purerl.experience.metrics import Episodes, summarize
+from purerl.records.errors import ConfigError, sentence, shown
+from purerl.records.fields import check_count, check_key
+
+PyTree = Any
+
+
+def evaluate(
+    env: Env,
+    policy: Callable[[PyTree, jax.Array], jax.Array],
+    key: jax.Array,
+    num_episodes: int,
+    max_steps: int,
+) -> Episodes:
+    """Plays episodes side by side, each to its end or to the step limit.
+
+    Args:
+        env: raw, neither vectorized nor with auto-reset.
+        policy: `([B, *obs_shape], key) -> [B, *action_shape]`, B the number of episodes; what it
+            returns goes to the environment as it is.
+        key: for initial states, dynamics, and a policy that samples.
+        num_episodes: how many.
+        max_steps: an episode longer than this counts with what it has reached by then.
+
+    Returns:
+        Statistics over all of them but those that NaN or infinity broke off.
+
+    Raises:
+        ConfigError: arguments that can't be used, or actions of a wrong shape.
+    """
+    env = as_env(env)
+    num_episodes = check_count("num_episodes", num_episodes)
+    max_steps = check_count("max_steps", max_steps)
+    check_key(key)
+    if not callable(policy):
+        raise ConfigError(f"policy: got {shown(policy)}, expected a function of obs and key")
+    if not isinstance(key, jax.core.Tracer):  # else what follows is traced before it runs anyway
+        jax.eval_shape(lambda key: play_episodes(env, policy, key, num_episodes, max_steps), key)
+    returns, lengths = play_episodes(env, policy, key, num_episodes, max_steps)
+    return summarize(returns, lengths, jnp.isfinite(returns))
+
+
+def play_episodes(
+    env: Env,
+    policy: Callable[[PyTree, jax.Array], jax.Array],
+    key: jax.Array,
+    num_episodes: int,
+    max_steps: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Plays as `evaluate` does; the return and the length of each episode, `[num_episodes]`. An
+    episode is broken off where an observation or reward isn't finite, and its return is NaN."""
+    env = vectorize(env)
+    reset_key, play_key = jax.random.split(key)
+    obs, env_state = env.reset(jax.random.split(reset_key, num_episodes))
+    zeros = jnp.zeros(num_episodes, jnp.int32)
+    start = (0, obs, env_state, zeros.astype(bool), zeros.astype(jnp.float32), zeros)
+
+    def going(carry: tuple) -> jax.Array:
+        return (carry[0] < max_steps) & ~jnp.all(carry[3])
+
+    def step(carry: tuple) -> tuple:
+        time, obs, env_state, over, returns, lengths = carry
+        policy_key, env_key = jax.random.split(jax.random.fold_in(play_key, time))
+        with sentence("policy: can't be traced"):
+            action = policy(obs, policy_key)
+        expected = (num_episodes, *env.spec.action_space.shape)
+        if jnp.shape(action) != expected:
+            raise ConfigError(
+                f"policy: its actions have shape {jnp.shape(action)}, expected {expected}"
+            )
+        keys = jax.random.split(env_key, num_episodes)
+        env_state, timestep = env.step(keys, env_state, action)
+        fine = jax.vmap(all_finite)((timestep.obs, timestep.reward))
+        returns = returns + jnp.where(over, 0.0, jnp.where(fine, timestep.reward, jnp.nan))
+        lengths = lengths + (~over).astype(jnp.int32)
+        over = over | timestep.terminated | timestep.truncated | ~fine
+        return time + 1, timestep.obs, env_state, over, returns, lengths
+
+    _, _, _, _, returns, lengths = jax.lax.while_loop(going, step, start)
+    return returns, lengths

@@ -1,0 +1,189 @@
+"""`make_train`: from a config to a pure function that trains."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+from purerl.agents import Agent
+from purerl.experience.metrics import Metrics
+from purerl.records.errors import ConfigError, MemberError, shown
+from purerl.records.fields import INT32, check_key
+from purerl.statistics import final_returns
+from purerl.training.check import check_size
+from purerl.training.config import TrainConfig, check_hyperparams, with_hyperparams
+from purerl.training.loop import Loop, RunState
+from purerl.training.policy import Interface, Policy
+
+PyTree = Any
+Train = Callable[..., "TrainOutput"]
+
+
+@struct.dataclass
+class TrainOutput:
+    """What training leaves: a pytree, so it comes out of `jit` and `vmap` whole.
+
+    Attributes:
+        state: the run's final `RunState`; over devices buffer, environments and rewarder have a
+            leading axis `[D]`, the rest is as of one.
+        metrics: `Metrics`, each `[num_rows]`: a row every `log_every` updates.
+        agent: the agent, with the hyperparameters that it was trained with.
+        steps_per_update: environment steps in each update.
+        interface: what lies between the policy and the environment.
+        log_every: updates in each row of metrics; the last row may be of fewer.
+        planned_updates: how many updates the run was to have; None for `log_every` in every row.
+    """
+
+    state: RunState
+    metrics: Metrics
+    agent: Agent
+    steps_per_update: int = struct.field(pytree_node=False)
+    interface: Interface = struct.field(pytree_node=False)
+    log_every: int = struct.field(pytree_node=False, default=1)
+    planned_updates: int | None = struct.field(pytree_node=False, default=None)
+
+    @functools.cached_property
+    def policy(self) -> Policy:
+        """What was learned, apart from the run: `out.policy(obs)` are actions for observations
+        `[B, *obs_shape]`, `out.policy.step(obs)` is one for an environment outside of JAX."""
+        state = self.agent.for_acting(self.state.agent)
+        return Policy(self.agent, state, self.state.obs_stats, self.interface)
+
+    def value(self, obs: PyTree) -> jax.Array:
+        """Values `[B]` of observations `[B, *obs_shape]`."""
+        return self.policy.value(obs)
+
+    @property
+    def num_updates(self) -> int:
+        """How many updates were run (fewer than planned where `max_episodes` ended the run)."""
+        return int(np.max(np.asarray(self.state.num_updates)))
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many environment steps were run: `total_timesteps`, rounded up to whole updates."""
+        return self.num_updates * self.steps_per_update
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """int64, environment steps after each row of `metrics`: the curve's x axis."""
+        rows = self.metrics.num_episodes.shape[-1]
+        updates = np.arange(1, rows + 1, dtype=np.int64) * self.log_every
+        if self.planned_updates is not None:
+            updates = np.minimum(updates, self.planned_updates)
+        return updates * self.steps_per_update
+
+    @property
+    def num_rows(self) -> np.ndarray:
+        """int64, rows of `metrics` until the run was over: with an axis where there are several
+        runs. Fewer than all where `max_episodes` ended it."""
+        return -(-np.asarray(self.state.num_updates) // self.log_every)
+
+    def member(self, *index: int) -> "TrainOutput":
+        """One member of a vmapped run, by its index along each mapped axis; negative ones count
+        from the end.
+
+        Raises:
+            MemberError: there is no such member. It is an `IndexError`.
+            ConfigError: not as many integers as there are mapped axes.
+        """
+        axes = np.shape(self.agent.timesteps)  # a leaf that every agent has, without axes
+        integers = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in index)
+        if not axes:
+            raise ConfigError(f"member: got {shown(index)}, but this is the output of one run")
+        if len(index) != len(axes) or not integers:
+            got, noun = ", ".join(map(shown, index)), "integer" if len(axes) == 1 else "integers"
+            raise ConfigError(
+                f"member: got ({got}), expected {len(axes)} {noun}: the runs have the shape {axes}"
+            )
+        if not all(-size <= i < size for i, size in zip(index, axes, strict=True)):
+            got = ", ".join(map(str, index))
+            raise MemberError(f"member: got ({got}), but the runs have the shape {axes}")
+        return jax.tree.map(lambda x: x[index], self)
+
+
+def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
+    """A pure function that trains one agent: jit it, vmap it.
+
+    Args:
+        config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
+
+    Returns:
+        `train(key, hyperparams=None) -> TrainOutput`. `key` is a typed key (`jax.random.key`);
+        `hyperparams` gives float fields of the agent by name, such as `{"lr": 3e-4}`. Map over
+        either or both by `jax.vmap`: one program is compiled for all.
+
+    Raises:
+        ConfigError: from here, or from `train` while it is traced, for a value that can't be used.
+    """
+    if not isinstance(config, TrainConfig):
+        config = TrainConfig.from_mapping(config)
+
+    def train(key: jax.Array, hyperparams: Mapping[str, Any] | None = None) -> TrainOutput:
+        check_key(key)
+        loop = config.make_loop(hyperparams)
+        check_size(loop)
+        state, metrics = loop.spread(loop.scan)(loop.start(key))
+        agent = with_hyperparams(config.agent, check_hyperparams(hyperparams))
+        return make_output(config, loop, state, metrics, agent)
+
+    return train
+
+
+def make_output(
+    config: TrainConfig, loop: Loop, state: RunState, metrics: Metrics, agent: Agent
+) -> TrainOutput:
+    """What training leaves, from its parts."""
+    interface = Interface(loop.env.spec, config.action_processor)
+    updates = loop.log_every, loop.num_updates
+    return TrainOutput(state, metrics, agent, loop.steps_per_update, interface, *updates)
+
+
+def list_seeds(seeds: Any) -> tuple[int, ...]:
+    """Seeds, each the key `jax.random.key(seed)`, from their number or from a sequence of them.
+
+    Raises:
+        ConfigError: it is neither, or one is there twice.
+    """
+    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
+        if not 1 <= seeds <= INT32:
+            raise ConfigError(
+                f"seeds: got {shown(seeds)}, expected an integer >= 1, or a sequence; at most "
+                f"{INT32}"
+            )
+        return tuple(range(seeds))
+    values = list_values("seeds", seeds)
+    for seed in values:
+        check_seed("seeds", seed)
+    if len(set(values)) < len(values):
+        raise ConfigError("seeds: some are there twice")
+    return tuple(values)
+
+
+def check_seed(name: str, seed: Any) -> int:
+    """A seed for `jax.random.key`. Raises ConfigError unless it is an integer 0 <= s < 2**32."""
+    right = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not right or not 0 <= seed < 2**32:
+        raise ConfigError(f"{name}: got {shown(seed)}, expected an integer 0 <= s < 2**32")
+    return int(seed)
+
+
+def list_values(what: str, values: Any) -> list[Any]:
+    """The values as Python's own; raises ConfigError unless there are some."""
+    if isinstance(values, (np.ndarray, jax.Array)):
+        if values.ndim != 1:
+            raise ConfigError(f"{what}: got an array of shape {values.shape}, expected [values]")
+        values = np.asarray(values).tolist()
+    if not isinstance(values, (Sequence, range)) or isinstance(values, (str, bytes)):
+        raise ConfigError(f"{what}: got {shown(values)}, expected a sequence of values")
+    if not values:
+        raise ConfigError(f"{what}: got no values, expected at least one")
+    return [x.item() if isinstance(x, np.generic) else x for x in values]
+
+
+def final_return(metrics: Metrics, num_rows: np.ndarray) -> np.ndarray:
+    """`[S]`, as `SweepResult.table` has it, of metrics `[S, n]`, of which each member ran
+    `num_rows`, `[S]`."""
+    return final_returns(metrics.episode_return, metrics.num_episodes, num_rows)
