@@ -71,14 +71,15 @@ from purerl.nn.defaults import (  # noqa: E402
 )
 from purerl.nn.distributions import Categorical, Normal, TanhNormal  # noqa: E402
 from purerl.nn.networks import Actor, Critic  # noqa: E402
-from purerl.plots.curves import Curves, read_run, read_runs  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
 from purerl.records.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
 from purerl.runs.console import console_sink  # noqa: E402
+from purerl.runs.curves import Curves  # noqa: E402
 from purerl.runs.fit import Interrupted, fit  # noqa: E402
 from purerl.runs.report import Report  # noqa: E402
 from purerl.runs.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E402
+from purerl.runs.view import read_run, read_runs  # noqa: E402
 from purerl.sweeps.plan import Choice, LogUniform, Uniform  # noqa: E402
 from purerl.sweeps.result import SweepResult  # noqa: E402
 from purerl.sweeps.sweep import sweep  # noqa: E402

@@ -2,6 +2,7 @@ import ast
 import inspect
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 import purerl
 from purerl.accelerator import machine
+from purerl.training.describe import describe
 
 ROOT = pathlib.Path(purerl.__file__).parent
 
@@ -88,27 +90,89 @@ def test_public_names_exist_and_are_documented():
             assert inspect.getdoc(thing), name
 
 
-def imports(path):
-    """Modules of purerl that a file imports at its top."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("purerl"):
-            yield node.module
+# From the top of the house down: a room imports from those below it, and from its own.
+ROOMS = (
+    "cli",
+    "plots",
+    "sweeps",
+    "runs",
+    "deploy",
+    "training",
+    "agents",
+    "nn",
+    "experience",
+    "envs",
+    "accelerator",
+    "statistics",
+    "records",
+)
+MODULES = {
+    ".".join(("purerl", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    for path in ROOT.rglob("*.py")
+}
 
 
-def test_arrows_point_one_way():
-    below = {
-        "host": ("purerl.host",),
-        "envs": ("purerl.agents", "purerl.run", "purerl.host", "purerl.config", "purerl.train"),
-        "agents": ("purerl.run", "purerl.host", "purerl.config", "purerl.train", "purerl.rollout"),
-    }
-    for path in ROOT.rglob("*.py"):
-        room = path.relative_to(ROOT).parts[0]
-        if path.parent == ROOT and path.name.startswith("__"):  # the public names, the command
+def imported(source):
+    """Modules of purerl that a file imports anywhere in it, in whatever form."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            module = node.module or ""
+            inner = [f"{module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else module for name in inner]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words = re.findall(r"\bpurerl(?:\.\w+)+", node.value)
+            names = [word for word in words if word in MODULES and word.count(".") > 1]
+        else:
             continue
-        forbidden = below["host"] if room != "host" else ()
-        forbidden += below.get(room, ()) if room != "host" else ()
-        for module in imports(path):
-            assert not module.startswith(forbidden or "-"), f"{path.name} imports {module}"
+        yield from (name for name in names if name.split(".")[0] == "purerl")
+
+
+def source_of(module):
+    file = ROOT.joinpath(*module.split(".")[1:])
+    return (file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import purerl.runs.fit",
+        "import purerl.runs.fit as other",
+        "from purerl.runs import fit",
+        "from purerl.runs.fit import fit",
+        "def function():\n    from purerl.runs.fit import Interrupted",
+        "import_module('purerl.runs.fit')",
+    ],
+)
+def test_every_form_of_import_is_seen(source):
+    assert list(imported(source)) == ["purerl.runs.fit"]
+
+
+def test_arrows_point_down():
+    def height(module):
+        room = module.split(".")[1] if "." in module else "cli"
+        return ROOMS.index(room)
+
+    for module in MODULES - {"purerl", "purerl.__main__"}:
+        for other in imported(source_of(module)):
+            assert height(other) >= height(module), f"{module} imports {other}"
+            assert other != "purerl" or height(module) == 0, f"{module} imports purerl itself"
+
+
+def test_no_import_goes_in_a_circle():
+    arrows = {module: set(imported(source_of(module))) - {module} for module in MODULES}
+    del arrows["purerl"]  # which only the command imports
+    while leaves := [module for module, others in arrows.items() if not others & set(arrows)]:
+        for module in leaves:
+            del arrows[module]
+    assert not arrows, f"a circle among {sorted(arrows)}"
+
+
+def test_rooms_are_those_of_the_readers_map():
+    rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert rooms == set(ROOMS) - {"statistics"}
 
 
 def lines_of_body(function):
@@ -126,3 +190,8 @@ def test_functions_are_short():
 
 def test_version():
     assert purerl.__version__[0].isdigit()
+
+
+def test_a_run_is_known_by_names_that_moves_do_not_change():
+    assert describe(purerl.DefaultQCritic) == "purerl.DefaultQCritic"
+    assert describe(pathlib.PurePath) != describe(pathlib.Path)

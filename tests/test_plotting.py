@@ -20,9 +20,10 @@ from toys import walk
 import purerl
 from purerl.plots import figures
 from purerl.plots import sweeps as plotting_sweep
-from purerl.plots.curves import Curves, read_run, read_runs
 from purerl.plots.runs import plot_comparison, plot_curves
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves
+from purerl.runs.curves import Curves
+from purerl.runs.view import read_run, read_runs
 from purerl.sweeps.plan import make_plan
 from purerl.sweeps.result import SweepResult
 
@@ -252,7 +253,7 @@ def test_the_users_backend_stays(tmp_path):
 import sys, matplotlib
 before = dict.__getitem__(matplotlib.rcParams, "backend")
 import numpy as np
-from purerl.plots.curves import Curves
+from purerl.runs.curves import Curves
 from purerl.plots.runs import plot_curves
 run = Curves("a", np.arange(1, 4), np.ones((2, 3)), np.ones((2, 3), int))
 plot_curves(run, {str(tmp_path / "a.pdf")!r})

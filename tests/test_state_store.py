@@ -10,11 +10,11 @@ import test_fit
 from toys import Tiny, quick_jit
 
 import purerl
+from purerl.accelerator.transfer import is_key
 from purerl.envs import Box, Env, EnvSpec, TimeStep
 from purerl.records.files import by_path, digest
 from purerl.runs.chunks import Program, seed_keys
 from purerl.runs.state_store import DamageError, Writer, read_about, read_state
-from purerl.sweeps.slices import is_key
 
 
 class Pair(NamedTuple):

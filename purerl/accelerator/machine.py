@@ -5,6 +5,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -172,3 +173,12 @@ def _backend_is_up() -> bool:
         return bool(xla_bridge.backends_are_initialized())
     except (ImportError, AttributeError):  # no public function tells
         return False
+
+
+def program_memory(compiled: Any) -> int:
+    """Bytes on each device for arguments, results and what is in between; 0 if nothing tells."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    sizes = (analysis.argument_size_in_bytes, analysis.output_size_in_bytes)
+    return sum(sizes) + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes

@@ -11,7 +11,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from purerl.accelerator.machine import check_memory
+from purerl.accelerator.machine import check_memory, program_memory
 from purerl.agents import AGENTS
 from purerl.cli import FAILED, Parser
 from purerl.cli.flags import (
@@ -30,7 +30,6 @@ from purerl.envs.check import EnvError
 from purerl.records.errors import ConfigError, suggest
 from purerl.records.fields import field_options
 from purerl.runs.chunks import check_size, seed_keys
-from purerl.sweeps.slices import program_memory
 from purerl.training.presets import list_presets
 from purerl.training.train import make_train
 

@@ -12,7 +12,7 @@ from purerl.cli import Parser
 from purerl.records.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from purerl.plots.curves import Curves
+    from purerl.runs.curves import Curves
 
 EPILOG = """\
 Curves are interquartile means over seeds with a 95 % bootstrap band (Agarwal et al. 2021).
@@ -62,7 +62,7 @@ def run_plot(args: argparse.Namespace, console: Console) -> int:
 def _read(folders: list[Path]) -> list["Curves"]:
     """Of several folders, such as `runs/*`, those that have something to show; the others are
     named on standard error. Raises RunError where none has, and for folders that aren't there."""
-    from purerl.plots.curves import apart, read_run
+    from purerl.runs.view import apart, read_run
 
     shown, left = {}, []
     for folder in dict.fromkeys(folders):

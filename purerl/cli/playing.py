@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from purerl.accelerator.machine import check_memory
+from purerl.accelerator.machine import check_memory, program_memory
 from purerl.cli import Parser
 from purerl.cli.flags import check_integer, check_key
 from purerl.cli.training import newest_run
@@ -19,7 +19,6 @@ from purerl.deploy.policy_file import load_policy
 from purerl.envs import Env, make
 from purerl.records.errors import ConfigError
 from purerl.runs.view import SWEEP, RunView, is_code
-from purerl.sweeps.slices import program_memory
 from purerl.training.evaluate import play_episodes
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env

@@ -19,9 +19,9 @@ from purerl.records.folders import refuse_links
 from purerl.runs.chunks import check_size
 from purerl.runs.console import console_sink, show_curve
 from purerl.runs.fit import Interrupted, fit
-from purerl.runs.folder import CONFIG, METRICS, SUMMARY, read_summary
+from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
-from purerl.runs.view import BEST, RUN, SWEEP, RunView, is_code
+from purerl.runs.view import BEST, SWEEP, RunView, is_code
 from purerl.training.config import TrainConfig
 
 RUNS, EVENTS = Path("runs"), "tensorboard"
@@ -204,7 +204,7 @@ def _train(
 
 def draw(folder: Path) -> None:
     """Draws `curve.png` in a run's folder."""
-    from purerl.plots.curves import read_run
     from purerl.plots.runs import plot_curves
+    from purerl.runs.view import read_run
 
     plot_curves([read_run(folder)], folder / "curve.png")

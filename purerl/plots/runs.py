@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from purerl.plots import figures
-from purerl.plots.curves import Curves
 from purerl.plots.figures import Path_
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.files import counted
+from purerl.runs.curves import Curves
 from purerl.statistics import (
     bootstrap_interval,
     iqm,

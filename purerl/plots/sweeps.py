@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from purerl.plots import figures
-from purerl.plots.curves import Curves
 from purerl.plots.figures import GREY, Path_
 from purerl.plots.levels import Levels, make_levels, swept
 from purerl.plots.runs import plot_curves
 from purerl.records.errors import ConfigError
+from purerl.runs.curves import Curves
 from purerl.statistics import bootstrap_interval, iqm
 from purerl.sweeps.result import SweepResult
 

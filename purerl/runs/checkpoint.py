@@ -45,11 +45,11 @@ from purerl.records.files import (
     write_arrays,
     write_whole,
 )
+from purerl.runs.folder import RUN
 from purerl.records.folders import EMPTY, LOCK, is_taken, list_checkpoints, locked, refuse_links
 
 PyTree = Any
 FORMAT = 2
-RUN = "run.json"
 KIND = "purerl metrics"
 REMOVED = ".removed-"  # and the name of a checkpoint: one that is being removed
 KEPT = "nothing was changed: put it back, or choose another folder"

@@ -16,7 +16,7 @@ from purerl.records.files import counted
 from purerl.training.loop import Loop
 from purerl.accelerator.machine import check_memory
 from purerl.experience.metrics import Count, Metrics
-from purerl.sweeps.slices import program_memory
+from purerl.accelerator.machine import program_memory
 from purerl.training.state import OWN
 from purerl.training.train import TrainOutput, list_seeds, make_output
 

@@ -32,6 +32,7 @@ from purerl.runs.sinks import csv_sink
 from purerl.training.train import final_return
 from purerl.training.train import TrainOutput
 
+RUN = "run.json"
 CONFIG, METRICS, SUMMARY, POLICIES = "config.toml", "metrics.csv", "summary.json", "policies"
 # What others read of a summary; the first two are always there.
 SUMMARY_TYPES: dict[str, tuple[Any, str]] = {

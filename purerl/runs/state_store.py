@@ -30,7 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from purerl.records.files import by_path, digest, read_text, reason, sealed, unsealed, write_whole
-from purerl.sweeps.slices import is_key
+from purerl.accelerator.transfer import is_key
 
 PyTree = Any
 ABOUT, STATE = "about", "state"

@@ -1,25 +1,29 @@
 """What a folder of a run or a sweep has to show, read without a lock and without changing it: also
 while training goes on there, and after a kill."""
 
+import dataclasses
 import json
 import os
 import tomllib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from purerl.training.config import TrainConfig
-from purerl.records.errors import ConfigError, RunError
+from purerl.records.errors import ConfigError, RunError, shown
+from purerl.records.fields import check_path
 from purerl.records.files import DAMAGED, checked, read_text, reason
 from purerl.training.describe import describe, differences
 from purerl.records.folders import list_checkpoints
 from purerl.deploy.policy_file import load_policy
-from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY, curves_about
+from purerl.runs.curves import Curves, read_curves
+from purerl.runs.folder import CONFIG, METRICS, POLICIES, RUN, SUMMARY, curves_about
 from purerl.training.policy import Policy
 
-RUN, SWEEP, BEST = "run.json", "sweep.json", "best"
+SWEEP, BEST = "sweep.json", "best"
 # What reading a file of text may raise, damaged or another's.
 UNREADABLE = (*DAMAGED, RecursionError)
 
@@ -168,7 +172,11 @@ class RunView:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.folder / CONFIG} is damaged: {reason(error)}") from None
 
-    def check_curves(
+    def curves(self, name: str | None = None) -> Curves:
+        """The curves of its metrics, also where no episode has ended. Raises RunError."""
+        return read_curves(self.folder, name or self.name, self._check_curves)
+
+    def _check_curves(
         self, seeds: np.ndarray, timesteps: np.ndarray, returns: np.ndarray, episodes: np.ndarray
     ) -> None:
         """Compares a table of metrics with what the run's end, or an interrupt, has noted of it.
@@ -213,11 +221,9 @@ class RunView:
             if not (known and all(isinstance(x, (float, int, type(None))) for x in returns)):
                 raise RunError(f"{self.folder / SUMMARY} is damaged: 'by_seed' is not of its seeds")
             return returns
-        from purerl.plots.curves import curves_of  # which reads through this module
-
         if not (self.folder / METRICS).exists():
             return [None] * len(self.seeds)
-        return [float(x) if x == x else None for x in curves_of(self).final_returns]
+        return [float(x) if x == x else None for x in self.curves().final_returns]
 
     def best_seed(self) -> int:
         """The seed with the highest final return; the first where none is known."""
@@ -321,3 +327,45 @@ def _integers(file: Path, seeds: list[Any]) -> list[int]:
     if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
         raise RunError(f"{file} is damaged: seeds is {str(seeds)[:80]!r}")
     return seeds
+
+
+def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:
+    """The curves of a run's folder, also of a run that is still on its way or was killed.
+
+    Args:
+        path: the folder, with `metrics.csv`; of a sweep, whose best combination it is.
+        name: what they are called; None for agent and environment.
+
+    Raises:
+        RunError: it is no run's folder, is damaged, or no episode has ended in it.
+    """
+    view = RunView(check_path("path", path))
+    curves = view.curves(name)
+    if not np.any(curves.num_episodes > 0):
+        raise RunError(f"{view.path} has no finished episode: no return is known; train for longer")
+    return curves
+
+
+def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
+    """The curves of several folders; those of the same agent and environment are told apart by
+    their folders' names.
+
+    Raises:
+        ConfigError: they aren't several paths.
+        RunError: as from `read_run`.
+    """
+    if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
+        raise ConfigError(f"paths: got {shown(paths)}, expected several paths: [path]")
+    folders = [check_path("paths", path) for path in paths]
+    return apart(folders, [read_run(folder) for folder in folders])
+
+
+def apart(folders: Iterable[Path], runs: list[Curves]) -> list[Curves]:
+    """The runs, with their folders' names in theirs where these are the same."""
+    count = Counter(run.name for run in runs)
+    names = [folder.expanduser().absolute().name for folder in folders]
+    return [
+        run if count[run.name] == 1 else dataclasses.replace(run, name=f"{run.name}: {name}")
+        for run, name in zip(runs, names, strict=True)
+    ]
+

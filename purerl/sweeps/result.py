@@ -10,14 +10,22 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.console import Group as Lines
+from rich.table import Column, Table
+from rich.text import Text
 
+from purerl.accelerator.transfer import from_host
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, MemberError, shown
-from purerl.records.files import write_whole
+from purerl.records.files import counted, write_whole
 from purerl.sweeps.plan import Group, Plan, configure
-from purerl.sweeps.slices import Program, from_host
+from purerl.sweeps.slices import Program
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput, final_return
+
+# Combinations on the screen.
+ROWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,13 +220,9 @@ class SweepResult:
         write_whole(Path(path), lambda file: file.write(text.getvalue().encode()))
 
     def __rich__(self) -> Any:
-        from purerl.sweeps.view import overview
-
-        return overview(self)
+        return _overview(self)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
         text = io.StringIO()
         Console(file=text, width=100, color_system=None).print(self)
         return text.getvalue().rstrip()
@@ -281,3 +285,65 @@ def _last_eval(metrics: Metrics) -> np.ndarray:
     last = there.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
     returns = np.asarray(metrics.eval.episode_return)[np.arange(len(last)), last]
     return np.where(there.any(axis=1), returns, np.nan)
+
+
+def _overview(result: SweepResult) -> Any:
+    """Combinations with their seeds put together, the best first, and what the sweep took."""
+    plan, seeds = result.plan, len(result.plan.seeds)
+    shown = plan.names or ()
+    columns = [Column(Text(name)) for name in shown]
+    table = Table(*columns, "return", "std", "min", "max", box=None, pad_edge=False)
+    evaluated = "eval_return" in result.table
+    if evaluated:
+        table.add_column("eval")
+    skipped = result.table["nonfinite_updates"].reshape(-1, seeds).sum(axis=1)
+    if skipped.any():
+        table.add_column("skipped")
+    for column in table.columns[len(shown) :]:
+        column.justify = "right"
+    scores = result.table["final_return"].reshape(-1, seeds)
+    order = ranking(scores)
+    for i in order[:ROWS]:
+        cells: list[Any] = [_text(plan.combinations[i][name]) for name in shown]
+        cells += _numbers(scores[i])
+        if evaluated:
+            cells.append(_numbers(result.table["eval_return"].reshape(-1, seeds)[i])[0])
+        if skipped.any():
+            cells.append(str(skipped[i]))
+        table.add_row(*cells)
+    lines = [f"{counted(len(order), 'combination')} x {counted(seeds, 'seed')}"]
+    lines[0] += ": final return, mean and standard deviation over seeds"
+    below = [f"and {len(order) - ROWS} more"] if len(order) > ROWS else []
+    return Lines(*lines, table, *below, *map(Text, _took(result)))
+
+
+def _took(result: SweepResult) -> list[str]:
+    effort, names = result.effort, sorted({n for g in result.groups for n in g.group.static})
+    lines = []
+    if len(result.groups) > 1:
+        why = f"since {', '.join(names)} can't be mapped over"
+        lines.append(f"{len(result.groups)} programs, one after the other, {why}")
+    if effort.slices:
+        steps = int(result.table["num_timesteps"].sum())
+        sizes = " or ".join(str(size) for size in sorted(set(effort.slice_sizes)))
+        lines.append(
+            f"{counted(effort.slices, 'slice')} of {sizes} over "
+            f"{counted(effort.devices, 'device')}, {effort.memory / 2**20:,.0f} MiB on each; "
+            f"compiled in {effort.compile_seconds:.1f} s, trained in {effort.seconds:.1f} s"
+        )
+        lines.append(f"{steps:,} environment steps in all")
+    return lines
+
+
+def _numbers(row: np.ndarray) -> list[str]:
+    seen = row[np.isfinite(row)]
+    if not seen.size:
+        return ["-"] * 4
+    std = f"{seen.std(ddof=1):.1f}" if seen.size > 1 else "-"
+    return [f"{seen.mean():.1f}", std, f"{seen.min():.1f}", f"{seen.max():.1f}"]
+
+
+def _text(value: Any) -> Text:
+    if isinstance(value, float):
+        return Text(f"{value:.4g}")
+    return Text(str(getattr(value, "__name__", value))[:40])

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from purerl.accelerator.devices import map_members
-from purerl.accelerator.machine import check_memory, free_memory
+from purerl.accelerator.machine import check_memory, free_memory, program_memory
+from purerl.accelerator.transfer import to_host
 from purerl.sweeps.plan import Group
 from purerl.training.train import TrainOutput, make_train
 
@@ -81,15 +81,6 @@ def _even(num_members: int, largest: int, num_devices: int) -> int:
     return -(-num_members // (num_slices * num_devices))
 
 
-def program_memory(compiled: Any) -> int:
-    """Bytes on each device for arguments, results and what is in between; 0 if nothing tells."""
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return 0
-    sizes = (analysis.argument_size_in_bytes, analysis.output_size_in_bytes)
-    return sum(sizes) + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
-
-
 def one_member(group: Group, keep_buffer: bool) -> Any:
     """`(key data, hyperparams) -> TrainOutput`: `train`, perhaps without the buffer."""
     train = make_train(group.config)
@@ -129,23 +120,3 @@ def run_slices(
         hyperparams = {name: x[padded] for name, x in group.hyperparams.items()}
         out = program.call(group.keys[padded], hyperparams)
         yield places, [to_host(x)[: len(places)] for x in jax.tree.leaves(out)]
-
-
-def is_key(x: Any) -> bool:
-    """Whether it is an array of typed keys."""
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def to_host(x: jax.Array) -> np.ndarray:
-    """A numpy array; of keys their data."""
-    return np.asarray(jax.random.key_data(x) if is_key(x) else x)
-
-
-def host_shape(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """What `to_host` makes of such an array."""
-    return jax.eval_shape(jax.random.key_data, shape) if is_key(shape) else shape
-
-
-def from_host(x: np.ndarray, shape: jax.ShapeDtypeStruct) -> Any:
-    """What `to_host` was given."""
-    return jax.random.wrap_key_data(jnp.asarray(x)) if is_key(shape) else x

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from purerl.accelerator.transfer import host_shape
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path
 from purerl.records.files import reason
@@ -21,11 +22,11 @@ from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY
 from purerl.runs.view import BEST
 from purerl.sweeps.best import write_best
 from purerl.sweeps.plan import Plan, make_plan
+from purerl.sweeps.progress import progress
 from purerl.sweeps.result import Effort, GroupResult, SweepResult
-from purerl.sweeps.slices import compile_group, host_shape, member_shapes, run_slices
+from purerl.sweeps.slices import compile_group, member_shapes, run_slices
 from purerl.sweeps.store import DESCRIPTION, Store, describe_sweep, open_store
 from purerl.sweeps.subprocess import cores_lie_idle, pickled, run_apart
-from purerl.sweeps.view import progress
 from purerl.training.config import TrainConfig
 
 # Environment steps in all from which on a process of its own, some 4 seconds to start, pays.

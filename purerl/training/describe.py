@@ -66,12 +66,18 @@ def describe(value: Any, inside: tuple = ()) -> Any:
             **describe(value.keywords),
         }
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        return _name_of(value)
     if dataclasses.is_dataclass(value) or hasattr(value, "step_env"):
         return _describe_object(value, inside)
     if isinstance(value, (set, frozenset)):  # whose order differs between processes
         return sorted(map(_printed, value))
     return _printed(value)
+
+
+def _name_of(value: Any) -> str:
+    """Of a class or a function; of the package's, whichever of its files it lies in."""
+    module = value.__module__
+    return f"{'purerl' if module.startswith('purerl.') else module}.{value.__qualname__}"
 
 
 def _printed(value: Any) -> str:

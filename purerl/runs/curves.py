@@ -5,8 +5,7 @@ import dataclasses
 import io
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,10 +16,11 @@ from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path
 from purerl.records.files import open_file, read_arrays, reason
-from purerl.runs.folder import METRICS
-from purerl.runs.view import RUN, RunView
+from purerl.runs.folder import METRICS, RUN
 from purerl.training.train import TrainOutput
 
+# Compares seeds `[S]`, timesteps `[U]`, returns and numbers of episodes `[S, U]` with a summary.
+Check = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
 COLUMNS = ("seed", "update", "timesteps", "episode_return", "num_episodes")
 
 
@@ -121,40 +121,35 @@ class Curves:
         return statistics.bin_curves(x, self.returns, self.num_episodes, num_bins)
 
 
-def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:
-    """The curves of a run's folder, also of a run that is still on its way or was killed.
+
+
+def read_curves(folder: Path, name: str, check: Check) -> Curves:
+    """The curves of a run's `metrics.csv`, also where no episode has ended.
 
     Args:
-        path: the folder, with `metrics.csv`; of a sweep, whose best combination it is.
-        name: what they are called; None for agent and environment.
+        folder: the run's.
+        name: for legends.
+        check: takes seeds `[S]`, timesteps `[U]`, returns and numbers of episodes `[S, U]`, and
+            raises ValueError where these are not what training has written.
 
     Raises:
-        RunError: it is no run's folder, is damaged, or no episode has ended in it.
+        RunError: the file is missing, or damaged.
     """
-    view = RunView(check_path("path", path))
-    curves = curves_of(view, name)
-    if not np.any(curves.num_episodes > 0):
-        raise RunError(f"{view.path} has no finished episode: no return is known; train for longer")
-    return curves
-
-
-def curves_of(view: RunView, name: str | None = None) -> Curves:
-    """As `read_run`, also where no episode has ended. Raises RunError."""
-    file = view.folder / METRICS
-    saved = _saved_pieces(view.folder)  # first: whoever trains there writes them after the rows
+    file = folder / METRICS
+    saved = _saved_pieces(folder)  # first: whoever trains there writes them after the rows
     try:
         with io.TextIOWrapper(open_file(file), encoding="utf-8", newline="") as lines:
             table = _columns(csv.reader(lines))
-        curves = _curves(name or view.name, table)
+        curves = _curves(name, table)
         seeds = np.unique(table["seed"]).astype(np.int64)
-        view.check_curves(seeds, curves.timesteps, curves.returns, curves.num_episodes)
+        check(seeds, curves.timesteps, curves.returns, curves.num_episodes)
         _compare(curves, saved)
         return curves
     except FileNotFoundError:
-        way = f"; purerl resume {view.path} goes on, and writes it"
+        way = f"; purerl resume {folder} goes on, and writes it"
         raise RunError(
-            f"{view.path} has no {METRICS}: nothing was reported yet, or it is lost"
-            + (way if (view.folder / RUN).exists() else "")
+            f"{folder} has no {METRICS}: nothing was reported yet, or it is lost"
+            + (way if (folder / RUN).exists() else "")
         ) from None
     except (OSError, ValueError, csv.Error) as error:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
@@ -192,28 +187,8 @@ def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
                                  "was saved in metrics/")  # fmt: skip
 
 
-def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
-    """The curves of several folders; those of the same agent and environment are told apart by
-    their folders' names.
-
-    Raises:
-        ConfigError: they aren't several paths.
-        RunError: as from `read_run`.
-    """
-    if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
-        raise ConfigError(f"paths: got {shown(paths)}, expected several paths: [path]")
-    folders = [check_path("paths", path) for path in paths]
-    return apart(folders, [read_run(folder) for folder in folders])
 
 
-def apart(folders: Iterable[Path], runs: list[Curves]) -> list[Curves]:
-    """The runs, with their folders' names in theirs where these are the same."""
-    count = Counter(run.name for run in runs)
-    names = [folder.expanduser().absolute().name for folder in folders]
-    return [
-        run if count[run.name] == 1 else dataclasses.replace(run, name=f"{run.name}: {name}")
-        for run, name in zip(runs, names, strict=True)
-    ]
 
 
 def _columns(rows: Any) -> dict[str, np.ndarray]:

@@ -1,0 +1,37 @@
+"""How far a sweep is, on the screen."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from purerl.runs.console import lasting_console
+
+Report = Callable[[str, int], None]
+
+
+@contextmanager
+def progress(num_members: int, verbose: bool | None) -> Iterator[Report]:
+    """Shows how far a sweep is, on stderr: a bar on a terminal; elsewhere a line a slice, if
+    verbose.
+
+    Yields:
+        `report(what, members)`: what goes on, and how many members are done.
+    """
+    console = lasting_console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} agents"),
+        TimeRemainingColumn(),
+    )
+    off = verbose is False or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=off) as bar:
+        task = bar.add_task("sweep", total=num_members)
+
+        def report(what: str, members: int) -> None:
+            bar.update(task, description=what, completed=members)
+            if off and verbose:
+                console.print(f"sweep: {what}, {members} of {num_members} agents")
+
+        yield report
