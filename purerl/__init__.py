@@ -35,6 +35,7 @@ from purerl.agents import (  # noqa: E402
     double_q_target,
     q_target,
 )
+from purerl.agents.acting import Acting, memoryless  # noqa: E402
 from purerl.agents.noise import GaussianNoise, Noise, OrnsteinUhlenbeckNoise  # noqa: E402
 from purerl.deploy.export import export_policy  # noqa: E402
 from purerl.deploy.gymnasium_env import evaluate_in_gymnasium, to_gymnasium  # noqa: E402
@@ -53,11 +54,13 @@ from purerl.envs import (  # noqa: E402
     env_names,
     gymnax_env,
     make,
+    map_actions,
     register,
     time_limit,
     vectorize,
 )
 from purerl.experience.buffer import Buffer, BufferState  # noqa: E402
+from purerl.experience.experience import Clock, Experience  # noqa: E402
 from purerl.experience.metrics import Episodes, Metrics  # noqa: E402
 from purerl.experience.returns import gae, lambda_return, n_step_return, reward_to_go  # noqa: E402
 from purerl.experience.rewarders import Clip, NStep, RunningNormalize, Scale  # noqa: E402
@@ -104,6 +107,7 @@ __all__ = [
     "DQN",
     "PPO",
     "REINFORCE",
+    "Acting",
     "Actor",
     "ActorCritic",
     "Agent",
@@ -114,6 +118,7 @@ __all__ = [
     "Categorical",
     "Choice",
     "Clip",
+    "Clock",
     "ConfigError",
     "Critic",
     "Curves",
@@ -127,6 +132,7 @@ __all__ = [
     "EnvSpec",
     "Episodes",
     "Error",
+    "Experience",
     "GaussianNoise",
     "Interrupted",
     "LogUniform",
@@ -172,6 +178,8 @@ __all__ = [
     "make",
     "make_loop",
     "make_train",
+    "map_actions",
+    "memoryless",
     "n_step_return",
     "plot_comparison",
     "plot_curves",

@@ -2,10 +2,10 @@
 
 All that is collective is here. A run over D devices is the same `shard_map` body on each of them
 (what `pmap` has become in JAX, and unlike it goes under `jit` also where the devices belong to
-several processes), over one mesh axis, `AXIS`. Functions that meet the other devices take an
-`axis_name`; with None there are no others, and they return what they were given.
+several processes), over one mesh axis, `AXIS`. What meets the other devices takes `Devices`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -126,73 +126,60 @@ def check_divides(num_devices: int, name: str, size: int) -> None:
         raise ConfigError(f"{name}: got {size}, expected a multiple of num_devices={num_devices}")
 
 
-def axis_size(axis_name: str | None) -> int:
-    """D."""
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The D devices that a run is spread over, as each of them sees them: collectives by name.
 
-
-def pmean(x: PyTree, axis_name: str | None) -> PyTree:
-    """Mean over the devices, leaf by leaf."""
-    return jax.tree.map(lambda total: share(total, axis_name), psum(x, axis_name))
-
-
-def psum(x: PyTree, axis_name: str | None) -> PyTree:
-    """Sum over the devices, leaf by leaf."""
-    if axis_name is None:
-        return x
-    # On a CPU they wait for each other once for every array: all of a kind make one.
-    leaves, tree = jax.tree.flatten(x)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    for dtype in {leaf.dtype: None for leaf in leaves}:
-        places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
-        vector, unravel = ravel_pytree([leaves[i] for i in places])
-        for i, total in zip(places, unravel(jax.lax.psum(vector, axis_name)), strict=True):
-            leaves[i] = total
-    return jax.tree.unflatten(tree, leaves)
-
-
-def share(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Each device's part, x / D."""
-    return x if axis_name is None else x / axis_size(axis_name)
-
-
-def of_first(x: PyTree, axis_name: str | None) -> PyTree:
-    """The first device's, leaf by leaf, on all."""
-    if axis_name is None:
-        return x
-    first = jax.lax.axis_index(axis_name) == 0
-    mine = jax.tree.map(lambda x: jnp.where(first, x, jnp.zeros_like(x)), x)
-    return jax.tree.map(lambda total, x: total.astype(x.dtype), psum(mine, axis_name), x)
-
-
-def pmin(x: PyTree, axis_name: str | None) -> PyTree:
-    """Minimum over the devices, leaf by leaf."""
-    return x if axis_name is None else jax.lax.pmin(x, axis_name)
-
-
-def pall(x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Whether it is true on all devices."""
-    return x if axis_name is None else jax.lax.pmin(x.astype(jnp.int32), axis_name) > 0
-
-
-def own_key(key: jax.Array, axis_name: str | None) -> jax.Array:
-    """A key of each device's own, from one that all have."""
-    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-
-
-def value_and_grad(fn: Callable, axis_name: str | None, has_aux: bool = False) -> Callable:
-    """`jax.value_and_grad`, with the gradient's mean over the devices.
-
-    The value, and what comes with it, stay each device's own: of a loss that is a mean over the
-    batch they are shares, whose mean over the devices is the whole batch's.
+    Every method works leaf by leaf. Of one device there are no others: what comes in comes out.
     """
-    value_and_grads = jax.value_and_grad(fn, has_aux=has_aux)
 
-    def averaged(params: PyTree, *rest: Any) -> tuple[Any, PyTree]:
-        value, grads = value_and_grads(params, *rest)
-        return value, pmean(grads, axis_name)
+    count: int = 1
 
-    return averaged
+    def mean(self, tree: PyTree) -> PyTree:
+        """Mean over the devices."""
+        return jax.tree.map(self.part, self.sum(tree))
+
+    def sum(self, tree: PyTree) -> PyTree:
+        """Sum over the devices."""
+        if self.count == 1:
+            return tree
+        # On a CPU they wait for each other once for every array: all of a kind make one.
+        leaves, structure = jax.tree.flatten(tree)
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        for dtype in {leaf.dtype: None for leaf in leaves}:
+            places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+            vector, unravel = ravel_pytree([leaves[i] for i in places])
+            for i, total in zip(places, unravel(jax.lax.psum(vector, AXIS)), strict=True):
+                leaves[i] = total
+        return jax.tree.unflatten(structure, leaves)
+
+    def part(self, x: jax.Array) -> jax.Array:
+        """x / D: of a total, what each device contributes on average."""
+        return x if self.count == 1 else x / self.count
+
+    def min(self, tree: PyTree) -> PyTree:
+        """Minimum over the devices."""
+        return tree if self.count == 1 else jax.lax.pmin(tree, AXIS)
+
+    def all(self, x: jax.Array) -> jax.Array:
+        """Whether it is true on all devices."""
+        return x if self.count == 1 else jax.lax.pmin(x.astype(jnp.int32), AXIS) > 0
+
+    def first(self, tree: PyTree) -> PyTree:
+        """The first device's, on all."""
+        if self.count == 1:
+            return tree
+        is_first = jax.lax.axis_index(AXIS) == 0
+        mine = jax.tree.map(lambda x: jnp.where(is_first, x, jnp.zeros_like(x)), tree)
+        return jax.tree.map(lambda total, x: total.astype(x.dtype), self.sum(mine), tree)
+
+    def key(self, key: jax.Array) -> jax.Array:
+        """A different key on each device, from one that all have."""
+        return key if self.count == 1 else jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+
+
+ALONE = Devices()
 
 
 def start_hosts(

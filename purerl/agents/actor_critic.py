@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purerl.agents.acting import Acting, Extras, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -22,7 +23,8 @@ from purerl.agents.learning import fit_value, flatten, path_batch, policy_gradie
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import Discrete
 from purerl.experience import returns
-from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.experience.buffer import Batch, Buffer
+from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw
 from purerl.nn.networks import (
@@ -113,79 +115,82 @@ class ActorCritic(NetworkAgent):
         critic_params = init_critic(critic, critic_key, obs)
         return ActorCriticState(
             actor_params,
-            self._optimizer(self.lr).init(actor_params),
+            self._optimizer(self.lr, Clock()).init(actor_params),
             critic_params,
-            self._optimizer(self.lr).init(critic_params),
+            self._optimizer(self.lr, Clock()).init(critic_params),
             actor,
             critic,
             is_q_critic(critic, obs),
         )
 
-    def act(
-        self, state: ActorCriticState, obs: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        drawn = draw(apply(state.actor, state.actor_params, obs), key)
-        action = drawn.pop("action")
-        if state.is_q:
-            value = q_value(state.critic, state.critic_params, obs, action)
-        else:
-            value = apply(state.critic, state.critic_params, obs)
-        return action, {**drawn, "value": value}
+    def acting(self, state: ActorCriticState, clock: Clock) -> Acting:
+        def act(obs: PyTree, key: jax.Array) -> tuple[jax.Array, Extras]:
+            drawn = draw(apply(state.actor, state.actor_params, obs), key)
+            action = drawn.pop("action")
+            if state.is_q:
+                value = q_value(state.critic, state.critic_params, obs, action)
+            else:
+                value = apply(state.critic, state.critic_params, obs)
+            return action, {**drawn, "value": value}
 
-    def policy(
-        self, state: ActorCriticState, obs: PyTree, key: jax.Array | None = None
-    ) -> jax.Array:
-        distribution = apply(state.actor, state.actor_params, obs)
-        return distribution.mode() if key is None else distribution.sample(key)
+        return memoryless(act)
+
+    def policy(self, state: ActorCriticState, *, sample: bool = False) -> Acting:
+        def act(obs: PyTree, key: Any) -> tuple[jax.Array, Extras]:
+            distribution = apply(state.actor, state.actor_params, obs)
+            return distribution.sample(key) if sample else distribution.mode(), {}
+
+        return memoryless(act)
 
     def for_acting(self, state: ActorCriticState) -> ActorCriticState:
         return state.replace(actor_opt=None, critic_opt=None)
 
-    def value(self, state: ActorCriticState, obs: PyTree) -> jax.Array:
+    def value(self, state: ActorCriticState, memory: Memory, obs: PyTree) -> jax.Array:
         """`[N]`, V(s); of a Q critic, its mean over a discrete policy, or Q of a continuous one's
         mode."""
         if not state.is_q:
             return apply(state.critic, state.critic_params, obs)
         if isinstance(state.actor.action_space, Discrete):
             return self._mean_q(state, obs, None)
-        return q_value(state.critic, state.critic_params, obs, self.policy(state, obs))
+        mode = apply(state.actor, state.actor_params, obs).mode()
+        return q_value(state.critic, state.critic_params, obs, mode)
 
     def update(
-        self,
-        state: ActorCriticState,
-        buffer: Buffer,
-        buffer_state: BufferState,
-        key: jax.Array,
-    ) -> tuple[ActorCriticState, BufferState, Losses]:
-        data = buffer.read(buffer_state)
+        self, state: ActorCriticState, experience: Experience, key: jax.Array, clock: Clock
+    ) -> tuple[ActorCriticState, Experience, Losses]:
+        data, buffer = experience.read(), experience.buffer
         ends = (data["terminated"], data["truncated"])
+        discounts = buffer.gamma, buffer.lam
         if state.is_q:
             baseline, next_value = self._baselines(state, data, key)
             advantage = data["value"] - baseline
         else:
             next_value = successor_values(
-                lambda obs: self.value(state, obs), data["value"], data["next_obs"], *ends
+                lambda obs: self.value(state, (), obs), data["value"], data["next_obs"], *ends
             )
-        buffer_state = buffer.finish_path(buffer_state, next_value)
-        if not state.is_q:
-            advantage = buffer_state.data["advantage"]
-        target = returns.lambda_return(data["reward"], next_value, *ends, buffer.gamma, buffer.lam)
-        batch, advantage, target = path_batch(data, advantage, target, axis_name=self.axis_name)
+            advantage = returns.gae(data["reward"], data["value"], next_value, *ends, *discounts)
+        target = returns.lambda_return(data["reward"], next_value, *ends, *discounts)
+        batch, advantage, target = path_batch(data, advantage, target, devices=clock.devices)
         if self.normalize_advantage:
-            advantage = standardize(advantage, *moments(advantage, batch["weight"], self.axis_name))
+            advantage = standardize(advantage, *moments(advantage, batch["weight"], clock.devices))
 
-        state, losses = self._learn(state, batch, advantage, target)
-        return state, buffer_state, losses
+        state, losses = self._learn(state, batch, advantage, target, clock)
+        return state, experience, losses
 
     def _learn(
-        self, state: ActorCriticState, batch: Batch, advantage: jax.Array, target: jax.Array
+        self,
+        state: ActorCriticState,
+        batch: Batch,
+        advantage: jax.Array,
+        target: jax.Array,
+        clock: Clock,
     ) -> tuple[ActorCriticState, Losses]:
         """A gradient step of the actor on `[B]` advantages, and those of the critic on targets."""
         grads, losses = policy_gradient(
-            state.actor, state.actor_params, batch, advantage, self.entropy_beta, self.axis_name
+            state.actor, state.actor_params, batch, advantage, self.entropy_beta, clock.devices
         )
         actor_params, actor_opt = descend(
-            self._optimizer(self.lr), grads, state.actor_opt, state.actor_params
+            self._optimizer(self.lr, clock), grads, state.actor_opt, state.actor_params
         )
 
         def value_fn(params: PyTree, batch: Batch) -> jax.Array:
@@ -199,9 +204,9 @@ class ActorCritic(NetworkAgent):
             state.critic_opt,
             batch,
             target,
-            self._optimizer(self.lr if self.critic_lr is None else self.critic_lr),
+            self._optimizer(self.lr if self.critic_lr is None else self.critic_lr, clock),
             self.train_v_iters,
-            self.axis_name,
+            clock.devices,
         )
         state = state.replace(
             actor_params=actor_params,
@@ -235,5 +240,5 @@ class ActorCritic(NetworkAgent):
         values = jax.vmap(lambda a: q_value(state.critic, state.critic_params, obs, a))(actions)
         return jnp.mean(values, axis=0)
 
-    def _optimizer(self, lr: Any) -> optax.GradientTransformation:
-        return adam(annealed(lr, self.progress, self.anneal), self.max_grad_norm)
+    def _optimizer(self, lr: Any, clock: Clock) -> optax.GradientTransformation:
+        return adam(annealed(lr, clock.progress, self.anneal), self.max_grad_norm)

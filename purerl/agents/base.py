@@ -1,17 +1,18 @@
 """The agent protocol, and what agents share."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from purerl.accelerator.devices import check_divides
+from purerl.agents.acting import Acting, Memory
 from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
-from purerl.experience.buffer import Buffer, BufferState
+from purerl.experience.buffer import Buffer
+from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import ACTIVATIONS, NETWORKS
 from purerl.nn.networks import Critic, is_q_critic
-from purerl.records.fields import ConfigError, Record, by_loop, choice, sizes, static
+from purerl.records.fields import ConfigError, Record, choice, sizes, static
 
 PyTree = Any
 AgentState = Any
@@ -37,20 +38,11 @@ class Agent(Record):
 
     Floats are leaves of the pytree and may be traced and vmapped; the rest is static. To write an
     agent, subclass this, list the hyperparameters with the functions of `purerl.fields`, and
-    implement `init`, `act`, `policy`, `update`, and `value` if it learns one. `check_agent` tells
-    whether the loop can run it.
+    implement `init`, `acting`, `policy`, `update`, and `value` if it learns one. `check_agent`
+    finds out whether the loop can run it.
 
-    Attributes:
-        timesteps: `[]` float32, environment steps before this update; the loop sets it.
-        progress: `[]` float32, how much of the run is over, from 0 to 1; the loop sets it.
-        axis_name: where the run is spread over devices, what its update meets the others by; the
-            loop sets it. Gradients taken by `purerl.accelerator.devices.value_and_grad` are
-            averaged.
+    A size that is a total over all devices, such as that of a batch, is `integer(..., total=True)`.
     """
-
-    timesteps: Any = by_loop(default=0.0, traced=True)
-    progress: Any = by_loop(default=0.0, traced=True)
-    axis_name: str | None = by_loop()
 
     @property
     def run_defaults(self) -> RunDefaults:
@@ -78,49 +70,40 @@ class Agent(Record):
             options: `noise`, `wait_end_path` and `reset_each_episode`.
         """
 
-    def share(self, num_devices: int, axis_name: str) -> Self:
-        """One device's part of an agent that is spread over D: sizes that a user gives are totals.
-
-        Raises:
-            ConfigError: a size that D doesn't divide.
-        """
-        told = self.tell(axis_name=axis_name)
-        batch_size = getattr(self, "batch_size", None)
-        if batch_size is None:
-            return told
-        check_divides(num_devices, f"{type(self).__name__}.batch_size", batch_size)
-        return told.tell(batch_size=batch_size // num_devices)
-
     def init(self, key: jax.Array, spec: EnvSpec) -> AgentState:
         """A new agent's state."""
         raise NotImplementedError
 
-    def act(
-        self, state: AgentState, obs: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Exploring: `[N, *obs_shape]` to actions `[N, *action_shape]` and what `update` wants back
-        with the transition, `[N]` each."""
+    def acting(self, state: AgentState, clock: Clock) -> Acting:
+        """How it explores: actions for N environments, and what `update` wants back with them."""
         raise NotImplementedError
 
-    def policy(self, state: AgentState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
-        """Acting: `[N, *obs_shape]` to actions, the mode, or a sample where a key is given."""
+    def policy(self, state: AgentState, *, sample: bool = False) -> Acting:
+        """How it acts: the mode of its policy, or samples; without a use for extras."""
         raise NotImplementedError
 
     def for_acting(self, state: AgentState) -> AgentState:
         """The state with None for what `policy` and `value` don't look at, such as optimizers."""
         return state
 
-    def value(self, state: AgentState, obs: PyTree) -> jax.Array:
-        """`[N, *obs_shape]` to `[N]`, the value of the agent's policy, where it learns one."""
+    def value(self, state: AgentState, memory: Memory, obs: PyTree) -> jax.Array:
+        """`[N, *obs_shape]` to `[N]`, the value of the agent's policy, where it learns one.
+
+        Args:
+            state: the agent's.
+            memory: as before it acts on these observations.
+            obs: as the agent sees them.
+        """
         raise NotImplementedError(f"{type(self).__name__} learns no value")
 
     def update(
-        self, state: AgentState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
-    ) -> tuple[AgentState, BufferState, Losses]:
-        """Learns from the buffer; returns losses and the like as float32 scalars by name.
+        self, state: AgentState, experience: Experience, key: jax.Array, clock: Clock
+    ) -> tuple[AgentState, Experience, Losses]:
+        """Learns from experience; returns losses and the like as float32 scalars by name.
 
-        Over devices, buffer and key are each device's own, and the state is the same on all: what
-        comes into it has to be averaged. Losses may be each one's own, the loop averages them."""
+        Over devices, experience and key are each device's, and the state is the same on all: what
+        comes into it has to be averaged by `clock.devices`. Losses may be each one's part, the loop
+        averages them."""
         raise NotImplementedError
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purerl.agents.acting import Acting, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -17,12 +18,13 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.gradients import adam, descend, follow, gradient
+from purerl.agents.gradients import adam, annealed, descend, follow, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import Box
-from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.experience.buffer import Batch, Buffer
+from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultQCritic
 from purerl.nn.networks import (
     DEFAULT_DISTRIBUTION,
@@ -33,7 +35,7 @@ from purerl.nn.networks import (
     init_network,
     takes_action,
 )
-from purerl.records.fields import ConfigError, integer, real
+from purerl.records.fields import ConfigError, flag, integer, real
 
 PyTree = Any
 
@@ -69,9 +71,10 @@ class DDPG(NetworkAgent):
         gradient_steps: in each update.
         n_step: rewards that are summed before Q' takes over.
         max_grad_norm: the gradients' global norms are clipped to it.
+        anneal: lower the learning rates linearly to 0 over the run.
     """
 
-    batch_size: int = integer(default=128, at_least=1)
+    batch_size: int = integer(default=128, at_least=1, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
     lr: float = real(default=1e-3, at_least=0.0)
@@ -82,6 +85,7 @@ class DDPG(NetworkAgent):
     gradient_steps: int = integer(default=2, at_least=1)
     n_step: int = integer(default=1, at_least=1)
     max_grad_norm: float = real(default=10.0, above=0.0)
+    anneal: bool = flag(default=True)
 
     def check(self) -> None:
         super().check()
@@ -124,54 +128,55 @@ class DDPG(NetworkAgent):
             "actor": init_network(actor, actor_key, obs),
             "critic": init_critic(critic, critic_key, obs),
         }
-        actor_opt, critic_opt = (optimizer.init(params[name]) for name, optimizer in self._each())
+        optimizers = self._each(Clock())
+        actor_opt, critic_opt = (optimizer.init(params[name]) for name, optimizer in optimizers)
         return DDPGState(params, params, actor_opt, critic_opt, actor, critic)
 
-    def act(
-        self, state: DDPGState, obs: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return self.policy(state, obs), {}
+    def acting(self, state: DDPGState, clock: Clock) -> Acting:
+        return self.policy(state)
 
-    def policy(self, state: DDPGState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
-        """The policy is deterministic: a key changes nothing."""
-        return apply(state.actor, state.params["actor"], obs)
+    def policy(self, state: DDPGState, *, sample: bool = False) -> Acting:
+        """The policy is deterministic: samples of it are all the same."""
+        return memoryless(lambda obs, key: (apply(state.actor, state.params["actor"], obs), {}))
 
     def for_acting(self, state: DDPGState) -> DDPGState:
         return state.replace(target_params=None, actor_opt=None, critic_opt=None)
 
-    def value(self, state: DDPGState, obs: PyTree) -> jax.Array:
-        return apply(state.critic, state.params["critic"], obs, self.policy(state, obs))
+    def value(self, state: DDPGState, memory: Memory, obs: PyTree) -> jax.Array:
+        action = apply(state.actor, state.params["actor"], obs)
+        return apply(state.critic, state.params["critic"], obs, action)
 
     def update(
-        self, state: DDPGState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
-    ) -> tuple[DDPGState, BufferState, Losses]:
+        self, state: DDPGState, experience: Experience, key: jax.Array, clock: Clock
+    ) -> tuple[DDPGState, Experience, Losses]:
         return replay(
-            self._learn,
+            lambda state, batch, key: self._learn(state, batch, clock),
             state,
-            buffer,
-            buffer_state,
+            experience,
             key,
             num_steps=self.gradient_steps,
             batch_size=self.batch_size,
             n_step=self.n_step,
         )
 
-    def _learn(self, state: DDPGState, batch: Batch) -> tuple[DDPGState, jax.Array, Losses]:
+    def _learn(
+        self, state: DDPGState, batch: Batch, clock: Clock
+    ) -> tuple[DDPGState, jax.Array, Losses]:
         target = self._target(state, batch)
 
         def critic_loss(params: PyTree) -> tuple[jax.Array, jax.Array]:
             q = apply(state.critic, params, batch["obs"], batch["action"])
             return 0.5 * jnp.mean(batch["weight"] * (q - target) ** 2), q
 
-        value_loss, q, critic_grads = gradient(critic_loss, state.params["critic"], self.axis_name)
+        value_loss, q, critic_grads = gradient(critic_loss, state.params["critic"], clock.devices)
 
         def actor_loss(params: PyTree) -> tuple[jax.Array, None]:
             action = apply(state.actor, params, batch["obs"])
             q = apply(state.critic, state.params["critic"], batch["obs"], action)
             return -jnp.mean(q), None
 
-        policy_loss, _, actor_grads = gradient(actor_loss, state.params["actor"], self.axis_name)
-        (_, actor_adam), (_, critic_adam) = self._each()
+        policy_loss, _, actor_grads = gradient(actor_loss, state.params["actor"], clock.devices)
+        (_, actor_adam), (_, critic_adam) = self._each(clock)
         actor, actor_opt = descend(actor_adam, actor_grads, state.actor_opt, state.params["actor"])
         critic, critic_opt = descend(
             critic_adam, critic_grads, state.critic_opt, state.params["critic"]
@@ -187,9 +192,10 @@ class DDPG(NetworkAgent):
         beyond = apply(state.critic, state.target_params["critic"], batch["next_obs"], action)
         return td_target(batch, beyond)
 
-    def _each(self) -> tuple[tuple[str, optax.GradientTransformation], ...]:
-        lrs = {"actor": self.actor_lr, "critic": self.critic_lr}
+    def _each(self, clock: Clock) -> tuple[tuple[str, optax.GradientTransformation], ...]:
+        rates = {"actor": self.actor_lr, "critic": self.critic_lr}
+        lrs = {name: self.lr if lr is None else lr for name, lr in rates.items()}
         return tuple(
-            (name, adam(self.lr if lr is None else lr, self.max_grad_norm))
+            (name, adam(annealed(lr, clock.progress, self.anneal), self.max_grad_norm))
             for name, lr in lrs.items()
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purerl.agents.acting import Acting, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -21,7 +22,8 @@ from purerl.agents.gradients import adam, annealed, descend, follow, global_norm
 from purerl.agents.learning import replay, td_target
 from purerl.envs.base import EnvSpec, where
 from purerl.envs.spaces import Discrete
-from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.experience.buffer import Batch, Buffer
+from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultQNetwork
 from purerl.nn.networks import Critic, init_critic, is_q_critic, pick, q_value, q_values
 from purerl.records.fields import ConfigError, flag, integer, named, real
@@ -74,7 +76,7 @@ class DQN(NetworkAgent):
         anneal: lower lr linearly to 0 over the run.
     """
 
-    batch_size: int = integer(default=128, at_least=1)
+    batch_size: int = integer(default=128, at_least=1, total=True)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
     lr: float = real(default=1e-3, at_least=0.0)
     gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
@@ -125,42 +127,42 @@ class DQN(NetworkAgent):
                 f"create_network(self, obs) with [B, {spec.action_space.n}] values"
             )
         params = init_critic(critic, key, obs)
-        return DQNState(params, params, self._optimizer().init(params), jnp.int32(0), critic)
+        return DQNState(params, params, self._optimizer(Clock()).init(params), jnp.int32(0), critic)
 
-    def act(
-        self, state: DQNState, obs: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return self._explore(state, obs, key, self._epsilon()), {}
+    def acting(self, state: DQNState, clock: Clock) -> Acting:
+        epsilon = self._epsilon(clock)
+        return memoryless(lambda obs, key: (_explore(state, obs, key, epsilon), {}))
 
-    def policy(self, state: DQNState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
-        """The best action; with a key, a random one with probability `epsilon_end`."""
-        if key is not None:
-            return self._explore(state, obs, key, self.epsilon_end)
-        values = q_values(state.critic, state.params, obs)
-        return jnp.argmax(values, axis=-1).astype(jnp.int32)
+    def policy(self, state: DQNState, *, sample: bool = False) -> Acting:
+        """The best action; of samples, a random one with probability `epsilon_end`."""
+        if sample:
+            return memoryless(lambda obs, key: (_explore(state, obs, key, self.epsilon_end), {}))
+        return memoryless(lambda obs, key: (_greedy(state, obs), {}))
 
     def for_acting(self, state: DQNState) -> DQNState:
         return state.replace(target_params=None, opt_state=None)
 
-    def value(self, state: DQNState, obs: PyTree) -> jax.Array:
+    def value(self, state: DQNState, memory: Memory, obs: PyTree) -> jax.Array:
         return jnp.max(q_values(state.critic, state.params, obs), axis=-1)
 
     def update(
-        self, state: DQNState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
-    ) -> tuple[DQNState, BufferState, Losses]:
-        state, buffer_state, losses = replay(
-            self._learn,
+        self, state: DQNState, experience: Experience, key: jax.Array, clock: Clock
+    ) -> tuple[DQNState, Experience, Losses]:
+        state, experience, losses = replay(
+            lambda state, batch, key: self._learn(state, batch, clock),
             state,
-            buffer,
-            buffer_state,
+            experience,
             key,
             num_steps=self.gradient_steps,
             batch_size=self.batch_size,
             n_step=self.n_step,
         )
-        return state, buffer_state, {**losses, "epsilon": jnp.asarray(self._epsilon(), jnp.float32)}
+        losses["epsilon"] = jnp.asarray(self._epsilon(clock), jnp.float32)
+        return state, experience, losses
 
-    def _learn(self, state: DQNState, batch: Batch) -> tuple[DQNState, jax.Array, Losses]:
+    def _learn(
+        self, state: DQNState, batch: Batch, clock: Clock
+    ) -> tuple[DQNState, jax.Array, Losses]:
         q_next, target_q_next = (
             q_values(state.critic, params, batch["next_obs"])
             for params in (state.params, state.target_params)
@@ -177,8 +179,8 @@ class DQN(NetworkAgent):
             q = q_value(state.critic, params, batch["obs"], batch["action"])
             return 0.5 * jnp.mean(batch["weight"] * (q - target) ** 2), q
 
-        loss, q, grads = gradient(loss_fn, state.params, self.axis_name)
-        params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
+        loss, q, grads = gradient(loss_fn, state.params, clock.devices)
+        params, opt_state = descend(self._optimizer(clock), grads, state.opt_state, state.params)
         steps = state.steps + 1
         target_params = where(
             steps % self._between_moves() == 0,
@@ -195,24 +197,29 @@ class DQN(NetworkAgent):
             return self.target_update_every
         return jnp.where(self.tau < 1.0, 1, 200)
 
-    def _explore(
-        self, state: DQNState, obs: PyTree, key: jax.Array, epsilon: jax.Array | float
-    ) -> jax.Array:
-        greedy = self.policy(state, obs)
-        # Given that it is below epsilon, a uniform number is still uniform, and names the action.
-        drawn = jax.random.uniform(key, greedy.shape, jnp.float32)
-        named = (drawn / jnp.maximum(epsilon, 1e-8) * state.critic.action_dim).astype(jnp.int32)
-        named = jnp.minimum(named, state.critic.action_dim - 1)  # where the product was rounded up
-        return jnp.where(drawn < epsilon, named, greedy)
-
-    def _epsilon(self) -> jax.Array | float:
+    def _epsilon(self, clock: Clock) -> jax.Array | float:
         """The probability of a random action, as far as the run has come."""
         if self.epsilon_steps is None:
-            fallen = 10.0 * self.progress
+            fallen = 10.0 * clock.progress
         else:
-            fallen = self.timesteps / self.epsilon_steps
+            fallen = clock.timesteps / self.epsilon_steps
         fallen = jnp.minimum(fallen, 1.0)
         return self.epsilon_start + fallen * (self.epsilon_end - self.epsilon_start)
 
-    def _optimizer(self) -> optax.GradientTransformation:
-        return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
+    def _optimizer(self, clock: Clock) -> optax.GradientTransformation:
+        return adam(annealed(self.lr, clock.progress, self.anneal), self.max_grad_norm)
+
+
+def _greedy(state: DQNState, obs: PyTree) -> jax.Array:
+    values = q_values(state.critic, state.params, obs)
+    return jnp.argmax(values, axis=-1).astype(jnp.int32)
+
+
+def _explore(state: DQNState, obs: PyTree, key: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """The best action, or a random one with probability epsilon."""
+    greedy = _greedy(state, obs)
+    # Given that it is below epsilon, a uniform number is still uniform, and names the action.
+    drawn = jax.random.uniform(key, greedy.shape, jnp.float32)
+    named = (drawn / jnp.maximum(epsilon, 1e-8) * state.critic.action_dim).astype(jnp.int32)
+    named = jnp.minimum(named, state.critic.action_dim - 1)  # where the product was rounded up
+    return jnp.where(drawn < epsilon, named, greedy)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from purerl.accelerator import devices
+from purerl.accelerator.devices import ALONE, Devices
 from purerl.accelerator.machine import num_cores
 from purerl.experience.normalize import safe_sqrt
 from purerl.nn.networks import trained
@@ -21,10 +21,10 @@ Losses = dict[str, jax.Array]
 ROWS_AT_ONCE = 512
 
 
-def valid_count(valid: jax.Array, axis_name: str | None = None) -> jax.Array:
+def valid_count(valid: jax.Array, devices: Devices = ALONE) -> jax.Array:
     """How many entries are valid, at least 1; of several devices the mean of their counts."""
-    count = devices.psum(jnp.sum(valid, dtype=jnp.int32), axis_name)
-    return devices.share(jnp.maximum(count, 1).astype(jnp.float32), axis_name)
+    count = devices.sum(jnp.sum(valid, dtype=jnp.int32))
+    return devices.part(jnp.maximum(count, 1).astype(jnp.float32))
 
 
 def masked_sum(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -34,12 +34,12 @@ def masked_sum(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def moments(
-    x: jax.Array, weight: jax.Array, axis_name: str | None = None
+    x: jax.Array, weight: jax.Array, devices: Devices = ALONE
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of x, `[B]` on each device, by the weights that `mean_gradient` takes; 0
     where all of them are."""
-    mean = devices.pmean(masked_sum(x, weight), axis_name)
-    return mean, devices.pmean(masked_sum((x - mean) ** 2, weight), axis_name)
+    mean = devices.mean(masked_sum(x, weight))
+    return mean, devices.mean(masked_sum((x - mean) ** 2, weight))
 
 
 def standardize(x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
@@ -52,7 +52,7 @@ def mean_gradient(
     params: PyTree,
     batch: PyTree,
     weight: jax.Array,
-    axis_name: str | None = None,
+    devices: Devices = ALONE,
 ) -> tuple[Losses, PyTree]:
     """Means over a batch, and the gradient of the one that is called "loss".
 
@@ -62,7 +62,7 @@ def mean_gradient(
         batch: `[B, ...]`.
         weight: `[B]`, of each row in the means; 0 for a row that doesn't count. 1 / `valid_count`
             makes them means over the valid rows.
-        axis_name: the agent's.
+        devices: those that the batch is spread over.
 
     Returns:
         The means, each device's share of them, and the gradient, its mean over the devices.
@@ -82,7 +82,7 @@ def mean_gradient(
         return losses, widen(grads)
 
     rows = (batch, weight)
-    size = _rows_at_once(weight.size, axis_name)
+    size = _rows_at_once(weight.size, devices)
     if size == weight.size:
         losses, grads = one(rows)
     else:
@@ -95,13 +95,13 @@ def mean_gradient(
             return total + ravel_pytree(one(rows))[0], None
 
         losses, grads = unravel(jax.lax.scan(add, start, blocks)[0])
-    return losses, devices.pmean(grads, axis_name)
+    return losses, devices.mean(grads)
 
 
-def _rows_at_once(size: int, axis_name: str | None) -> int:
+def _rows_at_once(size: int, devices: Devices) -> int:
     """A divisor of a batch's size, as large as it may be for a core's caches; all rows where a
     device has several cores, which share them, and on a GPU."""
-    alone = axis_name is not None or num_cores() <= jax.local_device_count()
+    alone = devices.count > 1 or num_cores() <= jax.local_device_count()
     if jax.default_backend() != "cpu" or not alone or size <= ROWS_AT_ONCE:
         return size
     divisor = next(n for n in range(ROWS_AT_ONCE, 0, -1) if size % n == 0)
@@ -111,16 +111,14 @@ def _rows_at_once(size: int, axis_name: str | None) -> int:
 def gradient(
     loss_fn: Callable[[PyTree], tuple[jax.Array, PyTree]],
     params: PyTree,
-    axis_name: str | None = None,
+    devices: Devices = ALONE,
 ) -> tuple[jax.Array, PyTree, PyTree]:
     """A loss, what comes with it, and its gradient with respect to what is trained in `params`:
     the mean over the devices, whereas the others stay each device's."""
     learning, join = trained(params)
-    value_and_grad = devices.value_and_grad(
-        lambda learning: loss_fn(join(learning)), axis_name, has_aux=True
-    )
+    value_and_grad = jax.value_and_grad(lambda learning: loss_fn(join(learning)), has_aux=True)
     (loss, aux), grads = value_and_grad(learning)
-    return loss, aux, widen(grads)
+    return loss, aux, widen(devices.mean(grads))
 
 
 def widen(tree: PyTree) -> PyTree:

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from purerl.accelerator.devices import ALONE, Devices
 from purerl.agents.gradients import Losses, descend, global_norm, mean_gradient, valid_count
-from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.experience.buffer import Batch
+from purerl.experience.experience import Experience
 from purerl.nn.distributions import drawn_actions, log_prob_of
 from purerl.nn.networks import Actor, apply
 
@@ -22,10 +24,10 @@ def flatten(batch: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
-def path_batch(data: Batch, *others: jax.Array, axis_name: str | None = None) -> Any:
+def path_batch(data: Batch, *others: jax.Array, devices: Devices = ALONE) -> Any:
     """What is learned of paths `[T, N, ...]`, and the others, as `[T N, ...]`: obs, action (and
     what was drawn with it), and the weight of each step in the mean over those that are valid."""
-    weight = data["valid"].astype(jnp.float32) / valid_count(data["valid"], axis_name)
+    weight = data["valid"].astype(jnp.float32) / valid_count(data["valid"], devices)
     batch = {"obs": data["obs"], **drawn_actions(data), "weight": weight}
     return flatten((batch, *others))
 
@@ -36,7 +38,7 @@ def policy_gradient(
     batch: Batch,
     advantage: jax.Array,
     entropy_beta: jax.Array | float,
-    axis_name: str | None = None,
+    devices: Devices = ALONE,
 ) -> tuple[PyTree, Losses]:
     """Gradient of the loss -(log pi(a | s) advantage + entropy_beta entropy), weighted mean.
 
@@ -45,7 +47,7 @@ def policy_gradient(
         batch: obs, what `draw` returned, weight, `[B, ...]` each.
         advantage: `[B]`, how much better than the rest the action was.
         entropy_beta: weight of the entropy bonus.
-        axis_name: the agent's.
+        devices: those that the batch is spread over.
     """
 
     def loss_fn(params: PyTree, rows: tuple[Batch, jax.Array]) -> Losses:
@@ -57,7 +59,7 @@ def policy_gradient(
         return {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
 
     rows = (batch, advantage)
-    losses, grads = mean_gradient(loss_fn, params, rows, batch["weight"], axis_name)
+    losses, grads = mean_gradient(loss_fn, params, rows, batch["weight"], devices)
     return grads, {**losses, "grad_norm": global_norm(grads)}
 
 
@@ -69,7 +71,7 @@ def fit_value(
     target: jax.Array,
     optimizer: optax.GradientTransformation,
     num_iters: int,
-    axis_name: str | None = None,
+    devices: Devices = ALONE,
 ) -> tuple[PyTree, Any, jax.Array]:
     """Gradient steps on half the weighted mean squared error of `value_fn(params, batch)`, `[B]`.
 
@@ -84,7 +86,7 @@ def fit_value(
     def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
         params, opt_state = carry
         rows = (batch, target)
-        losses, grads = mean_gradient(loss_fn, params, rows, batch["weight"], axis_name)
+        losses, grads = mean_gradient(loss_fn, params, rows, batch["weight"], devices)
         return descend(optimizer, grads, opt_state, params), losses["loss"]
 
     (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), length=num_iters)
@@ -92,40 +94,40 @@ def fit_value(
 
 
 def replay(
-    learn: Callable[[AgentState, Batch], tuple[AgentState, jax.Array, Losses]],
+    learn: Callable[[AgentState, Batch, jax.Array], tuple[AgentState, jax.Array, Losses]],
     state: AgentState,
-    buffer: Buffer,
-    buffer_state: BufferState,
+    experience: Experience,
     key: jax.Array,
     *,
     num_steps: int,
     batch_size: int,
     n_step: int,
-) -> tuple[AgentState, BufferState, Losses]:
-    """Gradient steps on transitions drawn from a buffer, each noting their new priorities.
+) -> tuple[AgentState, Experience, Losses]:
+    """Gradient steps on transitions drawn from a buffer, with new priorities after each.
 
     Args:
-        learn: from a state and a batch of B transitions to the state after one step, the errors
-            `[B]` and losses.
-        state, buffer, buffer_state, key: as in `Agent.update`.
+        learn: from a state, a batch of B transitions and a key to the state after one step, the
+            errors `[B]` and losses.
+        state, experience, key: as in `Agent.update`.
         num_steps: how many.
         batch_size: B.
         n_step: see `Buffer.sample`.
 
     Returns:
-        State, buffer, and the losses' means.
+        State, experience, and the losses' means.
     """
     keys = ("obs", "action", "reward", "next_obs")
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, Losses]:
-        state, buffer_state = carry
-        batch = buffer.sample(buffer_state, key, batch_size, keys=keys, n_step=n_step)
-        state, td_error, losses = learn(state, batch)
-        return (state, buffer.update_priorities(buffer_state, batch["indices"], td_error)), losses
+        state, stored = carry
+        held = experience.replace(state=stored)
+        batch = held.sample(key, batch_size, keys=keys, n_step=n_step)
+        state, td_error, losses = learn(state, batch, jax.random.fold_in(key, 1))
+        return (state, held.update_priorities(batch["indices"], td_error).state), losses
 
     step_keys = jax.random.split(key, num_steps) if num_steps > 1 else key[None]
-    carry, losses = jax.lax.scan(step, (state, buffer_state), step_keys)
-    return *carry, jax.tree.map(jnp.mean, losses)
+    (state, stored), losses = jax.lax.scan(step, (state, experience.state), step_keys)
+    return state, experience.replace(state=stored), jax.tree.map(jnp.mean, losses)
 
 
 def td_target(batch: Batch, beyond: jax.Array) -> jax.Array:

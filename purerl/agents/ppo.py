@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.accelerator import devices
+from purerl.agents.acting import Acting, Extras, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -29,7 +29,9 @@ from purerl.agents.gradients import (
 )
 from purerl.agents.learning import shuffle, successor_values
 from purerl.envs.base import EnvSpec, where
-from purerl.experience.buffer import Buffer, BufferState
+from purerl.experience import returns
+from purerl.experience.buffer import Buffer
+from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw, drawn_actions, log_prob_of
 from purerl.nn.networks import Actor, Critic, apply, init_network
@@ -69,7 +71,7 @@ class PPO(NetworkAgent):
         normalize_advantage: to mean 0 and standard deviation 1, in each minibatch.
     """
 
-    batch_size: int | None = integer(default=None, at_least=1, optional=True)
+    batch_size: int | None = integer(default=None, at_least=1, optional=True, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
     lr: float = real(default=1e-3, at_least=0.0)
@@ -106,40 +108,41 @@ class PPO(NetworkAgent):
             "actor": init_network(actor, actor_key, obs),
             "critic": init_network(critic, critic_key, obs),
         }
-        return PPOState(params, self._optimizer().init(params), actor, critic)
+        return PPOState(params, self._optimizer(Clock()).init(params), actor, critic)
 
-    def act(
-        self, state: PPOState, obs: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        distribution = apply(state.actor, state.params["actor"], obs)
-        drawn = draw(distribution, key)
-        log_prob = log_prob_of(distribution, drawn)
-        return drawn.pop("action"), {
-            **drawn,
-            "log_prob": log_prob,
-            "value": self.value(state, obs),
-        }
+    def acting(self, state: PPOState, clock: Clock) -> Acting:
+        def act(obs: PyTree, key: jax.Array) -> tuple[jax.Array, Extras]:
+            distribution = apply(state.actor, state.params["actor"], obs)
+            drawn = draw(distribution, key)
+            log_prob, value = log_prob_of(distribution, drawn), self.value(state, (), obs)
+            return drawn.pop("action"), {**drawn, "log_prob": log_prob, "value": value}
 
-    def policy(self, state: PPOState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
-        distribution = apply(state.actor, state.params["actor"], obs)
-        return distribution.mode() if key is None else distribution.sample(key)
+        return memoryless(act)
+
+    def policy(self, state: PPOState, *, sample: bool = False) -> Acting:
+        def act(obs: PyTree, key: Any) -> tuple[jax.Array, Extras]:
+            distribution = apply(state.actor, state.params["actor"], obs)
+            return distribution.sample(key) if sample else distribution.mode(), {}
+
+        return memoryless(act)
 
     def for_acting(self, state: PPOState) -> PPOState:
         return state.replace(opt_state=None)
 
-    def value(self, state: PPOState, obs: PyTree) -> jax.Array:
+    def value(self, state: PPOState, memory: Memory, obs: PyTree) -> jax.Array:
         return apply(state.critic, state.params["critic"], obs)
 
     def update(
-        self, state: PPOState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
-    ) -> tuple[PPOState, BufferState, Losses]:
-        data = buffer.read(buffer_state)
+        self, state: PPOState, experience: Experience, key: jax.Array, clock: Clock
+    ) -> tuple[PPOState, Experience, Losses]:
+        data, buffer = experience.read(), experience.buffer
+        ends = data["terminated"], data["truncated"]
         next_value = successor_values(
-            lambda obs: self.value(state, obs),
-            *(data[name] for name in ("value", "next_obs", "terminated", "truncated")),
+            lambda obs: self.value(state, (), obs), data["value"], data["next_obs"], *ends
         )
-        buffer_state = buffer.finish_path(buffer_state, next_value)
-        advantage = buffer_state.data["advantage"]
+        advantage = returns.gae(
+            data["reward"], data["value"], next_value, *ends, buffer.gamma, buffer.lam
+        )
         batch = {name: data[name] for name in ("obs", "log_prob", "value", "valid")}
         batch |= drawn_actions(data)
         batch |= {"advantage": advantage, "target": advantage + data["value"]}
@@ -151,8 +154,8 @@ class PPO(NetworkAgent):
         # Of all minibatches at once: the devices ask each other once, not for each of them.
         def known(blocks: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             advantage, valid = batches.take((batch["advantage"], batch["valid"]), blocks)
-            count = valid_count(valid, self.axis_name)
-            return count, moments(advantage, valid.astype(jnp.float32) / count, self.axis_name)
+            count = valid_count(valid, clock.devices)
+            return count, moments(advantage, valid.astype(jnp.float32) / count, clock.devices)
 
         def step(carry: tuple, minibatch: tuple) -> tuple[tuple, Losses]:
             state, stopped = carry
@@ -161,10 +164,10 @@ class PPO(NetworkAgent):
             rows["weight"] = rows.pop("valid").astype(jnp.float32) / count
             if self.normalize_advantage:
                 rows["advantage"] = standardize(rows["advantage"], *moved)
-            new, losses = self._learn(state, rows)
+            new, losses = self._learn(state, rows, clock)
             if self.target_kl is None:
                 return (new, stopped), losses
-            approx_kl = devices.pmean(losses["approx_kl"], self.axis_name)
+            approx_kl = clock.devices.mean(losses["approx_kl"])
             stopped = stopped | (approx_kl > self.target_kl)
             kept = where(stopped, state, new)
             return (kept, stopped), {**losses, "stopped": stopped.astype(jnp.float32)}
@@ -172,25 +175,27 @@ class PPO(NetworkAgent):
         minibatches = (batches.blocks, jax.vmap(known)(batches.blocks))
         (state, _), losses = jax.lax.scan(step, (state, jnp.bool_(False)), minibatches)
         losses = jax.tree.map(jnp.mean, losses)
-        count = valid_count(batch["valid"], self.axis_name)
+        count = valid_count(batch["valid"], clock.devices)
         weight = batch["valid"].astype(jnp.float32) / count
         both = jnp.stack([batch["target"] - batch["value"], batch["target"]])
-        _, (residual, spread) = jax.vmap(
-            lambda x: moments(x.reshape(-1), weight.reshape(-1), self.axis_name)
+        _, (residual, variance) = jax.vmap(
+            lambda x: moments(x.reshape(-1), weight.reshape(-1), clock.devices)
         )(both)
-        losses["explained_variance"] = 1.0 - residual / (spread + 1e-8)
-        return state, buffer_state, losses
+        losses["explained_variance"] = 1.0 - residual / (variance + 1e-8)
+        return state, experience, losses
 
-    def _learn(self, state: PPOState, batch: dict[str, PyTree]) -> tuple[PPOState, Losses]:
+    def _learn(
+        self, state: PPOState, batch: dict[str, PyTree], clock: Clock
+    ) -> tuple[PPOState, Losses]:
         """One gradient step."""
         losses, grads = mean_gradient(
             lambda params, rows: self._loss(params, state, rows),
             state.params,
             batch,
             batch["weight"],
-            self.axis_name,
+            clock.devices,
         )
-        params, opt_state = descend(self._optimizer(), grads, state.opt_state, state.params)
+        params, opt_state = descend(self._optimizer(clock), grads, state.opt_state, state.params)
         losses["grad_norm"] = global_norm(grads)
         return state.replace(params=params, opt_state=opt_state), losses
 
@@ -225,8 +230,8 @@ class PPO(NetworkAgent):
             "clip_fraction": (jnp.abs(ratio - 1.0) > self.eps_clip).astype(jnp.float32),
         }
 
-    def _optimizer(self) -> optax.GradientTransformation:
-        return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
+    def _optimizer(self, clock: Clock) -> optax.GradientTransformation:
+        return adam(annealed(self.lr, clock.progress, self.anneal), self.max_grad_norm)
 
 
 def _quarter(size: int) -> int:

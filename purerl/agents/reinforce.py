@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from purerl.agents.acting import Acting, Extras, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -21,7 +22,9 @@ from purerl.agents.base import (
 from purerl.agents.gradients import adam, annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, path_batch, policy_gradient, successor_values
 from purerl.envs.base import EnvSpec
-from purerl.experience.buffer import Batch, Buffer, BufferState
+from purerl.experience import returns
+from purerl.experience.buffer import Batch, Buffer
+from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw
 from purerl.nn.networks import Actor, Critic, apply, init_network
@@ -103,7 +106,7 @@ class REINFORCE(NetworkAgent):
         actor = self.make(self.actor, DefaultActor, spec)
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
-        obs, optimizer = example_obs(spec), self._optimizer()
+        obs, optimizer = example_obs(spec), self._optimizer(Clock())
         if self.baseline:
             check_v_critic(self, critic, obs)
         actor_params = init_network(actor, actor_key, obs)
@@ -117,54 +120,61 @@ class REINFORCE(NetworkAgent):
             critic,
         )
 
-    def act(
-        self, state: REINFORCEState, obs: PyTree, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        drawn = draw(apply(state.actor, state.actor_params, obs), key)
-        action = drawn.pop("action")
-        value = self.value(state, obs) if self.baseline else jnp.zeros(action.shape[0], jnp.float32)
-        return action, {**drawn, "value": value}
+    def acting(self, state: REINFORCEState, clock: Clock) -> Acting:
+        def act(obs: PyTree, key: jax.Array) -> tuple[jax.Array, Extras]:
+            drawn = draw(apply(state.actor, state.actor_params, obs), key)
+            value = {"value": self.value(state, (), obs)} if self.baseline else {}
+            return drawn.pop("action"), {**drawn, **value}
 
-    def policy(self, state: REINFORCEState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
-        distribution = apply(state.actor, state.actor_params, obs)
-        return distribution.mode() if key is None else distribution.sample(key)
+        return memoryless(act)
+
+    def policy(self, state: REINFORCEState, *, sample: bool = False) -> Acting:
+        def act(obs: PyTree, key: Any) -> tuple[jax.Array, Extras]:
+            distribution = apply(state.actor, state.actor_params, obs)
+            return distribution.sample(key) if sample else distribution.mode(), {}
+
+        return memoryless(act)
 
     def for_acting(self, state: REINFORCEState) -> REINFORCEState:
         return state.replace(actor_opt=None, critic_opt=None)
 
-    def value(self, state: REINFORCEState, obs: PyTree) -> jax.Array:
+    def value(self, state: REINFORCEState, memory: Memory, obs: PyTree) -> jax.Array:
         if not self.baseline:
             raise NotImplementedError("REINFORCE learns no value without baseline=True")
         return apply(state.critic, state.critic_params, obs)
 
     def update(
-        self, state: REINFORCEState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
-    ) -> tuple[REINFORCEState, BufferState, Losses]:
-        data = buffer.read(buffer_state)
-        next_value = jnp.zeros_like(data["value"])
+        self, state: REINFORCEState, experience: Experience, key: jax.Array, clock: Clock
+    ) -> tuple[REINFORCEState, Experience, Losses]:
+        data, gamma = experience.read(), experience.buffer.gamma
+        ends = data["terminated"], data["truncated"]
+        value = next_value = jnp.zeros_like(data["reward"])
         if self.baseline:
+            value = data["value"]
             next_value = successor_values(
-                lambda obs: self.value(state, obs),
-                *(data[name] for name in ("value", "next_obs", "terminated", "truncated")),
+                lambda obs: self.value(state, (), obs), value, data["next_obs"], *ends
             )
-        buffer_state = buffer.finish_path(buffer_state, next_value)
-        to_go = buffer_state.data["reward_to_go"]
-        advantage = to_go - data["value"]
-        batch, advantage, to_go = path_batch(data, advantage, to_go, axis_name=self.axis_name)
+        to_go = returns.reward_to_go(data["reward"], next_value, *ends, gamma)
+        batch, advantage, to_go = path_batch(data, to_go - value, to_go, devices=clock.devices)
         if self.normalize_advantage:
-            advantage = standardize(advantage, *moments(advantage, batch["weight"], self.axis_name))
+            advantage = standardize(advantage, *moments(advantage, batch["weight"], clock.devices))
 
-        state, losses = self._learn(state, batch, advantage, to_go)
-        return state, buffer_state, losses
+        state, losses = self._learn(state, batch, advantage, to_go, clock)
+        return state, experience, losses
 
     def _learn(
-        self, state: REINFORCEState, batch: Batch, advantage: jax.Array, to_go: jax.Array
+        self,
+        state: REINFORCEState,
+        batch: Batch,
+        advantage: jax.Array,
+        to_go: jax.Array,
+        clock: Clock,
     ) -> tuple[REINFORCEState, Losses]:
         """A gradient step of the actor on `[B]` advantages, and those of the baseline."""
         grads, losses = policy_gradient(
-            state.actor, state.actor_params, batch, advantage, self.entropy_beta, self.axis_name
+            state.actor, state.actor_params, batch, advantage, self.entropy_beta, clock.devices
         )
-        optimizer = self._optimizer()
+        optimizer = self._optimizer(clock)
         actor_params, actor_opt = descend(optimizer, grads, state.actor_opt, state.actor_params)
         state = state.replace(actor_params=actor_params, actor_opt=actor_opt)
         if self.baseline:
@@ -176,10 +186,10 @@ class REINFORCE(NetworkAgent):
                 to_go,
                 optimizer,
                 self.train_v_iters,
-                self.axis_name,
+                clock.devices,
             )
             state = state.replace(critic_params=critic_params, critic_opt=critic_opt)
         return state, losses
 
-    def _optimizer(self) -> optax.GradientTransformation:
-        return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
+    def _optimizer(self, clock: Clock) -> optax.GradientTransformation:
+        return adam(annealed(self.lr, clock.progress, self.anneal), self.max_grad_norm)

@@ -16,7 +16,7 @@ from purerl.cli import Parser
 from purerl.cli.flags import check_integer, check_key
 from purerl.cli.training import newest_run
 from purerl.deploy.policy_file import load_policy
-from purerl.envs import Env, make
+from purerl.envs import Env, make, vectorize
 from purerl.records.errors import ConfigError
 from purerl.runs.view import SWEEP, RunView, is_code
 from purerl.training.evaluate import play_episodes
@@ -95,10 +95,8 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
 
 def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, np.ndarray]:
     def play(key: jax.Array, policy: Policy) -> Any:
-        def act(obs: Any, key: jax.Array) -> jax.Array:
-            return policy.act(obs, key if args.sample else None)
-
-        return play_episodes(env, act, key, args.episodes, limit)
+        acting = policy.acting(sample=args.sample)
+        return play_episodes(vectorize(env), acting, key, args.episodes, limit)
 
     compiled = jax.jit(play).lower(jax.random.key(args.key), policy).compile()
     check_memory(program_memory(compiled), f"--episodes: {args.episodes:,} side by side")

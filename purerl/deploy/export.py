@@ -31,7 +31,10 @@ def export_policy(
 
         exported = jax.export.deserialize(bytearray(pathlib.Path("policy.stablehlo").read_bytes()))
         policy = jax.jit(exported.call)
-        action = policy(obs)  # [B, *obs_shape], of the environment's own dtype
+        action = policy(obs)  # [B, *obs_shape], in the environment's dtype
+
+    A policy with a memory takes it and returns it: `memory, action = policy(memory, obs)`, from
+    `policy.memory(B)`, a pytree of arrays `[B, ...]`, at the start of an episode.
 
     JAX promises to read such a file for six months after it was written, by later versions; keep
     one of `save_policy` too.
@@ -68,8 +71,18 @@ def export_policy(
     )
     try:
         policy.check_one()
-        act = jax.jit(lambda obs: policy.act(obs))
-        packed = export.export(act, platforms=tuple(platforms))(obs).serialize()
+        acting = policy.acting()
+        memory = jax.eval_shape(lambda: policy.memory(1))
+        memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), memory)
+        remembers = bool(jax.tree.leaves(memory))
+
+        def act(*inputs: PyTree) -> PyTree:
+            memory, obs = inputs if remembers else ((), *inputs)
+            memory, action, _ = acting.step(memory, obs, None)
+            return (memory, action) if remembers else action
+
+        inputs = (memory, obs) if remembers else (obs,)
+        packed = export.export(jax.jit(act), platforms=tuple(platforms))(*inputs).serialize()
     except Exception as error:  # the user's network raises of every kind
         hint = "; try batch=1" if batch is None else ""
         raise ConfigError(f"policy: can't be exported: {reason(error)}{hint}") from error

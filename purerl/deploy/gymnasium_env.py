@@ -88,14 +88,30 @@ def evaluate_in_gymnasium(
     env = _make(gymnasium, env) if made else env
     if isinstance(policy, Policy):
         _check_actions(policy.spec.action_space, env.action_space)
-        policy = policy.step
     try:
-        played = [_play(env, policy, seed + i, max_steps) for i in range(num_episodes)]
+        played = [_play(env, _player(policy), seed + i, max_steps) for i in range(num_episodes)]
     finally:
         if made:
             env.close()
     returns, lengths = zip(*played, strict=True) if played else ((), ())
     return np.array(returns, np.float64), np.array(lengths, np.int64)
+
+
+def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """From one observation to one action, through an episode: with a fresh memory, where the policy
+    has one."""
+    if not isinstance(policy, Policy):
+        return policy
+    if not policy.has_memory:
+        return policy.step
+    memory = policy.memory()
+
+    def act(obs: Any) -> Any:
+        nonlocal memory
+        action, memory = policy.step(obs, memory=memory)
+        return action
+
+    return act
 
 
 def _play(env: Any, act: Callable[[Any], Any], seed: int, max_steps: int) -> tuple[float, int]:

@@ -21,6 +21,7 @@ import numpy as np
 from purerl.agents import AGENTS, Agent
 from purerl.deploy.plain_space import count_elements, space_from_plain, space_to_plain
 from purerl.envs.base import EnvSource, EnvSpec
+from purerl.experience.metrics import Count
 from purerl.experience.normalize import init_stats
 from purerl.nn.defaults import DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork
 from purerl.records.errors import ConfigError, RunError
@@ -73,6 +74,7 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
         "versions": versions(),
         "agent": _plain_agent(jax.tree.map(float, policy.agent)),
         "normalize_obs": policy.obs_stats is not None,
+        "num_updates": int(np.asarray(policy.num_updates)),
         "action_processor": None if processor is None else describe(processor),
         "spec": {
             "name": spec.name,
@@ -128,7 +130,8 @@ def load_policy(
             if about["normalize_obs"]:
                 stats = jax.eval_shape(lambda: init_stats(spec.observation_space))
             found = _unpacked(path, archive, like, stats)
-            return Policy(made, *found, Interface(spec, action_processor))
+            trained = Count.of(about.get("num_updates", 0))
+            return Policy(made, *found, Interface(spec, action_processor), trained)
         except (RunError, ConfigError) as error:
             raise RunError(str(error)) from None
         except Exception as error:  # a user's own agent raises of every kind

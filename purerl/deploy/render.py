@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.agents.acting import memoryless
 from purerl.deploy.drawing import draw
 from purerl.envs.base import Env, typed, where
 from purerl.envs.registry import as_env
@@ -90,37 +91,37 @@ def _shown(length: int) -> list[int]:
 
 
 def _play(
-    env: Env, policy: Policy | None, seed: int, max_steps: int, key: jax.Array | None
+    env: Env, policy: Policy | None, seed: int, max_steps: int, sample_key: jax.Array | None
 ) -> tuple[PyTree, PyTree, np.ndarray, int]:
     """States and observations `[T + 1, ...]`, returns so far `[T + 1]`, and how many steps count.
 
     T is `max_steps`; what follows the episode's end repeats it.
     """
-    if policy is not None:
-        policy.check_one()
-
-    def choose(policy: Policy | None, obs: PyTree, index: jax.Array, drawn: jax.Array) -> jax.Array:
-        if policy is None:
-            return env.spec.action_space.sample(drawn)
-        batch = jax.tree.map(lambda x: x[None], obs)
-        return policy.act(batch, None if key is None else jax.random.fold_in(key, index))[0]
+    space = env.spec.action_space
+    by_chance = memoryless(lambda obs, key: (space.sample(key)[None], {}))
 
     @jax.jit
     def play(policy: Policy | None, key: jax.Array) -> tuple:
+        acting = by_chance if policy is None else policy.acting(sample=sample_key is not None)
         reset_key, play_key = jax.random.split(key)
         obs, state = env.reset(reset_key)
-        start = (state, obs, jnp.float32(0), jnp.int32(0), jnp.bool_(False))
+        start = (state, obs, jnp.float32(0), jnp.int32(0), jnp.bool_(False), acting.init(1))
 
         def step(carry: tuple, index: jax.Array) -> tuple[tuple, tuple]:
-            state, obs, total, length, over = carry
+            state, obs, total, length, over, memory = carry
             step_key, action_key = jax.random.split(jax.random.fold_in(play_key, index))
-            after, timestep = env.step(step_key, state, choose(policy, obs, index, action_key))
+            if sample_key is not None:
+                action_key = jax.random.fold_in(sample_key, index)
+            seen = jax.tree.map(lambda x: x[None], obs)
+            memory, action, _ = acting.step(memory, seen, action_key)
+            after, timestep = env.step(step_key, state, action[0])
             new = (
                 after,
                 timestep.obs,
                 total + timestep.reward,
                 length + 1,
                 timestep.terminated | timestep.truncated,
+                memory,
             )
             carry = where(over, carry, new)
             return carry, carry[:3]

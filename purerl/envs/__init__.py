@@ -9,6 +9,7 @@ from purerl.envs.base import (
     TimeStep,
     action_repeat,
     auto_reset,
+    map_actions,
     time_limit,
     vectorize,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "env_names",
     "gymnax_env",
     "make",
+    "map_actions",
     "register",
     "time_limit",
     "vectorize",

@@ -6,6 +6,7 @@ have by name, so that an environment pickles wherever the functions inside do.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -283,6 +284,22 @@ def vectorize(env: Env) -> Env:
     N is the number of keys given, so the randomness of many steps can be split in one block.
     """
     return _Vectorized(typed(env)).as_env(env.spec)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _MapActions(Adapter):
+    fn: Callable[[jax.Array], jax.Array]
+
+    def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
+        return self.env.step(key, state, self.fn(action))
+
+
+def map_actions(env: Env, fn: Callable[[jax.Array], jax.Array]) -> Env:
+    """The environment with actions of another form, such as an agent's, which `fn` maps to its.
+
+    Of a vectorized environment `fn` gets all N actions at once, `[N, *action_shape]`.
+    """
+    return _MapActions(env, fn).as_env(env.spec)
 
 
 class AutoResetState(NamedTuple):

@@ -5,20 +5,19 @@ Entries are `[maxlen // N, N, ...]`: row t is one step of all N environments, so
 pushed as one block and a path lies in one column.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from purerl.accelerator import devices
+from purerl.accelerator.devices import ALONE, Devices
 from purerl.envs.base import where
 from purerl.experience import returns, sumtree
 from purerl.experience.transition import Transition
 from purerl.records.fields import (
     ConfigError,
     Record,
-    by_loop,
     check_count,
     check_key,
     flag,
@@ -29,14 +28,9 @@ from purerl.records.fields import (
 
 PyTree = Any
 Batch = dict[str, PyTree]
+Writable = jax.Array | None  # `[]` bool; None for always
 
-# Filled in by `finish_path`, where the agent records the values of its critic.
-PATH_ENTRIES = ("advantage", "reward_to_go", "td_error")
 DEFAULT_ALPHA, DEFAULT_BETA = 0.6, 0.4
-
-
-def _as_it_is(obs: PyTree) -> PyTree:  # by its name in a module, so that a buffer pickles
-    return obs
 
 
 class BufferState(NamedTuple):
@@ -45,8 +39,7 @@ class BufferState(NamedTuple):
     Attributes:
         data: entries by name, each `[L, N, ...]` with L = maxlen // N rows: obs, action, reward,
             next_obs, terminated, truncated, episode, valid, and what the agent records (value,
-            log_prob, ...). With `value` come those that `finish_path` computes (advantage,
-            reward_to_go, td_error); with priorities, td_error, 0 until it is known.
+            log_prob, ...); with priorities, td_error, 0 until it is known.
         position: `[]` int32, the row that is written next.
         size: `[]` int32, how many rows are written.
         priorities: with priority sampling, the sum tree over `priority`; else nothing.
@@ -61,7 +54,10 @@ class BufferState(NamedTuple):
 
 
 class Buffer(Record):
-    """Spec of a buffer.
+    """Spec of a buffer: it holds, draws and weighs.
+
+    Where nothing may be written (`writable` is False), an operation leaves what the buffer holds as
+    it was: a branch would copy it.
 
     Attributes:
         maxlen: how many transitions it holds; None for what the agent takes by default.
@@ -72,24 +68,15 @@ class Buffer(Record):
         alpha: how much priorities matter, 0 for not at all; None for 0.6.
         beta: how far importance weights correct for that, 1 for wholly; None for 0.4.
         anneal_beta: raise beta linearly to 1 over the run.
-        transform_obs: applied to observations when they are read. The loop sets it, to normalise
-            by the statistics of the moment what is stored as the environment gave it.
-        writable: `[]` bool; writes into a buffer that isn't are dropped. None for always.
-        progress: `[]` float32, how much of the run is over, from 0 to 1.
-        axis_name: where the run is over devices, each with a buffer and a share of each batch.
     """
 
-    maxlen: int | None = integer(default=None, at_least=1, optional=True, counter=True)
+    maxlen: int | None = integer(default=None, at_least=1, optional=True, counter=True, total=True)
     priority_sampling: bool = flag(default=False)
     gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     lam: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     alpha: Any = real(default=None, at_least=0.0, optional=True)
     beta: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     anneal_beta: bool | None = flag(default=None, optional=True)
-    transform_obs: Callable[[PyTree], PyTree] = by_loop(default=_as_it_is)
-    writable: Any = by_loop(traced=True)
-    progress: Any = by_loop(default=0.0, traced=True)
-    axis_name: str | None = by_loop()
 
     def check(self) -> None:
         for name in ("alpha", "beta", "anneal_beta"):
@@ -118,14 +105,14 @@ class Buffer(Record):
         """
         rows = self.num_rows(num_envs)
         data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), _entries(example))
-        computed: tuple[str, ...] = PATH_ENTRIES if "value" in data else ()
         if self.priority_sampling:
-            computed = (*computed, "td_error")
-        data |= {name: jnp.zeros((rows, num_envs), jnp.float32) for name in computed}
+            data["td_error"] = jnp.zeros((rows, num_envs), jnp.float32)
         tree = sumtree.init(rows * num_envs) if self.priority_sampling else ()
         return BufferState(data, jnp.int32(0), jnp.int32(0), tree, jnp.float32(1.0))
 
-    def push(self, state: BufferState, transitions: Transition) -> BufferState:
+    def push(
+        self, state: BufferState, transitions: Transition, writable: Writable = None
+    ) -> BufferState:
         """Writes `[T, N, ...]`, in place of the oldest rows where it is full."""
         num_rows, num_envs = state.data["reward"].shape
         num_steps = transitions.reward.shape[0]
@@ -137,7 +124,7 @@ class Buffer(Record):
         if self.priority_sampling:
             new["td_error"] = jnp.zeros_like(new["reward"])
         old = {name: state.data[name] for name in new}
-        written = jax.tree.map(lambda ring, x: self._write(ring, rows, x), old, new)
+        written = jax.tree.map(lambda ring, x: _write(ring, rows, x, writable), old, new)
         pushed = BufferState(
             {**state.data, **written},
             (start + num_steps) % num_rows,
@@ -148,16 +135,15 @@ class Buffer(Record):
         if self.priority_sampling:
             index = rows[0] * num_envs + jnp.arange(num_steps * num_envs, dtype=jnp.int32)
             index = index % (num_rows * num_envs)
-            to = self._droppable(index)
+            to = _droppable(index, writable)
             tree = sumtree.write_range(state.priorities, index, to, state.max_priority)
             pushed = pushed._replace(priorities=tree)
-        return self._keep(pushed, state, ("position", "size"))
+        return _keep(writable, pushed, state, ("position", "size"))
 
     def read(self, state: BufferState) -> Batch:
-        """All rows as they lie, `[L, N, ...]`, observations transformed: in order where one rollout
-        fills the buffer; else row `position` is the oldest, and those from `size` on are empty."""
-        transformed = {name: self.transform_obs(state.data[name]) for name in ("obs", "next_obs")}
-        data = {**state.data, **transformed}
+        """All rows as they lie, `[L, N, ...]`: in order where one rollout fills the buffer; else
+        row `position` is the oldest, and those from `size` on are empty."""
+        data = dict(state.data)
         if self.priority_sampling:
             shape = data["reward"].shape
             data["priority"] = state.priorities[0][: shape[0] * shape[1]].reshape(shape)
@@ -172,6 +158,8 @@ class Buffer(Record):
         keys: Sequence[str] | None = None,
         indices: jax.Array | None = None,
         n_step: int = 1,
+        progress: Any = 0.0,
+        devices: Devices = ALONE,
     ) -> Batch:
         """Transitions drawn with replacement from what is written, or those of given indices.
 
@@ -184,11 +172,13 @@ class Buffer(Record):
                 path is cut or the data ends; `next_obs`, `terminated` and `truncated` those of its
                 last step, and `discount` what to multiply the value of `next_obs` with: gamma to
                 the number of steps, and 0 after a termination.
+            progress: `[]`, how much of the run is over, from 0 to 1, for `anneal_beta`.
+            devices: over which the batch is spread, each of which has a buffer.
 
         Returns:
-            The entries, `[B, ...]` each, observations transformed; `indices` `[B]`, `discount`
-            `[B]`, and `weight` `[B]`: importance weights (1 / (size P(i))) ** beta over the largest
-            of the batch, or ones where sampling is uniform.
+            The entries, `[B, ...]` each; `indices` `[B]`, `discount` `[B]`, and `weight` `[B]`:
+            importance weights (1 / (size P(i))) ** beta over the largest of the batch, or ones
+            where sampling is uniform.
 
         Raises:
             ConfigError: no such entry; neither or both of indices and batch_size.
@@ -221,23 +211,26 @@ class Buffer(Record):
         for name in keys:
             if name not in batch:
                 batch[name] = returns.take(state.data[name], indices)
-        for name in {"obs", "next_obs"} & set(batch):
-            batch[name] = self.transform_obs(batch[name])
-        batch |= {"indices": indices, "weight": self._weight(state, read["priority"])}
+        weight = self._weight(state, read["priority"], progress, devices)
+        batch |= {"indices": indices, "weight": weight}
         wanted = {*keys, "indices", "discount", "weight"}
         return {name: x for name, x in batch.items() if name in wanted}
 
     def update_priorities(
-        self, state: BufferState, indices: jax.Array, td_error: jax.Array
+        self,
+        state: BufferState,
+        indices: jax.Array,
+        td_error: jax.Array,
+        writable: Writable = None,
     ) -> BufferState:
-        """Notes the errors `[B]` of the transitions `[B]`, the finite ones; without priorities it
+        """Keeps the errors `[B]` of the transitions `[B]`, the finite ones; without priorities it
         does nothing."""
         if not self.priority_sampling:
             return state
         alpha = DEFAULT_ALPHA if self.alpha is None else self.alpha
         priority = (jnp.abs(td_error) + 1e-6) ** alpha
         finite = jnp.isfinite(priority)
-        to = jnp.where(finite, self._droppable(indices), 2**30)
+        to = jnp.where(finite, _droppable(indices, writable), 2**30)
         errors = state.data["td_error"]
         errors = errors.at[divmod(to, errors.shape[1])].set(td_error, mode="drop")
         noted = state._replace(
@@ -245,53 +238,45 @@ class Buffer(Record):
             priorities=sumtree.write(state.priorities, to, priority),
             max_priority=jnp.max(priority, initial=state.max_priority, where=finite),
         )
-        return self._keep(noted, state, ("max_priority",))
+        return _keep(writable, noted, state, ("max_priority",))
 
-    def finish_path(self, state: BufferState, next_value: jax.Array) -> BufferState:
-        """Fills in advantage (GAE), reward_to_go and td_error.
+    def path_entries(self, state: BufferState, next_value: jax.Array) -> dict[str, jax.Array]:
+        """The entries `[L, N]` that follow from the values of a critic, by name: `advantage`
+        (GAE(lam)), `reward_to_go` and `td_error`. They are computed, and not held.
 
         Args:
-            state: full, its rows in order (position 0), as after one rollout's push.
+            state: full, its rows in order (position 0), as after one rollout's push; with the
+                critic's values as the entry `value`.
             next_value: `[L, N]`, V of each transition's true successor. Only read where a path
-                goes on beyond it; the value of the critic itself is the entry `value`.
+                goes on beyond it.
+
+        Raises:
+            ConfigError: no entry `value`, or no `gamma`.
         """
         data = state.data
+        if "value" not in data:
+            raise ConfigError("Buffer.path_entries: no entry 'value', which the agent records")
+        if self.gamma is None:
+            raise ConfigError("Buffer.gamma: missing, returns need a discount")
         rest = (data["terminated"], data["truncated"], self.gamma)
         value = data["value"]
         lam = 1.0 if self.lam is None else self.lam
-        advantage = returns.gae(data["reward"], value, next_value, *rest, lam)
-        to_go = returns.reward_to_go(data["reward"], next_value, *rest)
-        error = returns.td_error(data["reward"], value, next_value, data["terminated"], self.gamma)
-        path = dict(zip(PATH_ENTRIES, (advantage, to_go, error), strict=True))
-        if self.writable is not None:
-            path = {name: jnp.where(self.writable, x, data[name]) for name, x in path.items()}
-        return state._replace(data={**data, **path})
+        return {
+            "advantage": returns.gae(data["reward"], value, next_value, *rest, lam),
+            "reward_to_go": returns.reward_to_go(data["reward"], next_value, *rest),
+            "td_error": returns.td_error(
+                data["reward"], value, next_value, data["terminated"], self.gamma
+            ),
+        }
 
-    def reset(self, state: BufferState) -> BufferState:
+    def reset(self, state: BufferState, writable: Writable = None) -> BufferState:
         """Empties it: what was written can't be read any more."""
         empty = state._replace(
             position=jnp.int32(0),
             size=jnp.int32(0),
             priorities=jax.tree.map(jnp.zeros_like, state.priorities),
         )
-        return self._keep(empty, state, ("position", "size", "priorities"))
-
-    def _droppable(self, index: jax.Array) -> jax.Array:
-        """The index, or one beyond every end where nothing may be written."""
-        return index if self.writable is None else jnp.where(self.writable, index, 2**30)
-
-    def _keep(self, new: BufferState, old: BufferState, names: tuple[str, ...]) -> BufferState:
-        """The new state; some of its fields as they were where nothing may be written."""
-        if self.writable is None:
-            return new
-        pairs = {name: (getattr(new, name), getattr(old, name)) for name in names}
-        kept = {name: where(self.writable, *pair) for name, pair in pairs.items()}
-        return new._replace(**kept)
-
-    def _write(self, ring: jax.Array, rows: jax.Array, x: jax.Array) -> jax.Array:
-        if x.shape == ring.shape:  # a rollout that fills the ring replaces it
-            return x if self.writable is None else jnp.where(self.writable, x, ring)
-        return ring.at[self._droppable(rows)].set(x, mode="drop", unique_indices=True)
+        return _keep(writable, empty, state, ("position", "size", "priorities"))
 
     def _draw(self, state: BufferState, key: jax.Array, batch_size: int) -> jax.Array:
         if self.priority_sampling:
@@ -304,16 +289,18 @@ class Buffer(Record):
             return jnp.ones(indices.shape, jnp.float32)
         return jnp.maximum(state.priorities[0][indices], jnp.finfo(jnp.float32).tiny)
 
-    def _weight(self, state: BufferState, priority: jax.Array) -> jax.Array:
+    def _weight(
+        self, state: BufferState, priority: jax.Array, progress: Any, devices: Devices
+    ) -> jax.Array:
         if not self.priority_sampling:
             return priority
-        if self.axis_name is not None:  # how likely it is depends on the rest of its own buffer
+        if devices.count > 1:  # how likely it is depends on the rest of its own buffer
             priority /= sumtree.total(state.priorities)
         beta = DEFAULT_BETA if self.beta is None else self.beta
         if self.anneal_beta is not False:
-            beta = beta + (1.0 - beta) * self.progress
+            beta = beta + (1.0 - beta) * progress
         # Over the largest of the batch the size cancels out, and in one buffer the sum as well.
-        return (devices.pmin(jnp.min(priority), self.axis_name) / priority) ** beta
+        return (devices.min(jnp.min(priority)) / priority) ** beta
 
     def _look_ahead(self, state: BufferState, indices: jax.Array, n_step: int) -> Batch:
         """Entries that depend on the steps after: `n_step` of them, or fewer where a path ends."""
@@ -331,3 +318,24 @@ def _entries(transitions: Transition) -> dict[str, PyTree]:
     entries: Mapping[str, PyTree] = transitions._asdict()
     extras = entries["extras"]
     return {**{name: x for name, x in entries.items() if name != "extras"}, **extras}
+
+
+def _droppable(index: jax.Array, writable: Writable) -> jax.Array:
+    """The index, or one beyond every end where nothing may be written."""
+    return index if writable is None else jnp.where(writable, index, 2**30)
+
+
+def _keep(
+    writable: Writable, new: BufferState, old: BufferState, names: tuple[str, ...]
+) -> BufferState:
+    """The new state; some of its fields as they were where nothing may be written."""
+    if writable is None:
+        return new
+    pairs = {name: (getattr(new, name), getattr(old, name)) for name in names}
+    return new._replace(**{name: where(writable, *pair) for name, pair in pairs.items()})
+
+
+def _write(ring: jax.Array, rows: jax.Array, x: jax.Array, writable: Writable) -> jax.Array:
+    if x.shape == ring.shape:  # a rollout that fills the ring replaces it
+        return x if writable is None else jnp.where(writable, x, ring)
+    return ring.at[_droppable(rows, writable)].set(x, mode="drop", unique_indices=True)

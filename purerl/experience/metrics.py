@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.accelerator.devices import pmin, psum
+from purerl.accelerator.devices import Devices
 
 _BITS = 30
 _MOST = 2**31 - 1
@@ -145,18 +145,18 @@ def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episo
     )
 
 
-def pool(episodes: Episodes, axis_name: str | None) -> Episodes:
+def pool(episodes: Episodes, devices: Devices) -> Episodes:
     """The statistics of all devices' episodes, from those of each device's own."""
-    if axis_name is None:
+    if devices.count == 1:
         return episodes
     means = jnp.stack([episodes.episode_return, episodes.episode_length])
     lows = jnp.stack([episodes.episode_return_min, episodes.episode_length_min])
     highs = jnp.stack([episodes.episode_return_max, episodes.episode_length_max])
     seen = episodes.num_episodes > 0
     sums = jnp.where(seen, means * episodes.num_episodes.astype(jnp.float32), 0.0)
-    sums, count = psum((sums, episodes.num_episodes), axis_name)
+    sums, count = devices.sum((sums, episodes.num_episodes))
     ends = jnp.where(seen, jnp.concatenate([lows, -highs]), jnp.inf)
-    ends = pmin(ends, axis_name)
+    ends = devices.min(ends)
     both = jnp.concatenate([sums / jnp.maximum(count, 1).astype(jnp.float32), ends[:2], -ends[2:]])
     both = jnp.where(count > 0, both, missing())
     mean_return, mean_length, low_return, low_length, high_return, high_length = both

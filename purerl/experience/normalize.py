@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purerl.accelerator.devices import axis_size, psum
+from purerl.accelerator.devices import ALONE, Devices
 
 PyTree = Any
 BOUND = 1e15  # what is further from the mean stays out of the statistics: its square would be all
@@ -66,7 +66,7 @@ def update_stats(
     stats: RunningStats,
     batch: PyTree,
     num_axes: int,
-    axis_name: str | None = None,
+    devices: Devices = ALONE,
     valid: jax.Array | None = None,
 ) -> RunningStats:
     """Adds a batch (Chan, Golub and LeVeque 1979, the parallel algorithm).
@@ -78,7 +78,7 @@ def update_stats(
         stats: so far.
         batch: pytree of `[*batch_shape, *shape]`.
         num_axes: how many axes `batch_shape` has.
-        axis_name: where it is one device's batch of several, equally large: all are added.
+        devices: whose batches, equally large, are all added.
         valid: `[*batch_shape]` bool, what counts; None for all.
     """
     begun = stats.size > 0
@@ -90,7 +90,7 @@ def update_stats(
     near = jax.tree.map(lambda x: jnp.abs(x) <= BOUND, distance)
     distance = jax.tree.map(lambda x, near: jnp.where(near, x, 0.0), distance, near)
     far = sum(jnp.sum(~x, dtype=jnp.float32) for x in jax.tree.leaves(near))
-    size, mean, var, far = _moments(distance, num_axes, axis_name, valid, far)
+    size, mean, var, far = _moments(distance, num_axes, devices, valid, far)
     total, lost_size = _add(stats.size, stats.lost[0], size)
     weight = size / total
 
@@ -107,25 +107,25 @@ def update_stats(
 
 
 def moments(
-    x: jax.Array, num_axes: int, axis_name: str | None = None, valid: jax.Array | None = None
+    x: jax.Array, num_axes: int, devices: Devices = ALONE, valid: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and variance over the first axes, and over all devices' x of the same shape.
 
     Args:
         x: `[*batch_shape, *shape]`.
         num_axes: how many axes `batch_shape` has.
-        axis_name: where there are several devices.
+        devices: over which of them.
         valid: `[*batch_shape]` bool, what counts; None for all.
     """
-    return _moments(x, num_axes, axis_name, valid, jnp.float32(0.0))[1:3]
+    return _moments(x, num_axes, devices, valid, jnp.float32(0.0))[1:3]
 
 
 def _moments(
-    batch: PyTree, num_axes: int, axis_name: str | None, valid: jax.Array | None, count: Any
+    batch: PyTree, num_axes: int, devices: Devices, valid: jax.Array | None, count: Any
 ) -> tuple[Any, PyTree, PyTree, jax.Array]:
     """How many count, mean, variance, and the sum of a number of each device's."""
     axes, shape = tuple(range(num_axes)), jax.tree.leaves(batch)[0].shape[:num_axes]
-    size: Any = axis_size(axis_name)
+    size: Any = devices.count
     for length in shape:
         size *= length
 
@@ -136,14 +136,14 @@ def _moments(
 
     sums = jax.tree.map(total, batch)
     if valid is None:
-        sums, count = psum((sums, count), axis_name)
+        sums, count = devices.sum((sums, count))
     else:
         size = jnp.sum(valid, dtype=jnp.float32)
-        sums, count, size = psum((sums, count, size), axis_name)
+        sums, count, size = devices.sum((sums, count, size))
         size = jnp.maximum(size, 1.0)
     mean = jax.tree.map(lambda x: x / size, sums)
     squares = jax.tree.map(lambda x, mean: total((x - _as_wide(mean, x)) ** 2), batch, mean)
-    var = jax.tree.map(lambda x: x / size, psum(squares, axis_name))
+    var = jax.tree.map(lambda x: x / size, devices.sum(squares))
     return size, mean, var, count
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from purerl.accelerator.devices import ALONE, Devices
 from purerl.experience.normalize import (
     BOUND,
     RunningStats,
@@ -16,7 +17,7 @@ from purerl.experience.normalize import (
 )
 from purerl.experience.returns import n_step_return
 from purerl.experience.transition import Transition
-from purerl.records.fields import ConfigError, Record, by_loop, flag, integer, real
+from purerl.records.fields import ConfigError, Record, flag, integer, real
 
 PyTree = Any
 
@@ -33,22 +34,28 @@ class Rewarder(Protocol):
     ) -> tuple[PyTree, jax.Array]:
         """State and rewards `[T, N]` of a rollout to state and rewards `[T, N]`.
 
-        Where it has parameters of these names, it also gets by keyword, `[T, N]` each:
+        Where it has parameters of these names, it also gets by keyword, arrays `[T, N]`:
 
         valid: bool, False for what follows an environment's first end in an episodic rollout:
             nothing is to be learned of it.
         episode: int32, the number of the environment's episode. It changes also where an episode
             was left behind unfinished, or steps in between were dropped for NaN.
+        devices: the `Devices` that the run is spread over, for statistics of all of them.
         """
         ...
 
 
 def transform(
-    rewarder: Rewarder, state: PyTree, transitions: Transition
+    rewarder: Rewarder, state: PyTree, transitions: Transition, devices: Devices = ALONE
 ) -> tuple[PyTree, jax.Array]:
     """Calls a rewarder with a rollout `[T, N]`, and what else of it the rewarder asks for."""
     known = inspect.signature(rewarder).parameters
-    more = {name: getattr(transitions, name) for name in ("valid", "episode") if name in known}
+    offered: dict[str, Any] = {
+        "valid": transitions.valid,
+        "episode": transitions.episode,
+        "devices": devices,
+    }
+    more = {name: value for name, value in offered.items() if name in known}
     ends = transitions.terminated, transitions.truncated
     return rewarder(state, transitions.reward, *ends, **more)
 
@@ -118,14 +125,12 @@ class NStep(Record):
         factor: what the sum is multiplied with.
         gamma: discount; None for the agent's.
         normalize: to mean 0 and standard deviation 1 over the rollout, before `factor`.
-        axis_name: where the run is spread over devices; the loop sets it.
     """
 
     n: int = integer(at_least=1)
     factor: float = real(default=1.0)
     gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     normalize: bool = flag(default=False)
-    axis_name: str | None = by_loop()
 
     def check_run(self, num_envs: int, update_every: int) -> None:
         """Raises ConfigError where rollouts are too short to look ahead in."""
@@ -145,11 +150,12 @@ class NStep(Record):
         terminated: jax.Array,
         truncated: jax.Array,
         valid: jax.Array | None = None,
+        devices: Devices = ALONE,
     ) -> tuple[tuple, jax.Array]:
         nothing = jnp.zeros_like(reward)
         total = n_step_return(reward, nothing, terminated, truncated, self.gamma, self.n)
         if self.normalize:
-            mean, var = moments(total, 2, self.axis_name, valid)
+            mean, var = moments(total, 2, devices, valid)
             total = (total - mean) / (safe_sqrt(var) + 1e-8)
         return state, self.factor * total
 
@@ -174,12 +180,10 @@ class RunningNormalize(Record):
     Attributes:
         gamma: discount; None for the agent's.
         clip: largest absolute value of a normalised reward.
-        axis_name: where the run is spread over devices; the loop sets it.
     """
 
     gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     clip: float = real(default=10.0, above=0.0)
-    axis_name: str | None = by_loop()
 
     def init(self, num_envs: int) -> RunningNormalizeState:
         stats = init_stats(jax.ShapeDtypeStruct((), jnp.float32))
@@ -194,6 +198,7 @@ class RunningNormalize(Record):
         truncated: jax.Array,
         valid: jax.Array | None = None,
         episode: jax.Array | None = None,
+        devices: Devices = ALONE,
     ) -> tuple[RunningNormalizeState, jax.Array]:
         done = terminated | truncated
         if episode is None:  # nothing was left behind: each end begins the next
@@ -210,7 +215,7 @@ class RunningNormalize(Record):
 
         start = state.discounted, state.episode
         (discounted, expected), seen = jax.lax.scan(step, start, (reward, episode, done))
-        stats = update_stats(state.stats, seen, 2, self.axis_name, valid)
+        stats = update_stats(state.stats, seen, 2, devices, valid)
         scaled = jnp.clip(reward * jax.lax.rsqrt(stats.var + 1e-8), -self.clip, self.clip)
         return RunningNormalizeState(discounted, expected, stats), scaled
 

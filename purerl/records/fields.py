@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, dataclass_transform
+from typing import Any, Self, dataclass_transform
 
 import jax
 import numpy as np
@@ -24,13 +24,19 @@ INT32, INT64 = 2**31 - 1, 2**63 - 1
 
 
 def _field(
-    check: Callable[[Any], Any], expected: str, default: Any, optional: bool, traced: bool
+    check: Callable[[Any], Any],
+    expected: str,
+    default: Any,
+    optional: bool,
+    traced: bool,
+    total: bool = False,
 ) -> Any:
     metadata = {
         "check": check,
         "expected": expected + (" or None" if optional else ""),
         "optional": optional,
         "traced": traced,
+        "total": total,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -89,8 +95,10 @@ def integer(
     at_most: int | None = None,
     optional: bool = False,
     counter: bool = False,
+    total: bool = False,
 ) -> Any:
-    """A static integer field: it fixes shapes or trip counts; below 2**31, a `counter` 2**63."""
+    """A static integer field: it fixes shapes or trip counts; below 2**31, a `counter` 2**63. A
+    `total` is that of all devices, each of which gets its part."""
     within, text = _bounds(None, at_least, None, at_most)
     largest = INT64 if counter else INT32
 
@@ -106,7 +114,7 @@ def integer(
             raise ValueError
         return int(value)
 
-    return _field(check, "an integer" + text, default, optional, traced=False)
+    return _field(check, "an integer" + text, default, optional, traced=False, total=total)
 
 
 def flag(default: Any = _MISSING, *, optional: bool = False) -> Any:
@@ -183,14 +191,9 @@ def named(*, default: Any, options: Mapping[str, Any]) -> Any:
     return dataclasses.field(default=default, metadata={**field.metadata, "options": options})
 
 
-def by_loop(default: Any = None, *, traced: bool = False, init: Literal[False] = False) -> Any:
-    """A field that the loop fills in, by `tell`; no argument of the constructor."""
-    return dataclasses.field(default=default, init=init, metadata={"traced": traced})
-
-
 @dataclass_transform(
     frozen_default=True,
-    field_specifiers=(real, integer, flag, choice, sizes, static, named, by_loop),
+    field_specifiers=(real, integer, flag, choice, sizes, static, named),
 )
 class Record:
     """Base of agents, buffers and configurations: subclass it and list the fields.
@@ -208,10 +211,6 @@ class Record:
         def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
             _check_names(type(self), values, len(args))
             construct(self, *args, **values)
-            # A default that stayed on the class would be bound as a method where it is a function.
-            for field in _fields(type(self)):
-                if not field.init:
-                    object.__setattr__(self, field.name, field.default)
             for name in field_names(type(self)):
                 object.__setattr__(self, name, check_value(type(self), name, getattr(self, name)))
             self.check()
@@ -226,12 +225,12 @@ class Record:
         """A copy with some fields changed, and checked."""
         cls = type(self)
         _check_names(cls, changes, None)
-        copy = self.tell(**{name: check_value(cls, name, x) for name, x in changes.items()})
+        copy = self._with(**{name: check_value(cls, name, x) for name, x in changes.items()})
         copy.check()
         return copy
 
-    def tell(self, **values: Any) -> Self:
-        """A copy with some fields filled in, unchecked: for what the loop knows."""
+    def _with(self, **values: Any) -> Self:
+        """A copy with other values, unchecked."""
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__, **values)
         return copy
@@ -239,13 +238,18 @@ class Record:
 
 def field_names(cls: type, traced: bool | None = None) -> list[str]:
     """Names of the fields that a user may give; only the traced (or the static) ones if asked."""
-    return [f.name for f in _fields(cls, traced) if f.init]
+    return [f.name for f in _fields(cls, traced)]
+
+
+def total_names(cls: type) -> list[str]:
+    """Names of the fields that are totals over all devices."""
+    return [f.name for f in _fields(cls) if f.metadata.get("total")]
 
 
 def field_options(cls: type) -> dict[str, dataclasses.Field]:
     """The fields that a user may give, by name, with their default, and in `metadata` what is
     `expected`."""
-    return {f.name: f for f in _fields(cls) if f.init}
+    return {f.name: f for f in _fields(cls)}
 
 
 def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field]:

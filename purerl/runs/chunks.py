@@ -36,7 +36,7 @@ class Program:
         self.mapped = keys.ndim > 0
         check_size(self.loop, keys.size)
         state = jax.eval_shape(self._over(self._init, (0, 0)), keys, self.values)
-        self.state_like = devices.place(state, self.loop.num_devices, OWN, keys.ndim)
+        self.state_like = devices.place(state, self.loop.devices.count, OWN, keys.ndim)
         row = self._over(self._row, (0, 0, None))
         metrics = jax.eval_shape(row, self.state_like, self.values, _count(0))[1]
         self.metrics_like = metrics
@@ -68,7 +68,7 @@ class Program:
         """What `make_train` would have given."""
         shape = self.keys.shape
         agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.config.agent)
-        agent = agent.tell(**self.values)
+        agent = agent._with(**self.values)
         return make_output(self.config, self.loop, state, metrics, agent)
 
     def _over(self, function: Callable, axes: tuple) -> Callable:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,21 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.agents import AGENTS, Agent, RunDefaults
+from purerl.agents.acting import Acting
 from purerl.agents.noise import NOISES, Noise
 from purerl.envs.base import Env, EnvSpec
 from purerl.envs.check import QUICK_COMPILE, dtype_name, is_real
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Discrete, is_space
+from purerl.experience.experience import Clock, Experience, see
 from purerl.experience.normalize import init_stats
 from purerl.experience.rewarders import REWARDERS, Identity, Rewarder
 from purerl.experience.transition import Transition
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.fields import INT32, check_count, check_key, field_names
-from purerl.training.loop import Loop, obs_transform
+from purerl.training.loop import Loop
 from purerl.training.run import make_loop
 
 NUM_ENVS = 4
-METHODS = ("init", "act", "policy", "update")
+METHODS = ("init", "acting", "policy", "update")
 
 
 class AgentError(ConfigError, AssertionError):
@@ -92,7 +95,7 @@ def check_loop(loop: Loop) -> None:
         state = jax.eval_shape(lambda key: agent.init(key, spec), key)
     space = spec.action_space
     action = jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype)
-    jax.eval_shape(loop.to_env, action)  # says what is wrong with an action processor
+    jax.eval_shape(loop.action_map, action)  # says what is wrong with an action processor
     if _ships(loop):
         return
     check_size(loop)
@@ -103,14 +106,13 @@ def check_loop(loop: Loop) -> None:
     )
     if loop.normalize_obs:
         obs = jax.eval_shape(
-            lambda obs: obs_transform(init_stats(jax.tree.map(lambda x: x[0], obs)))(obs), obs
+            lambda obs: see(init_stats(jax.tree.map(lambda x: x[0], obs)), obs), obs
         )
-    with sentence(f"agent: {name}.act can't be traced", AgentError):
-        acted = jax.eval_shape(agent.act, state, obs, key)
-    _check_acted(name, acted, loop.num_envs, spec)
-    with sentence(f"agent: {name}.policy can't be traced", AgentError):
-        chosen = jax.eval_shape(agent.policy, state, obs, None)
-    _require_action(f"agent: {name}.policy's action", chosen, loop.num_envs, spec)
+    acted = _trace_acting(f"{name}.acting", lambda s: agent.acting(s, Clock()), state, obs, key)
+    _check_extras(name, acted[2], loop.num_envs)
+    chosen = _trace_acting(f"{name}.policy", agent.policy, state, obs, key)
+    for what, action in (("acting", acted[1]), ("policy", chosen[1])):
+        _require_action(f"agent: {name}.{what}'s action", action, loop.num_envs, spec)
     if loop.noise is not None:
         _check_noise(loop.noise, action)
     _check_step(loop)
@@ -173,19 +175,46 @@ def _check_step(loop: Loop) -> None:
     _require_same("TrainConfig: the run's state", state, new)
 
 
+def _trace_acting(what: str, make: Callable, state: Any, obs: Any, key: Any) -> tuple:
+    """Shapes of memory, action and extras after a step of an `Acting`."""
+    num_envs = jax.tree.leaves(obs)[0].shape[0]
+    done = jax.ShapeDtypeStruct((num_envs,), np.bool_)
+
+    def play(state: Any, obs: Any, key: Any, done: Any) -> tuple:
+        acting = make(state)
+        _require(
+            isinstance(acting, Acting),
+            f"agent: {what} returns {shown(acting)}, expected a purerl.Acting",
+        )
+        memory = acting.init(num_envs)
+        out = acting.step(memory, obs, key)
+        _require(
+            isinstance(out, tuple) and len(out) == 3 and isinstance(out[2], dict),
+            f"agent: {what}'s step must return (memory, action, extras), extras a dict of arrays "
+            "[N, ...]",
+        )
+        return memory, *out, acting.reset(out[0], done)
+
+    with sentence(f"agent: {what} can't be traced", AgentError):
+        memory, after, action, extras, fresh = jax.eval_shape(play, state, obs, key, done)
+    for new in (after, fresh):
+        _require_same(f"agent: {what}'s memory", memory, new)
+    return after, action, extras
+
+
 def _watched_agent(agent: Agent) -> Agent:
     """The agent with an `update` that says what is wrong with it."""
     name = type(agent).__name__
 
-    def update(state: Any, *args: Any) -> Any:
+    def update(state: Any, experience: Experience, *args: Any) -> Any:
         with sentence(f"agent: {name}.update can't be traced", AgentError):
-            out = type(agent).update(agent, state, *args)
+            out = type(agent).update(agent, state, experience, *args)
         _require(
             isinstance(out, tuple) and len(out) == 3 and isinstance(out[2], dict),
-            f"agent: {name}.update must return (state, buffer_state, losses), losses a dict",
+            f"agent: {name}.update must return (state, experience, losses), losses a dict",
         )
         _require_same(f"agent: {name}.update: the agent's state", state, out[0])
-        _require_same(f"agent: {name}.update: the buffer's state", args[1], out[1])
+        _require_same(f"agent: {name}.update: the experience", experience, out[1])
         for word, loss in out[2].items():
             shape, dtype = _kind(loss)
             _require(
@@ -195,7 +224,7 @@ def _watched_agent(agent: Agent) -> Agent:
             )
         return out
 
-    return agent.tell(update=update)
+    return agent._with(update=update)
 
 
 class _WatchedRewarder(Rewarder):
@@ -218,15 +247,9 @@ class _WatchedRewarder(Rewarder):
         return out
 
 
-def _check_acted(name: str, acted: Any, num_envs: int, spec: EnvSpec) -> None:
-    _require(
-        isinstance(acted, tuple) and len(acted) == 2 and isinstance(acted[1], dict),
-        f"agent: {name}.act must return (action, extras), extras a dict of arrays [N, ...]",
-    )
-    action, extras = acted
-    _require_action(f"agent: {name}.act's action", action, num_envs, spec)
+def _check_extras(name: str, extras: dict[str, Any], num_envs: int) -> None:
     for word, extra in extras.items():
-        what = f"agent: {name}.act's extra {word!r}"
+        what = f"agent: {name}.acting's extra {word!r}"
         _require(
             word not in Transition._fields, f"{what} has the name of an entry of the transition"
         )
@@ -293,19 +316,19 @@ def _require(condition: Any, message: str) -> None:
 def _check_functions(agent: Agent, env: Env, key: jax.Array) -> None:
     obs, _ = jax.eval_shape(jax.vmap(env.reset), jax.random.split(key, NUM_ENVS))
     state = jax.eval_shape(lambda key: agent.init(key, env.spec), key)
-    action, extras = jax.eval_shape(agent.act, state, obs, key)
-    space = env.spec.action_space
-    _require_shape("act's action", action, (NUM_ENVS, *space.shape), space.dtype)
-    for name, extra in extras.items():
-        _require(
-            extra.shape[:1] == (NUM_ENVS,),
-            f"act's extra {name!r} has shape {extra.shape}, expected [N, ...], N={NUM_ENVS}",
-        )
-    for sample in (None, key):
-        chosen = jax.eval_shape(agent.policy, state, obs, sample)
-        _require_shape("policy's action", chosen, (NUM_ENVS, *space.shape), space.dtype)
+    name = type(agent).__name__
+    memory, action, extras = _trace_acting(
+        f"{name}.acting", lambda state: agent.acting(state, Clock()), state, obs, key
+    )
+    shape, dtype = (NUM_ENVS, *env.spec.action_space.shape), env.spec.action_space.dtype
+    _require_shape("acting's action", action, shape, dtype)
+    _check_extras(name, extras, NUM_ENVS)
+    for sample in (False, True):
+        make = functools.partial(agent.policy, sample=sample)
+        _, chosen, _ = _trace_acting(f"{name}.policy", make, state, obs, key)
+        _require_shape("policy's action", chosen, shape, dtype)
     with contextlib.suppress(NotImplementedError):  # not every agent learns a value
-        value = jax.eval_shape(agent.value, state, obs)
+        value = jax.eval_shape(agent.value, state, memory, obs)
         _require_shape("value", value, (NUM_ENVS,), np.float32)
 
 

@@ -155,7 +155,7 @@ class TrainConfig(Record):
         with sentence("TrainConfig: this run can't be put together"):
             loop = self.make_loop()
             # Devices share the work, not the shapes of its parts.
-            check_loop(loop if self.num_devices == 1 else self.tell(num_devices=1).make_loop())
+            check_loop(loop if self.num_devices == 1 else self._with(num_devices=1).make_loop())
 
     def make_loop(self, hyperparams: Mapping[str, Any] | None = None) -> Loop:
         """The run as an `init` and a `step`.

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from purerl.agents.acting import Acting, memoryless
 from purerl.envs.base import Env, all_finite, vectorize
 from purerl.envs.registry import as_env
 from purerl.experience.metrics import Episodes, summarize
@@ -17,7 +18,7 @@ PyTree = Any
 
 def evaluate(
     env: Env,
-    policy: Callable[[PyTree, jax.Array], jax.Array],
+    policy: Acting | Callable[[PyTree, jax.Array], jax.Array],
     key: jax.Array,
     num_episodes: int,
     max_steps: int,
@@ -26,8 +27,9 @@ def evaluate(
 
     Args:
         env: raw, neither vectorized nor with auto-reset.
-        policy: `([B, *obs_shape], key) -> [B, *action_shape]`, B the number of episodes; what it
-            returns goes to the environment as it is.
+        policy: `([B, *obs_shape], key) -> [B, *action_shape]`, B the number of episodes, such as
+            `out.policy.act`; or an `Acting`, such as `out.policy.acting()`, which may remember.
+            Actions go to the environment as they are.
         key: for initial states, dynamics, and a policy that samples.
         num_episodes: how many.
         max_steps: an episode longer than this counts with what it has reached by then.
@@ -42,37 +44,49 @@ def evaluate(
     num_episodes = check_count("num_episodes", num_episodes)
     max_steps = check_count("max_steps", max_steps)
     check_key(key)
-    if not callable(policy):
+    if not isinstance(policy, Acting) and not callable(policy):
         raise ConfigError(f"policy: got {shown(policy)}, expected a function of obs and key")
+    acting = policy if isinstance(policy, Acting) else _acting_of(policy)
+
+    def play(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return play_episodes(vectorize(env), acting, key, num_episodes, max_steps)
+
     if not isinstance(key, jax.core.Tracer):  # else what follows is traced before it runs anyway
-        jax.eval_shape(lambda key: play_episodes(env, policy, key, num_episodes, max_steps), key)
-    returns, lengths = play_episodes(env, policy, key, num_episodes, max_steps)
+        jax.eval_shape(play, key)
+    returns, lengths = play(key)
     return summarize(returns, lengths, jnp.isfinite(returns))
 
 
+def _acting_of(policy: Callable[[PyTree, jax.Array], jax.Array]) -> Acting:
+    def act(obs: PyTree, key: jax.Array) -> tuple[jax.Array, dict]:
+        with sentence("policy: can't be traced"):
+            return policy(obs, key), {}
+
+    return memoryless(act)
+
+
 def play_episodes(
-    env: Env,
-    policy: Callable[[PyTree, jax.Array], jax.Array],
-    key: jax.Array,
-    num_episodes: int,
-    max_steps: int,
+    env: Env, acting: Acting, key: jax.Array, num_episodes: int, max_steps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Plays as `evaluate` does; the return and the length of each episode, `[num_episodes]`. An
-    episode is broken off where an observation or reward isn't finite, and its return is NaN."""
-    env = vectorize(env)
+    """Plays whole episodes, each from a fresh memory, in a vectorized environment.
+
+    Returns:
+        The return and the length of each episode, `[num_episodes]`. One is broken off where an
+        observation or reward isn't finite, and its return is NaN.
+    """
     reset_key, play_key = jax.random.split(key)
     obs, env_state = env.reset(jax.random.split(reset_key, num_episodes))
     zeros = jnp.zeros(num_episodes, jnp.int32)
-    start = (0, obs, env_state, zeros.astype(bool), zeros.astype(jnp.float32), zeros)
+    rest = (zeros.astype(bool), zeros.astype(jnp.float32), zeros)
+    start = (0, obs, env_state, acting.init(num_episodes), *rest)
 
     def going(carry: tuple) -> jax.Array:
-        return (carry[0] < max_steps) & ~jnp.all(carry[3])
+        return (carry[0] < max_steps) & ~jnp.all(carry[4])
 
     def step(carry: tuple) -> tuple:
-        time, obs, env_state, over, returns, lengths = carry
+        time, obs, env_state, memory, over, returns, lengths = carry
         policy_key, env_key = jax.random.split(jax.random.fold_in(play_key, time))
-        with sentence("policy: can't be traced"):
-            action = policy(obs, policy_key)
+        memory, action, _ = acting.step(memory, obs, policy_key)
         expected = (num_episodes, *env.spec.action_space.shape)
         if jnp.shape(action) != expected:
             raise ConfigError(
@@ -84,7 +98,7 @@ def play_episodes(
         returns = returns + jnp.where(over, 0.0, jnp.where(fine, timestep.reward, jnp.nan))
         lengths = lengths + (~over).astype(jnp.int32)
         over = over | timestep.terminated | timestep.truncated | ~fine
-        return time + 1, timestep.obs, env_state, over, returns, lengths
+        return time + 1, timestep.obs, env_state, memory, over, returns, lengths
 
-    _, _, _, _, returns, lengths = jax.lax.while_loop(going, step, start)
+    *_, returns, lengths = jax.lax.while_loop(going, step, start)
     return returns, lengths

@@ -7,11 +7,21 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from purerl.accelerator import devices
+from purerl.accelerator.devices import ALONE, Devices, spread
+from purerl.agents.acting import Acting, at_random, exploring, seeing
 from purerl.agents.base import Agent
 from purerl.agents.noise import Noise
-from purerl.envs.base import Env, all_finite, auto_reset, time_limit, vectorize, where
+from purerl.envs.base import (
+    Env,
+    all_finite,
+    auto_reset,
+    map_actions,
+    time_limit,
+    vectorize,
+    where,
+)
 from purerl.experience.buffer import Buffer, BufferState
+from purerl.experience.experience import Clock, Experience
 from purerl.experience.metrics import (
     Count,
     Episodes,
@@ -21,11 +31,12 @@ from purerl.experience.metrics import (
     no_episodes,
     no_metrics,
     pool,
+    summarize,
 )
-from purerl.experience.normalize import RunningStats, init_stats, left_out, normalize, update_stats
+from purerl.experience.normalize import RunningStats, init_stats, left_out, update_stats
 from purerl.experience.rewarders import Rewarder, transform
 from purerl.experience.transition import Transition
-from purerl.training.evaluate import evaluate
+from purerl.training.evaluate import play_episodes
 from purerl.training.rollout import RolloutState, init_rollout, rollout
 from purerl.training.state import OWN, RunState
 
@@ -46,7 +57,7 @@ class Loop:
         buffer: the buffer, with its size and discounts.
         rewarder: transforms rewards.
         noise: explores; or None.
-        to_env: from the agent's actions to the environment's.
+        action_map: from the agent's actions to the environment's.
         num_envs: N, of each device.
         update_every: T.
         num_updates: how many updates make the run.
@@ -60,8 +71,7 @@ class Loop:
         stop_if_nonfinite: whether nothing changes any more once an update was skipped.
         eval_every: updates between evaluations, or None.
         eval_max_episodes, eval_max_episode_steps: an evaluation's size, on each device.
-        num_devices: D.
-        axis_name: by which devices meet; None where there is one.
+        devices: those that the run is spread over.
     """
 
     env: Env
@@ -69,7 +79,7 @@ class Loop:
     buffer: Buffer
     rewarder: Rewarder
     noise: Noise | None
-    to_env: Callable[[jax.Array], jax.Array]
+    action_map: Callable[[jax.Array], jax.Array]
     num_envs: int
     update_every: int
     num_updates: int
@@ -84,13 +94,12 @@ class Loop:
     eval_every: int | None
     eval_max_episodes: int
     eval_max_episode_steps: int
-    num_devices: int = 1
-    axis_name: str | None = None
+    devices: Devices = ALONE
 
     @property
     def steps_per_update(self) -> int:
         """Environment steps in each update, over all devices: D N T."""
-        return self.num_devices * self.num_envs * self.update_every
+        return self.devices.count * self.num_envs * self.update_every
 
     @property
     def num_rows(self) -> int:
@@ -99,7 +108,7 @@ class Loop:
 
     def start(self, key: jax.Array) -> RunState:
         """The state before the first update, over all devices."""
-        return devices.spread(self.init, self.num_devices, args=(False,), result=OWN)(key)
+        return spread(self.init, self.devices.count, args=(False,), result=OWN)(key)
 
     def spread(self, fn: Callable[..., tuple[RunState, PyTree]], num_args: int = 0) -> Callable:
         """A function of one device's state, such as a scan of `step`, over all devices.
@@ -112,7 +121,7 @@ class Loop:
             num_args: how many arguments there are besides the state.
         """
         args = (OWN, *[False] * num_args)
-        return devices.spread(fn, self.num_devices, args=args, result=(OWN, False))
+        return spread(fn, self.devices.count, args=args, result=(OWN, False))
 
     @property
     def schedules(self) -> list[str]:
@@ -127,13 +136,15 @@ class Loop:
         """One device's state before the first update."""
         key, eval_key, agent_key, env_key = jax.random.split(key, 4)
         agent_state = self.agent.init(agent_key, self.env.spec)
-        env_key = devices.own_key(env_key, self.axis_name)
-        envs = init_rollout(self.vector_env(), env_key, self.num_envs, self.noise)
+        env_key = self.devices.key(env_key)
+        clock = self.clock(0)
+        acting = self.acting(agent_state, None, clock, 0)
+        envs = init_rollout(self.vector_env(), acting, env_key, self.num_envs)
         stats = None
         if self.normalize_obs:
             first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
-            stats = init_stats(first_obs, devices.of_first(first_obs, self.axis_name))
-        play = jax.eval_shape(self.play, agent_state, envs, stats, key, 0)
+            stats = init_stats(first_obs, self.devices.first(first_obs))
+        play = jax.eval_shape(self.play, agent_state, envs, stats, key, clock, 0)
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), play[1])
         return RunState(
             agent=agent_state,
@@ -196,22 +207,27 @@ class Loop:
         """
         index = Count.of(index)
         key, play_key, update_key, _ = jax.random.split(state.key, 4)
-        play_key, update_key = (devices.own_key(k, self.axis_name) for k in (play_key, update_key))
-        stats = state.obs_stats
+        play_key, update_key = (self.devices.key(k) for k in (play_key, update_key))
+        clock, stats = self.clock(index, state.num_episodes), state.obs_stats
         envs, transitions, episodes = self.play(
-            state.agent, state.rollout, stats, play_key, index, state.num_episodes
+            state.agent, state.rollout, stats, play_key, clock, index
         )
         # NaN and infinity stay outside: of such a rollout nothing is stored, learned or counted in.
         # A branch would copy the buffer, so nothing here is one: what may not be written is masked.
-        finite = devices.pall(all_finite(transitions), self.axis_name)
+        finite = self.devices.all(all_finite(transitions))
         # What was played before isn't what comes before the next: no path goes across the gap.
         envs = envs._replace(episode=envs.episode + (~finite).astype(jnp.int32))
         running = self._running(state)
-        rewarder_state, reward = transform(self.rewarder, state.rewarder, transitions)
+        rewarder_state, reward = transform(self.rewarder, state.rewarder, transitions, self.devices)
         rewarder_state = where(finite, rewarder_state, state.rewarder)
         learning = self._learning(running, index)
         agent_state, stored, losses = self._learn(
-            state, transitions._replace(reward=reward), finite, running, learning, update_key, index
+            state,
+            transitions._replace(reward=reward),
+            self._writable(finite, running),
+            learning,
+            update_key,
+            clock,
         )
         learned = all_finite(agent_state)
         finite &= learned if learning is None else learned | ~learning
@@ -219,7 +235,7 @@ class Loop:
         agent_state = where(kept, agent_state, state.agent)
         # Statistics move between updates only: what acted and what learns saw the same numbers.
         if stats is not None:
-            seen = update_stats(stats, transitions.obs, 2, self.axis_name)
+            seen = update_stats(stats, transitions.obs, 2, self.devices)
             stats = where(finite, seen, stats)
         bounded = left_out((stats, rewarder_state)) == left_out((state.obs_stats, state.rewarder))
         flawed = ~(finite & bounded)
@@ -256,28 +272,27 @@ class Loop:
         envs: RolloutState,
         stats: RunningStats | None,
         key: jax.Array,
+        clock: Clock,
         index: Any,
-        num_episodes: Any = 0,
     ) -> tuple[RolloutState, Transition, Episodes]:
-        """One rollout; the statistics are of all devices' episodes. Of updates and of episodes it
-        is given how many there were before."""
-        at_random = None
-        if self.random_rollouts > 0:
-            at_random = ~Count.of(index).at_least(self.random_rollouts)
+        """One rollout after `index` others; the statistics are of all devices' episodes."""
+        acting = self.acting(agent_state, stats, clock, index)
         envs, transitions, episodes = rollout(
-            self.vector_env(),
-            self._agent(index, num_episodes),
-            agent_state,
-            envs,
-            key,
-            self.update_every,
-            obs_transform(stats),
-            self.to_env,
-            noise=self.noise,
-            episodic=self.wait_end_path,
-            at_random=at_random,
+            self.vector_env(), acting, envs, key, self.update_every, episodic=self.wait_end_path
         )
-        return envs, transitions, pool(episodes, self.axis_name)
+        return envs, transitions, pool(episodes, self.devices)
+
+    def acting(
+        self, agent_state: PyTree, stats: RunningStats | None, clock: Clock, index: Any
+    ) -> Acting:
+        """Whoever acts in rollout number `index`: the agent, what it sees through and its noise."""
+        space = self.env.spec.action_space
+        acting = seeing(self.agent.acting(agent_state, clock), stats)
+        acting = exploring(acting, self.noise, space)
+        if self.random_rollouts > 0:
+            begun = Count.of(index).at_least(self.random_rollouts)
+            acting = at_random(acting, space, ~begun)
+        return acting
 
     def _running(self, state: RunState) -> jax.Array | None:
         """Whether the run isn't over; None where nothing can end it before its last update."""
@@ -296,51 +311,48 @@ class Loop:
         begun = index.at_least(self.first_update)
         return begun if running is None else running & begun
 
+    def _writable(self, finite: jax.Array, running: jax.Array | None) -> jax.Array | None:
+        """Whether a rollout comes into the buffer; None where each does."""
+        # The next rollout takes the place of one that fills the buffer; else it is kept out.
+        if self.buffer.maxlen == self.num_envs * self.update_every:
+            return running
+        return finite if running is None else finite & running
+
     def _learn(
         self,
         state: RunState,
         transitions: Transition,
-        finite: jax.Array,
-        running: jax.Array | None,
+        writable: jax.Array | None,
         learning: jax.Array | None,
         key: jax.Array,
-        index: Count,
+        clock: Clock,
     ) -> tuple[PyTree, BufferState, dict[str, jax.Array]]:
         """Agent and buffer after an update. Where it doesn't count, the buffer hasn't learned from
         it and losses are NaN; the agent is for the caller to keep as it was."""
-        writable = running
-        # The next rollout takes the place of one that fills the buffer; else it is kept out.
-        if self.buffer.maxlen != self.num_envs * self.update_every:
-            writable = finite if running is None else finite & running
-        buffer = self.buffer.tell(
-            transform_obs=obs_transform(state.obs_stats),
-            progress=self._progress(index, state.num_episodes),
-            writable=writable,
-        )
-        stored = buffer.reset(state.buffer) if self.reset_each_episode else state.buffer
-        stored = buffer.push(stored, transitions)
-        agent_state, stored, losses = self._agent(index, state.num_episodes).update(
-            state.agent, buffer.tell(writable=learning), stored, key
-        )
-        losses = devices.pmean(losses, self.axis_name)
+        buffer, stored = self.buffer, state.buffer
+        if self.reset_each_episode:
+            stored = buffer.reset(stored, writable)
+        stored = buffer.push(stored, transitions, writable)
+        memory = state.rollout.memory if self.noise is None else state.rollout.memory.agent
+        if self.wait_end_path:  # all episodes of this rollout have begun in it
+            every = jnp.ones(self.num_envs, bool)
+            memory = self.agent.acting(state.agent, clock).reset(memory, every)
+        experience = Experience(buffer, stored, clock, state.obs_stats, memory, learning)
+        agent_state, experience, losses = self.agent.update(state.agent, experience, key, clock)
+        losses = self.devices.mean(losses)
         if learning is not None:
             losses = {name: jnp.where(learning, x, missing()) for name, x in losses.items()}
-        return agent_state, stored, losses
+        return agent_state, experience.state, losses
 
-    def _agent(self, index: Any, num_episodes: Any = 0) -> Agent:
-        index, num_episodes = Count.of(index), Count.of(num_episodes)
-        return self.agent.tell(
-            timesteps=index.as_float() * self.steps_per_update,
-            progress=self._progress(index, num_episodes),
-        )
-
-    def _progress(self, index: Count, num_episodes: Count) -> jax.Array:
-        """How much of the run is over: of its updates, or of its episodes if that is more."""
+    def clock(self, index: Any, num_episodes: Any = 0) -> Clock:
+        """How far the run is after so many updates and episodes: of its updates, or of its episodes
+        if that is more."""
+        index = Count.of(index)
         progress = index.as_float() / float(self.num_updates)
-        if self.max_episodes is None:
-            return progress
-        ended = num_episodes.as_float() / float(self.max_episodes)
-        return jnp.maximum(progress, jnp.minimum(ended, 1.0))
+        if self.max_episodes is not None:
+            ended = Count.of(num_episodes).as_float() / float(self.max_episodes)
+            progress = jnp.maximum(progress, jnp.minimum(ended, 1.0))
+        return Clock(index.as_float() * self.steps_per_update, progress, self.devices)
 
     def vector_env(self) -> Env:
         """The N environments as they are played: with auto-reset, and a limit where rollouts are
@@ -348,25 +360,18 @@ class Loop:
         env, limit = self.env, self.env.spec.max_episode_steps
         if self.wait_end_path and (limit is None or limit > self.update_every):
             env = time_limit(env, self.update_every)  # so that every environment comes to an end
-        return vectorize(auto_reset(env))
+        return map_actions(vectorize(auto_reset(env)), self.action_map)
 
     def _evaluate(
         self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count
     ) -> Episodes:
-        transform = obs_transform(stats)
-
-        def policy(obs: PyTree, key: jax.Array) -> jax.Array:
-            return self.to_env(self.agent.policy(agent_state, transform(obs)))
-
         number = index.low.astype(jnp.uint32) + (index.high.astype(jnp.uint32) << 30)
-        key = devices.own_key(jax.random.fold_in(key, number), self.axis_name)
+        key = self.devices.key(jax.random.fold_in(key, number))
+        env = map_actions(vectorize(self.env), self.action_map)
+        acting = seeing(self.agent.policy(agent_state), stats)
         size = (self.eval_max_episodes, self.eval_max_episode_steps)
-        return pool(evaluate(self.env, policy, key, *size), self.axis_name)
-
-
-def obs_transform(stats: RunningStats | None) -> Callable[[PyTree], PyTree]:
-    """From observations as the environment gives them to those that the agent sees."""
-    return (lambda obs: obs) if stats is None else (lambda obs: normalize(stats, obs))
+        returns, lengths = play_episodes(env, acting, key, *size)
+        return pool(summarize(returns, lengths, jnp.isfinite(returns)), self.devices)
 
 
 def _freeze(

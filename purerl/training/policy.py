@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from purerl.agents.acting import Acting, Extras, Memory, mapping, seeing
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import dtype_name, is_real
 from purerl.envs.spaces import Discrete, is_space
+from purerl.experience.experience import see
+from purerl.experience.metrics import Count
 from purerl.experience.normalize import RunningStats
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_key
-from purerl.training.loop import obs_transform
 from purerl.training.run import action_map
 
 PyTree = Any
@@ -50,12 +52,15 @@ class Policy:
         state: of the agent's state, what acting needs: no optimizers, no target networks.
         obs_stats: by which observations are normalised; None where they aren't.
         interface: the environment's `spec`, and the run's `action_processor`.
+        num_updates: how many updates it has learned from; with an axis for each that runs are
+            mapped over, where it is the policy of several.
     """
 
     agent: Agent
     state: PyTree
     obs_stats: RunningStats | None
     interface: Interface = struct.field(pytree_node=False)
+    num_updates: Count = dataclasses.field(default_factory=lambda: Count.of(0))
 
     @property
     def spec(self) -> EnvSpec:
@@ -63,7 +68,7 @@ class Policy:
         return self.interface.spec
 
     def __call__(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
-        """The agent's own actions for observations as the environment gives them.
+        """The agent's actions for observations as the environment gives them.
 
         Args:
             obs: `[B, *obs_shape]`.
@@ -74,24 +79,55 @@ class Policy:
 
         Raises:
             ConfigError: the observations' structure or shape is another than in training; it is the
-                policy of several runs.
+                policy of several runs; it has a memory.
         """
-        self.check_one()
+        acting = seeing(self._agents(sample=key is not None), self.obs_stats)
+        if self.has_memory:
+            raise ConfigError(
+                f"policy: {type(self.agent).__name__} has a memory, and its actions depend on more "
+                "than an observation: play by policy.acting(), or policy.step(obs, memory=memory)"
+            )
         if key is not None:
             check_key(key)
-        return self.agent.policy(self.state, self._seen(obs), key)
+        return acting.step(acting.init(1), self._batch(obs), key)[1]
 
     def act(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
         """Actions as training hands them to the environment: continuous ones inside their bounds,
         or what `action_processor` makes of them. Arguments as in `__call__`."""
-        return action_map(self.spec, self.interface.action_processor)(self(obs, key))
+        return self._action_map()(self(obs, key))
 
-    def value(self, obs: PyTree) -> jax.Array:
-        """Values `[B]` of observations `[B, *obs_shape]`, where the agent learns one."""
+    def acting(self, *, sample: bool = False) -> Acting:
+        """How it plays, with its memory where it has one: from observations as the environment
+        gives them to actions as it takes them.
+
+        Args:
+            sample: from the policy; else its mode.
+        """
+        acting = seeing(self._agents(sample=sample), self.obs_stats)
+
+        def step(memory: Memory, obs: PyTree, key: Any) -> tuple[Memory, jax.Array, Extras]:
+            return acting.step(memory, self._batch(obs), key)
+
+        return mapping(acting._replace(step=step), self._action_map())
+
+    def memory(self, num_envs: int | None = None) -> Memory:
+        """A fresh memory for N environments, `[N, ...]`, or for one, without that axis; `()` where
+        nothing is remembered."""
+        memory = self._agents().init(1 if num_envs is None else num_envs)
+        return jax.tree.map(lambda x: x[0], memory) if num_envs is None else memory
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether actions depend on what was seen before."""
+        return bool(jax.tree.leaves(jax.eval_shape(lambda: self._agents().init(1))))
+
+    def value(self, obs: PyTree, memory: Memory = ()) -> jax.Array:
+        """Values `[B]` of observations `[B, *obs_shape]`, where the agent learns one; with the
+        memory `[B, ...]` before them, where it has one."""
         self.check_one()
-        return self.agent.value(self.state, self._seen(obs))
+        return self.agent.value(self.state, memory, see(self.obs_stats, self._batch(obs)))
 
-    def step(self, obs: PyTree, key: jax.Array | None = None) -> Any:
+    def step(self, obs: PyTree, key: jax.Array | None = None, memory: Memory | None = None) -> Any:
         """One action for one observation, on the host: for an environment outside of JAX.
 
             obs, _ = env.reset(seed=0)
@@ -102,28 +138,49 @@ class Policy:
         Args:
             obs: `[*obs_shape]`, or a pytree of such, of any float or integer type.
             key: to sample from the policy; None for its mode.
+            memory: of a policy that has one, what the step before has returned; `policy.memory()`
+                at the start of an episode.
 
         Returns:
             As `act` has it: an int for a `Discrete` action space, else a numpy array
-            `[*action_shape]`.
+            `[*action_shape]`. With a memory, a pair of the action and the memory after it.
 
         Raises:
             ConfigError: the observation's structure or shape is another than in training; it is the
-                policy of several runs.
+                policy of several runs; it has a memory, and none is given.
         """
         self.check_one()
         if key is not None:
             check_key(key)
         batch = self._batch_of_one(obs)
         leaves, structure = self._taken_apart
-        action = np.asarray(_act(structure, leaves, batch, key))[0]
-        if isinstance(self.spec.action_space, Discrete) and action.ndim == 0:
-            return action.item()
-        return action
+        if memory is None:
+            if self.has_memory:
+                raise ConfigError(
+                    f"policy.step: {type(self.agent).__name__} has a memory: action, memory = "
+                    "policy.step(obs, memory=memory), from memory = policy.memory()"
+                )
+            return self._plain(_act(structure, leaves, (), batch, key)[0])
+        memory = jax.tree.map(lambda x: jnp.asarray(x)[None], memory)
+        action, memory = _act(structure, leaves, memory, batch, key)
+        return self._plain(action), jax.tree.map(lambda x: x[0], memory)
+
+    def _plain(self, action: jax.Array) -> Any:
+        """One action of `[1, *action_shape]`, as Gymnasium takes it."""
+        one = np.asarray(action)[0]
+        discrete = isinstance(self.spec.action_space, Discrete) and one.ndim == 0
+        return one.item() if discrete else one
+
+    def _agents(self, *, sample: bool = False) -> Acting:
+        self.check_one()
+        return self.agent.policy(self.state, sample=sample)
+
+    def _action_map(self) -> Callable[[jax.Array], jax.Array]:
+        return action_map(self.spec, self.interface.action_processor)
 
     def check_one(self) -> None:
         """Raises ConfigError where it is the policy of several runs."""
-        axes = jnp.shape(self.agent.timesteps)  # a leaf that every agent has, without axes
+        axes = jnp.shape(self.num_updates.low)
         if axes:
             raise ConfigError(
                 f"this is the output of {axes} runs: choose one by out.member(i), or map over them "
@@ -136,9 +193,6 @@ class Policy:
         and which takes longer than the policy itself."""
         leaves, structure = jax.tree.flatten(self)
         return [jnp.asarray(leaf) for leaf in leaves], _Hashed(structure)
-
-    def _seen(self, obs: PyTree) -> PyTree:
-        return obs_transform(self.obs_stats)(self._batch(obs))
 
     def _batch(self, obs: PyTree) -> PyTree:
         """`[B, *obs_shape]` as it is, once it is found to be that."""
@@ -220,5 +274,9 @@ class _Hashed:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _act(structure: _Hashed, leaves: list[jax.Array], obs: PyTree, key: Any) -> jax.Array:
-    return structure.structure.unflatten(leaves).act(obs, key)
+def _act(
+    structure: _Hashed, leaves: list[jax.Array], memory: Memory, obs: PyTree, key: Any
+) -> tuple[jax.Array, Memory]:
+    policy: Policy = structure.structure.unflatten(leaves)
+    memory, action, _ = policy.acting(sample=key is not None).step(memory, obs, key)
+    return action, memory

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from purerl.accelerator.devices import AXIS, check_divides
+from purerl.accelerator.devices import Devices, check_divides
 from purerl.agents.base import Agent
 from purerl.agents.noise import Noise
 from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
@@ -19,7 +19,7 @@ from purerl.experience.buffer import Buffer
 from purerl.experience.metrics import Metrics
 from purerl.experience.rewarders import Identity, Rewarder
 from purerl.records.errors import ConfigError, sentence, shown, suggest
-from purerl.records.fields import INT32, INT64, check_count, check_key
+from purerl.records.fields import INT32, INT64, check_count, check_key, total_names
 from purerl.training.loop import Loop, RunState
 
 MOST_ROWS = 10_000  # of metrics, where `log_every` isn't given
@@ -87,7 +87,7 @@ def make_loop(
         buffer=buffer,
         rewarder=rewarder,
         noise=defaults.noise if noise is None else noise,
-        to_env=action_map(raw_env.spec, action_processor),
+        action_map=action_map(raw_env.spec, action_processor),
         num_envs=num_envs,
         update_every=update_every,
         num_updates=num_updates,
@@ -103,7 +103,7 @@ def make_loop(
         eval_max_episodes=eval_max_episodes,
         eval_max_episode_steps=eval_max_episode_steps or env.spec.max_episode_steps or 10_000,
     )
-    return loop if num_devices == 1 else _share(loop, num_devices)
+    return loop if num_devices == 1 else _divide(loop, num_devices)
 
 
 def _check_length(
@@ -200,26 +200,30 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def _share(loop: Loop, num_devices: int) -> Loop:
+def _divide(loop: Loop, num_devices: int) -> Loop:
     """One device's part of the run. Raises ConfigError where D doesn't divide it."""
-    maxlen, evaluated = loop.buffer.maxlen, loop.eval_max_episodes
-    assert maxlen is not None  # `_fit_buffer` saw to it
-    sizes = {"num_envs": loop.num_envs, "Buffer.maxlen": maxlen}
+    evaluated = loop.eval_max_episodes
+    check_divides(num_devices, "num_envs", loop.num_envs)
     if loop.eval_every is not None:
-        sizes["eval_max_episodes"] = evaluated
-    for name, size in sizes.items():
-        check_divides(num_devices, name, size)
-    rewarder: Any = loop.rewarder
+        check_divides(num_devices, "eval_max_episodes", evaluated)
     return dataclasses.replace(
         loop,
-        agent=loop.agent.share(num_devices, AXIS),
-        buffer=loop.buffer.tell(maxlen=maxlen // num_devices, axis_name=AXIS),
-        rewarder=rewarder.tell(axis_name=AXIS) if hasattr(rewarder, "axis_name") else rewarder,
+        agent=_part(loop.agent, num_devices),
+        buffer=_part(loop.buffer, num_devices),
         num_envs=loop.num_envs // num_devices,
         eval_max_episodes=evaluated // num_devices,
-        num_devices=num_devices,
-        axis_name=AXIS,
+        devices=Devices(num_devices),
     )
+
+
+def _part(record: Any, num_devices: int) -> Any:
+    """A record with one device's part of the sizes that are totals. Raises ConfigError where D
+    doesn't divide one."""
+    totals = {name: getattr(record, name) for name in total_names(type(record))}
+    totals = {name: size for name, size in totals.items() if size is not None}
+    for name, size in totals.items():
+        check_divides(num_devices, f"{type(record).__name__}.{name}", size)
+    return record.replace(**{name: size // num_devices for name, size in totals.items()})
 
 
 def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:

@@ -18,7 +18,7 @@ class RunState(NamedTuple):
     Attributes:
         agent: the agent's state.
         buffer: what the buffer holds.
-        rollout: the environments, and the exploration noise.
+        rollout: the environments, and the memory of the agent and its noise.
         obs_stats: running statistics of observations; None where they aren't normalised.
         rewarder: the rewarder's state.
         key: for what comes next.

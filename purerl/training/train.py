@@ -50,11 +50,13 @@ class TrainOutput:
         """What was learned, apart from the run: `out.policy(obs)` are actions for observations
         `[B, *obs_shape]`, `out.policy.step(obs)` is one for an environment outside of JAX."""
         state = self.agent.for_acting(self.state.agent)
-        return Policy(self.agent, state, self.state.obs_stats, self.interface)
+        return Policy(
+            self.agent, state, self.state.obs_stats, self.interface, self.state.num_updates
+        )
 
-    def value(self, obs: PyTree) -> jax.Array:
-        """Values `[B]` of observations `[B, *obs_shape]`."""
-        return self.policy.value(obs)
+    def value(self, obs: PyTree, memory: PyTree = ()) -> jax.Array:
+        """Values `[B]` of observations `[B, *obs_shape]`, as `Policy.value` has them."""
+        return self.policy.value(obs, memory)
 
     @property
     def num_updates(self) -> int:
@@ -89,7 +91,7 @@ class TrainOutput:
             MemberError: there is no such member. It is an `IndexError`.
             ConfigError: not as many integers as there are mapped axes.
         """
-        axes = np.shape(self.agent.timesteps)  # a leaf that every agent has, without axes
+        axes = np.shape(self.state.num_updates.low)
         integers = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in index)
         if not axes:
             raise ConfigError(f"member: got {shown(index)}, but this is the output of one run")
