@@ -89,7 +89,7 @@ class Parts:
         }
 
     def environment_init(self, key):
-        envs = init_rollout(self.env, key, self.num_envs).env
+        envs = self.loop.init(key).rollout.env
         shape = (self.num_steps, self.num_envs)
         keys = jax.random.split(key, shape)
         actions = jax.vmap(jax.vmap(self.loop.env.spec.action_space.sample))(keys)
@@ -112,8 +112,10 @@ class Parts:
     def acting(self, carry):
         state, obs, keys = carry
 
+        acting = self.agent.acting(state, purerl.Clock())
+
         def step(obs, key):
-            action, extras = self.agent.act(state, obs, key)
+            _, action, extras = acting.step((), obs, key)
             # The next step waits for this one, as in a rollout.
             still = 0.0 * jnp.sum(action)
             return jax.tree.map(lambda x: x + still.astype(x.dtype), obs), (action, extras)
@@ -142,8 +144,10 @@ class Parts:
     def update(self, carry):
         state, stored, key = carry
         key, update_key = jax.random.split(key)
-        state, stored, losses = self.agent.update(state, self.buffer, stored, update_key)
-        return (state, stored, key), losses
+        clock = self.loop.clock(jnp.int32(0))
+        experience = purerl.Experience(self.buffer, stored, clock)
+        state, experience, losses = self.agent.update(state, experience, update_key, clock)
+        return (state, experience.state, key), losses
 
     def learning_init(self, key):
         state, stored, key = self.update_init(key)
@@ -175,8 +179,9 @@ class Parts:
 
     def one_step(self, state, batch):
         if isinstance(self.agent, purerl.REINFORCE | purerl.ActorCritic):
-            return self.agent._learn(state, batch, batch["reward"], batch["reward"])
-        state, *_, losses = self.agent._learn(state, batch)
+            reward = batch["reward"]
+            return self.agent._learn(state, batch, reward, reward, purerl.Clock())
+        state, *_, losses = self.agent._learn(state, batch, purerl.Clock())
         return state, losses
 
     @property
@@ -372,6 +377,5 @@ if __name__ == "__main__":
     from purerl.accelerator.lean_scan import lean_scan
     from purerl.agents import gradients
     from purerl.agents.learning import flatten, path_batch
-    from purerl.training.rollout import init_rollout
 
     main(arguments)

@@ -75,10 +75,9 @@ def load(case):
 
     @jax.jit
     def play(state, key):
-        def policy(obs, key):
-            return config.agent.policy(state, obs, key if case["sampled"] else None)
-
-        return jnp.mean(play_episodes(env, policy, key, episodes, env.spec.max_episode_steps)[0])
+        acting = config.agent.policy(state, sample=case["sampled"])
+        limit = env.spec.max_episode_steps
+        return jnp.mean(play_episodes(purerl.vectorize(env), acting, key, episodes, limit)[0])
 
     def run(seed):
         out = jax.block_until_ready(train(jax.random.key(seed)))

@@ -90,10 +90,15 @@ def chapter_buffer():
         # What the agent wants back.
         extras={"value": jnp.zeros(time.shape), "log_prob": jnp.zeros(time.shape)},
     )
-    state = buffer.init(jax.tree.map(lambda x: x[0], steps), num_envs)
+    example = jax.tree.map(lambda x: x[0], steps)
+    rollout = purerl.Buffer(maxlen=num_steps * num_envs, gamma=0.99, lam=0.95)
+    full = rollout.push(rollout.init(example, num_envs), steps)
+    state = buffer.init(example, num_envs)
     state = buffer.push(state, steps)
     print(f"buffer: {int(state.size)} of {buffer.num_rows(num_envs)} rows written")
     entries = buffer.read(state)
+    # What follows from the critic's values is computed when it is asked for.
+    entries |= rollout.path_entries(full, next_value=jnp.zeros((num_steps, num_envs)))
     for name, entry in entries.items():
         print(f"buffer: entry {name} {entry.shape} {entry.dtype}")
 
@@ -147,7 +152,8 @@ def chapter_networks():
     spec = purerl.make("CartPole-v1").spec
     state = agent.init(KEY, spec)
     obs = jnp.zeros((5, 4))
-    actions, values = agent.policy(state, obs), agent.value(state, obs)
+    _, actions, _ = agent.policy(state).step((), obs, None)
+    values = agent.value(state, (), obs)
     print(f"networks: actions {actions.shape}, values {values.shape}")
     try:
         purerl.PPO(critic=MyQCritic).init(KEY, spec)

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 from jax.experimental.key_reuse._core import check_key_reuse
 from toys import (
+    act,
     faulty,
     image_env,
     mostly_slow,
@@ -311,25 +312,30 @@ def test_successor_values_under_vmap():
         np.testing.assert_array_equal(together[lane], alone)
 
 
+def still(act):
+    """An agent's `acting` or `policy`, whatever its state."""
+    return lambda *args, **options: purerl.memoryless(act)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"act": lambda s, o, k: (jnp.zeros(3), {})}, "act's action has shape"),
+        ({"acting": still(lambda o, k: (jnp.zeros(3), {}))}, "acting's action has shape"),
         (
-            {"act": lambda s, o, k: (jnp.zeros(4, jnp.int32), {"value": jnp.float32(0)})},
+            {"acting": still(lambda o, k: (jnp.zeros(4, jnp.int32), {"value": jnp.float32(0)}))},
             "extra 'value'",
         ),
-        ({"policy": lambda s, o, k=None: jnp.zeros(4)}, "policy's action has"),
-        ({"value": lambda s, o: jnp.zeros((4, 1))}, "value has shape"),
-        ({"update": lambda s, b, bs, k: (s, bs, {})}, "another key gave the same agent"),
+        ({"policy": still(lambda o, k: (jnp.zeros(4), {}))}, "policy's action has"),
+        ({"value": lambda s, m, o: jnp.zeros((4, 1))}, "value has shape"),
+        ({"update": lambda s, e, k, clock: (s, e, {})}, "another key gave the same agent"),
     ],
 )
 def test_check_agent_finds(changes, message):
     if message.startswith("another"):
         changes["init"] = lambda key, spec: jnp.zeros(3)
-        changes["act"] = lambda s, o, k: (jnp.zeros(len(o), jnp.int32), {})
-        changes["policy"] = lambda s, o, k=None: jnp.zeros(len(o), jnp.int32)
-        changes["value"] = lambda s, o: jnp.zeros(len(o))
+        changes["acting"] = still(lambda o, k: (jnp.zeros(len(o), jnp.int32), {}))
+        changes["policy"] = still(lambda o, k: (jnp.zeros(len(o), jnp.int32), {}))
+        changes["value"] = lambda s, m, o: jnp.zeros(len(o))
     methods = {name: staticmethod(function) for name, function in changes.items()}
     broken = type("Broken", (purerl.PPO,), methods)
     with pytest.raises(purerl.AgentError, match=message):
@@ -339,8 +345,8 @@ def test_check_agent_finds(changes, message):
 def test_check_agent_finds_a_loss_that_is_not_a_float_scalar():
     class Chatty(purerl.PPO):
         def update(self, *args):
-            state, buffer_state, losses = super().update(*args)
-            return state, buffer_state, {**losses, "count": jnp.int32(1)}
+            state, experience, losses = super().update(*args)
+            return state, experience, {**losses, "count": jnp.int32(1)}
 
     with pytest.raises(purerl.AgentError, match=r"loss 'count'.*int32"):
         purerl.check_agent(Chatty(), walk())
@@ -382,7 +388,7 @@ def test_a_saturated_policy_is_learned_from_what_it_drew(name, key):
     agent, env = BOTH[name].replace(actor=Saturated), push_env()
     state = agent.init(key, env.spec)
     obs = jnp.zeros((512, 1))
-    action, extras = agent.act(state, obs, key)
+    action, extras = act(agent.acting(state, purerl.Clock()), obs, key)
     assert np.mean(action == 2.0) > 0.3
     batch = {"obs": obs, "action": action, **extras}
     x = np.asarray(extras["pre_action"], np.float64)

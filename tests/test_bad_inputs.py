@@ -70,6 +70,9 @@ def update(function):
     return agent(update=other)
 
 
+still = purerl.memoryless(lambda obs, key: (obs, {}))
+
+
 def network(base, function):
     """A network: `(self, obs) -> output`."""
     return type("Net", (base,), {"create_network": nn.compact(function)})
@@ -611,7 +614,7 @@ AGENTS = [
     (
         "nothing",
         lambda g: Config(BASE, agent(purerl.Agent)),
-        "Mine doesn't implement init, act, po",
+        "Mine doesn't implement init, acting, po",
     ),
     (
         "defaults-none",
@@ -651,46 +654,48 @@ AGENTS = [
     (
         "act-alone",
         lambda g: Config(BASE, act(lambda a, obs: a)),
-        "Mine.act must return .action, extras",
+        "memoryless: the function returns .*expected .action, extras",
     ),
     (
         "act-extras-none",
         lambda g: Config(BASE, act(lambda a, obs: (a, None))),
-        "Mine.act must return .action, e",
+        "memoryless: the function returns .*expected .action, e",
     ),
     (
         "act-shape",
         lambda g: Config(BASE, act(lambda a, obs: (a[:1], {}))),
-        r"Mine.act's action has shape \(1,\)",
+        r"Mine.acting's action has shape \(1,\)",
     ),
     (
         "act-float",
         lambda g: Config(BASE, act(lambda a, obs: (a * 1.0, {}))),
-        "act's action has .*float32, expec",
+        "acting's action has .*float32, expec",
     ),
     (
         "act-none",
         lambda g: Config(BASE, act(lambda a, obs: (None, {}))),
-        "act's action is a NoneType, expected",
+        "acting's action is a NoneType, expected",
     ),
     (
         "act-extra-shape",
         lambda g: Config(BASE, act(lambda a, obs: (a, {"value": a[0]}))),
-        "act's extra 'value' has sha",
+        "acting's extra 'value' has sha",
     ),
     (
         "act-extra-name",
         lambda g: Config(BASE, act(lambda a, obs: (a, {"reward": a}))),
-        "act's extra 'reward' has the n",
+        "acting's extra 'reward' has the n",
     ),
     (
         "act-branches",
         lambda g: Config(BASE, act(lambda a, obs: (a if a[0] else a + 1, {}))),
-        "Mine.act can't be traced: Trac",
+        "Mine.acting can't be traced: Trac",
     ),
     (
         "policy-shape",
-        lambda g: Config(BASE, agent(policy=lambda s, st, obs, key=None: obs)),
+        lambda g: Config(
+            BASE, agent(policy=lambda s, st, sample=False: purerl.memoryless(lambda o, k: (o, {})))
+        ),
         r"policy's action has shape \(4, 2\)",
     ),
     (
@@ -700,7 +705,7 @@ AGENTS = [
     ),
     (
         "policy-signature",
-        lambda g: Config(BASE, agent(policy=lambda self, obs: obs)),
+        lambda g: Config(BASE, agent(policy=lambda self: self)),
         "Mine.policy can't be traced",
     ),
     (
@@ -751,13 +756,13 @@ AGENTS = [
     (
         "update-buffer",
         lambda g: Config(BASE, update(lambda s, b, x: (s, None, x))),
-        "the buffer's state changes its str",
+        "the experience changes its str",
     ),
     (
         "update-entry",
         lambda g: Config(
             BASE,
-            agent(update=lambda self, st, b, bs, key: (st, bs, {"x": b.read(bs)["advantage"]})),
+            agent(update=lambda self, st, ex, key, clock: (st, ex, {"x": ex.read()["advantage"]})),
         ),
         "update can't be traced: KeyError",
     ),

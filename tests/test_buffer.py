@@ -8,13 +8,14 @@ from toys import quick_jit
 
 import purerl
 from purerl.experience.buffer import Buffer
+from purerl.experience.normalize import RunningStats
 from purerl.experience.transition import Transition
 
 N = 3
 
 push = quick_jit(Buffer.push)
 reset = quick_jit(Buffer.reset)
-finish_path = quick_jit(Buffer.finish_path)
+path_entries = quick_jit(Buffer.path_entries)
 update_priorities = quick_jit(Buffer.update_priorities)
 sample = quick_jit(Buffer.sample, static_argnames=("batch_size", "keys", "n_step"))
 
@@ -114,7 +115,7 @@ def test_too_much_at_once():
         empty(Buffer(maxlen=7))
 
 
-def test_finish_path_is_a_plain_loop():
+def test_path_entries_are_a_plain_loop():
     reward, value, next_value, terminated, truncated = paths(5, shape=(8, N))
     buffer = Buffer(maxlen=8 * N, gamma=0.9, lam=0.7)
     rollout = steps(0, 8)._replace(
@@ -123,23 +124,34 @@ def test_finish_path_is_a_plain_loop():
         truncated=jnp.asarray(truncated),
         extras={"value": jnp.asarray(value)},
     )
-    state = finish_path(buffer, push(buffer, empty(buffer), rollout), jnp.asarray(next_value))
+    state = push(buffer, empty(buffer), rollout)
+    found = path_entries(buffer, state, jnp.asarray(next_value))
     ends = (next_value, terminated, truncated)
     close = {"rtol": 1e-4, "atol": 1e-5}
     expected = numpy_gae(reward, value, *ends, 0.9, 0.7)
-    np.testing.assert_allclose(state.data["advantage"], expected, **close)
+    np.testing.assert_allclose(found["advantage"], expected, **close)
     expected = numpy_n_step(reward, *ends, 0.9, 8)
-    np.testing.assert_allclose(state.data["reward_to_go"], expected, **close)
+    np.testing.assert_allclose(found["reward_to_go"], expected, **close)
     expected = reward + 0.9 * np.where(terminated, 0, next_value) - value
-    np.testing.assert_allclose(state.data["td_error"], expected, **close)
+    np.testing.assert_allclose(found["td_error"], expected, **close)
 
 
-def test_read_transforms_observations_only():
-    buffer = Buffer(maxlen=2 * N).tell(transform_obs=lambda obs: obs["time"] * 2.0)
+HALVES = RunningStats(  # by which a number counts half as much
+    size=jnp.float32(1.0),
+    offset={"time": jnp.float32(0.0)},
+    var={"time": jnp.float32(4.0)},
+    shift={"time": jnp.uint8(0)},
+    lost=(jnp.float32(0.0), {"time": jnp.float32(0.0)}, {"time": jnp.float32(0.0)}),
+    left_out=jnp.int32(0),
+)
+
+
+def test_only_observations_are_normalised_when_they_are_read():
+    buffer = Buffer(maxlen=2 * N)
     state = buffer.push(empty(buffer), steps(1, 2))
-    data = buffer.read(state)
-    np.testing.assert_array_equal(data["obs"][:, 0], [2.0, 4.0])
-    np.testing.assert_array_equal(data["next_obs"][:, 0], [4.0, 6.0])
+    data = purerl.Experience(buffer, state, obs_stats=HALVES).read()
+    np.testing.assert_allclose(data["obs"]["time"][:, 0], [0.5, 1.0])
+    np.testing.assert_allclose(data["next_obs"]["time"][:, 0], [1.0, 1.5])
     np.testing.assert_array_equal(data["reward"][:, 0], [1.0, 2.0])
     np.testing.assert_array_equal(state.data["obs"]["time"][:, 0], [1, 2])
 
@@ -191,18 +203,17 @@ def test_indices_choose_transitions_and_keys_their_entries(priorities):
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_samples_keep_their_dtypes_and_are_transformed(n_step):
+def test_samples_keep_their_dtypes_and_are_normalised(n_step, key):
     buffer = Buffer(maxlen=7 * N, gamma=0.9)
-    halves = buffer.tell(transform_obs=lambda obs: obs["time"] / 2)
-    index = jnp.zeros(5, jnp.int32)
-    state = jax.eval_shape(lambda: empty(buffer))
+    state = push(buffer, empty(buffer), steps(0, 4))
     plain, half = (
-        jax.eval_shape(lambda state, b=b: b.sample(state, indices=index, n_step=n_step), state)
-        for b in (buffer, halves)
+        purerl.Experience(buffer, state, obs_stats=stats).sample(key, 5, n_step=n_step)
+        for stats in (None, HALVES)
     )
     for name in ("obs", "next_obs"):
         assert plain[name]["time"].dtype == jnp.uint8
-        assert half[name].dtype == jnp.float32
+        assert half[name]["time"].dtype == jnp.float32
+        np.testing.assert_allclose(half[name]["time"], plain[name]["time"] / 2)
     assert plain["terminated"].dtype == plain["truncated"].dtype == bool
     assert plain["action"].dtype == plain["episode"].dtype == plain["indices"].dtype == jnp.int32
 
@@ -243,7 +254,7 @@ def test_priorities_are_asked_for():
 def test_draws_and_importance_weights_follow_the_formulas(fields, progress, alpha, beta, key):
     # Schaul et al. 2015, section 3.3 and 3.4.
     rng = np.random.default_rng(0)
-    buffer = Buffer(maxlen=7 * N, priority_sampling=True, **fields).tell(progress=progress)
+    buffer = Buffer(maxlen=7 * N, priority_sampling=True, **fields)
     state = push(buffer, empty(buffer), random_steps(rng, 3))
     error = rng.normal(size=3 * N).astype(np.float32)
     state = update_priorities(buffer, state, np.arange(3 * N), error)
@@ -253,7 +264,7 @@ def test_draws_and_importance_weights_follow_the_formulas(fields, progress, alph
     assert_proportional(batch["indices"], np.append(probability, np.zeros(4 * N)))
     for indices in (batch["indices"], np.array([2, 5, 2, 7])):  # the largest is that of the batch
         weight = (1 / (3 * N * probability[indices])) ** beta
-        batch = sample(buffer, state, indices=indices, keys=("priority",))
+        batch = sample(buffer, state, indices=indices, keys=("priority",), progress=progress)
         np.testing.assert_allclose(batch["weight"], weight / weight.max(), rtol=1e-5)
         np.testing.assert_allclose(batch["priority"], priority[indices], rtol=1e-5)
 
@@ -309,16 +320,15 @@ def test_a_buffer_that_is_not_writable_stays_as_it_is(priorities):
     buffer = Buffer(maxlen=7 * N, priority_sampling=priorities, gamma=0.9, lam=0.8)
     state, _ = random_full(buffer, rng)
     few, full = random_steps(rng, 3), random_steps(rng, 7)
-    value = rng.normal(size=(7, N)).astype(np.float32)
     # One of the errors would be the highest so far.
     error = (np.arange(4), np.array([0.1, 9.0, 0.2, 0.3], np.float32))
-    operations = [(push, (few,)), (push, (full,)), (finish_path, (value,)), (reset, ())]
+    operations = [(push, (few,)), (push, (full,)), (reset, ())]
     if priorities:
         operations.append((update_priorities, error))
     for operation, arguments in operations:
-        kept = operation(buffer.tell(writable=jnp.bool_(False)), state, *arguments)
+        kept = operation(buffer, state, *arguments, jnp.bool_(False))
         assert_same(kept, state)
-        written = operation(buffer.tell(writable=jnp.bool_(True)), state, *arguments)
+        written = operation(buffer, state, *arguments, jnp.bool_(True))
         assert_same(written, operation(buffer, state, *arguments))
         with pytest.raises(AssertionError):
             assert_same(written, state)
@@ -369,16 +379,14 @@ def held_bytes(state):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("writable", [None, jnp.bool_(True)])
 @pytest.mark.parametrize("priorities", [False, True])
-def test_a_push_under_jit_with_donation_copies_nothing(priorities, told):
+def test_a_push_under_jit_with_donation_copies_nothing(priorities, writable):
     buffer = Buffer(maxlen=333_334 * N, priority_sampling=priorities)
-    if told:
-        buffer = buffer.tell(writable=jnp.bool_(True))
     state = jax.eval_shape(lambda: empty(buffer))
     compiled = jax.jit(Buffer.push, donate_argnums=1)
     new = jax.eval_shape(lambda: steps(0, 4))
-    memory = compiled.lower(buffer, state, new).compile().memory_analysis()
+    memory = compiled.lower(buffer, state, new, writable).compile().memory_analysis()
     held = held_bytes(state)
     assert memory.alias_size_in_bytes >= held
     assert memory.temp_size_in_bytes < held / 100

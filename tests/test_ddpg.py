@@ -3,14 +3,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import push_env, quick_jit, target_env, walk
+from toys import act, learn, push_env, quick_jit, target_env, walk
 
 import purerl
 
 T, N, GAMMA = 8, 4, 0.9
 LOW, HIGH = -1.0, 3.0
-update = quick_jit(purerl.DDPG.update)
-learn, init = quick_jit(purerl.DDPG._learn), quick_jit(purerl.DDPG.init, static_argnums=2)
+update = quick_jit(learn)
+gradient_step, init = quick_jit(purerl.DDPG._learn), quick_jit(purerl.DDPG.init, static_argnums=2)
 SPEC = push_env().spec._replace(action_space=purerl.Box(LOW, HIGH, (1,)))
 
 
@@ -96,7 +96,7 @@ def test_the_target_ends_with_death_and_goes_on_beyond_a_time_limit():
     data = {name: np.asarray(x) for name, x in stored.data.items()}
     assert data["terminated"].any()
     assert data["truncated"].any()
-    _, error, losses = learn(agent, state, everything(buffer, stored))
+    _, error, losses = gradient_step(agent, state, everything(buffer, stored), purerl.Clock())
     expected = numpy_td_error(state, data)
     np.testing.assert_allclose(error, expected.reshape(-1), rtol=1e-4, atol=1e-4)
     assert float(losses["value_loss"]) == pytest.approx(0.5 * np.mean(expected**2), rel=1e-4)
@@ -107,7 +107,7 @@ def test_gradients_are_the_closed_form():
     agent = ddpg()
     state = initial(agent)
     buffer, stored = filled()
-    after, _, losses = learn(agent, state, everything(buffer, stored))
+    after, _, losses = gradient_step(agent, state, everything(buffer, stored), purerl.Clock())
     data = {name: np.asarray(x) for name, x in stored.data.items()}
     s, a = data["obs"][..., 0], data["action"][..., 0]
     m, u, w = numbers(state.params)
@@ -128,8 +128,8 @@ def test_importance_weights_weigh_the_critics_loss_only():
     buffer, stored = filled()
     batch = everything(buffer, stored)
     weight = jnp.linspace(0.0, 1.0, T * N)
-    _, error, losses = learn(agent, state, {**batch, "weight": weight})
-    _, _, plain = learn(agent, state, batch)
+    _, error, losses = gradient_step(agent, state, {**batch, "weight": weight}, purerl.Clock())
+    _, _, plain = gradient_step(agent, state, batch, purerl.Clock())
     expected = 0.5 * np.mean(np.asarray(weight) * np.asarray(error) ** 2)
     assert float(losses["value_loss"]) == pytest.approx(expected, rel=1e-4)
     assert float(losses["policy_loss"]) == float(plain["policy_loss"])
@@ -139,7 +139,7 @@ def test_importance_weights_weigh_the_critics_loss_only():
 def test_target_networks_move_by_tau(tau):
     agent = ddpg(tau=tau, lr=0.1)
     state = initial(agent)
-    after, _, _ = learn(agent, state, everything(*filled()))
+    after, _, _ = gradient_step(agent, state, everything(*filled()), purerl.Clock())
     trees = (after.params, state.target_params, after.target_params)
     for new, old, found in zip(*map(jax.tree.leaves, trees), strict=True):
         mixed = tau * np.asarray(new) + (1 - tau) * np.asarray(old)
@@ -166,7 +166,7 @@ def test_actor_and_critic_have_learning_rates_of_their_own(rates, expected):
     """Adam's first step is as long as its learning rate."""
     agent = ddpg(**rates)
     state = initial(agent)
-    after, _, _ = learn(agent, state, everything(*filled()))
+    after, _, _ = gradient_step(agent, state, everything(*filled()), purerl.Clock())
     for name, length in zip(("actor", "critic"), expected, strict=True):
         new, old = (jax.tree.leaves(x.params[name])[0] for x in (after, state))
         assert float(jnp.abs(new - old).max()) == pytest.approx(length, rel=1e-2)
@@ -231,7 +231,7 @@ def test_the_buffer_holds_the_noisy_action_inside_its_bounds():
         key = jax.random.fold_in(key, 1)
         _, transitions, _ = loop.play(state.agent, state.rollout, None, key, jnp.int32(0))
         stored = loop.buffer.push(state.buffer, transitions)
-        return agent.policy(state.agent, jnp.ones((1, 1))), transitions, stored
+        return act(agent.policy(state.agent), jnp.ones((1, 1)))[0], transitions, stored
 
     clean, transitions, stored = play(jax.random.key(0))
     action = np.asarray(stored.data["action"][:8])
@@ -281,11 +281,13 @@ def test_the_policy_stays_inside_its_bounds_and_has_no_chance_in_it():
     state = agent.init(jax.random.key(0), target_env(0.0, 0.1, ()).spec)
     state = state.replace(params=jax.tree.map(lambda x: 10 * x, state.params))
     obs = jnp.linspace(-5.0, 5.0, 101)[:, None]
-    action = agent.policy(state, obs)
+    action, _ = act(agent.policy(state), obs)
     assert action.shape == (101,)
     assert 0.0 <= action.min() < action.max() <= np.float32(0.1)
-    np.testing.assert_array_equal(action, agent.policy(state, obs, jax.random.key(1)))
-    np.testing.assert_array_equal(action, agent.act(state, obs, jax.random.key(2))[0])
+    sampled, _ = act(agent.policy(state, sample=True), obs, jax.random.key(1))
+    np.testing.assert_array_equal(action, sampled)
+    acted, _ = act(agent.acting(state, purerl.Clock()), obs, jax.random.key(2))
+    np.testing.assert_array_equal(action, acted)
 
 
 def test_value_is_q_of_the_policys_action():
@@ -294,7 +296,7 @@ def test_value_is_q_of_the_policys_action():
     s = np.array([-1.0, 0.5, 2.0])
     m, u, w = numbers(state.params)
     expected = u * s + w * s * np.tanh(m * s)
-    found = agent.value(state, jnp.asarray(s, jnp.float32)[:, None])
+    found = agent.value(state, (), jnp.asarray(s, jnp.float32)[:, None])
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 

@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import faulty, mostly_slow, push_env, quick_jit, walk
+from toys import faulty, learn, mostly_slow, push_env, quick_jit, walk
 
 import purerl
-from purerl.accelerator import devices
-from purerl.accelerator.devices import AXIS
+from purerl.accelerator.devices import ALONE, AXIS, Devices
 from purerl.agents import gradients
 from purerl.agents.gradients import masked_sum, mean_gradient, moments, valid_count
 from purerl.experience.metrics import pool, summarize
@@ -24,6 +23,7 @@ from purerl.training.run import make_loop
 CHILD = pathlib.Path(__file__).parent / "spread.py"
 AGENTS = ["ppo", "reinforce", "actor_critic", "q_actor_critic", "ddpg", "dqn"]
 # Several devices on one: what `shard_map` does with devices, `vmap` does with rows.
+FOUR = Devices(4)
 several = lambda fn, **options: jax.vmap(fn, axis_name=AXIS, **options)  # noqa: E731
 
 
@@ -82,21 +82,21 @@ def batch():
     return x, valid
 
 
-def mean_of(x, valid, axis_name=None):
+def mean_of(x, valid, devices=ALONE):
     """Each device's share of the mean over what is valid."""
-    return masked_sum(x, valid / valid_count(valid, axis_name))
+    return masked_sum(x, valid / valid_count(valid, devices))
 
 
 def test_masked_means_count_what_is_valid_everywhere(batch):
     x, valid = batch
     everything = (x.reshape(-1), valid.reshape(-1))
-    shares = several(lambda x, valid: mean_of(x, valid, AXIS))(x, valid)
+    shares = several(lambda x, valid: mean_of(x, valid, FOUR))(x, valid)
     np.testing.assert_allclose(jnp.mean(shares), mean_of(*everything), rtol=1e-6)
     # At most a share of an entry a device has, and still it counts as one.
     single = jnp.zeros_like(valid).at[1, 7].set(True)
-    shares = several(lambda x, valid: mean_of(x, valid, AXIS))(x, single)
+    shares = several(lambda x, valid: mean_of(x, valid, FOUR))(x, single)
     np.testing.assert_allclose(jnp.mean(shares), x[1, 7], rtol=1e-6)
-    nothing = several(lambda x: mean_of(x, x > jnp.inf, AXIS))(x)
+    nothing = several(lambda x: mean_of(x, x > jnp.inf, FOUR))(x)
     assert not np.any(nothing)
 
 
@@ -109,11 +109,11 @@ def test_gradients_of_a_mean_are_those_of_the_whole(batch, rows, monkeypatch):
     def loss_fn(w, x):
         return {"loss": jnp.tanh(w[0] * x + w[1]) ** 2, "x": x}
 
-    def gradient(x, valid, axis_name=None):
-        weight = valid / valid_count(valid, axis_name)
-        return mean_gradient(loss_fn, jnp.array([0.3, -0.2]), x, weight, axis_name)
+    def gradient(x, valid, devices=ALONE):
+        weight = valid / valid_count(valid, devices)
+        return mean_gradient(loss_fn, jnp.array([0.3, -0.2]), x, weight, devices)
 
-    losses, grads = several(lambda *batch: gradient(*batch, AXIS))(x, valid)
+    losses, grads = several(lambda *batch: gradient(*batch, FOUR))(x, valid)
     expected = gradient(x.reshape(-1), valid.reshape(-1))
     assert equal(grads)
     np.testing.assert_allclose(jnp.mean(losses["loss"]), expected[0]["loss"], rtol=1e-5)
@@ -124,10 +124,10 @@ def test_gradients_of_a_mean_are_those_of_the_whole(batch, rows, monkeypatch):
 def test_moments_are_those_of_all(batch):
     x, valid = batch
 
-    def found(x, valid, axis_name=None):
-        return moments(x, valid / valid_count(valid, axis_name), axis_name)
+    def found(x, valid, devices=ALONE):
+        return moments(x, valid / valid_count(valid, devices), devices)
 
-    parts = several(lambda x, valid: found(x, valid, AXIS))(x, valid)
+    parts = several(lambda x, valid: found(x, valid, FOUR))(x, valid)
     for part, whole in zip(parts, found(x.reshape(-1), valid.reshape(-1)), strict=True):
         assert equal(part)
         np.testing.assert_allclose(part[0], whole, rtol=1e-5)
@@ -139,14 +139,14 @@ def test_a_tree_is_summed_as_one_array_of_each_kind():
         "b": (jnp.arange(4), jnp.arange(4) + 7, jnp.ones((4, 2, 2))),
         "c": jnp.arange(8).reshape(4, 2) % 3 == 0,
     }
-    total = several(lambda x: devices.psum(x, AXIS))(tree)
+    total = several(lambda x: FOUR.sum(x))(tree)
     for got, x in zip(jax.tree.leaves(total), jax.tree.leaves(tree), strict=True):
         assert equal(got)
         assert got.dtype == (x.sum(0).dtype if x.dtype == bool else x.dtype)
         np.testing.assert_array_equal(got[0], np.asarray(x).sum(0))
-    jaxpr = str(jax.make_jaxpr(several(lambda x: devices.psum(x, AXIS)))(tree))
+    jaxpr = str(jax.make_jaxpr(several(lambda x: FOUR.sum(x)))(tree))
     assert jaxpr.count("psum") <= 3
-    mean = several(lambda x: devices.pmean(x, AXIS))({"a": tree["a"], "n": tree["b"][0]})
+    mean = several(lambda x: FOUR.mean(x))({"a": tree["a"], "n": tree["b"][0]})
     np.testing.assert_allclose(mean["a"][0], np.asarray(tree["a"]).mean(0))
     assert float(mean["n"][0]) == 1.5
 
@@ -155,7 +155,7 @@ def test_statistics_of_all_devices():
     """Also where the devices see different things: the variance between them counts."""
     x = jax.random.normal(jax.random.key(0), (4, 5, 6, 3)) + jnp.arange(4.0).reshape(4, 1, 1, 1)
     start = init_stats(x[0, 0, 0])._replace(size=jnp.float32(30.0))
-    stats = several(lambda x: update_stats(start, x, 2, AXIS))(x)
+    stats = several(lambda x: update_stats(start, x, 2, FOUR))(x)
     assert all(equal(leaf) for leaf in jax.tree.leaves(stats))
     expected = update_stats(start, x, 3)
     for name in ("size", "mean", "var"):
@@ -172,8 +172,7 @@ def test_reward_normalization_counts_all_devices():
         purerl.NStep(n=2, gamma=0.9, normalize=True),
     ):
         _, expected = rewarder(rewarder.init(8), reward, over, over)
-        told = rewarder.tell(axis_name=AXIS)
-        _, got = several(lambda *x, told=told: told(told.init(2), *x))(*parts)
+        _, got = several(lambda *x, r=rewarder: r(r.init(2), *x, devices=FOUR))(*parts)
         np.testing.assert_allclose(
             jnp.moveaxis(got, 0, 1).reshape(6, 8), expected, rtol=1e-4, atol=1e-5
         )
@@ -185,7 +184,7 @@ def test_episodes_of_all_devices_count_once_each(share):
     returns, ended = jax.random.normal(key, (4, 7)), jax.random.uniform(key, (4, 7)) < share
     lengths = jnp.arange(28).reshape(4, 7)
     ended = ended.at[2].set(False)
-    got = several(lambda *x: pool(summarize(*x), AXIS))(returns, lengths, ended)
+    got = several(lambda *x: pool(summarize(*x), FOUR))(returns, lengths, ended)
     for x, expected in zip(got, summarize(returns, lengths, ended), strict=True):
         assert equal(x)
         np.testing.assert_allclose(x[0], expected, rtol=1e-5)
@@ -213,17 +212,20 @@ def test_an_update_over_devices_is_that_of_the_whole_batch(name, key):
     @quick_jit
     def update():
         state = whole.init(key)
-        _, transitions, _ = whole.play(state.agent, state.rollout, None, key, jnp.int32(0))
+        _, transitions, _ = whole.play(state.agent, state.rollout, None, key, 0)
         # Not all paths end alike, and some devices have less that is valid.
         keep = jnp.arange(8)[:, None] <= jnp.arange(8)[None] + 1
         transitions = transitions._replace(valid=transitions.valid & keep)
         stored = whole.buffer.push(state.buffer, transitions)
-        expected, _, losses = whole.agent.update(state.agent, whole.buffer, stored, key)
+        expected, _, losses = learn(
+            whole.agent, state.agent, whole.buffer, stored, key, whole.clock(0)
+        )
 
         def one(transitions):
             stored = part.buffer.push(part.init(key).buffer, transitions)
-            new, _, losses = part.agent.update(state.agent, part.buffer, stored, key)
-            return new, devices.pmean(losses, AXIS)
+            clock = part.clock(0)
+            new, _, losses = learn(part.agent, state.agent, part.buffer, stored, key, clock)
+            return new, FOUR.mean(losses)
 
         parts = jax.tree.map(
             lambda x: jnp.moveaxis(x.reshape(8, 4, 2, *x.shape[2:]), 1, 0), transitions
@@ -254,9 +256,9 @@ def test_a_step_on_shares_of_a_batch_is_one_on_the_whole(name, key):
         "weight": jax.random.uniform(key, (32,)),
     }
     state = agent.init(key, env.spec)
-    expected, _, _ = quick_jit(agent._learn)(state, batch)
-    learn = quick_jit(several(agent.share(4, AXIS)._learn, in_axes=(None, 0)))
-    got, _, _ = learn(state, jax.tree.map(lambda x: x.reshape(4, 8, *x.shape[1:]), batch))
+    expected, _, _ = quick_jit(agent._learn)(state, batch, purerl.Clock())
+    step = several(lambda *args: agent._learn(*args, purerl.Clock(devices=FOUR)), in_axes=(None, 0))
+    got, _, _ = quick_jit(step)(state, jax.tree.map(lambda x: x.reshape(4, 8, *x.shape[1:]), batch))
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert equal(x)
         np.testing.assert_allclose(x[0], y, rtol=1e-3, atol=2e-6)
@@ -265,7 +267,6 @@ def test_a_step_on_shares_of_a_batch_is_one_on_the_whole(name, key):
 def test_importance_weights_are_over_the_largest_of_all_devices():
     """A transition drawn on device d has probability p / (D sum of d's p)."""
     buffer = purerl.Buffer(maxlen=8, priority_sampling=True, alpha=1.0, beta=0.5, anneal_beta=False)
-    part = buffer.tell(axis_name=AXIS)
     error = jnp.array([[1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0], [5.0] * 8, [0.1] * 7 + [9.0]])
     indices = jnp.array([[0, 3], [1, 2], [7, 0]])
 
@@ -274,7 +275,8 @@ def test_importance_weights_are_over_the_largest_of_all_devices():
         state = buffer.init(transition(zeros[0]), 2)
         state = buffer.push(state, transition(zeros))
         state = buffer.update_priorities(state, jnp.arange(8), error)
-        return part.sample(state, indices=indices, keys=["reward"])["weight"]
+        devices = Devices(3)
+        return buffer.sample(state, indices=indices, keys=["reward"], devices=devices)["weight"]
 
     got = several(weights)(error, indices)
     probability = error / (3 * error.sum(1, keepdims=True))
@@ -306,7 +308,7 @@ def states(loop, key):
     def one(_):
         return jax.lax.scan(loop.step, loop.init(key), jnp.arange(loop.num_updates))
 
-    return quick_jit(several(one))(jnp.arange(loop.num_devices))
+    return quick_jit(several(one))(jnp.arange(loop.devices.count))
 
 
 def test_devices_agree_on_what_to_skip(key):
@@ -398,7 +400,7 @@ def test_sizes_given_are_totals():
 
 def test_start_hosts_says_what_is_missing():
     with pytest.raises(purerl.ConfigError, match="process_id missing, expected all three or none"):
-        devices.start_hosts("127.0.0.1:1", 2)
+        purerl.start_hosts("127.0.0.1:1", 2)
 
 
 def hosts(num_processes, local, *rest):

@@ -6,14 +6,15 @@ import scipy.stats
 from kit import values
 from kit.trials import params
 from kit.values import LinearQ, LinearQs, LinearV
-from toys import quick_jit, target_env, walk
+from toys import act, learn, quick_jit, target_env, walk
 
 import purerl
 
 T, N, GAMMA = 8, 4, 0.9
 SPEC = walk().spec
-update = quick_jit(purerl.DQN.update)
-learn, init = quick_jit(purerl.DQN._learn), quick_jit(purerl.DQN.init, static_argnums=2)
+update = quick_jit(learn)
+gradient_step = quick_jit(purerl.DQN._learn)
+init = quick_jit(purerl.DQN.init, static_argnums=2)
 
 
 def dqn(**changes):
@@ -108,7 +109,7 @@ def test_errors_are_a_plain_loop(target_fn, beyond):
     state = initial(agent)
     buffer, stored = filled()
     data = {name: np.asarray(x) for name, x in stored.data.items()}
-    after, error, losses = learn(agent, state, everything(buffer, stored))
+    after, error, losses = gradient_step(agent, state, everything(buffer, stored), purerl.Clock())
     expected = numpy_td_error(state, data, beyond=beyond)
     np.testing.assert_allclose(error, expected.reshape(-1), rtol=1e-3, atol=1e-5)
     assert float(losses["loss"]) == pytest.approx(0.5 * np.mean(expected**2), rel=1e-4)
@@ -142,7 +143,9 @@ def test_importance_weights_weigh_the_loss():
     agent = dqn()
     state = initial(agent)
     weight = jnp.linspace(0.0, 1.0, T * N)
-    _, error, losses = learn(agent, state, {**everything(*filled()), "weight": weight})
+    _, error, losses = gradient_step(
+        agent, state, {**everything(*filled()), "weight": weight}, purerl.Clock()
+    )
     expected = 0.5 * np.mean(np.asarray(weight) * np.asarray(error) ** 2)
     assert float(losses["loss"]) == pytest.approx(expected, rel=1e-4)
 
@@ -153,16 +156,16 @@ def test_the_target_network_moves_every_so_many_steps(tau, every):
     state, batch = initial(agent), everything(*filled())
     for step in range(1, 8):
         before = kernel(state.target_params)
-        state, _, _ = learn(agent, state, batch)
+        state, _, _ = gradient_step(agent, state, batch, purerl.Clock())
         new = kernel(state.params)
         expected = tau * new + (1 - tau) * before if step % every == 0 else before
         assert np.abs(new - before).max() > 1e-3
         np.testing.assert_allclose(kernel(state.target_params), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("tau", "moves"), [(1.0, {200}), (0.005, set(range(1, 202)))])
+@pytest.mark.parametrize(("tau", "moves"), [(1.0, {500}), (0.005, set(range(1, 502)))])
 def test_a_soft_update_is_made_with_every_step(tau, moves):
-    """And a hard one every 200, where nothing is said."""
+    """And a hard one every 500, where nothing is said."""
     agent = dqn(tau=tau, lr=0.1)
     assert agent.target_update_every is None
     batch = everything(*filled())
@@ -170,15 +173,15 @@ def test_a_soft_update_is_made_with_every_step(tau, moves):
     @quick_jit
     def steps(state, tau):
         def step(state, _):
-            new, _, _ = agent.replace(tau=tau)._learn(state, batch)
+            new, _, _ = agent.replace(tau=tau)._learn(state, batch, purerl.Clock())
             first = jax.tree.leaves(
                 jax.tree.map(jnp.subtract, new.target_params, state.target_params)
             )[0]
             return new, first
 
-        return jax.lax.scan(step, state, length=201)[1]
+        return jax.lax.scan(step, state, length=501)[1]
 
-    moved = np.abs(np.asarray(steps(initial(agent), jnp.float32(tau)))).reshape(201, -1)
+    moved = np.abs(np.asarray(steps(initial(agent), jnp.float32(tau)))).reshape(501, -1)
     assert set(1 + np.flatnonzero(moved.max(axis=1))) == moves
 
 
@@ -196,7 +199,7 @@ def test_epsilon_falls_linearly():
     agent = dqn(epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200)
 
     def epsilon(agent, progress, total):
-        return float(agent.tell(progress=progress, timesteps=progress * total)._epsilon())
+        return float(agent._epsilon(purerl.Clock(progress * total, progress)))
 
     for step, expected in ((0, 0.9), (50, 0.7), (100, 0.5), (199, 0.104), (200, 0.1), (900, 0.1)):
         for total in (1_000, 5_000):
@@ -216,7 +219,7 @@ def test_epsilon_counts_environment_steps_whatever_their_number_side_by_side(num
         if epsilon_steps is None:
             last = loop.num_updates * num_envs / 10
         index = np.arange(loop.num_updates)
-        found = [float(loop._agent(jnp.int32(i))._epsilon()) for i in index]
+        found = [float(agent._epsilon(loop.clock(jnp.int32(i)))) for i in index]
         expected = np.maximum(1.0 - 0.8 * index * num_envs / last, 0.2)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -237,14 +240,15 @@ def test_epsilon_one_is_uniform_and_zero_is_greedy(key):
     state = initial(agent)
     obs = jax.random.normal(key, (4_000, 2))
     greedy = np.argmax(np.asarray(obs) @ kernel(state.params), axis=-1)
-    np.testing.assert_array_equal(agent.policy(state, obs), greedy)
+    np.testing.assert_array_equal(act(agent.policy(state), obs)[0], greedy)
 
-    first, extras = agent.tell(progress=0.0).act(state, obs, jax.random.key(1))
+    first, extras = act(agent.acting(state, purerl.Clock()), obs, jax.random.key(1))
     assert extras == {}
     for best in (0, 1):  # whatever the greedy action is
         counts = np.bincount(np.asarray(first)[greedy == best], minlength=2)
         assert scipy.stats.chisquare(counts).pvalue > 1e-4
-    last, _ = agent.tell(progress=1.0).act(state, obs, jax.random.key(1))
+    clock = purerl.Clock(progress=1.0)
+    last, _ = act(agent.acting(state, clock), obs, jax.random.key(1))
     np.testing.assert_array_equal(last, greedy)
 
 
@@ -252,9 +256,9 @@ def test_between_the_two_every_other_random_action_is_greedy(key):
     agent = dqn(epsilon_start=0.4, epsilon_end=0.2)
     state = initial(agent)
     obs = jax.random.normal(key, (20_000, 2))
-    greedy = agent.policy(state, obs)
-    explored, _ = agent.act(state, obs, jax.random.key(1))
-    sampled = agent.policy(state, obs, jax.random.key(2))
+    greedy, _ = act(agent.policy(state), obs)
+    explored, _ = act(agent.acting(state, purerl.Clock()), obs, jax.random.key(1))
+    sampled, _ = act(agent.policy(state, sample=True), obs, jax.random.key(2))
     assert float(jnp.mean(explored != greedy)) == pytest.approx(0.2, abs=0.01)
     for best in (0, 1):  # random actions are each as likely, however rare they are
         others = (explored != greedy)[greedy == best]
@@ -270,8 +274,10 @@ def test_a_critic_that_takes_the_action_is_as_one_that_returns_all():
         state = initial(agent)
         after, _, losses = update(agent, state, buffer, stored, jax.random.key(3))
         obs = stored.data["obs"][0]
-        action, _ = agent.act(after, obs, jax.random.key(4))
-        results.append((after.params, after.target_params, losses, agent.value(after, obs), action))
+        action, _ = act(agent.acting(after, purerl.Clock()), obs, jax.random.key(4))
+        results.append(
+            (after.params, after.target_params, losses, agent.value(after, (), obs), action)
+        )
     for x, y in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
@@ -280,7 +286,7 @@ def test_value_is_the_largest_q():
     agent = dqn()
     state, obs = initial(agent), jnp.array([[1.0, 2.0], [-3.0, 0.5]])
     expected = (np.asarray(obs) @ kernel(state.params)).max(-1)
-    np.testing.assert_allclose(agent.value(state, obs), expected, rtol=1e-5)
+    np.testing.assert_allclose(agent.value(state, (), obs), expected, rtol=1e-5)
 
 
 def test_what_it_cannot_use_is_refused():
@@ -298,7 +304,7 @@ def test_what_it_cannot_use_is_refused():
 
 def test_the_learning_rate_goes_down_to_zero():
     def step(progress, **changes):
-        optimizer = dqn(lr=1.0, **changes).tell(progress=progress)._optimizer()
+        optimizer = dqn(lr=1.0, **changes)._optimizer(purerl.Clock(progress=progress))
         updates, _ = optimizer.update({"w": jnp.ones(1)}, optimizer.init({"w": jnp.ones(1)}))
         return -float(updates["w"][0])
 

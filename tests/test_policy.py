@@ -52,8 +52,14 @@ def test_it_acts_as_the_agent_with_its_whole_state(name):
         return act(obs), act(obs, key), value(obs) if has_value else 0
 
     found = quick_jit(lambda policy: results(policy, policy.value))(policy)
+
+    def choose(state, obs, key=None):
+        return agent.policy(state, sample=key is not None).step((), obs, key)[1]
+
     expected = quick_jit(
-        lambda state: results(*(functools.partial(f, state) for f in (agent.policy, agent.value)))
+        lambda state: results(
+            functools.partial(choose, state), lambda obs: agent.value(state, (), obs)
+        )
     )(state)
     for x, y in zip(found, expected, strict=True):
         np.testing.assert_array_equal(x, y)
@@ -69,7 +75,7 @@ def test_actions_are_what_the_loop_hands_to_the_environment():
     obs = jnp.ones((5, 1))
     own = policy(obs)
     assert own.min() > 4.0
-    np.testing.assert_array_equal(policy.act(obs), config.make_loop().to_env(own))
+    np.testing.assert_array_equal(policy.act(obs), config.make_loop().action_map(own))
     action = policy.step(np.ones(1))
     assert isinstance(action, np.ndarray)
     assert action.dtype == np.float32

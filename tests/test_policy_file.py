@@ -23,6 +23,7 @@ from toys import push_env, walk
 import purerl
 from purerl import load_policy, save_policy
 from purerl.deploy import policy_file
+from purerl.experience.metrics import Count
 from purerl.records import files
 from purerl.training.policy import Interface
 
@@ -104,14 +105,16 @@ def test_members(tmp_path):
     one = make_policy(agent, env)
     state = jax.tree.map(lambda x: jnp.stack([x, x + 1, x]), one.state)
     agents = jax.tree.map(lambda x: np.broadcast_to(np.float32(x), 3), agent)
-    agents = agents.tell(lr=np.array([0.1, 0.2, 0.3], np.float32))
-    policies = purerl.Policy(agents, state, None, Interface(env.spec))
+    agents = agents._with(lr=np.array([0.1, 0.2, 0.3], np.float32))
+    many = Count(jnp.zeros(3, jnp.int32), jnp.arange(3))
+    policies = purerl.Policy(agents, state, None, Interface(env.spec), many)
     with pytest.raises(purerl.ConfigError, match=r"policy: .*\(3,\) runs: choose one"):
         save_policy(policies, tmp_path / "policy")
     assert not os.listdir(tmp_path)
     member = jax.tree.map(lambda x: x[1], policies)
     save_policy(member, tmp_path / "policy")
     loaded = load_policy(tmp_path / "policy")
+    assert int(loaded.num_updates) == 1
     assert np.float32(loaded.agent.lr) == np.float32(0.2)
     for x, y in zip(jax.tree.leaves(member.state), jax.tree.leaves(loaded.state), strict=True):
         np.testing.assert_array_equal(x, y)

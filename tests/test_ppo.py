@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.values import VALUES
-from toys import quick_jit, reward_forever, target_env, walk
+from toys import act, learn, quick_jit, reward_forever, target_env, walk
 
 import purerl
 from purerl.agents.ppo import PPO
@@ -19,14 +19,11 @@ def setup(agent, env, num_envs=4, update_every=8):
         update_every=update_every,
     )
     buffer = loop.buffer
-    env = purerl.vectorize(purerl.auto_reset(env))
 
     @quick_jit
     def play(key):
         state = loop.init(key)
-        _, transitions, _ = purerl.rollout(
-            env, agent, state.agent, state.rollout, key, update_every, lambda o: o, lambda a: a
-        )
+        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, 0)
         return state.agent, buffer.push(state.buffer, transitions)
 
     state, stored = play(jax.random.key(0))
@@ -34,7 +31,7 @@ def setup(agent, env, num_envs=4, update_every=8):
 
 
 def update(agent, state, buffer, stored, key):
-    return quick_jit(lambda *args: agent.update(args[0], buffer, *args[1:]))(state, stored, key)
+    return quick_jit(lambda *args: learn(agent, args[0], buffer, *args[1:]))(state, stored, key)
 
 
 def numpy_loss(agent, state, params, batch):
@@ -74,7 +71,7 @@ def test_loss_is_a_plain_loop(clip_value):
     spec = walk().spec
     old, new = (agent.init(jax.random.key(i), spec) for i in (1, 2))
     obs = jnp.asarray(rng.normal(size=(64, 2)), jnp.float32)
-    action, extras = agent.act(old, obs, jax.random.key(0))
+    action, extras = act(agent.acting(old, purerl.Clock()), obs, jax.random.key(0))
     batch = {
         "obs": obs,
         "action": action,
@@ -95,7 +92,7 @@ def test_loss_is_a_plain_loop(clip_value):
 @pytest.mark.parametrize("normalize_advantage", [True, False])
 def test_advantages_are_standardized_in_each_minibatch(normalize_advantage):
     class Watched(PPO):
-        def _learn(self, state, batch):
+        def _learn(self, state, batch, clock):
             weight, x = batch["weight"], batch["advantage"]
             mean, square = jnp.sum(weight * x), jnp.sum(weight * x**2)
             off = {"mean": mean, "square": square - 1.0, "weight": jnp.sum(weight) - 1.0}
@@ -122,7 +119,7 @@ def test_the_first_step_sees_the_policy_that_acted():
 def test_gradients_are_clipped_by_their_global_norm():
     agent = PPO(K_epochs=1, batch_size=32, max_grad_norm=1e-3, lr=1.0, anneal=False)
     state, _, _ = setup(agent, walk())
-    optimizer = agent._optimizer()
+    optimizer = agent._optimizer(purerl.Clock())
     grads = jax.tree.map(jnp.ones_like, state.params)
     _, opt_state = optimizer.update(grads, state.opt_state)
     moments = opt_state[1][0].mu  # Adam's first moment is 0.1 of what came out of the clipping
@@ -150,7 +147,8 @@ def test_target_kl_stops_an_update_and_nothing_moves_after():
 
 def test_lr_goes_down_to_zero():
     def step(progress, **changes):
-        optimizer = PPO(lr=1.0, max_grad_norm=1e9, **changes).tell(progress=progress)._optimizer()
+        clock = purerl.Clock(progress=progress)
+        optimizer = PPO(lr=1.0, max_grad_norm=1e9, **changes)._optimizer(clock)
         updates, _ = optimizer.update({"w": jnp.ones(1)}, optimizer.init({"w": jnp.ones(1)}))
         return -float(updates["w"][0])
 
@@ -161,10 +159,11 @@ def test_lr_goes_down_to_zero():
 def test_explained_variance():
     agent = PPO()
     state, buffer, stored = setup(agent, reward_forever(), update_every=16)
-    data = dict(stored.data)
-    _, after, losses = update(agent, state, buffer, stored, jax.random.key(2))
-    value = np.asarray(data["value"])
-    target = np.asarray(after.data["advantage"]) + value
+    _, _, losses = update(agent, state, buffer, stored, jax.random.key(2))
+    value = np.asarray(stored.data["value"])
+    assert np.ptp(value) == 0  # there is one observation, which is also what follows
+    advantage = buffer.path_entries(stored, jnp.asarray(value))["advantage"]
+    target = np.asarray(advantage) + value
     expected = 1 - np.var(target - value) / np.var(target)
     assert float(losses["explained_variance"]) == pytest.approx(expected, abs=1e-4)
 

@@ -10,12 +10,12 @@ from purerl.training.rollout import init_rollout, rollout
 def play(num_steps, state=None, seed=1, env=None, num_envs=3):
     env = purerl.vectorize(purerl.auto_reset(walk(5, limit=4) if env is None else env))
     agent = purerl.PPO()
-    agent_state = agent.init(jax.random.key(0), env.spec)
-    state = init_rollout(env, jax.random.key(7), num_envs) if state is None else state
+    acting = agent.acting(agent.init(jax.random.key(0), env.spec), purerl.Clock())
+    state = init_rollout(env, acting, jax.random.key(7), num_envs) if state is None else state
 
     @quick_jit
     def steps(state, key):
-        return rollout(env, agent, agent_state, state, key, num_steps, lambda o: o, lambda a: a)
+        return rollout(env, acting, state, key, num_steps)
 
     return steps(state, jax.random.key(seed))
 
@@ -52,7 +52,7 @@ def test_log_probs_and_values_are_those_of_the_moment():
     agent = purerl.PPO()
     state = agent.init(jax.random.key(0), walk().spec)
     flat = transitions.obs.reshape(-1, 2)
-    value = agent.value(state, flat).reshape(6, 3)
+    value = agent.value(state, (), flat).reshape(6, 3)
     np.testing.assert_allclose(transitions.extras["value"], value, rtol=1e-5, atol=1e-6)
     d = state.actor.apply(state.params["actor"], flat)
     log_prob = d.log_prob(transitions.action.reshape(-1)).reshape(6, 3)

@@ -97,7 +97,7 @@ def test_statistics_of_observations_are_kept_once_and_learned_with(key):
     # The buffer holds what the environment gave; the value was that of the normalised observation.
     stored = second.buffer.data
     seen = normalize(first.obs_stats, stored["obs"].reshape(-1, 2))
-    value = loop.agent.value(first.agent, seen).reshape(stored["value"].shape)
+    value = loop.agent.value(first.agent, (), seen).reshape(stored["value"].shape)
     np.testing.assert_allclose(stored["value"], value, rtol=1e-4, atol=1e-5)
 
 
@@ -340,7 +340,7 @@ def test_noise_is_added_clipped_stored_and_restarted(key):
     np.testing.assert_allclose(
         state.buffer.data["action"][:10, 0, 0], np.minimum(expected, 6.0), rtol=1e-5
     )
-    np.testing.assert_allclose(state.rollout.noise.scale, 0.25)
+    np.testing.assert_allclose(state.rollout.memory.noise.scale, 0.25)
 
 
 def test_no_branch_takes_the_buffer():
@@ -541,9 +541,9 @@ def test_schedules_follow_the_episodes_where_these_end_the_run(key):
     seen = {}
 
     class Watching(Tiny):
-        def update(self, state, buffer, buffer_state, key):
-            state, buffer_state, losses = super().update(state, buffer, buffer_state, key)
-            return state, buffer_state, {**losses, "progress": self.progress}
+        def update(self, state, experience, key, clock):
+            state, experience, losses = super().update(state, experience, key, clock)
+            return state, experience, {**losses, "progress": clock.progress}
 
     for name, more in (
         ("alone", {}),

@@ -121,7 +121,9 @@ def test_policy_and_value_of_an_output(key):
     assert out.value(obs).shape == (6,)
     shift, scale = out.state.obs_stats.mean, np.sqrt(out.state.obs_stats.var + 1e-8)
     seen = np.clip((obs - shift) / scale, -10, 10)
-    np.testing.assert_allclose(out.value(obs), out.agent.value(out.state.agent, seen), rtol=1e-4)
+    np.testing.assert_allclose(
+        out.value(obs), out.agent.value(out.state.agent, (), seen), rtol=1e-4
+    )
     assert set(np.unique(out.policy(jnp.zeros((500, 4)), key))) == {0, 1}  # samples
     assert len(np.unique(out.policy(jnp.zeros((500, 4))))) == 1  # the mode
 

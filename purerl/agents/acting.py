@@ -10,6 +10,7 @@ from purerl.agents.noise import Noise
 from purerl.envs.spaces import Space
 from purerl.experience.experience import see
 from purerl.experience.normalize import RunningStats
+from purerl.records.errors import ConfigError, shown
 
 PyTree = Any
 Memory = PyTree
@@ -41,8 +42,22 @@ class Acting(NamedTuple):
 
 
 def memoryless(act: Callable[[Obs, Any], tuple[jax.Array, Extras]]) -> Acting:
-    """An `Acting` of a function from observations and a key to actions and extras."""
-    return Acting(lambda memory, obs, key: (memory, *act(obs, key)))
+    """An `Acting` of a function from observations and a key to actions and extras.
+
+    Raises:
+        ConfigError: from its step, where the function returns something else.
+    """
+
+    def step(memory: Memory, obs: Obs, key: Any) -> tuple[Memory, jax.Array, Extras]:
+        out = act(obs, key)
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+            raise ConfigError(
+                f"memoryless: the function returns {shown(out)}, expected (action, extras), extras "
+                "a dict of arrays [N, ...]"
+            )
+        return memory, *out
+
+    return Acting(step)
 
 
 def seeing(acting: Acting, stats: RunningStats | None) -> Acting:

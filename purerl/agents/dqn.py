@@ -66,7 +66,7 @@ class DQN(NetworkAgent):
         target_fn: what stands for the value of s': `purerl.double_q_target`, `purerl.q_target`, or
             a function of Q(s', .) and the target network's Q'(s', .), `[B, n]` each, to `[B]`.
         tau: how far the target network moves towards the network, 1 for all the way.
-        target_update_every: gradient steps between such moves; None for 200 where tau is 1, and
+        target_update_every: gradient steps between such moves; None for 500 where tau is 1, and
             for every step where it is less.
         epsilon_start, epsilon_end: probability of a random action, at first and at last.
         epsilon_steps: environment steps in which it falls, linearly; None for a tenth of the run.
@@ -195,7 +195,7 @@ class DQN(NetworkAgent):
         """Gradient steps between two moves of the target network."""
         if self.target_update_every is not None:
             return self.target_update_every
-        return jnp.where(self.tau < 1.0, 1, 200)
+        return jnp.where(self.tau < 1.0, 1, 500)
 
     def _epsilon(self, clock: Clock) -> jax.Array | float:
         """The probability of a random action, as far as the run has come."""

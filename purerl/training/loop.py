@@ -137,14 +137,13 @@ class Loop:
         key, eval_key, agent_key, env_key = jax.random.split(key, 4)
         agent_state = self.agent.init(agent_key, self.env.spec)
         env_key = self.devices.key(env_key)
-        clock = self.clock(0)
-        acting = self.acting(agent_state, None, clock, 0)
+        acting = self.acting(agent_state, None, self.clock(0), 0)
         envs = init_rollout(self.vector_env(), acting, env_key, self.num_envs)
         stats = None
         if self.normalize_obs:
             first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
             stats = init_stats(first_obs, self.devices.first(first_obs))
-        play = jax.eval_shape(self.play, agent_state, envs, stats, key, clock, 0)
+        play = jax.eval_shape(self.play, agent_state, envs, stats, key, 0)
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), play[1])
         return RunState(
             agent=agent_state,
@@ -210,7 +209,7 @@ class Loop:
         play_key, update_key = (self.devices.key(k) for k in (play_key, update_key))
         clock, stats = self.clock(index, state.num_episodes), state.obs_stats
         envs, transitions, episodes = self.play(
-            state.agent, state.rollout, stats, play_key, clock, index
+            state.agent, state.rollout, stats, play_key, index, state.num_episodes
         )
         # NaN and infinity stay outside: of such a rollout nothing is stored, learned or counted in.
         # A branch would copy the buffer, so nothing here is one: what may not be written is masked.
@@ -272,11 +271,12 @@ class Loop:
         envs: RolloutState,
         stats: RunningStats | None,
         key: jax.Array,
-        clock: Clock,
         index: Any,
+        num_episodes: Any = 0,
     ) -> tuple[RolloutState, Transition, Episodes]:
-        """One rollout after `index` others; the statistics are of all devices' episodes."""
-        acting = self.acting(agent_state, stats, clock, index)
+        """One rollout, after so many others and so many episodes; the statistics are of all
+        devices' episodes."""
+        acting = self.acting(agent_state, stats, self.clock(index, num_episodes), index)
         envs, transitions, episodes = rollout(
             self.vector_env(), acting, envs, key, self.update_every, episodic=self.wait_end_path
         )

@@ -120,7 +120,7 @@ LEARNING = {
         1_000_000,
         num_envs=64,
         last=10,
-        mean=7,
-        each=5,
+        mean=5.5,
+        each=5.5,
     ),
 }

@@ -119,7 +119,7 @@ ONLY_DISCRETE = {
 }
 ONLY_CONTINUOUS = {
     "ActorCritic, V, episodic": (
-        ACTOR_CRITIC,
+        ACTOR_CRITIC.replace(lr=1e-3),
         {"total_timesteps": 64_000, "wait_end_path": True},
     ),
     "DDPG": (

@@ -113,7 +113,7 @@ def dqn_from_random_actions(keys: jax.Array) -> np.ndarray:
             num_envs=64,
             total_timesteps=128_000,
         )
-        best = agent.policy(state.agent, STATES)
+        _, best, _ = agent.policy(state.agent).step((), STATES, None)
         return q_values(state.agent.critic, state.agent.params, STATES), best
 
     values, best = quick_jit(jax.vmap(found))(keys)
@@ -138,7 +138,7 @@ def actor_critic_of_random_actions(critic, keys: jax.Array) -> np.ndarray:
 
     def found(key):
         state, _ = purerl.run(mdp(), agent, key=key, total_timesteps=512_000)
-        values = agent.value(state.agent, STATES)
+        values = agent.value(state.agent, (), STATES)
         if critic is LinearV:
             return values, ()
         return values, q_values(state.agent.critic, state.agent.critic_params, STATES)
