@@ -10,7 +10,8 @@ from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.nn.defaults import ACTIVATIONS, NETWORKS
-from purerl.nn.networks import Critic, is_q_critic
+from purerl.nn.networks import Actor, Critic, check_parameters, is_q_critic
+from purerl.nn.views import Sees, View
 from purerl.records.fields import ConfigError, Record, by_loop, choice, sizes, static
 
 PyTree = Any
@@ -139,6 +140,21 @@ def module_field(*, base: type, default: None = None) -> Any:
     return static(default=default, check=check, expected=expected, optional=True)
 
 
+def sees_field() -> Any:
+    """A field for the part of the observation that a network sees."""
+
+    def check(value: Any) -> Any:
+        keys = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if all(isinstance(key, str) for key in keys) and keys:
+            return value if isinstance(value, str) else keys
+        if not callable(value):
+            raise ValueError
+        return value
+
+    expected = "a key of the observation, several keys, or a function of one observation"
+    return static(default=None, check=check, expected=expected, optional=True)
+
+
 class NetworkAgent(Agent):
     """An agent with networks, a user's own or the defaults.
 
@@ -146,11 +162,16 @@ class NetworkAgent(Agent):
         hidden: widths of the default networks' hidden layers; one number is one layer, () none.
         activation: their activation function.
         network: their kind; by default images go through a convolution, and all else doesn't.
+        actor_obs, critic_obs: the part of the observation that the actor and the critic see: a key
+            of a dict observation, several keys, or a function of one observation; None for all of
+            it. A policy asks for the actor's part alone.
     """
 
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
     activation: str | None = choice(default=None, options=ACTIVATIONS, optional=True)
     network: str | None = choice(default=None, options=NETWORKS, optional=True)
+    actor_obs: Sees = sees_field()
+    critic_obs: Sees = sees_field()
 
     def check(self) -> None:
         super().check()
@@ -164,10 +185,14 @@ class NetworkAgent(Agent):
 
     def make(self, given: Any, default: Any, spec: EnvSpec, activation: str = "tanh") -> Any:
         """A network for an environment: the user's, or the default one."""
+        part = "actor_obs" if issubclass(default, Actor) else "critic_obs"
+        view = View.of(spec, getattr(self, part), f"{type(self).__name__}.{part}")
         if given is not None:
-            return given(spec.action_space)
+            check_parameters(given)
+            return given(spec.action_space, view=view)
         return default(
             spec.action_space,
+            view=view,
             hidden=(64, 64) if self.hidden is None else self.hidden,
             activation=self.activation or activation,
             network=self.network or "auto",

@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 
 from purerl.deploy.drawing import draw
 from purerl.envs.base import Env, TimeStep, where
-from purerl.envs.spaces import Box, Discrete
+from purerl.envs.spaces import is_space
 from purerl.records.errors import ConfigError
 
 PyTree = Any
@@ -22,17 +22,8 @@ VECTOR_METADATA = {**METADATA, "autoreset_mode": gymnasium.vector.AutoresetMode.
 
 def as_gymnasium_space(space: Any) -> gymnasium.Space:
     """A space, or a pytree of them, as Gymnasium's."""
-    if isinstance(space, Discrete):
-        return gymnasium.spaces.Discrete(space.n)
-    if isinstance(space, Box):
-        low, high = space.low, space.high
-        if np.issubdtype(space.dtype, np.integer):
-            limits = np.iinfo(space.dtype)
-            # Clipped as float64: float32 has not all of int32's numbers.
-            low, high = (np.clip(x.astype(float), limits.min, limits.max) for x in (low, high))
-        return gymnasium.spaces.Box(
-            low.astype(space.dtype), high.astype(space.dtype), space.shape, space.dtype.type
-        )
+    if is_space(space):
+        return space.as_gymnasium(gymnasium.spaces)
     if isinstance(space, dict):
         return gymnasium.spaces.Dict({k: as_gymnasium_space(x) for k, x in space.items()})
     if isinstance(space, (tuple, list)):

@@ -11,7 +11,7 @@ import numpy as np
 
 from purerl.envs.base import typed
 from purerl.envs.registry import as_env
-from purerl.envs.spaces import Discrete, Space
+from purerl.envs.spaces import Space, convert_spaces, is_space
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import check_count
 from purerl.training.policy import Policy
@@ -126,9 +126,14 @@ def _make(gymnasium: Any, name: str) -> Any:
 
 
 def _check_actions(ours: Space, theirs: Any) -> None:
-    if isinstance(ours, Discrete):
-        fit = int(getattr(theirs, "n", -1)) == ours.n and int(getattr(theirs, "start", 0)) == 0
-    else:
-        fit = hasattr(theirs, "low") and tuple(theirs.shape) == ours.shape
-    if not fit:
+    try:
+        found = convert_spaces(theirs)
+    except ConfigError:  # choices that don't start at 0
+        found = theirs
+    alike = is_space(found) and (found.kind, found.shape, found.sizes) == (
+        ours.kind,
+        ours.shape,
+        ours.sizes,
+    )
+    if not alike:
         raise ConfigError(f"env: its actions are {theirs}, expected the policy's, {ours}")

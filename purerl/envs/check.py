@@ -13,7 +13,7 @@ import numpy as np
 
 from purerl.envs.base import Env, TimeStep, vectorize, where
 from purerl.envs.registry import as_env
-from purerl.envs.spaces import Box, Discrete, is_space
+from purerl.envs.spaces import is_space
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.fields import check_count, check_key
 
@@ -139,8 +139,8 @@ def _check_spec(env: Env) -> None:
     )
     _require(isinstance(spec.name, str), f"spec.name is {shown(spec.name)}, expected text")
     _require(
-        isinstance(spec.action_space, Discrete | Box),
-        f"spec.action_space is {shown(spec.action_space)}, expected Discrete or Box",
+        is_space(spec.action_space),
+        f"spec.action_space is {shown(spec.action_space)}, expected Discrete, MultiDiscrete or Box",
     )
     with sentence("spec.observation_space is no pytree", EnvError):  # keys that can't be sorted
         spaces = jax.tree.leaves(spec.observation_space, is_leaf=is_space)
@@ -412,8 +412,8 @@ def _check_inside(env: Env, lowest: Any, highest: Any, where: str) -> None:
     ):
         finite = np.isfinite(least).all() and np.isfinite(most).all()
         _require(finite, f"{where}: an observation is not finite")
-        low, high = (0, space.n - 1) if isinstance(space, Discrete) else (space.low, space.high)
-        for extreme, outside in ((least, least < low - 1e-4), (most, most > high + 1e-4)):
+        below, above = least < space.low - 1e-4, most > space.high + 1e-4
+        for extreme, outside in ((least, below), (most, above)):
             _require(
                 not outside.any(),
                 f"{where}: an observation is outside {space}: {extreme[outside][:1]}",
