@@ -58,6 +58,7 @@ from purerl.envs import (  # noqa: E402
     time_limit,
     vectorize,
 )
+from purerl.envs.spaces import where_legal  # noqa: E402
 from purerl.experience.buffer import Buffer, BufferState  # noqa: E402
 from purerl.experience.metrics import Episodes, Metrics  # noqa: E402
 from purerl.experience.returns import gae, lambda_return, n_step_return, reward_to_go  # noqa: E402
@@ -65,13 +66,14 @@ from purerl.experience.rewarders import Clip, NStep, RunningNormalize, Scale  # 
 from purerl.experience.transition import Transition  # noqa: E402
 from purerl.nn.defaults import (  # noqa: E402
     DefaultActor,
+    DefaultActorCritic,
     DefaultCritic,
     DefaultQCritic,
     DefaultQNetwork,
     Torso,
 )
-from purerl.nn.distributions import Categorical, Normal, TanhNormal  # noqa: E402
-from purerl.nn.networks import Actor, Critic  # noqa: E402
+from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhNormal  # noqa: E402
+from purerl.nn.networks import Actor, ActorCriticNetwork, Critic  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
 from purerl.records.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
@@ -107,6 +109,7 @@ __all__ = [
     "REINFORCE",
     "Actor",
     "ActorCritic",
+    "ActorCriticNetwork",
     "Agent",
     "AgentError",
     "Box",
@@ -119,6 +122,7 @@ __all__ = [
     "Critic",
     "Curves",
     "DefaultActor",
+    "DefaultActorCritic",
     "DefaultCritic",
     "DefaultQCritic",
     "DefaultQNetwork",
@@ -134,6 +138,7 @@ __all__ = [
     "Loop",
     "MemberError",
     "Metrics",
+    "MultiCategorical",
     "MultiDiscrete",
     "NStep",
     "NetworkAgent",
@@ -197,4 +202,5 @@ __all__ = [
     "use_all_cores",
     "vectorize",
     "wandb_sink",
+    "where_legal",
 ]

@@ -1,6 +1,6 @@
 """The agent protocol, and what agents share."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.nn.defaults import ACTIVATIONS, NETWORKS
-from purerl.nn.networks import Actor, Critic, check_parameters, is_q_critic
+from purerl.nn.networks import Actor, ActorCriticNetwork, Critic, check_parameters, is_q_critic
 from purerl.nn.views import Sees, View
 from purerl.records.fields import ConfigError, Record, by_loop, choice, sizes, static
 
@@ -167,6 +167,8 @@ class NetworkAgent(Agent):
             it. A policy asks for the actor's part alone.
     """
 
+    may_share: ClassVar[bool] = False  # whether `update` can do with one network for both
+
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
     activation: str | None = choice(default=None, options=ACTIVATIONS, optional=True)
     network: str | None = choice(default=None, options=NETWORKS, optional=True)
@@ -177,14 +179,44 @@ class NetworkAgent(Agent):
         super().check()
         sized = [n for n in ("hidden", "activation", "network") if getattr(self, n) is not None]
         own = [name for name in ("actor", "critic") if hasattr(self, name)]
+        if self.shared:
+            own = ["actor"]
         if sized and all(getattr(self, name) is not None for name in own):
             raise ConfigError(
                 f"{type(self).__name__}.{sized[0]}: is for the default networks, but "
                 f"{' and '.join(own)} {'is' if len(own) == 1 else 'are both'} given"
             )
+        if self.actor_obs is not None and not hasattr(self, "actor"):
+            raise ConfigError(f"{type(self).__name__}.actor_obs: has no actor; expected critic_obs")
+        self._check_shared()
+
+    @property
+    def shared(self) -> bool:
+        """Whether one network gives policy and value: the actor is an `ActorCriticNetwork`."""
+        actor = getattr(self, "actor", None)
+        return actor is not None and issubclass(getattr(actor, "func", actor), ActorCriticNetwork)
+
+    def _check_shared(self) -> None:
+        if not self.shared:
+            return
+        name = type(self).__name__
+        if not self.may_share:
+            raise ConfigError(
+                f"{name}.actor: got an ActorCriticNetwork, expected a purerl.Actor: {name} has an "
+                "actor of its own"
+            )
+        for field in ("critic", "critic_obs"):
+            if getattr(self, field) is not None:
+                raise ConfigError(
+                    f"{name}.{field}: the actor is an ActorCriticNetwork, which gives the value "
+                    "too; expected None"
+                )
 
     def make(self, given: Any, default: Any, spec: EnvSpec, activation: str = "tanh") -> Any:
-        """A network for an environment: the user's, or the default one."""
+        """A network for an environment: the user's, or the default one; None for the critic where
+        the actor is an `ActorCriticNetwork`."""
+        if self.shared and issubclass(default, Critic):
+            return None
         part = "actor_obs" if issubclass(default, Actor) else "critic_obs"
         view = View.of(spec, getattr(self, part), f"{type(self).__name__}.{part}")
         if given is not None:

@@ -23,7 +23,15 @@ from purerl.envs.base import EnvSpec, where
 from purerl.envs.spaces import Discrete
 from purerl.experience.buffer import Batch, Buffer, BufferState
 from purerl.nn.defaults import DefaultQNetwork
-from purerl.nn.networks import Critic, init_critic, is_q_critic, pick, q_value, q_values
+from purerl.nn.networks import (
+    Critic,
+    init_critic,
+    is_q_critic,
+    pick,
+    q_value,
+    q_values,
+    uniform_action,
+)
 from purerl.records.fields import ConfigError, flag, integer, named, real
 
 PyTree = Any
@@ -201,8 +209,7 @@ class DQN(NetworkAgent):
         greedy = self.policy(state, obs)
         # Given that it is below epsilon, a uniform number is still uniform, and names the action.
         drawn = jax.random.uniform(key, greedy.shape, jnp.float32)
-        named = (drawn / jnp.maximum(epsilon, 1e-8) * state.critic.action_dim).astype(jnp.int32)
-        named = jnp.minimum(named, state.critic.action_dim - 1)  # where the product was rounded up
+        named = uniform_action(state.critic, obs, drawn / jnp.maximum(epsilon, 1e-8))
         return jnp.where(drawn < epsilon, named, greedy)
 
     def _epsilon(self) -> jax.Array | float:

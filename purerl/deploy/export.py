@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from purerl.envs.spaces import is_space
+from purerl.envs.spaces import map_spaces
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_path
 from purerl.records.files import reason, write_bytes
@@ -31,7 +31,7 @@ def export_policy(
 
         exported = jax.export.deserialize(bytearray(pathlib.Path("policy.stablehlo").read_bytes()))
         policy = jax.jit(exported.call)
-        action = policy(obs)  # [B, *obs_shape], of the environment's own dtype
+        action = policy(obs)  # [B, *obs_shape], of the environment's own dtype; `policy.asks`
 
     JAX promises to read such a file for six months after it was written, by later versions; keep
     one of `save_policy` too.
@@ -61,13 +61,9 @@ def export_policy(
     from jax import export
 
     (size,) = export.symbolic_shape("batch") if batch is None else (batch,)
-    obs = jax.tree.map(
-        lambda space: jax.ShapeDtypeStruct((size, *space.shape), space.dtype),
-        policy.spec.observation_space,
-        is_leaf=is_space,
-    )
     try:
         policy.check_one()
+        obs = map_spaces(lambda s: jax.ShapeDtypeStruct((size, *s.shape), s.dtype), policy.asks)
         act = jax.jit(lambda obs: policy.act(obs))
         packed = export.export(act, platforms=tuple(platforms))(obs).serialize()
     except Exception as error:  # the user's network raises of every kind

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.interpreters import partial_eval
 
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import leaves_of, map_spaces
@@ -49,12 +51,16 @@ class View:
         """
         keys = (sees,) if isinstance(sees, str) else sees if isinstance(sees, tuple) else ()
         known = spec.observation_space
+        if keys and not isinstance(known, dict):
+            raise ConfigError(
+                f"{name}: got {shown(sees)}, but observations of {spec.name} are no dict, expected "
+                "a function of one observation"
+            )
         for key in keys:
-            if not isinstance(known, dict) or key not in known:
-                hint = suggest(key, map(str, known)) if isinstance(known, dict) else "no dict"
+            if key not in known:
                 raise ConfigError(
-                    f"{name}: got {shown(sees)}, but observations of {spec.name} are "
-                    f"{shown(known)}; {hint}"
+                    f"{name}: got {shown(key)}, expected a key of the observations of {spec.name}; "
+                    f"{suggest(key, known)}"
                 )
         view = cls(known, sees, spec.legal)
         if callable(sees):
@@ -62,8 +68,8 @@ class View:
                 _sources(view)
             except Exception as error:  # a user's function raises of every kind
                 raise ConfigError(
-                    f"{name}: {shown(sees)} can't take one observation of {spec.name}, "
-                    f"{shown(known)}: {type(error).__name__}: {error}"
+                    f"{name}: {getattr(sees, '__name__', sees)} can't take one observation of "
+                    f"{spec.name}: {type(error).__name__}: {error}"
                 ) from error
         return view
 
@@ -130,3 +136,63 @@ def _passed_on(chosen: Any, space: PyTree) -> list[int | None]:
         if equation.primitive.name == "convert_element_type" and before in sources:
             sources[id(equation.outvars[0])] = sources[before]
     return [sources.get(id(x)) for x in jaxpr.outvars]
+
+
+def reads(function: Callable[[PyTree], Any], space: PyTree) -> list[bool]:
+    """Whether the result of a function of observations depends on each leaf of them.
+
+    Args:
+        function: of observations `[B, *obs_shape]`; it is traced.
+        space: the observations' spaces.
+    """
+    example = map_spaces(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), space)
+    jaxpr = jax.make_jaxpr(function)(example).jaxpr
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+
+
+def without_unread(tree: PyTree, read: list[bool], is_leaf: Any = None) -> PyTree:
+    """A pytree without the entries of its dicts in which no leaf is read; other containers stay
+    whole. At least one leaf is read."""
+    keep = iter(read)
+
+    def prune(tree: PyTree) -> tuple[PyTree, bool]:
+        if is_leaf is not None and is_leaf(tree):
+            return tree, next(keep)
+        if type(tree) is dict:
+            parts = {key: prune(tree[key]) for key in sorted(tree)}
+            kept = {key: part for key, (part, used) in parts.items() if used}
+            return {key: kept[key] for key in tree if key in kept}, bool(kept)
+        used = [next(keep) for _ in jax.tree.leaves(tree, is_leaf=is_leaf)]
+        return tree, any(used)
+
+    return prune(tree)[0]
+
+
+def filled(space: PyTree, asked: PyTree, obs: PyTree, batch: tuple[int, ...] = ()) -> PyTree:
+    """An observation with zeros for the entries that its dicts lack and nobody asks for.
+
+    Args:
+        space: of the whole observation.
+        asked: the same without the entries that nobody asks for, as of `without_unread`.
+        obs: the observation.
+        batch: its leading axes.
+
+    Raises:
+        ConfigError: an entry is missing that is asked for.
+    """
+    zeros: Any = jnp.zeros if batch else np.zeros
+    if type(space) is not dict or not isinstance(obs, Mapping):
+        return obs
+    whole = dict(obs)
+    for key, part in space.items():
+        if key in obs:
+            whole[key] = filled(part, asked.get(key, {}), obs[key], batch)
+        elif key in asked:
+            hint = suggest(key, [x for x in map(str, obs) if x not in space])
+            raise ConfigError(
+                f"obs: no {key!r}, expected {', '.join(map(repr, asked))}"
+                + (f"; {hint}" if hint.startswith("did") else "")
+            )
+        else:
+            whole[key] = map_spaces(lambda s: zeros((*batch, *s.shape), s.dtype), part)
+    return whole

@@ -15,6 +15,7 @@ from purerl.envs.base import EnvSpec
 from purerl.envs.check import dtype_name, is_real
 from purerl.envs.spaces import Discrete, is_space
 from purerl.experience.normalize import RunningStats
+from purerl.nn.views import filled, reads, without_unread
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_key
 from purerl.training.loop import obs_transform
@@ -66,7 +67,7 @@ class Policy:
         """The agent's own actions for observations as the environment gives them.
 
         Args:
-            obs: `[B, *obs_shape]`.
+            obs: `[B, *obs_shape]`; entries that `asks` lacks may be left out of dicts.
             key: to sample from the policy; None for its mode.
 
         Returns:
@@ -79,12 +80,31 @@ class Policy:
         self.check_one()
         if key is not None:
             check_key(key)
-        return self.agent.policy(self.state, self._seen(obs), key)
+        return self.agent.policy(self.state, self._seen(self._filled(obs, 1)), key)
 
     def act(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
         """Actions as training hands them to the environment: continuous ones inside their bounds,
         or what `action_processor` makes of them. Arguments as in `__call__`."""
         return action_map(self.spec, self.interface.action_processor)(self(obs, key))
+
+    @functools.cached_property
+    def asks(self) -> PyTree:
+        """The spaces of what acting needs of an observation: without the entries of dicts that the
+        actor doesn't see (`critic_obs` may), which may be left out of the observations given."""
+
+        def act(obs: PyTree) -> jax.Array:
+            return self.agent.policy(self.state, obs_transform(self.obs_stats)(obs), None)
+
+        known = self.spec.observation_space
+        return without_unread(known, reads(act, known), is_space)
+
+    def _filled(self, obs: PyTree, num_axes: int) -> PyTree:
+        """The observation, with zeros for entries that are left out since acting needs them not."""
+        known = self.spec.observation_space
+        if jax.tree.structure(obs) == jax.tree.structure(known, is_leaf=is_space):
+            return obs
+        batch = next((jnp.shape(x)[:num_axes] for x in jax.tree.leaves(obs)), ())
+        return filled(known, self.asks, obs, batch)
 
     def value(self, obs: PyTree) -> jax.Array:
         """Values `[B]` of observations `[B, *obs_shape]`, where the agent learns one."""
@@ -114,7 +134,7 @@ class Policy:
         self.check_one()
         if key is not None:
             check_key(key)
-        batch = self._batch_of_one(obs)
+        batch = self._batch_of_one(self._filled(obs, 0))
         leaves, structure = self._taken_apart
         action = np.asarray(_act(structure, leaves, batch, key))[0]
         if isinstance(self.spec.action_space, Discrete) and action.ndim == 0:
