@@ -145,7 +145,7 @@ def reads(function: Callable[[PyTree], Any], space: PyTree) -> list[bool]:
         function: of observations `[B, *obs_shape]`; it is traced.
         space: the observations' spaces.
     """
-    example = map_spaces(lambda s: jax.ShapeDtypeStruct((1, *s.shape), s.dtype), space)
+    example = map_spaces(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), space)
     jaxpr = jax.make_jaxpr(function)(example).jaxpr
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
 

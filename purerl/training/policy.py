@@ -96,6 +96,8 @@ class Policy:
             return self.agent.policy(self.state, obs_transform(self.obs_stats)(obs), None)
 
         known = self.spec.observation_space
+        if not isinstance(known, dict):
+            return known
         return without_unread(known, reads(act, known), is_space)
 
     def _filled(self, obs: PyTree, num_axes: int) -> PyTree:
