@@ -411,10 +411,10 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
 
 def _no_legal_action(env: Env, obs: Any) -> jax.Array:
     """`[]` bool, whether some choice of an action has no legal option."""
-    legal = env.spec.legal_actions(obs)
-    if legal is None:
+    legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
+    if legal is None or sizes is None:
         return jnp.bool_(False)
-    return ~jnp.all(jnp.any(split_choices(legal, env.spec.action_space.sizes, False), axis=-1))
+    return ~jnp.all(jnp.any(split_choices(legal, sizes, False), axis=-1))
 
 
 def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:

@@ -92,8 +92,8 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
         name: for the spec; `env.name` where None, behind the names of such wrappers.
 
     Raises:
-        ConfigError: an action space other than Discrete, MultiDiscrete or Box; a `step` or `reset` that can't be
-            used, with what to override instead.
+        ConfigError: an action space other than Discrete, MultiDiscrete or Box; a `step` or `reset`
+            that can't be used, with what to override instead.
     """
     if not hasattr(env, "step_env") and not hasattr(env, "step"):
         raise ConfigError(f"env: got {shown(env)}, expected a gymnax Environment")

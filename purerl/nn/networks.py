@@ -277,13 +277,13 @@ def check_parameters(network: Callable[..., nn.Module]) -> None:
         ConfigError: there is one without a default that nobody gives.
     """
     cls: Any = getattr(network, "func", network)
-    first, *rest = list(_parameters(network).values()) or [None]
+    is_critic, (first, *rest) = issubclass(cls, Critic), _parameters(network).values() or [None]
     wrong = [p.name for p in rest if p.default is p.empty and p.kind in _NAMED]
-    if issubclass(cls, Critic):
+    if is_critic:
         wrong = [name for name in wrong if name != "action"]
-    if first is None or (first.name == "action" and issubclass(cls, Critic)) or wrong:
+    if first is None or (is_critic and first.name == "action") or wrong:
         names = ", ".join(("self", *_parameters(network)))
-        q = ", or create_network(self, obs, action) for Q(s, a)" if issubclass(cls, Critic) else ""
+        q = ", or create_network(self, obs, action) for Q(s, a)" if is_critic else ""
         raise ConfigError(
             f"{cls.__name__}.create_network: got the parameters ({names}), expected "
             f"create_network(self, obs){q}; others need defaults"

@@ -103,7 +103,8 @@ class Policy:
     def _filled(self, obs: PyTree, num_axes: int) -> PyTree:
         """The observation, with zeros for entries that are left out since acting needs them not."""
         known = self.spec.observation_space
-        if jax.tree.structure(obs) == jax.tree.structure(known, is_leaf=is_space):
+        structure: Any = jax.tree.structure(known, is_leaf=is_space)
+        if jax.tree.structure(obs) == structure:
             return obs
         batch = next((jnp.shape(x)[:num_axes] for x in jax.tree.leaves(obs)), ())
         return filled(known, self.asks, obs, batch)
