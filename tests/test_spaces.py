@@ -381,12 +381,23 @@ def test_no_agent_ever_takes_an_illegal_action(agent, make):
         assert np.isfinite(loss[-1])
 
 
-def test_dqn_takes_one_choice():
+def test_what_agents_of_other_actions_say():
     for env in (locks(), dials()):
-        with pytest.raises(
-            purerl.ConfigError, match=r"DQN is for .*has MultiDiscrete\(\(3, 2, 4\)"
-        ):
+        message = r"DQN is for one choice at a time, and \w+ has MultiDiscrete\(\(3, 2, 4\)\)"
+        with pytest.raises(purerl.ConfigError, match=message):
             purerl.TrainConfig(env, purerl.DQN())
+        with pytest.raises(purerl.ConfigError, match="DDPG is for continuous actions, and"):
+            purerl.TrainConfig(env, purerl.DDPG())
+        with pytest.raises(purerl.ConfigError, match="discrete actions, which take no noise"):
+            purerl.make_loop(env, purerl.PPO(), noise=purerl.GaussianNoise(), total_timesteps=9)
+
+
+def test_masks_are_not_normalised():
+    purerl.TrainConfig(doors(), normalize_obs=True)
+    purerl.TrainConfig(dials(), normalize_obs=True)
+    message = "legal actions of locks follow from floats of the observation, which would"
+    with pytest.raises(purerl.ConfigError, match=message):
+        purerl.TrainConfig(locks(), normalize_obs=True)
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_environments_with_everything_in_gymnasium_and_in_files(make, tmp_path):
         obs, *_, info = theirs.step(action)
         many, *_, infos = vector.step(np.stack([action] * 3))
         jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[0], y), many, obs)
-    policy = make_policy(purerl.PPO(hidden=(4,)), env, normalize_obs=True)
+    policy = make_policy(purerl.PPO(hidden=(4,)), env, normalize_obs=make is not locks)
     returns, _ = purerl.evaluate_in_gymnasium(policy, theirs, 2)
     assert returns.min() > -7.0  # nothing illegal was done
     purerl.save_policy(policy, tmp_path / "policy")

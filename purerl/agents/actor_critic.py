@@ -20,7 +20,6 @@ from purerl.agents.base import (
 from purerl.agents.gradients import adam, annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, flatten, path_batch, policy_gradient, successor_values
 from purerl.envs.base import EnvSpec
-from purerl.envs.spaces import Discrete
 from purerl.experience import returns
 from purerl.experience.buffer import Batch, Buffer, BufferState
 from purerl.nn.defaults import DefaultActor, DefaultCritic
@@ -146,7 +145,7 @@ class ActorCritic(NetworkAgent):
         mode."""
         if not state.is_q:
             return apply(state.critic, state.critic_params, obs)
-        if isinstance(state.actor.action_space, Discrete):
+        if state.actor.action_space.n is not None:
             return self._mean_q(state, obs, None)
         return q_value(state.critic, state.critic_params, obs, self.policy(state, obs))
 
@@ -225,7 +224,7 @@ class ActorCritic(NetworkAgent):
 
     def _mean_q(self, state: ActorCriticState, obs: PyTree, key: jax.Array | None) -> jax.Array:
         distribution = apply(state.actor, state.actor_params, obs)
-        if isinstance(state.actor.action_space, Discrete):
+        if state.actor.action_space.n is not None:
             probs = jax.nn.softmax(distribution.logits)
             values = q_values(state.critic, state.critic_params, obs)
             # An action that can't be taken may be worth minus infinity.

@@ -21,7 +21,6 @@ from purerl.agents.gradients import adam, descend, follow, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
-from purerl.envs.spaces import Box
 from purerl.experience.buffer import Batch, Buffer, BufferState
 from purerl.nn.defaults import DefaultActor, DefaultQCritic
 from purerl.nn.networks import (
@@ -105,7 +104,7 @@ class DDPG(NetworkAgent):
         check_replay(self, num_envs, update_every, buffer)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> DDPGState:
-        if not isinstance(spec.action_space, Box):
+        if spec.action_space.sizes is not None:
             raise ConfigError(
                 f"agent: DDPG is for continuous actions, and {spec.name} has {spec.action_space}"
             )

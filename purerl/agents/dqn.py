@@ -20,7 +20,6 @@ from purerl.agents.base import (
 from purerl.agents.gradients import adam, annealed, descend, follow, global_norm, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.envs.base import EnvSpec, where
-from purerl.envs.spaces import Discrete
 from purerl.experience.buffer import Batch, Buffer, BufferState
 from purerl.nn.defaults import DefaultQNetwork
 from purerl.nn.networks import (
@@ -121,10 +120,11 @@ class DQN(NetworkAgent):
             )
 
     def init(self, key: jax.Array, spec: EnvSpec) -> DQNState:
-        if not isinstance(spec.action_space, Discrete):
-            raise ConfigError(
-                f"agent: DQN is for discrete actions, and {spec.name} has {spec.action_space}"
+        if spec.action_space.n is None:
+            words = (
+                "discrete actions" if spec.action_space.sizes is None else "one choice at a time"
             )
+            raise ConfigError(f"agent: DQN is for {words}, and {spec.name} has {spec.action_space}")
         critic = self.make(self.critic, DefaultQNetwork, spec, "relu")
         obs = example_obs(spec)
         if spec.action_space.n > 1 and not is_q_critic(critic, obs):

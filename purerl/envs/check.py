@@ -135,7 +135,7 @@ def _check_spec(env: Env) -> None:
     for name in ("reset", "step"):
         got = getattr(env, name)
         _require(callable(got), f"Env.{name}: got {shown(got)}, expected a function")
-    fields = ("name", "observation_space", "action_space", "max_episode_steps")
+    fields = ("name", "observation_space", "action_space", "max_episode_steps", "legal")
     _require(
         all(hasattr(spec, field) for field in fields),
         f"Env.spec: got {shown(spec)}, expected a purerl.EnvSpec",

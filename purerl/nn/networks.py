@@ -277,11 +277,11 @@ def check_parameters(network: Callable[..., nn.Module]) -> None:
         ConfigError: there is one without a default that nobody gives.
     """
     cls: Any = getattr(network, "func", network)
-    is_critic, (first, *rest) = issubclass(cls, Critic), _parameters(network).values() or [None]
-    wrong = [p.name for p in rest if p.default is p.empty and p.kind in _NAMED]
+    is_critic, parameters = issubclass(cls, Critic), list(_parameters(network).values())
+    wrong = [p.name for p in parameters[1:] if p.default is p.empty and p.kind in _NAMED]
     if is_critic:
         wrong = [name for name in wrong if name != "action"]
-    if first is None or (is_critic and first.name == "action") or wrong:
+    if not parameters or (is_critic and parameters[0].name == "action") or wrong:
         names = ", ".join(("self", *_parameters(network)))
         q = ", or create_network(self, obs, action) for Q(s, a)" if is_critic else ""
         raise ConfigError(

@@ -11,7 +11,7 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from purerl.envs.base import EnvSpec
-from purerl.envs.spaces import leaves_of, map_spaces
+from purerl.envs.spaces import is_space, leaves_of, map_spaces
 from purerl.records.errors import ConfigError, shown, suggest
 
 PyTree = Any
@@ -148,6 +148,25 @@ def reads(function: Callable[[PyTree], Any], space: PyTree) -> list[bool]:
     example = map_spaces(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), space)
     jaxpr = jax.make_jaxpr(function)(example).jaxpr
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+
+
+def check_mask_is_kept(spec: EnvSpec) -> None:
+    """Checks that the legal actions are those of the environment where observations are normalised.
+
+    Raises:
+        ConfigError: they follow from floats, which would be others then.
+    """
+    if spec.legal is None:
+        return
+    read = reads(View.of(spec).mask, spec.observation_space)
+    spaces = jax.tree_util.tree_leaves_with_path(spec.observation_space, is_leaf=is_space)
+    for (path, space), used in zip(spaces, read, strict=True):
+        if used and jnp.issubdtype(space.dtype, jnp.floating):
+            raise ConfigError(
+                f"normalize_obs: got True, expected False: the legal actions of {spec.name} follow "
+                f"from floats of the observation{jax.tree_util.keystr(path)}, which would be "
+                "normalised; give the mask a bool entry of its own"
+            )
 
 
 def without_unread(tree: PyTree, read: list[bool], is_leaf: Any = None) -> PyTree:

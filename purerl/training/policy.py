@@ -13,7 +13,7 @@ from flax import struct
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import dtype_name, is_real
-from purerl.envs.spaces import Discrete, is_space
+from purerl.envs.spaces import is_space
 from purerl.experience.normalize import RunningStats
 from purerl.nn.views import filled, reads, without_unread
 from purerl.records.errors import ConfigError, shown
@@ -140,9 +140,7 @@ class Policy:
         batch = self._batch_of_one(self._filled(obs, 0))
         leaves, structure = self._taken_apart
         action = np.asarray(_act(structure, leaves, batch, key))[0]
-        if isinstance(self.spec.action_space, Discrete) and action.ndim == 0:
-            return action.item()
-        return action
+        return self.spec.action_space.on_host(action)
 
     def check_one(self) -> None:
         """Raises ConfigError where it is the policy of several runs."""
