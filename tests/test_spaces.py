@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from kit.environments import SIZES, dials, doors, locks
-from toys import quick_jit, target_env, walk
+from toys import Tiny, quick_jit, target_env, walk
 
 import purerl
 from purerl import Box, Discrete, MultiDiscrete, where_legal
@@ -389,7 +389,7 @@ def test_what_agents_of_other_actions_say():
         with pytest.raises(purerl.ConfigError, match="DDPG is for continuous actions, and"):
             purerl.TrainConfig(env, purerl.DDPG())
         with pytest.raises(purerl.ConfigError, match="discrete actions, which take no noise"):
-            purerl.make_loop(env, purerl.PPO(), noise=purerl.GaussianNoise(), total_timesteps=9)
+            purerl.make_loop(env, Tiny(), noise=purerl.GaussianNoise(), total_timesteps=9)
 
 
 def test_masks_are_not_normalised():
