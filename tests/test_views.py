@@ -419,3 +419,25 @@ def test_agents_that_cannot_share_say_so():
     for agent in (purerl.DDPG, purerl.REINFORCE):
         with pytest.raises(purerl.ConfigError, match=r"actor: got an ActorCriticNetwork, expected"):
             agent(actor=Shared)
+
+
+def test_ppo_takes_one_network_for_both(tmp_path):
+    agent = purerl.PPO(lr=0.01, actor=DefaultActorCritic)
+    config = purerl.TrainConfig(
+        category(), agent, num_envs=8, update_every=16, total_timesteps=4096
+    )
+    out = quick_jit(purerl.make_train(config))(jax.random.key(0))
+    assert np.nanmean(out.metrics.episode_return[-3:]) > 6.0
+    assert float(out.metrics.losses["explained_variance"][-1]) != 0.0
+    obs = jnp.arange(6)
+    assert out.policy.value(obs).shape == (6,)
+    purerl.save_policy(out.policy, tmp_path / "policy")
+    loaded = purerl.load_policy(tmp_path / "policy")
+    np.testing.assert_array_equal(loaded(obs), out.policy(obs))
+    for options, message in (
+        ({"critic": DefaultCritic}, "PPO.critic: the actor is an ActorCriticNetwork"),
+        ({"critic_obs": "x"}, "PPO.critic_obs: the actor is an ActorCriticNetwork"),
+        ({"hidden": (3,)}, "PPO.hidden: is for the default networks, but actor is given"),
+    ):
+        with pytest.raises(purerl.ConfigError, match=message):
+            purerl.PPO(actor=Shared, **options)

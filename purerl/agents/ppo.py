@@ -1,7 +1,7 @@
 """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from purerl.envs.base import EnvSpec, where
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw, drawn_actions, log_prob_of
-from purerl.nn.networks import Actor, Critic, apply, init_network
+from purerl.nn.networks import Actor, Critic, apply, init_network, policy_and_value, value_of
 from purerl.records.fields import ConfigError, flag, integer, real
 
 PyTree = Any
@@ -44,7 +44,7 @@ class PPOState(struct.PyTreeNode):
     params: dict[str, PyTree]
     opt_state: optax.OptState
     actor: Actor = struct.field(pytree_node=False)
-    critic: Critic = struct.field(pytree_node=False)
+    critic: Critic | None = struct.field(pytree_node=False)
 
 
 class PPO(NetworkAgent):
@@ -68,6 +68,8 @@ class PPO(NetworkAgent):
         clip_value: clip the change of the value as that of the ratio.
         normalize_advantage: to mean 0 and standard deviation 1, in each minibatch.
     """
+
+    may_share: ClassVar[bool] = True
 
     batch_size: int | None = integer(default=None, at_least=1, optional=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
@@ -101,23 +103,24 @@ class PPO(NetworkAgent):
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
-        check_v_critic(self, critic, obs)
+        if critic is not None:
+            check_v_critic(self, critic, obs)
         params = {
             "actor": init_network(actor, actor_key, obs),
-            "critic": init_network(critic, critic_key, obs),
+            "critic": {} if critic is None else init_network(critic, critic_key, obs),
         }
         return PPOState(params, self._optimizer().init(params), actor, critic)
 
     def act(
         self, state: PPOState, obs: PyTree, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        distribution = apply(state.actor, state.params["actor"], obs)
+        distribution, value = policy_and_value(state.actor, state.critic, state.params, obs)
         drawn = draw(distribution, key)
         log_prob = log_prob_of(distribution, drawn)
         return drawn.pop("action"), {
             **drawn,
             "log_prob": log_prob,
-            "value": self.value(state, obs),
+            "value": value,
         }
 
     def policy(self, state: PPOState, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
@@ -128,7 +131,7 @@ class PPO(NetworkAgent):
         return state.replace(opt_state=None)
 
     def value(self, state: PPOState, obs: PyTree) -> jax.Array:
-        return apply(state.critic, state.params["critic"], obs)
+        return value_of(state.actor, state.critic, state.params, obs)
 
     def update(
         self, state: PPOState, buffer: Buffer, buffer_state: BufferState, key: jax.Array
@@ -196,8 +199,7 @@ class PPO(NetworkAgent):
 
     def _loss(self, params: PyTree, state: PPOState, batch: dict[str, PyTree]) -> Losses:
         """`[B]` each; advantages as they come."""
-        distribution = apply(state.actor, params["actor"], batch["obs"])
-        value = apply(state.critic, params["critic"], batch["obs"])
+        distribution, value = policy_and_value(state.actor, state.critic, params, batch["obs"])
 
         log_ratio = log_prob_of(distribution, batch) - batch["log_prob"]
         # Far beyond any clipping of the ratio, and exp stays finite.
