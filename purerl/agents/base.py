@@ -10,7 +10,14 @@ from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.nn.defaults import ACTIVATIONS, NETWORKS
-from purerl.nn.networks import Actor, ActorCriticNetwork, Critic, check_parameters, is_q_critic
+from purerl.nn.networks import (
+    Actor,
+    ActorCriticNetwork,
+    Critic,
+    check_parameters,
+    is_q_critic,
+    takes_memory,
+)
 from purerl.nn.views import Sees, View
 from purerl.records.fields import ConfigError, Record, by_loop, choice, sizes, static
 
@@ -168,6 +175,7 @@ class NetworkAgent(Agent):
     """
 
     may_share: ClassVar[bool] = False  # whether `update` can do with one network for both
+    may_remember: ClassVar[bool] = False  # whether it goes through sequences, with memory
 
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
     activation: str | None = choice(default=None, options=ACTIVATIONS, optional=True)
@@ -218,9 +226,15 @@ class NetworkAgent(Agent):
         if self.shared and issubclass(default, Critic):
             return None
         part = "actor_obs" if issubclass(default, Actor) else "critic_obs"
-        view = View.of(spec, getattr(self, part), f"{type(self).__name__}.{part}")
+        name = f"{type(self).__name__}.{part.removesuffix('_obs')}"
+        view = View.of(spec, getattr(self, part), f"{name}_obs")
         if given is not None:
             check_parameters(given)
+            if takes_memory(given) and not self.may_remember:
+                raise ConfigError(
+                    f"{name}: {getattr(given, 'func', given).__name__} has a memory, expected a "
+                    f"network without: {type(self).__name__} learns from single steps"
+                )
             return given(spec.action_space, view=view)
         return default(
             spec.action_space,

@@ -82,16 +82,23 @@ class Actor(nn.Module):
         actions, one for each choice."""
         return self.action_space.num_outputs
 
+    def initial_memory(self, batch: int) -> Any:
+        """For subclasses with a memory: its value where an episode begins, a pytree of arrays
+        `[batch, ...]`. Their `create_network(self, obs, memory)` returns a pair: what it would
+        return without, and the memory after the step."""
+        raise NotImplementedError(f"{type(self).__name__} has to implement initial_memory")
+
     @nn.compact
-    def __call__(self, obs: Any) -> Any:
+    def __call__(self, obs: Any, memory: Any = None) -> Any:
         """A distribution with batch shape `[B]`, or actions `[B, *action_shape]` where
-        `distribution` is None."""
-        return self._policy(self.create_network(self.view.seen(obs)), obs)
+        `distribution` is None; of a network with a memory, that and the memory after the step."""
+        out, after = _create(self, obs, memory)
+        return _beside(self._policy(out, obs), after)
 
     def _policy(self, out: Any, obs: Any) -> Any:
         """The distribution, of what `create_network` returned at observations `[B, ...]`."""
         if type(self).create_distribution is Actor.create_distribution:
-            batch = jax.tree.leaves(obs)[0].shape[0]
+            batch = _batch_size(obs)
             for x in out if _is_pair(out) else (out,):
                 name = "create_network" if x is out or x is out[0] else "create_network's log_std"
                 self._check_shape(name, x, batch)
@@ -190,19 +197,21 @@ class ActorCriticNetwork(Actor):
     """
 
     @nn.compact
-    def policy_and_value(self, obs: Any) -> tuple[Any, jax.Array]:
-        """The distribution, and V(s), `[B]` float32."""
-        out = self.create_network(self.view.seen(obs))
+    def policy_and_value(self, obs: Any, memory: Any = None) -> Any:
+        """The distribution, and V(s), `[B]` float32; of a network with a memory, that pair and the
+        memory after the step."""
+        out, after = _create(self, obs, memory)
         if not _is_pair(out):
             raise ConfigError(
                 f"{self._name()}.create_network: got {_shown(out)}, expected a pair: what an Actor "
                 "returns, and the value, [B] or [B, 1]"
             )
-        batch = jax.tree.leaves(obs)[0].shape[0]
-        return self._policy(out[0], obs), _one_each(f"{self._name()}.create_network", out[1], batch)
+        value = _one_each(f"{self._name()}.create_network", out[1], _batch_size(obs))
+        return _beside((self._policy(out[0], obs), value), after)
 
-    def __call__(self, obs: Any) -> Any:
-        return self.policy_and_value(obs)[0]
+    def __call__(self, obs: Any, memory: Any = None) -> Any:
+        out = self.policy_and_value(obs, memory)
+        return out[0] if memory is None else (out[0][0], out[1])
 
 
 class Critic(nn.Module):
@@ -239,35 +248,42 @@ class Critic(nn.Module):
         assert self.action_space is not None
         return self.action_space.num_outputs
 
-    def __call__(self, obs: Any, action: jax.Array | None = None) -> jax.Array:
-        """`[B]` values; `[B, n]` from a critic that gives those of all actions.
+    initial_memory = Actor.initial_memory
+
+    def __call__(self, obs: Any, action: jax.Array | None = None, memory: Any = None) -> Any:
+        """`[B]` values; `[B, n]` from a critic that gives those of all actions; of a network with a
+        memory, that and the memory after the step.
 
         Args:
             obs: `[B, *obs_shape]`.
             action: `[B, *action_shape]`, for a critic that takes it.
+            memory: for a critic that has one.
         """
-        batch, name = jax.tree.leaves(obs)[0].shape[0], f"{type(self).__name__}.create_network"
-        seen, space = self.view.seen(obs), self.action_space
+        batch, name = _batch_size(obs), f"{type(self).__name__}.create_network"
+        space = self.action_space
         if takes_action(type(self)):
             if action is None:
                 raise ConfigError(f"{type(self).__name__}: is a Q critic, and was given no action")
             assert space is not None
-            return _one_each(name, self.create_network(seen, action=space.encode(action)), batch)
-        out = self.create_network(seen)
-        if (
-            space is not None
-            and (space.n or 0) > 1
-            and getattr(out, "shape", None) == (batch, space.n)
-        ):
+            out, after = _create(self, obs, memory, action=space.encode(action))
+            return _beside(_one_each(name, out, batch), after)
+        out, after = _create(self, obs, memory)
+        several = space is not None and (space.n or 0) > 1
+        if several and getattr(out, "shape", None) == (batch, self.action_dim):
             _check_floats(name, out)
-            return jnp.asarray(out, jnp.float32)
-        return _one_each(name, out, batch)
+            return _beside(jnp.asarray(out, jnp.float32), after)
+        return _beside(_one_each(name, out, batch), after)
 
 
 def takes_action(critic: Callable[..., Critic]) -> bool:
     """Whether a critic takes the action: whether its `create_network` has a parameter of that
     name."""
     return "action" in _parameters(critic)
+
+
+def takes_memory(network: Callable[..., nn.Module]) -> bool:
+    """Whether a network has a memory: whether its `create_network` has a parameter of that name."""
+    return "memory" in _parameters(network)
 
 
 def check_parameters(network: Callable[..., nn.Module]) -> None:
@@ -279,8 +295,7 @@ def check_parameters(network: Callable[..., nn.Module]) -> None:
     cls: Any = getattr(network, "func", network)
     is_critic, parameters = issubclass(cls, Critic), list(_parameters(network).values())
     wrong = [p.name for p in parameters[1:] if p.default is p.empty and p.kind in _NAMED]
-    if is_critic:
-        wrong = [name for name in wrong if name != "action"]
+    wrong = [x for x in wrong if x != "memory" and not (is_critic and x == "action")]
     if not parameters or (is_critic and parameters[0].name == "action") or wrong:
         names = ", ".join(("self", *_parameters(network)))
         q = ", or create_network(self, obs, action) for Q(s, a)" if is_critic else ""
@@ -300,16 +315,19 @@ def _parameters(network: Callable[..., nn.Module]) -> dict[str, inspect.Paramete
 
 
 def init_network(network: nn.Module, key: jax.Array, *inputs: Any) -> Any:
-    """A network's variables for inputs like these: "params", which are trained, and whatever other
-    collections of flax it has, which stay as they are initialised."""
-    return {"params": {}, **network.init(key, *inputs)}
+    """A network's variables for inputs like these, observations first: "params", which are trained,
+    and whatever other collections of flax it has, which stay as they are initialised."""
+    options = {}
+    if takes_memory(type(network)):
+        options["memory"] = cast(Any, network).initial_memory(_batch_size(inputs[0]))
+    return {"params": {}, **network.init(key, *inputs, **options)}
 
 
 def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:
     """Variables, as of `init_network`, for observations like these, `[B, *obs_shape]`."""
     if not takes_action(type(critic)):
         return init_network(critic, key, obs)
-    space, batch = critic.action_space, jax.tree.leaves(obs)[0].shape[0]
+    space, batch = critic.action_space, _batch_size(obs)
     assert space is not None
     return init_network(critic, key, obs, space.example(batch))
 
@@ -375,7 +393,7 @@ def pick(values: jax.Array, action: jax.Array) -> jax.Array:
 def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
     """`[B, n]`, Q(s, a) of a Q critic for each of n discrete actions; minus infinity for those that
     are illegal at the observation."""
-    batch, n = jax.tree.leaves(obs)[0].shape[0], critic.action_dim
+    batch, n = _batch_size(obs), critic.action_dim
     if not takes_action(type(critic)):
         values = apply(critic, params, obs).reshape(batch, n)
     else:
@@ -426,14 +444,16 @@ def value_of(actor: Actor, critic: Critic | None, params: dict[str, Any], obs: A
     return apply(critic, params["critic"], obs)
 
 
-def apply(network: nn.Module, params: Any, *inputs: Any, method: str | None = None) -> Any:
+def apply(
+    network: nn.Module, params: Any, *inputs: Any, method: str | None = None, **options: Any
+) -> Any:
     """The output of a network, or of another of its methods, for its inputs.
 
     Raises:
         ConfigError: it changes variables of its own while it is applied, or draws random numbers.
     """
     try:
-        return network.apply(params, *inputs, method=method)
+        return network.apply(params, *inputs, method=method, **options)
     except flax.errors.ModifyScopeVariableError as error:
         raise ConfigError(
             f"{type(network).__name__}: {_first_sentence(error)} Expected variables that stay as "
@@ -470,6 +490,36 @@ def _drawn_alike(mean: jax.Array, log_std: jax.Array, space: Box) -> tuple[Any, 
     room = np.maximum(fixed, fixed * 4 * np.spacing(np.abs(space.low)))  # 1, or what is beyond it
     low, high = space.low - room, space.high + room
     return mean, log_std, Box(low, high, space.shape, space.dtype)
+
+
+def _batch_size(obs: Any) -> int:
+    return jax.tree.leaves(obs)[0].shape[0]
+
+
+def _create(network: Actor | Critic, obs: Any, memory: Any, **inputs: Any) -> tuple[Any, Any]:
+    """What a network's `create_network` makes of the part that it sees, and the memory after the
+    step; None of a network without."""
+    name, seen = type(network).__name__, network.view.seen(obs)
+    if takes_memory(type(network)) != (memory is not None):
+        what = "no memory, and was given one" if memory is not None else "a memory, and got none"
+        raise ConfigError(f"{name}: has {what}")
+    if memory is None:
+        return network.create_network(seen, **inputs), None
+    out = network.create_network(seen, memory=memory, **inputs)
+    if not _is_pair(out):
+        raise ConfigError(
+            f"{name}.create_network: got {_shown(out)}, expected a pair: the output, and the memory"
+        )
+    before, after = (jax.tree.map(lambda x: (x.shape, str(x.dtype)), x) for x in (memory, out[1]))
+    if before != after:
+        raise ConfigError(
+            f"{name}.create_network: got the memory {after}, expected what it was, {before}"
+        )
+    return out
+
+
+def _beside(out: Any, memory: Any) -> Any:
+    return out if memory is None else (out, memory)
 
 
 def _is_pair(out: Any) -> bool:
