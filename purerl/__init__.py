@@ -47,6 +47,7 @@ from purerl.envs import (  # noqa: E402
     Env,
     EnvError,
     EnvSpec,
+    MultiDiscrete,
     TimeStep,
     action_repeat,
     auto_reset,
@@ -59,6 +60,7 @@ from purerl.envs import (  # noqa: E402
     time_limit,
     vectorize,
 )
+from purerl.envs.spaces import where_legal  # noqa: E402
 from purerl.experience.buffer import Buffer, BufferState  # noqa: E402
 from purerl.experience.experience import Clock, Experience  # noqa: E402
 from purerl.experience.metrics import Episodes, Metrics  # noqa: E402
@@ -67,13 +69,14 @@ from purerl.experience.rewarders import Clip, NStep, RunningNormalize, Scale  # 
 from purerl.experience.transition import Transition  # noqa: E402
 from purerl.nn.defaults import (  # noqa: E402
     DefaultActor,
+    DefaultActorCritic,
     DefaultCritic,
     DefaultQCritic,
     DefaultQNetwork,
     Torso,
 )
-from purerl.nn.distributions import Categorical, Normal, TanhNormal  # noqa: E402
-from purerl.nn.networks import Actor, Critic  # noqa: E402
+from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhNormal  # noqa: E402
+from purerl.nn.networks import Actor, ActorCriticNetwork, Critic  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
 from purerl.records.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
@@ -110,6 +113,7 @@ __all__ = [
     "Acting",
     "Actor",
     "ActorCritic",
+    "ActorCriticNetwork",
     "Agent",
     "AgentError",
     "Box",
@@ -123,6 +127,7 @@ __all__ = [
     "Critic",
     "Curves",
     "DefaultActor",
+    "DefaultActorCritic",
     "DefaultCritic",
     "DefaultQCritic",
     "DefaultQNetwork",
@@ -139,6 +144,8 @@ __all__ = [
     "Loop",
     "MemberError",
     "Metrics",
+    "MultiCategorical",
+    "MultiDiscrete",
     "NStep",
     "NetworkAgent",
     "Noise",
@@ -203,4 +210,5 @@ __all__ = [
     "use_all_cores",
     "vectorize",
     "wandb_sink",
+    "where_legal",
 ]

@@ -30,8 +30,8 @@ def observations(space, num=64, seed=5):
 
     def draw(space):
         shape = (num, *space.shape)
-        if isinstance(space, purerl.Discrete):
-            drawn = rng.integers(space.n, size=shape)
+        if space.sizes is not None:
+            drawn = rng.integers(0, space.high + 1, size=shape)
         elif space.bounded:
             drawn = rng.uniform(space.low, space.high, shape)
         else:

@@ -6,7 +6,17 @@ import pytest
 from toys import mostly_slow, reward_forever, target_env, walk
 
 import purerl
-from purerl.envs import Box, Discrete, Env, EnvError, EnvSpec, TimeStep, as_env, auto_reset
+from purerl.envs import (
+    Box,
+    Discrete,
+    Env,
+    EnvError,
+    EnvSpec,
+    MultiDiscrete,
+    TimeStep,
+    as_env,
+    auto_reset,
+)
 from purerl.envs.gymnax import NEEDS_DOWNLOAD, names
 
 ALL = [name for name in names() if name not in NEEDS_DOWNLOAD]
@@ -265,7 +275,7 @@ def impure(timestep):
         (broken(reset=lambda key: jnp.ones(2)), "must return"),
         (broken(spec={"max_episode_steps": 2}), "an episode took"),
         (broken(spec={"max_episode_steps": 0}), "expected a positive integer"),
-        (broken(spec={"action_space": 2}), "expected Discrete or Box"),
+        (broken(spec={"action_space": 2}), "expected Discrete, MultiDiscrete or Box"),
         (broken(spec={"observation_space": None}), "expected a space"),
         (
             purerl.time_limit(walk(5), 2)._replace(spec=walk(5, limit=4).spec),
@@ -360,9 +370,10 @@ def test_foreign_spaces_become_ours():
     spaces = gymnasium.spaces
     theirs = spaces.Dict(
         a=spaces.Box(0.0, 1.0, (1,)),
-        b=spaces.Tuple([spaces.Discrete(3), spaces.MultiDiscrete([2, 4])]),
+        b=spaces.Tuple([spaces.Discrete(3), spaces.MultiDiscrete([2, 4]), spaces.MultiBinary(3)]),
     )
-    ours = {"a": Box(0.0, 1.0, (1,)), "b": (Discrete(3), Box([0, 0], [1, 3], (2,), int))}
+    parts = (Discrete(3), MultiDiscrete((2, 4)), MultiDiscrete((2, 2, 2)))
+    ours = {"a": Box(0.0, 1.0, (1,)), "b": parts}
     spec = EnvSpec("theirs", theirs, spaces.Discrete(2))
     assert as_env(walk(3)._replace(spec=spec)).spec == EnvSpec("theirs", ours, Discrete(2))
     base = target_env()

@@ -37,19 +37,34 @@ def test_a_constant_is_normalized_to_zero():
     np.testing.assert_array_equal(normalize(stats, x), 0.0)
 
 
-def test_clipping_integers_and_pytrees():
-    example = {"image": jnp.zeros((2, 2), jnp.uint8), "speed": jnp.zeros(())}
-    batch = {
-        "image": jnp.full((3, 4, 2, 2), 200, jnp.uint8),
-        "speed": jnp.arange(12.0).reshape(3, 4),
-    }
+def test_clipping_and_pytrees():
+    example = {"image": jnp.zeros((2, 2)), "speed": jnp.zeros(())}
+    batch = {"image": jnp.full((3, 4, 2, 2), 200.0), "speed": jnp.arange(12.0).reshape(3, 4)}
     stats = update_stats(init_stats(example), batch, num_axes=2)
     assert jax.tree.structure(stats.mean) == jax.tree.structure(example)
     np.testing.assert_allclose(stats.mean["image"], 200.0)
     assert float(stats.mean["speed"]) == pytest.approx(5.5)
-    far = normalize(stats, {"image": jnp.zeros((2, 2), jnp.uint8), "speed": jnp.float32(1e6)})
+    far = normalize(stats, {"image": jnp.zeros((2, 2)), "speed": jnp.float32(1e6)})
     assert float(far["speed"]) == 10.0
-    assert far["image"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [bool, jnp.int8, jnp.uint8, jnp.int32])
+def test_only_floats_are_normalised(dtype):
+    """Masks, categories, pixels and counts stay what they are, whatever lies beside them."""
+    whole = jnp.array([[1, 0], [1, 1]], dtype)
+    obs = {"x": jnp.array([[1.0], [3.0]]), "rest": (whole, jnp.int32([4, 9]))}
+    first = jax.tree.map(lambda x: x[0], obs)
+    for stats in (init_stats(first), init_stats(first, first)):
+        stats = update_stats(stats, obs, 1)
+        assert len(jax.tree.leaves(stats.var)) == 1
+        assert float(stats.size) == 2.0
+        out = normalize(stats, obs)
+        np.testing.assert_allclose(out["x"], [[-1.0], [1.0]], rtol=1e-5)
+        for x, before in zip(out["rest"], obs["rest"], strict=True):
+            assert x.dtype == before.dtype
+            np.testing.assert_array_equal(x, before)
+    stats = update_stats(init_stats(whole[0]), whole, 1)  # nothing to be normalised
+    assert normalize(stats, whole) is whole
 
 
 def float64_of(parts):
@@ -82,15 +97,7 @@ def test_a_constant_far_from_zero_is_normalized_to_zero(value):
 
 
 @pytest.mark.parametrize(
-    ("level", "spread", "dtype"),
-    [
-        (5_000.0, 0.01, np.float32),
-        (-100.0, 1e-3, np.float32),
-        (2_000_000_000, 30.0, np.int32),
-        (-2_000_000_000, 2_000.0, np.int32),
-        (4_000_000_000, 50.0, np.uint32),
-        (100, 9.0, np.uint8),
-    ],
+    ("level", "spread", "dtype"), [(5_000.0, 0.01, np.float32), (-100.0, 1e-3, np.float32)]
 )
 def test_small_differences_far_from_zero_are_kept(level, spread, dtype):
     rng = np.random.default_rng(0)
@@ -101,15 +108,6 @@ def test_small_differences_far_from_zero_are_kept(level, spread, dtype):
     expected = (every.astype(np.float64) - mean) / np.sqrt(var + 1e-8)
     np.testing.assert_allclose(normalize(stats, jnp.asarray(every)), expected, atol=2e-3)
     np.testing.assert_allclose(stats.var, var, rtol=1e-3)
-
-
-def test_integers_further_apart_than_their_type_reaches():
-    x = np.array([[-2_000_000_000], [2_000_000_000], [0], [7]], np.int32)
-    stats = seen([x])
-    np.testing.assert_allclose(stats.var, float64_of([x])[1], rtol=1e-3)
-    np.testing.assert_allclose(
-        normalize(stats, jnp.asarray(x[:2])), [[-1.4142], [1.4142]], rtol=1e-3
-    )
 
 
 def test_a_million_updates_are_right_to_a_thousandth():
@@ -189,13 +187,3 @@ def test_only_what_is_valid_counts():
         chosen = np.asarray(x[name], np.float64)[valid]
         np.testing.assert_allclose(stats.mean[name], chosen.mean(0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(stats.var[name], chosen.var(0), rtol=1e-4)
-
-
-def test_masks_stay_what_they_are():
-    """Normalised, a False would be a number that isn't 0."""
-    obs = {"x": jnp.array([[1.0], [3.0]]), "mask": jnp.array([[True, False], [True, True]])}
-    stats = update_stats(init_stats(jax.tree.map(lambda x: x[0], obs)), obs, 1)
-    seen = normalize(stats, obs)
-    np.testing.assert_array_equal(seen["mask"], obs["mask"])
-    assert seen["mask"].dtype == bool
-    np.testing.assert_allclose(seen["x"], [[-1.0], [1.0]], rtol=1e-5)

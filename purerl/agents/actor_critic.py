@@ -21,7 +21,6 @@ from purerl.agents.base import (
 from purerl.agents.gradients import adam, annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, flatten, path_batch, policy_gradient, successor_values
 from purerl.envs.base import EnvSpec
-from purerl.envs.spaces import Discrete
 from purerl.experience import returns
 from purerl.experience.buffer import Batch, Buffer
 from purerl.experience.experience import Clock, Experience
@@ -150,7 +149,7 @@ class ActorCritic(NetworkAgent):
         mode."""
         if not state.is_q:
             return apply(state.critic, state.critic_params, obs)
-        if isinstance(state.actor.action_space, Discrete):
+        if state.actor.action_space.n is not None:
             return self._mean_q(state, obs, None)
         mode = apply(state.actor, state.actor_params, obs).mode()
         return q_value(state.critic, state.critic_params, obs, mode)
@@ -230,7 +229,7 @@ class ActorCritic(NetworkAgent):
 
     def _mean_q(self, state: ActorCriticState, obs: PyTree, key: jax.Array | None) -> jax.Array:
         distribution = apply(state.actor, state.actor_params, obs)
-        if isinstance(state.actor.action_space, Discrete):
+        if state.actor.action_space.n is not None:
             probs = jax.nn.softmax(distribution.logits)
             values = q_values(state.critic, state.critic_params, obs)
             # An action that can't be taken may be worth minus infinity.

@@ -1,6 +1,6 @@
 """The agent protocol, and what agents share."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,15 @@ from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Buffer
 from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import ACTIVATIONS, NETWORKS
-from purerl.nn.networks import Critic, is_q_critic
+from purerl.nn.networks import (
+    Actor,
+    ActorCriticNetwork,
+    Critic,
+    check_parameters,
+    is_q_critic,
+    takes_memory,
+)
+from purerl.nn.views import Sees, View
 from purerl.records.fields import ConfigError, Record, choice, sizes, static
 
 PyTree = Any
@@ -122,6 +130,21 @@ def module_field(*, base: type, default: None = None) -> Any:
     return static(default=default, check=check, expected=expected, optional=True)
 
 
+def sees_field() -> Any:
+    """A field for the part of the observation that a network sees."""
+
+    def check(value: Any) -> Any:
+        keys = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if all(isinstance(key, str) for key in keys) and keys:
+            return value if isinstance(value, str) else keys
+        if not callable(value):
+            raise ValueError
+        return value
+
+    expected = "a key of the observation, several keys, or a function of one observation"
+    return static(default=None, check=check, expected=expected, optional=True)
+
+
 class NetworkAgent(Agent):
     """An agent with networks, a user's own or the defaults.
 
@@ -129,28 +152,76 @@ class NetworkAgent(Agent):
         hidden: widths of the default networks' hidden layers; one number is one layer, () none.
         activation: their activation function.
         network: their kind; by default images go through a convolution, and all else doesn't.
+        actor_obs, critic_obs: the part of the observation that the actor and the critic see: a key
+            of a dict observation, several keys, or a function of one observation; None for all of
+            it. A policy asks for the actor's part alone.
     """
+
+    may_share: ClassVar[bool] = False  # whether `update` can do with one network for both
+    may_remember: ClassVar[bool] = False  # whether it goes through sequences, with memory
 
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
     activation: str | None = choice(default=None, options=ACTIVATIONS, optional=True)
     network: str | None = choice(default=None, options=NETWORKS, optional=True)
+    actor_obs: Sees = sees_field()
+    critic_obs: Sees = sees_field()
 
     def check(self) -> None:
         super().check()
         sized = [n for n in ("hidden", "activation", "network") if getattr(self, n) is not None]
         own = [name for name in ("actor", "critic") if hasattr(self, name)]
+        if self.shared:
+            own = ["actor"]
         if sized and all(getattr(self, name) is not None for name in own):
             raise ConfigError(
                 f"{type(self).__name__}.{sized[0]}: is for the default networks, but "
                 f"{' and '.join(own)} {'is' if len(own) == 1 else 'are both'} given"
             )
+        if self.actor_obs is not None and not hasattr(self, "actor"):
+            raise ConfigError(f"{type(self).__name__}.actor_obs: has no actor; expected critic_obs")
+        self._check_shared()
+
+    @property
+    def shared(self) -> bool:
+        """Whether one network gives policy and value: the actor is an `ActorCriticNetwork`."""
+        actor = getattr(self, "actor", None)
+        return actor is not None and issubclass(getattr(actor, "func", actor), ActorCriticNetwork)
+
+    def _check_shared(self) -> None:
+        if not self.shared:
+            return
+        name = type(self).__name__
+        if not self.may_share:
+            raise ConfigError(
+                f"{name}.actor: got an ActorCriticNetwork, expected a purerl.Actor: {name} has an "
+                "actor of its own"
+            )
+        for field in ("critic", "critic_obs"):
+            if getattr(self, field) is not None:
+                raise ConfigError(
+                    f"{name}.{field}: the actor is an ActorCriticNetwork, which gives the value "
+                    "too; expected None"
+                )
 
     def make(self, given: Any, default: Any, spec: EnvSpec, activation: str = "tanh") -> Any:
-        """A network for an environment: the user's, or the default one."""
+        """A network for an environment: the user's, or the default one; None for the critic where
+        the actor is an `ActorCriticNetwork`."""
+        if self.shared and issubclass(default, Critic):
+            return None
+        part = "actor_obs" if issubclass(default, Actor) else "critic_obs"
+        name = f"{type(self).__name__}.{part.removesuffix('_obs')}"
+        view = View.of(spec, getattr(self, part), f"{name}_obs")
         if given is not None:
-            return given(spec.action_space)
+            check_parameters(given)
+            if takes_memory(given) and not self.may_remember:
+                raise ConfigError(
+                    f"{name}: {getattr(given, 'func', given).__name__} has a memory, expected a "
+                    f"network without: {type(self).__name__} learns from single steps"
+                )
+            return given(spec.action_space, view=view)
         return default(
             spec.action_space,
+            view=view,
             hidden=(64, 64) if self.hidden is None else self.hidden,
             activation=self.activation or activation,
             network=self.network or "auto",

@@ -22,7 +22,6 @@ from purerl.agents.gradients import adam, annealed, descend, follow, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
-from purerl.envs.spaces import Box
 from purerl.experience.buffer import Batch, Buffer
 from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultQCritic
@@ -109,7 +108,7 @@ class DDPG(NetworkAgent):
         check_replay(self, num_envs, update_every, buffer)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> DDPGState:
-        if not isinstance(spec.action_space, Box):
+        if spec.action_space.sizes is not None:
             raise ConfigError(
                 f"agent: DDPG is for continuous actions, and {spec.name} has {spec.action_space}"
             )

@@ -21,11 +21,18 @@ from purerl.agents.base import (
 from purerl.agents.gradients import adam, annealed, descend, follow, global_norm, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.envs.base import EnvSpec, where
-from purerl.envs.spaces import Discrete
 from purerl.experience.buffer import Batch, Buffer
 from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultQNetwork
-from purerl.nn.networks import Critic, init_critic, is_q_critic, pick, q_value, q_values
+from purerl.nn.networks import (
+    Critic,
+    init_critic,
+    is_q_critic,
+    pick,
+    q_value,
+    q_values,
+    uniform_action,
+)
 from purerl.records.fields import ConfigError, flag, integer, named, real
 
 PyTree = Any
@@ -115,10 +122,11 @@ class DQN(NetworkAgent):
             )
 
     def init(self, key: jax.Array, spec: EnvSpec) -> DQNState:
-        if not isinstance(spec.action_space, Discrete):
-            raise ConfigError(
-                f"agent: DQN is for discrete actions, and {spec.name} has {spec.action_space}"
+        if spec.action_space.n is None:
+            words = (
+                "discrete actions" if spec.action_space.sizes is None else "one choice at a time"
             )
+            raise ConfigError(f"agent: DQN is for {words}, and {spec.name} has {spec.action_space}")
         critic = self.make(self.critic, DefaultQNetwork, spec, "relu")
         obs = example_obs(spec)
         if spec.action_space.n > 1 and not is_q_critic(critic, obs):
@@ -220,6 +228,5 @@ def _explore(state: DQNState, obs: PyTree, key: jax.Array, epsilon: jax.Array | 
     greedy = _greedy(state, obs)
     # Given that it is below epsilon, a uniform number is still uniform, and names the action.
     drawn = jax.random.uniform(key, greedy.shape, jnp.float32)
-    named = (drawn / jnp.maximum(epsilon, 1e-8) * state.critic.action_dim).astype(jnp.int32)
-    named = jnp.minimum(named, state.critic.action_dim - 1)  # where the product was rounded up
+    named = uniform_action(state.critic, obs, drawn / jnp.maximum(epsilon, 1e-8))
     return jnp.where(drawn < epsilon, named, greedy)

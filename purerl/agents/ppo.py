@@ -1,7 +1,7 @@
 """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from purerl.experience.buffer import Buffer
 from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw, drawn_actions, log_prob_of
-from purerl.nn.networks import Actor, Critic, apply, init_network
+from purerl.nn.networks import Actor, Critic, apply, init_network, policy_and_value, value_of
 from purerl.records.fields import ConfigError, flag, integer, real
 
 PyTree = Any
@@ -46,7 +46,7 @@ class PPOState(struct.PyTreeNode):
     params: dict[str, PyTree]
     opt_state: optax.OptState
     actor: Actor = struct.field(pytree_node=False)
-    critic: Critic = struct.field(pytree_node=False)
+    critic: Critic | None = struct.field(pytree_node=False)
 
 
 class PPO(NetworkAgent):
@@ -70,6 +70,8 @@ class PPO(NetworkAgent):
         clip_value: clip the change of the value as that of the ratio.
         normalize_advantage: to mean 0 and standard deviation 1, in each minibatch.
     """
+
+    may_share: ClassVar[bool] = True
 
     batch_size: int | None = integer(default=None, at_least=1, optional=True, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
@@ -103,18 +105,19 @@ class PPO(NetworkAgent):
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
-        check_v_critic(self, critic, obs)
+        if critic is not None:
+            check_v_critic(self, critic, obs)
         params = {
             "actor": init_network(actor, actor_key, obs),
-            "critic": init_network(critic, critic_key, obs),
+            "critic": {} if critic is None else init_network(critic, critic_key, obs),
         }
         return PPOState(params, self._optimizer(Clock()).init(params), actor, critic)
 
     def acting(self, state: PPOState, clock: Clock) -> Acting:
         def act(obs: PyTree, key: jax.Array) -> tuple[jax.Array, Extras]:
-            distribution = apply(state.actor, state.params["actor"], obs)
+            distribution, value = policy_and_value(state.actor, state.critic, state.params, obs)
             drawn = draw(distribution, key)
-            log_prob, value = log_prob_of(distribution, drawn), self.value(state, (), obs)
+            log_prob = log_prob_of(distribution, drawn)
             return drawn.pop("action"), {**drawn, "log_prob": log_prob, "value": value}
 
         return memoryless(act)
@@ -130,7 +133,7 @@ class PPO(NetworkAgent):
         return state.replace(opt_state=None)
 
     def value(self, state: PPOState, memory: Memory, obs: PyTree) -> jax.Array:
-        return apply(state.critic, state.params["critic"], obs)
+        return value_of(state.actor, state.critic, state.params, obs)
 
     def update(
         self, state: PPOState, experience: Experience, key: jax.Array, clock: Clock
@@ -201,8 +204,7 @@ class PPO(NetworkAgent):
 
     def _loss(self, params: PyTree, state: PPOState, batch: dict[str, PyTree]) -> Losses:
         """`[B]` each; advantages as they come."""
-        distribution = apply(state.actor, params["actor"], batch["obs"])
-        value = apply(state.critic, params["critic"], batch["obs"])
+        distribution, value = policy_and_value(state.actor, state.critic, params, batch["obs"])
 
         log_ratio = log_prob_of(distribution, batch) - batch["log_prob"]
         # Far beyond any clipping of the ratio, and exp stays finite.

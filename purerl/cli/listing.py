@@ -27,6 +27,7 @@ from purerl.cli.flags import (
 )
 from purerl.envs import check_env, env_names, make
 from purerl.envs.check import EnvError
+from purerl.envs.spaces import is_space
 from purerl.records.errors import ConfigError, suggest
 from purerl.records.fields import field_options
 from purerl.runs.chunks import check_size, seed_keys
@@ -51,8 +52,8 @@ def run_envs(args: argparse.Namespace, console: Console) -> int:
             table.add_row(name, str(error).rpartition(": ")[2])
             continue
         limit = spec.max_episode_steps
-        space = spec.observation_space
-        table.add_row(name, str(space.shape), str(spec.action_space), str(limit or "none"))
+        shapes = _shapes(spec.observation_space).removeprefix("Box")
+        table.add_row(name, shapes, str(spec.action_space), str(limit or "none"))
     console.print(table)
     return 0
 
@@ -131,8 +132,8 @@ def run_check_env(args: argparse.Namespace, console: Console) -> int:
 
 def _shapes(space: Any) -> str:
     """Spaces without their bounds."""
-    if hasattr(space, "low"):
-        return f"Box{tuple(space.shape)}"
+    if is_space(space):
+        return f"Box{tuple(space.shape)}" if space.sizes is None else str(space)
     if isinstance(space, dict):
         return "{" + ", ".join(f"{name}: {_shapes(x)}" for name, x in space.items()) + "}"
     return f"({', '.join(map(_shapes, space))})" if isinstance(space, (tuple, list)) else str(space)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from purerl.envs.spaces import is_space
+from purerl.envs.spaces import map_spaces
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_path
 from purerl.records.files import reason, write_bytes
@@ -31,7 +31,7 @@ def export_policy(
 
         exported = jax.export.deserialize(bytearray(pathlib.Path("policy.stablehlo").read_bytes()))
         policy = jax.jit(exported.call)
-        action = policy(obs)  # [B, *obs_shape], in the environment's dtype
+        action = policy(obs)  # [B, *obs_shape], in the environment's dtype; `policy.asks`
 
     A policy with a memory takes it and returns it: `memory, action = policy(memory, obs)`, from
     `policy.memory(B)`, a pytree of arrays `[B, ...]`, at the start of an episode.
@@ -64,13 +64,9 @@ def export_policy(
     from jax import export
 
     (size,) = export.symbolic_shape("batch") if batch is None else (batch,)
-    obs = jax.tree.map(
-        lambda space: jax.ShapeDtypeStruct((size, *space.shape), space.dtype),
-        policy.spec.observation_space,
-        is_leaf=is_space,
-    )
     try:
         policy.check_one()
+        obs = map_spaces(lambda s: jax.ShapeDtypeStruct((size, *s.shape), s.dtype), policy.asks)
         acting = policy.acting()
         memory = jax.eval_shape(lambda: policy.memory(1))
         memory = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), memory)

@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 
 from purerl.deploy.drawing import draw
 from purerl.envs.base import Env, TimeStep, where
-from purerl.envs.spaces import Box, Discrete
+from purerl.envs.spaces import is_space
 from purerl.records.errors import ConfigError
 
 PyTree = Any
@@ -22,17 +22,8 @@ VECTOR_METADATA = {**METADATA, "autoreset_mode": gymnasium.vector.AutoresetMode.
 
 def as_gymnasium_space(space: Any) -> gymnasium.Space:
     """A space, or a pytree of them, as Gymnasium's."""
-    if isinstance(space, Discrete):
-        return gymnasium.spaces.Discrete(space.n)
-    if isinstance(space, Box):
-        low, high = space.low, space.high
-        if np.issubdtype(space.dtype, np.integer):
-            limits = np.iinfo(space.dtype)
-            # Clipped as float64: float32 has not all of int32's numbers.
-            low, high = (np.clip(x.astype(float), limits.min, limits.max) for x in (low, high))
-        return gymnasium.spaces.Box(
-            low.astype(space.dtype), high.astype(space.dtype), space.shape, space.dtype.type
-        )
+    if is_space(space):
+        return space.as_gymnasium(gymnasium.spaces)
     if isinstance(space, dict):
         return gymnasium.spaces.Dict({k: as_gymnasium_space(x) for k, x in space.items()})
     if isinstance(space, (tuple, list)):
@@ -52,9 +43,28 @@ def _on_host(space: gymnasium.Space, obs: Any) -> Any:
     return array[()] if isinstance(space, gymnasium.spaces.Discrete) else array
 
 
-def _first(env: Env, key: jax.Array) -> tuple[jax.Array, Any, PyTree]:
-    """A reset: the key for a reset that follows without a step, the observation, the state."""
-    return jax.random.fold_in(key, 0), *env.reset(key)
+def _mask(env: Env, obs: Any) -> Any:
+    """The legal actions at one observation, as an action space of Gymnasium's samples by them:
+    int8, `[n]`, or of several choices a tuple of such. None where all are legal."""
+    legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
+    if legal is None:
+        return None
+    ends = np.cumsum(sizes)[:-1]
+    parts = tuple(x.astype(jnp.int8) for x in jnp.split(legal, ends))
+    return parts[0] if env.spec.action_space.n is not None else parts
+
+
+def _first(env: Env, key: jax.Array) -> tuple[jax.Array, Any, Any, PyTree]:
+    """A reset: the key for a reset that follows without a step, the observation, the mask of legal
+    actions, the state."""
+    obs, state = env.reset(key)
+    return jax.random.fold_in(key, 0), obs, _mask(env, obs), state
+
+
+def _with_mask(info: dict[str, Any], mask: Any) -> dict[str, Any]:
+    if mask is not None:
+        info["action_mask"] = jax.tree.map(np.array, mask)
+    return info
 
 
 def _next_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -82,7 +92,8 @@ class GymnasiumEnv(gymnasium.Env):
         @jax.jit
         def step(key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
             key, step_key, reset_key = _next_keys(key)
-            return (key, reset_key), *env.step(step_key, state, action)
+            state, timestep = env.step(step_key, state, action)
+            return (key, reset_key), state, timestep, _mask(env, timestep.obs)
 
         self._reset, self._step = jax.jit(functools.partial(_first, env)), step
 
@@ -94,22 +105,22 @@ class GymnasiumEnv(gymnasium.Env):
             seed = int(self.np_random.integers(2**32)) if seed is None else seed
             key, _, reset_key = _next_keys(jax.random.key(seed % 2**32))
             self._keys = key, reset_key
-        again, obs, self._state = self._reset(self._keys[1])
+        again, obs, mask, self._state = self._reset(self._keys[1])
         self._keys = self._keys[0], again
         obs = _on_host(self.observation_space, obs)
         self._seen = obs, 0, 0.0
-        return obs, {}
+        return obs, _with_mask({}, mask)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self._keys is None:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
         action = _action(self.env, action, ())
-        self._keys, self._state, timestep = self._step(self._keys[0], self._state, action)
+        self._keys, self._state, timestep, mask = self._step(self._keys[0], self._state, action)
         obs = _on_host(self.observation_space, timestep.obs)
         reward = float(timestep.reward)
         self._seen = obs, self._seen[1] + 1, self._seen[2] + reward
         ends = bool(timestep.terminated), bool(timestep.truncated)
-        return obs, reward, *ends, jax.tree.map(np.array, timestep.info)
+        return obs, reward, *ends, _with_mask(jax.tree.map(np.array, timestep.info), mask)
 
     def render(self) -> Any:
         """`[height, width, 3]` uint8 where `render_mode` is "rgb_array"."""
@@ -143,7 +154,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         state, timestep = self.env.step(step_key, state, action)
         first = self.env.reset(reset_key)
         done = timestep.terminated | timestep.truncated
-        return (key, reset_key), *where(done, first, (timestep.obs, state)), timestep
+        obs, state = where(done, first, (timestep.obs, state))
+        return (key, reset_key), obs, _mask(self.env, obs), state, timestep
 
     def reset(
         self,
@@ -158,11 +170,11 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         if seed is not None or self._keys is None:
             seeds = np.asarray(self._seeds(seed), np.uint32)
             self._keys = jax.vmap(lambda s: _next_keys(jax.random.key(s))[::2])(seeds)
-        again, obs, self._state = self._reset(self._keys[1])
+        again, obs, mask, self._state = self._reset(self._keys[1])
         self._keys = self._keys[0], again
         zeros = np.zeros(self.num_envs)
         self._seen = _on_host(self.observation_space, obs), zeros.astype(int), zeros
-        return self._seen[0], {}
+        return self._seen[0], self._with_masks({}, mask)
 
     def _seeds(self, seed: int | list[int | None] | None) -> list[int]:
         if isinstance(seed, int):
@@ -177,14 +189,19 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         if self._keys is None:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
         action = _action(self.env, actions, (self.num_envs,))
-        self._keys, obs, self._state, timestep = self._step(self._keys[0], self._state, action)
+        played = self._step(self._keys[0], self._state, action)
+        self._keys, obs, mask, self._state, timestep = played
         obs = _on_host(self.observation_space, obs)
         reward = np.array(timestep.reward, np.float64)
         ends = np.array(timestep.terminated), np.array(timestep.truncated)
         done = ends[0] | ends[1]
         lengths, returns = self._seen[1] + 1, self._seen[2] + reward
         self._seen = obs, np.where(done, 0, lengths), np.where(done, 0.0, returns)
-        return obs, reward, *ends, self._info(timestep, done)
+        return obs, reward, *ends, self._with_masks(self._info(timestep, done), mask)
+
+    def _with_masks(self, info: dict[str, Any], mask: Any) -> dict[str, Any]:
+        every = np.ones(self.num_envs, bool)
+        return info if mask is None else info | _masked(_with_mask({}, mask), every)
 
     def _info(self, timestep: TimeStep, done: np.ndarray) -> dict[str, Any]:
         """As Gymnasium's own vectors have it: what an environment doesn't tell is masked."""

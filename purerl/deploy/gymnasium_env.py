@@ -4,14 +4,14 @@ Gymnasium itself is imported late: only those who use it wait for it.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from purerl.envs.base import typed
+from purerl.envs.base import EnvSpec, typed
 from purerl.envs.registry import as_env
-from purerl.envs.spaces import Discrete, Space
+from purerl.envs.spaces import Space, convert_spaces, is_space
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import check_count
 from purerl.training.policy import Policy
@@ -26,6 +26,10 @@ def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | No
     With a number of them, a `gymnasium.vector.VectorEnv` that steps all at once. It resets in the
     very step that ends an episode (`AutoresetMode.SAME_STEP`): the last observation of an episode
     is in `info["final_obs"]`, what else the step told in `info["final_info"]`.
+
+    Where the environment has illegal actions, the legal ones are in `info["action_mask"]` of every
+    reset and step, as `env.action_space.sample(mask)` takes them: int8, of a `MultiDiscrete` a
+    tuple with the mask of each choice. A vector's have a leading axis `[N]`.
 
     `reset(seed=s)` fixes all episodes that follow. The i-th environment of a vector that is reset
     with seed s plays, episode by episode, what a single one with seed s + i does.
@@ -75,6 +79,9 @@ def evaluate_in_gymnasium(
     Raises:
         ConfigError: no such environment, or its actions are others than the policy's; Gymnasium
             isn't installed.
+
+    A policy that looks for the legal actions in its observations, where `EnvSpec.legal` is a key,
+    finds them where the environment has them in `info["action_mask"]`.
     """
     num_episodes = check_count("num_episodes", num_episodes)
     max_steps = check_count("max_steps", max_steps)
@@ -86,10 +93,14 @@ def evaluate_in_gymnasium(
     if not made and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
         raise ConfigError(f"env: got {shown(env)}, expected an id or a gymnasium.Env")
     env = _make(gymnasium, env) if made else env
+    spec = None
     if isinstance(policy, Policy):
         _check_actions(policy.spec.action_space, env.action_space)
+        spec = policy.spec
     try:
-        played = [_play(env, _player(policy), seed + i, max_steps) for i in range(num_episodes)]
+        played = [
+            _play(env, _player(policy), spec, seed + i, max_steps) for i in range(num_episodes)
+        ]
     finally:
         if made:
             env.close()
@@ -114,13 +125,31 @@ def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any], Any]:
     return act
 
 
-def _play(env: Any, act: Callable[[Any], Any], seed: int, max_steps: int) -> tuple[float, int]:
-    obs, _ = env.reset(seed=seed)
+def _play(
+    env: Any, act: Callable[[Any], Any], spec: EnvSpec | None, seed: int, max_steps: int
+) -> tuple[float, int]:
+    obs, info = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
     while not over and length < max_steps:
-        obs, reward, terminated, truncated, _ = env.step(act(obs))
+        obs = obs if spec is None else _with_mask(spec, obs, info)
+        obs, reward, terminated, truncated, info = env.step(act(obs))
         total, length, over = total + float(reward), length + 1, terminated or truncated
     return total, length
+
+
+def _with_mask(spec: EnvSpec, obs: Any, info: dict[str, Any]) -> Any:
+    """The observation with the mask of legal actions in it, where the policy looks for it there and
+    the environment has it in `info["action_mask"]`."""
+    key, known = spec.legal, spec.observation_space
+    there = isinstance(obs, Mapping)
+    if not isinstance(key, str) or "action_mask" not in info or (there and key in obs):
+        return obs
+    mask = info["action_mask"]
+    mask = np.concatenate(mask) if isinstance(mask, tuple) else mask
+    rest = [name for name in known if name != key]
+    if there:
+        return {**obs, key: mask}
+    return {rest[0]: obs, key: mask} if len(rest) == 1 else obs
 
 
 def _gymnasium() -> Any:
@@ -142,9 +171,14 @@ def _make(gymnasium: Any, name: str) -> Any:
 
 
 def _check_actions(ours: Space, theirs: Any) -> None:
-    if isinstance(ours, Discrete):
-        fit = int(getattr(theirs, "n", -1)) == ours.n and int(getattr(theirs, "start", 0)) == 0
-    else:
-        fit = hasattr(theirs, "low") and tuple(theirs.shape) == ours.shape
-    if not fit:
+    try:
+        found = convert_spaces(theirs)
+    except ConfigError:  # choices that don't start at 0
+        found = theirs
+    alike = is_space(found) and (found.kind, found.shape, found.sizes) == (
+        ours.kind,
+        ours.shape,
+        ours.sizes,
+    )
+    if not alike:
         raise ConfigError(f"env: its actions are {theirs}, expected the policy's, {ours}")

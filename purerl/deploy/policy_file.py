@@ -21,9 +21,16 @@ import numpy as np
 from purerl.agents import AGENTS, Agent
 from purerl.deploy.plain_space import count_elements, space_from_plain, space_to_plain
 from purerl.envs.base import EnvSource, EnvSpec
+from purerl.envs.registry import make
 from purerl.experience.metrics import Count
 from purerl.experience.normalize import init_stats
-from purerl.nn.defaults import DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork
+from purerl.nn.defaults import (
+    DefaultActor,
+    DefaultActorCritic,
+    DefaultCritic,
+    DefaultQCritic,
+    DefaultQNetwork,
+)
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path, field_names
 from purerl.records.files import by_path, open_file, plain_bytes, reason, write_bytes
@@ -40,7 +47,8 @@ MOST_ABOUT = 2**26  # bytes of the description
 MOST_ELEMENTS = 2**22
 # The networks that a user may name in an agent and that are everybody's.
 NETWORKS: dict[str, Any] = {
-    c.__name__: c for c in (DefaultActor, DefaultCritic, DefaultQCritic, DefaultQNetwork)
+    c.__name__: c
+    for c in (DefaultActor, DefaultActorCritic, DefaultCritic, DefaultQCritic, DefaultQNetwork)
 }
 
 
@@ -82,6 +90,7 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
             "action_space": space_to_plain(spec.action_space, "action_space"),
             "max_episode_steps": spec.max_episode_steps,
             "source": _plain_source(spec),
+            "legal": _plain_legal(spec),
         },
     }
     text = json.dumps(about, indent=1).encode()
@@ -100,6 +109,7 @@ def load_policy(
     agent: Agent | type[Agent] | None = None,
     *,
     action_processor: Callable[[jax.Array], jax.Array] | None = None,
+    legal: Callable[[PyTree], jax.Array] | None = None,
 ) -> Policy:
     """A policy that `save_policy` wrote; it acts as the one that was saved, bit for bit.
 
@@ -109,16 +119,19 @@ def load_policy(
             agent with them, such as `purerl.PPO(actor=MyActor)`; where the agent itself is your
             own, its class. All else comes from the file.
         action_processor: that of the run, where it had one.
+        legal: the environment's `EnvSpec.legal`, where that is a function and `purerl.make` doesn't
+            make the environment.
 
     Raises:
         RunError: the file can't be read, is damaged, is no policy's or another version's, or the
-            agent (or action_processor) has to be given, or is another than the file's.
+            agent (or action_processor, or legal) has to be given, or is another than the file's.
     """
     path = check_path("path", path)
     with _opened(path) as archive:
         about = _read_about(path, archive)
         try:
             spec = _spec(about["spec"], archive)
+            spec = spec._replace(legal=_legal(path, about["spec"], spec, legal))
             made = _make_agent(path, _plausible(about["agent"], archive), agent)
             processor = about["action_processor"]
             if (processor is None) != (action_processor is None):
@@ -301,6 +314,32 @@ def _spec(plain: Mapping[str, Any], archive: _Archive) -> EnvSpec:
 def _plain_source(spec: EnvSpec) -> str | None:
     """The name by which `make` makes the environment, without parameters; None where none does."""
     return spec.source.name if spec.source is not None and not spec.source.params else None
+
+
+def _plain_legal(spec: EnvSpec) -> dict[str, Any] | None:
+    """The key that has the mask of legal actions, or the name of the function that gives it."""
+    if spec.legal is None:
+        return None
+    return {"key": spec.legal} if isinstance(spec.legal, str) else {"function": _name(spec.legal)}
+
+
+def _legal(path: Path, plain: Mapping[str, Any], spec: EnvSpec, given: Any) -> Any:
+    """The `EnvSpec.legal` of the file: its key, or the function that is given, or that of the
+    environment by its name."""
+    saved = plain.get("legal")  # which files of earlier versions don't have
+    function = None if saved is None else saved.get("function")
+    if given is not None and function is None:
+        raise RunError(f"legal: got {_name(given)}, expected None, as {path} has it")
+    if function is None:
+        return None if saved is None else str(saved["key"])
+    if given is None and spec.source is not None:
+        given = make(spec.source.name, **dict(spec.source.params)).spec.legal
+    if given is None:
+        raise RunError(
+            f"{path} is of an environment whose legal actions are given by {function}, whose code "
+            "isn't in the file: load it with load_policy(path, legal=...)"
+        )
+    return given
 
 
 def _plausible(agent: dict[str, Any], archive: _Archive) -> dict[str, Any]:

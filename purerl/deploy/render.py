@@ -97,12 +97,18 @@ def _play(
 
     T is `max_steps`; what follows the episode's end repeats it.
     """
-    space = env.spec.action_space
-    by_chance = memoryless(lambda obs, key: (space.sample(key)[None], {}))
+
+    def by_chance(obs: PyTree, key: jax.Array) -> tuple[jax.Array, dict]:
+        legal = env.spec.legal_actions(jax.tree.map(lambda x: x[0], obs))
+        return env.spec.action_space.sample(key, legal)[None], {}
 
     @jax.jit
     def play(policy: Policy | None, key: jax.Array) -> tuple:
-        acting = by_chance if policy is None else policy.acting(sample=sample_key is not None)
+        acting = (
+            memoryless(by_chance)
+            if policy is None
+            else policy.acting(sample=sample_key is not None)
+        )
         reset_key, play_key = jax.random.split(key)
         obs, state = env.reset(reset_key)
         start = (state, obs, jnp.float32(0), jnp.int32(0), jnp.bool_(False), acting.init(1))

@@ -16,7 +16,7 @@ from purerl.envs.base import (
 from purerl.envs.check import EnvError, check_env
 from purerl.envs.gymnax import gymnax_env
 from purerl.envs.registry import as_env, env_names, make, register
-from purerl.envs.spaces import Box, Discrete, Space
+from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space
 
 __all__ = [
     "AutoResetState",
@@ -26,6 +26,7 @@ __all__ = [
     "EnvError",
     "EnvSource",
     "EnvSpec",
+    "MultiDiscrete",
     "Space",
     "TimeLimitState",
     "TimeStep",

@@ -57,10 +57,15 @@ class EnvSpec(NamedTuple):
     Attributes:
         name: for people.
         observation_space: a space, or a pytree of spaces where observations are pytrees.
-        action_space: `Discrete` or `Box`.
+        action_space: `Discrete`, `MultiDiscrete` or `Box`.
         max_episode_steps: the time limit that the dynamics keep by themselves, or None.
         source: the call of `make` that the environment comes from; None for another's, which has
             no plain form in files. No part of equality.
+        legal: the legal ones of discrete actions, by the observation: a function of one observation
+            that gives `[num_outputs]` bool, an entry for each action (of a `MultiDiscrete` for each
+            choice of each number, one number's behind another's), or the key of a dict observation
+            that has this mask. None where all are legal. Agents never take the others. Where an
+            action has no legal choice, all count as legal. No part of equality.
 
     Spaces of Gymnasium or gymnax will do; they are converted where the environment is used.
     """
@@ -70,6 +75,14 @@ class EnvSpec(NamedTuple):
     action_space: Space
     max_episode_steps: int | None = None
     source: EnvSource | None = None
+    legal: str | Callable[[PyTree], jax.Array] | None = None
+
+    def legal_actions(self, obs: PyTree) -> jax.Array | None:
+        """`[num_outputs]` bool, the legal actions at one observation; None where all are legal."""
+        if self.legal is None:
+            return None
+        mask = obs[self.legal] if isinstance(self.legal, str) else self.legal(obs)
+        return mask.astype(jnp.bool_)
 
     def _facts(self) -> tuple:
         return self.name, self.observation_space, self.action_space, self.max_episode_steps

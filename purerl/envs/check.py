@@ -13,7 +13,7 @@ import numpy as np
 
 from purerl.envs.base import Env, TimeStep, vectorize, where
 from purerl.envs.registry import as_env
-from purerl.envs.spaces import Box, Discrete, is_space
+from purerl.envs.spaces import is_space, split_choices
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.fields import check_count, check_key
 
@@ -39,10 +39,10 @@ def check_env(
     state keeps its structure. `TrainConfig` checks as much of it as training needs.
 
     Unless `quick`: determined by its key, with no hidden state, and the same under `vmap` as alone;
-    over 8 episodes of random actions observations inside their space, rewards finite, `terminated`
-    and `truncated` never together, `truncated` at the spec's time limit and not before. An episode
-    is played to its end or through `num_steps`. It is one program, whose memory doesn't grow with
-    the number of steps.
+    over 8 episodes of random legal actions observations inside their space, with a legal action at
+    each, rewards finite, `terminated` and `truncated` never together, `truncated` at the spec's
+    time limit and not before. An episode is played to its end or through `num_steps`. It is one
+    program, whose memory doesn't grow with the number of steps.
 
     Args:
         env: a name, an `Env`, or a gymnax `Environment`, with its parameters or without.
@@ -90,6 +90,7 @@ def trace_env(env: Env, *, strict: bool = True) -> Traced:
     _check_spec(env)
     key = jax.eval_shape(lambda: jax.random.key(0))
     obs, state = _check_reset(env, key, strict)
+    _check_legal(env, obs)
     timestep = _check_step(env, key, state, strict)
     return Traced(obs, state, timestep)
 
@@ -107,7 +108,9 @@ def check_new_env(env: Any) -> Env:
     owner = getattr(made.step, "__self__", made.step)
     with contextlib.suppress(TypeError):  # what isn't hashable, or takes no weak reference
         reset, step, spec = _traced_before.get(owner, (None, None, None))
-        if reset is not None and (reset(), step(), spec) == tuple(made):
+        known = None if reset is None else (reset(), step(), spec)
+        # `legal` is no part of a spec's equality.
+        if known == tuple(made) and spec.legal == made.spec.legal:
             return made
     trace_env(made, strict=False)
     with contextlib.suppress(TypeError):
@@ -132,15 +135,15 @@ def _check_spec(env: Env) -> None:
     for name in ("reset", "step"):
         got = getattr(env, name)
         _require(callable(got), f"Env.{name}: got {shown(got)}, expected a function")
-    fields = ("name", "observation_space", "action_space", "max_episode_steps")
+    fields = ("name", "observation_space", "action_space", "max_episode_steps", "legal")
     _require(
         all(hasattr(spec, field) for field in fields),
         f"Env.spec: got {shown(spec)}, expected a purerl.EnvSpec",
     )
     _require(isinstance(spec.name, str), f"spec.name is {shown(spec.name)}, expected text")
     _require(
-        isinstance(spec.action_space, Discrete | Box),
-        f"spec.action_space is {shown(spec.action_space)}, expected Discrete or Box",
+        is_space(spec.action_space),
+        f"spec.action_space is {shown(spec.action_space)}, expected Discrete, MultiDiscrete or Box",
     )
     with sentence("spec.observation_space is no pytree", EnvError):  # keys that can't be sorted
         spaces = jax.tree.leaves(spec.observation_space, is_leaf=is_space)
@@ -216,6 +219,31 @@ def _check_reset(env: Env, key: Any, strict: bool) -> tuple[Any, Any]:
     )
     _check_obs(env, out[0], "reset", strict)
     return out
+
+
+def _check_legal(env: Env, obs: Any) -> None:
+    """The shape of the mask of legal actions."""
+    spec = env.spec
+    if getattr(spec, "legal", None) is None:
+        return
+    space, legal = spec.action_space, spec.legal
+    _require(
+        isinstance(legal, str) or callable(legal),
+        f"spec.legal is {shown(legal)}, expected a function of an observation, or a key of one",
+    )
+    _require(
+        space.sizes is not None,
+        f"spec.legal is for discrete actions, and the actions are {space}; expected None",
+    )
+    if isinstance(legal, str):
+        known = spec.observation_space
+        _require(
+            isinstance(known, dict) and legal in known,
+            f"spec.legal is {legal!r}, expected a key of the observations, {shown(known)}",
+        )
+    mask = _traced(spec.legal_actions, obs, what="spec.legal(obs)", strict=False)
+    what, shape = "spec.legal: the mask", (space.num_outputs,)
+    _require_array(mask, shape, np.bool_, what)
 
 
 def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
@@ -308,7 +336,12 @@ def _plain(x: Any) -> np.ndarray:
 def _start_and_step(env: Env, key: jax.Array) -> Any:
     reset_key, action_key, step_key = jax.random.split(key, 3)
     obs, state = env.reset(reset_key)
-    return obs, env.step(step_key, state, env.spec.action_space.sample(action_key))
+    return obs, env.step(step_key, state, _random_action(env, action_key, obs))
+
+
+def _random_action(env: Env, key: jax.Array, obs: Any) -> jax.Array:
+    """A legal one."""
+    return env.spec.action_space.sample(key, env.spec.legal_actions(obs))
 
 
 def _require_equal(x: Any, y: Any, message: str, exact: bool = False) -> None:
@@ -329,6 +362,7 @@ class _Seen(NamedTuple):
     truncated: jax.Array
     both: jax.Array
     broken_reward: jax.Array
+    stuck: jax.Array
     low: Any
     high: Any
 
@@ -339,15 +373,16 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
     reset_key, play_key = jax.random.split(key)
     first, state = many.reset(jax.random.split(reset_key, EPISODES))
     no = jnp.zeros(EPISODES, bool)
-    start = _Seen(no, jnp.zeros(EPISODES, jnp.int32), no, no, no, first, first)
+    start = _Seen(no, jnp.zeros(EPISODES, jnp.int32), no, no, no, no, first, first)
 
     def going(carry: tuple) -> jax.Array:
-        return (carry[0] < num_steps) & ~jnp.all(carry[2].over)
+        return (carry[0] < num_steps) & ~jnp.all(carry[3].over)
 
     def step(carry: tuple) -> tuple:
-        time, state, seen = carry
+        time, obs, state, seen = carry
         keys = jax.random.split(jax.random.fold_in(play_key, time), (2, EPISODES))
-        action = jax.vmap(env.spec.action_space.sample)(keys[0])
+        action = jax.vmap(lambda key, obs: _random_action(env, key, obs))(keys[0], obs)
+        stuck = jax.vmap(lambda obs: _no_legal_action(env, obs))(obs)
         state, timestep = many.step(keys[1], state, action)
         valid = ~seen.over
 
@@ -357,6 +392,7 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
         both = timestep.terminated & timestep.truncated
         return (
             time + 1,
+            timestep.obs,
             state,
             _Seen(
                 over=seen.over | timestep.terminated | timestep.truncated,
@@ -364,12 +400,21 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
                 truncated=seen.truncated | (valid & timestep.truncated),
                 both=seen.both | (valid & both),
                 broken_reward=seen.broken_reward | (valid & ~jnp.isfinite(timestep.reward)),
+                stuck=seen.stuck | (valid & stuck),
                 low=widened(jnp.minimum, seen.low),
                 high=widened(jnp.maximum, seen.high),
             ),
         )
 
-    return first, jax.lax.while_loop(going, step, (jnp.int32(0), state, start))[2]
+    return first, jax.lax.while_loop(going, step, (jnp.int32(0), first, state, start))[3]
+
+
+def _no_legal_action(env: Env, obs: Any) -> jax.Array:
+    """`[]` bool, whether some choice of an action has no legal option."""
+    legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
+    if legal is None or sizes is None:
+        return jnp.bool_(False)
+    return ~jnp.all(jnp.any(split_choices(legal, sizes, False), axis=-1))
 
 
 def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
@@ -384,6 +429,10 @@ def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
     run = jax.jit(played, compiler_options=QUICK_COMPILE)
     first, seen = jax.tree.map(np.asarray, run(key, num_steps))
     _require(not seen.broken_reward.any(), "step: a reward is not finite")
+    _require(
+        not seen.stuck.any(),
+        "spec.legal: an observation in an episode leaves no action legal; expected one at least",
+    )
     _require(
         not seen.both.any(),
         "step: terminated and truncated are set together; terminated has to win",
@@ -412,8 +461,8 @@ def _check_inside(env: Env, lowest: Any, highest: Any, where: str) -> None:
     ):
         finite = np.isfinite(least).all() and np.isfinite(most).all()
         _require(finite, f"{where}: an observation is not finite")
-        low, high = (0, space.n - 1) if isinstance(space, Discrete) else (space.low, space.high)
-        for extreme, outside in ((least, least < low - 1e-4), (most, most > high + 1e-4)):
+        below, above = least < space.low - 1e-4, most > space.high + 1e-4
+        for extreme, outside in ((least, below), (most, above)):
             _require(
                 not outside.any(),
                 f"{where}: an observation is outside {space}: {extreme[outside][:1]}",

@@ -25,7 +25,7 @@ from jax.interpreters import partial_eval
 
 from purerl.envs.base import Dynamics, Env, EnvSpec, TimeStep
 from purerl.envs.gymnax_wrappers import packed, unpacked, whole_step, without_resets, wrapped
-from purerl.envs.spaces import Box, Discrete, Space
+from purerl.envs.spaces import Box, convert_spaces, is_space
 from purerl.records.errors import ConfigError, sentence, shown
 
 PyTree = Any
@@ -92,8 +92,8 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
         name: for the spec; `env.name` where None, behind the names of such wrappers.
 
     Raises:
-        ConfigError: an action space other than Discrete or Box; a `step` or `reset` that can't be
-            used, with what to override instead.
+        ConfigError: an action space other than Discrete, MultiDiscrete or Box; a `step` or `reset`
+            that can't be used, with what to override instead.
     """
     if not hasattr(env, "step_env") and not hasattr(env, "step"):
         raise ConfigError(f"env: got {shown(env)}, expected a gymnax Environment")
@@ -102,13 +102,13 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))
         known = env.default_params if traced else params
         space = env.observation_space(known)
-        action_space = _space(env.action_space(known))
+        action_space = convert_spaces(env.action_space(known))
         limit = getattr(params, "max_steps_in_episode", None)
         limit = None if limit is None or isinstance(limit, jax.core.Tracer) else int(limit)
-    if not isinstance(action_space, Discrete | Box):
+    if not is_space(action_space):
         raise ConfigError(
             f"env: {env.name!r} has the action space {env.action_space(known)}, "
-            "expected Discrete or Box"
+            "expected Discrete, MultiDiscrete or Box"
         )
     played, innermost = without_resets(env)
     if name is None:
@@ -256,17 +256,9 @@ def _strong(x: Any, dtype: Any = None) -> Any:
     return jax.lax.convert_element_type(x, np.dtype(dtype or x.dtype))
 
 
-def _space(space: Any) -> Space | None:
-    if hasattr(space, "n"):
-        return Discrete(int(space.n))
-    if hasattr(space, "low"):
-        return Box(np.asarray(space.low), np.asarray(space.high), space.shape, space.dtype)
-    return None
-
-
 def _observation_space(space: Any, obs: Any) -> Any:
     """Spaces in the observation's own structure; the dtype is what the environment returns."""
-    if hasattr(space, "n"):
+    if getattr(space, "n", None) is not None:
         return Box(0.0, 1.0, (int(space.n),))
     children = getattr(space, "spaces", None)
     if children is None:
@@ -279,7 +271,7 @@ def _observation_space(space: Any, obs: Any) -> Any:
 
 def _categories(space: Any) -> Any:
     """For each part of an observation, its n where it is `Discrete`, and 0 where it isn't."""
-    if hasattr(space, "n"):
+    if getattr(space, "n", None) is not None:
         return int(space.n)
     children = getattr(space, "spaces", None)
     if children is None:

@@ -1,7 +1,14 @@
-"""Spaces: what an observation or an action may be. Static, hashable, comparable."""
+"""Spaces: what an observation or an action may be. Static, hashable, comparable.
 
-from collections.abc import Sequence
-from typing import Any
+A space answers for itself whatever depends on its kind: how many numbers a network gives for an
+action of it, how an action goes into a network, how it is drawn, clipped and written down. Nobody
+asks it for its class.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -9,42 +16,204 @@ import numpy as np
 
 from purerl.records.errors import ConfigError, shown
 
+PyTree = Any
 
-class Discrete:
-    """The integers 0 to n - 1, as int32 scalars."""
 
-    shape: tuple[int, ...] = ()
-    dtype = np.dtype(np.int32)
+class Space:
+    """Base of the spaces.
 
-    def __init__(self, n: int):
-        whole = isinstance(n, (int, np.integer)) or (isinstance(n, float) and n.is_integer())
-        if not whole or isinstance(n, bool) or not 1 <= n < 2**31:
-            raise ConfigError(
-                f"Discrete.n: got {shown(n)}, expected an integer >= 1, and below 2**31"
-            )
-        self.n = int(n)
+    Attributes:
+        kind: its name in files.
+        shape, dtype: of an element.
+        low, high: `[*shape]`, the bounds of each number, included.
+        sizes: how many choices each number of an element has, `[prod(shape)]`, in the order of the
+            flattened element; None of a continuous space.
+    """
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """One element, uniformly."""
-        return jax.random.randint(key, (), 0, self.n, dtype=jnp.int32)
+    kind: ClassVar[str]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    low: np.ndarray
+    high: np.ndarray
+    sizes: tuple[int, ...] | None = None
+
+    @property
+    def n(self) -> int | None:
+        """The number of elements where an element is one choice; None of every other space."""
+        return None
+
+    @property
+    def num_outputs(self) -> int:
+        """The numbers that a network gives for an element, which is the width of `encode` and of a
+        mask too: one for each choice of each number; one for each number of a continuous space."""
+        return math.prod(self.shape) if self.sizes is None else sum(self.sizes)
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Elements as a network takes them, `[B, *shape]` to `[B, num_outputs]` float32.
+
+        Choices are one-hot, behind one another. Continuous numbers are in units of half their
+        range, from its middle, so that -1 and 1 are the bounds.
+        """
+        raise NotImplementedError
+
+    def clip(self, x: jax.Array) -> jax.Array:
+        """Elements `[..., *shape]` inside the bounds, in the space's dtype; choices as they are."""
+        return x
+
+    def sample(self, key: jax.Array, legal: jax.Array | None = None) -> jax.Array:
+        """One element, uniformly.
+
+        Args:
+            key: for the draw.
+            legal: `[num_outputs]` bool, the choices that may be drawn; None for all. Where a number
+                has none, all of its choices may. A continuous space has no choices.
+        """
+        raise NotImplementedError
+
+    def example(self, *batch: int) -> jax.Array:
+        """Zeros of the space's dtype, `[*batch, *shape]`."""
+        return jnp.zeros((*batch, *self.shape), self.dtype)
 
     def contains(self, x: Any) -> bool:
-        """Whether a concrete value has the space's dtype and lies inside."""
+        """Whether a concrete value has the space's shape and dtype and lies inside."""
         x = np.asarray(x)
-        return x.shape == () and x.dtype == self.dtype and 0 <= int(x) < self.n
+        if x.shape != self.shape or x.dtype != self.dtype:
+            return False
+        return bool(np.all(x >= self.low) and np.all(x <= self.high))
+
+    def on_host(self, x: np.ndarray) -> Any:
+        """An element as an environment outside of JAX takes it: an int of a single choice, else the
+        numpy array."""
+        return x
+
+    def plain(self) -> Any:
+        """The value that `from_plain` makes the same space of, in what JSON has."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_plain(cls, value: Any) -> Self:
+        """The space that gave the plain value."""
+        raise NotImplementedError
+
+    def as_gymnasium(self, spaces: Any) -> Any:
+        """The space of Gymnasium, of its module `gymnasium.spaces`."""
+        raise NotImplementedError
+
+    def _identity(self) -> tuple:
+        raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Discrete) and self.n == other.n
+        return type(self) is type(other) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash((Discrete, self.n))
+        return hash((self.kind, self._identity()))
+
+
+class Discrete(Space):
+    """The integers 0 to n - 1, as int32 scalars."""
+
+    kind = "discrete"
+    shape = ()
+    dtype = np.dtype(np.int32)
+    low = np.zeros((), np.int32)
+
+    def __init__(self, n: int):
+        self.sizes = (_count("Discrete.n", n),)
+        self.high = np.asarray(self.n - 1, np.int32)
+
+    @property
+    def n(self) -> int:
+        """The number of elements."""
+        assert self.sizes is not None
+        return self.sizes[0]
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        return jax.nn.one_hot(x, self.n, dtype=jnp.float32)
+
+    def sample(self, key: jax.Array, legal: jax.Array | None = None) -> jax.Array:
+        if legal is None:
+            return jax.random.randint(key, (), 0, self.n, dtype=jnp.int32)
+        return _any_legal(key, legal)
+
+    def on_host(self, x: np.ndarray) -> Any:
+        return x.item() if x.ndim == 0 else x
+
+    def plain(self) -> Any:
+        return self.n
+
+    @classmethod
+    def from_plain(cls, value: Any) -> Self:
+        return cls(value)
+
+    def as_gymnasium(self, spaces: Any) -> Any:
+        return spaces.Discrete(self.n)
+
+    def _identity(self) -> tuple:
+        return (self.n,)
 
     def __repr__(self) -> str:
         return f"Discrete({self.n})"
 
 
-class Box:
+class MultiDiscrete(Space):
+    """Several choices at once: int32 arrays whose i-th number is one of 0 to nvec[i] - 1.
+
+    Attributes:
+        nvec: `[*shape]`, the number of choices of each.
+    """
+
+    kind = "multi_discrete"
+    dtype = np.dtype(np.int32)
+    sizes: tuple[int, ...]
+
+    def __init__(self, nvec: Any):
+        try:
+            given = np.asarray(nvec, dtype=object)
+        except ValueError:  # nested lists of several lengths
+            given = np.empty(0, dtype=object)
+        if given.ndim == 0 or given.size == 0 or any(isinstance(x, Sequence) for x in given.flat):
+            raise ConfigError(
+                f"MultiDiscrete.nvec: got {shown(nvec)}, expected a sequence of integers, the "
+                "number of choices of each"
+            )
+        self.shape = given.shape
+        self.sizes = tuple(_count("MultiDiscrete.nvec", x) for x in given.flat)
+        self.nvec = np.array(self.sizes, np.int32).reshape(self.shape)
+        self.low, self.high = np.zeros_like(self.nvec), self.nvec - 1
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        parts = x.reshape(x.shape[0], -1)
+        if len(set(self.sizes)) == 1:
+            return jax.nn.one_hot(parts, self.sizes[0], dtype=jnp.float32).reshape(len(x), -1)
+        each = [jax.nn.one_hot(parts[:, i], n, dtype=jnp.float32) for i, n in enumerate(self.sizes)]
+        return jnp.concatenate(each, axis=-1)
+
+    def sample(self, key: jax.Array, legal: jax.Array | None = None) -> jax.Array:
+        if legal is None:
+            return jax.random.randint(key, self.shape, 0, self.nvec, dtype=jnp.int32)
+        return _any_legal(key, legal, self.sizes).reshape(self.shape)
+
+    def plain(self) -> Any:
+        return self.nvec.tolist()
+
+    @classmethod
+    def from_plain(cls, value: Any) -> Self:
+        return cls(value)
+
+    def as_gymnasium(self, spaces: Any) -> Any:
+        return spaces.MultiDiscrete(self.nvec, dtype=np.int32)
+
+    def _identity(self) -> tuple:
+        return self.shape, self.sizes
+
+    def __repr__(self) -> str:
+        return f"MultiDiscrete({_as_tuples(self.nvec.tolist())})"
+
+
+class Box(Space):
     """Arrays of one shape between two bounds, which broadcast to it and may be infinite."""
+
+    kind = "box"
 
     def __init__(self, low: Any, high: Any, shape: Sequence[int] | None = None, dtype: Any = float):
         bounds = [_bound(name, bound) for name, bound in (("low", low), ("high", high))]
@@ -91,7 +260,18 @@ class Box:
         one = np.float32(1.0)
         return np.where(finite, self.low, -one), np.where(finite, self.high, one)
 
-    def sample(self, key: jax.Array) -> jax.Array:
+    def encode(self, x: jax.Array) -> jax.Array:
+        half = self.half_range  # numbers without a range are 0
+        divisor = np.where(half > 0.0, np.maximum(half, 1e-8), np.inf).astype(np.float32)
+        scaled = (x.astype(jnp.float32) - self.center[None]) / divisor[None]
+        return scaled.reshape(x.shape[0], -1)
+
+    def clip(self, x: jax.Array) -> jax.Array:
+        batch = (1,) * (x.ndim - len(self.shape))
+        low, high = (bound.reshape(batch + self.shape) for bound in (self.low, self.high))
+        return jnp.clip(x, low, high).astype(self.dtype)
+
+    def sample(self, key: jax.Array, legal: jax.Array | None = None) -> jax.Array:
         """One element, uniformly; from a standard normal, clipped, where a bound is infinite."""
         if self.dtype.kind in "biu" and self.bounded:
             return self._sample_integer(key)
@@ -115,21 +295,26 @@ class Box:
         bounds = low.astype(drawn), high.astype(drawn) + drawn.type(1)
         return jax.random.randint(key, self.shape, *bounds, drawn).astype(self.dtype)
 
-    def contains(self, x: Any) -> bool:
-        """Whether a concrete value has the space's shape and dtype and lies inside."""
-        x = np.asarray(x)
-        if x.shape != self.shape or x.dtype != self.dtype:
-            return False
-        return bool(np.all(x >= self.low) and np.all(x <= self.high))
+    def plain(self) -> Any:
+        bounds = {name: _plain_bound(x) for name, x in (("low", self.low), ("high", self.high))}
+        return {**bounds, "shape": list(self.shape), "dtype": self.dtype.name}
+
+    @classmethod
+    def from_plain(cls, value: Any) -> Self:
+        low, high = (np.array(value[bound], np.float32) for bound in ("low", "high"))
+        return cls(low, high, value["shape"], value["dtype"])
+
+    def as_gymnasium(self, spaces: Any) -> Any:
+        low, high = self.low, self.high
+        if np.issubdtype(self.dtype, np.integer):
+            limits = np.iinfo(self.dtype)
+            # Clipped as float64: float32 has not all of int32's numbers.
+            low, high = (np.clip(x.astype(float), limits.min, limits.max) for x in (low, high))
+        bounds = low.astype(self.dtype), high.astype(self.dtype)
+        return spaces.Box(*bounds, self.shape, self.dtype.type)
 
     def _identity(self) -> tuple:
         return (self.shape, self.dtype.str, self.low.tobytes(), self.high.tobytes())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Box) and self._identity() == other._identity()
-
-    def __hash__(self) -> int:
-        return hash((Box, self._identity()))
 
     def __repr__(self) -> str:
         def bound(x: np.ndarray) -> str:
@@ -139,7 +324,7 @@ class Box:
         return f"Box({bound(self.low)}, {bound(self.high)}, {self.shape}{dtype})"
 
 
-Space = Discrete | Box
+KINDS: dict[str, type[Space]] = {kind.kind: kind for kind in (Discrete, MultiDiscrete, Box)}
 
 
 def is_space(x: Any) -> bool:
@@ -147,15 +332,68 @@ def is_space(x: Any) -> bool:
     return isinstance(x, Space)
 
 
+def leaves_of(space: PyTree) -> tuple[list[Any], Any]:
+    """The spaces in a pytree of them, and its structure."""
+    return jax.tree.flatten(space, is_leaf=is_space)
+
+
+def map_spaces(function: Callable[[Space], Any], space: PyTree) -> PyTree:
+    """The pytree with what a function makes of each space in it."""
+    return jax.tree.map(function, space, is_leaf=is_space)
+
+
+def split_choices(x: jax.Array, sizes: tuple[int, ...], fill: Any) -> jax.Array:
+    """A number for each choice, `[..., sum(sizes)]`, as `[..., len(sizes), max(sizes)]`: a row for
+    each number of an element, filled up where it has fewer choices."""
+    most = max(sizes)
+    if min(sizes) == most:
+        return x.reshape(*x.shape[:-1], len(sizes), most)
+    ends = list(itertools.accumulate(sizes))
+    parts = [x[..., end - n : end] for n, end in zip(sizes, ends, strict=True)]
+    keep = [(0, 0)] * (x.ndim - 1)
+    padded = [jnp.pad(p, [*keep, (0, most - p.shape[-1])], constant_values=fill) for p in parts]
+    return jnp.stack(padded, axis=-2)
+
+
+def where_legal(
+    x: jax.Array, legal: jax.Array | None, sizes: tuple[int, ...] | None = None
+) -> jax.Array:
+    """Logits or Q values with minus infinity where a choice is illegal.
+
+    Their derivative there is 0. Where a number of an action has no legal choice (as in a state that
+    ends an episode), all of its choices count as legal.
+
+    Args:
+        x: `[..., num_outputs]` floats.
+        legal: `[..., num_outputs]` bool; None where all are legal.
+        sizes: those of the action space; None for one choice.
+    """
+    if legal is None:
+        return x
+    sizes = (x.shape[-1],) if sizes is None else sizes
+    some = jnp.any(split_choices(legal, sizes, False), axis=-1)
+    some = some[..., np.repeat(np.arange(len(sizes)), sizes)]
+    return jnp.where(legal | ~some, x, -jnp.inf)
+
+
+def _any_legal(key: jax.Array, legal: jax.Array, sizes: tuple[int, ...] | None = None) -> jax.Array:
+    """Of each number of an element, one of its legal choices, uniformly: `[len(sizes)]` int32, and
+    `[]` without sizes."""
+    logits = where_legal(jnp.zeros(legal.shape, jnp.float32), legal, sizes)
+    if sizes is not None:
+        logits = split_choices(logits, sizes, -jnp.inf)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
 def convert_spaces(space: Any) -> Any:
     """A space, or a pytree of spaces, with those of Gymnasium and gymnax as ours; itself where all
     are.
 
-    What has no counterpart stays as it is, for `check_env` to name. A `MultiDiscrete` or
-    `MultiBinary` becomes a `Box` of integers.
+    A `MultiBinary` becomes a `MultiDiscrete` of twos. What has no counterpart stays as it is, for
+    `check_env` to name.
 
     Raises:
-        ConfigError: a `Discrete` that doesn't start at 0.
+        ConfigError: a `Discrete` or `MultiDiscrete` that doesn't start at 0.
     """
     if is_space(space) or isinstance(space, type):
         return space
@@ -170,18 +408,35 @@ def convert_spaces(space: Any) -> Any:
         if isinstance(space, dict):
             return dict(zip(space, parts, strict=True))
         return type(space)(*parts) if hasattr(space, "_fields") else type(space)(parts)
+    if np.any(getattr(space, "start", 0)):
+        kind = "MultiDiscrete" if hasattr(space, "nvec") else "Discrete"
+        raise ConfigError(f"EnvSpec: got {shown(space)}, expected a {kind} that starts at 0")
     if hasattr(space, "nvec"):
-        most = np.asarray(space.nvec) - 1
-        return Box(0, most, most.shape, np.int32)
+        return MultiDiscrete(np.asarray(space.nvec))
     if hasattr(space, "low") and hasattr(space, "high"):
         return Box(np.asarray(space.low), np.asarray(space.high), space.shape, space.dtype)
     if hasattr(space, "n"):
         if getattr(space, "shape", None):  # MultiBinary
-            return Box(0, 1, space.shape, space.dtype)
-        if getattr(space, "start", 0) != 0:
-            raise ConfigError(f"EnvSpec: got {shown(space)}, expected a Discrete that starts at 0")
+            return MultiDiscrete(np.full(space.shape, 2))
         return Discrete(int(space.n))
     return space
+
+
+def _count(name: str, n: Any) -> int:
+    """A number of choices. Raises ConfigError."""
+    whole = isinstance(n, (int, np.integer)) or (isinstance(n, float) and n.is_integer())
+    if not whole or isinstance(n, bool) or not 1 <= n < 2**31:
+        raise ConfigError(f"{name}: got {shown(n)}, expected an integer >= 1, and below 2**31")
+    return int(n)
+
+
+def _as_tuples(x: Any) -> Any:
+    return tuple(map(_as_tuples, x)) if isinstance(x, list) else x
+
+
+def _plain_bound(x: np.ndarray) -> Any:
+    """One number where all are the same, else nested lists."""
+    return float(x.flat[0]) if x.size and np.all(x == x.flat[0]) else x.tolist()
 
 
 def _bound(name: str, bound: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Running mean and variance, kept once over all environments (not one per environment)."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,11 @@ BOUND = 1e15  # what is further from the mean stays out of the statistics: its s
 class RunningStats(NamedTuple):
     """Mean and variance of all that was seen, over every axis but an observation's own.
 
+    Only floats are normalised: integers and bools are counts, categories, pixels or masks, which
+    would be others. In the place of such a leaf the pytrees have None.
+
     Differences to a fixed `shift` near the data are what is averaged: of a feature that stays near
-    5,000, or of integers near 2e9, float32 keeps nothing else apart.
+    5,000 float32 keeps nothing else apart.
 
     Attributes:
         size: `[]` float32, how many were seen.
@@ -50,7 +54,7 @@ def init_stats(example: PyTree, shift: PyTree | None = None) -> RunningStats:
     """
     if shift is None:
         shift = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
-    shift = jax.tree.map(_bounded, shift)
+    shift = jax.tree.map(lambda x, y: _bounded(y) if _is_float(x) else None, example, shift)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shift)
     return RunningStats(
         size=jnp.float32(0.0),
@@ -81,6 +85,9 @@ def update_stats(
         devices: whose batches, equally large, are all added.
         valid: `[*batch_shape]` bool, what counts; None for all.
     """
+    batch = _map(lambda _, x: x, stats.shift, batch)
+    if not jax.tree.leaves(batch):
+        return stats
     begun = stats.size > 0
     # Of nothing yet, offset and variance are there for `normalize` only.
     old_offset, old_var = jax.tree.map(
@@ -148,18 +155,32 @@ def _moments(
 
 
 def normalize(stats: RunningStats, x: PyTree, clip: float = 10.0) -> PyTree:
-    """(x - mean) / std, clipped, leaf by leaf; x is `[..., *shape]` and comes back as float32.
+    """(x - mean) / std, clipped, of the floats in x, `[..., *shape]`, as float32; all else comes
+    back as it is."""
 
-    Bools come back as they are: a mask would be another one, since whatever isn't 0 is true.
-    """
-
-    def scale(x: jax.Array, shift: jax.Array, offset: jax.Array, var: jax.Array) -> jax.Array:
-        if x.dtype == jnp.bool_:
-            return x
+    def scale(shift: jax.Array, x: jax.Array, offset: jax.Array, var: jax.Array) -> jax.Array:
         distance = _distance(x, shift, offset)
         return jnp.clip(distance * _as_wide(jax.lax.rsqrt(var + 1e-8), distance), -clip, clip)
 
-    return jax.tree.map(scale, x, stats.shift, stats.offset, stats.var)
+    return _map(scale, stats.shift, x, stats.offset, stats.var, other=lambda x: x)
+
+
+def _map(
+    function: Callable[..., Any],
+    shift: PyTree,
+    *trees: PyTree,
+    other: Callable[[Any], Any] = lambda x: None,
+) -> PyTree:
+    """A function of the leaves that are normalised, and another one of the rest."""
+
+    def each(shift: Any, first: Any, *rest: Any) -> Any:
+        return other(first) if shift is None else function(shift, first, *rest)
+
+    return jax.tree.map(each, shift, *trees, is_leaf=lambda x: x is None)
+
+
+def _is_float(x: Any) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def left_out(tree: PyTree) -> jax.Array:
@@ -175,13 +196,7 @@ def _distance(x: jax.Array, shift: jax.Array, offset: jax.Array) -> jax.Array:
     shift, offset = _as_wide(shift, x), _as_wide(offset, x)
     wide = 8 in (x.dtype.itemsize, shift.dtype.itemsize)  # there under `jax_enable_x64` only
     real: Any = jnp.float64 if wide else jnp.float32
-    far = (x.astype(real) - shift.astype(real)).astype(jnp.float32)
-    if not all(jnp.issubdtype(a.dtype, jnp.integer) for a in (x, shift)):
-        return far - offset
-    # Integers beyond 2**24 are no float32. Their difference is right also where they wrap around.
-    whole: Any = jnp.int64 if wide else jnp.int32
-    near = (x.astype(whole) - shift.astype(whole)).astype(jnp.float32)
-    return jnp.where(jnp.abs(far) < 2.0**30, near, far) - offset
+    return (x.astype(real) - shift.astype(real)).astype(jnp.float32) - offset
 
 
 def _as_wide(x: jax.Array, other: jax.Array) -> jax.Array:
@@ -191,7 +206,7 @@ def _as_wide(x: jax.Array, other: jax.Array) -> jax.Array:
 
 def _bounded(x: jax.Array) -> jax.Array:
     x = jnp.asarray(x)
-    return jnp.where(jnp.abs(x) <= BOUND, x, 0) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    return jnp.where(jnp.abs(x) <= BOUND, x, 0)
 
 
 def _add(value: jax.Array, lost: jax.Array, change: Any) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purerl.nn.networks import Actor, Critic
+from purerl.nn.networks import Actor, ActorCriticNetwork, Critic
 from purerl.records.fields import ConfigError
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -58,7 +58,8 @@ class Torso(nn.Module):
 
     First, where `network` is "cnn", or "auto" and the observation is an image
     `[B, height, width, channels]`, one convolution of 16 filters, 3 x 3 (Young and Tian 2019,
-    arXiv:1903.03176), with a stride that leaves at most 10 x 10 cells. Then dense layers.
+    arXiv:1903.03176), with a stride that leaves at most 10 x 10 cells. Then dense layers. Images of
+    uint8 are divided by 255.
     """
 
     hidden: Sequence[int] = (64, 64)
@@ -74,7 +75,7 @@ class Torso(nn.Module):
                 f"network: got 'cnn', but observations have shape {leaves[0].shape[1:]}, expected "
                 "(height, width, channels)"
             )
-        leaves = [self._flatten(leaf.astype(jnp.float32)) for leaf in leaves]
+        leaves = [self._flatten(_as_floats(leaf)) for leaf in leaves]
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
         for size in self.hidden:
             x = activation(nn.Dense(size, kernel_init=_orthogonal(math.sqrt(2)))(x))
@@ -86,6 +87,11 @@ class Torso(nn.Module):
             conv = nn.Dense(16, kernel_init=_orthogonal(math.sqrt(2)))
             x = ACTIVATIONS[self.activation](conv(_patches(x, 3, stride)))
         return x.reshape(x.shape[0], -1)
+
+
+def _as_floats(x: jax.Array) -> jax.Array:
+    pixels = x.dtype == jnp.uint8 and x.ndim == 4
+    return x.astype(jnp.float32) / 255.0 if pixels else x.astype(jnp.float32)
 
 
 def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
@@ -111,8 +117,21 @@ class DefaultActor(Actor):
 
     @nn.compact
     def create_network(self, obs: Any) -> jax.Array:
-        x = Torso(self.hidden, self.activation, self.network)(obs)
+        x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
         return _head(self.action_dim, 0.01)(x)
+
+
+class DefaultActorCritic(ActorCriticNetwork):
+    """A policy and V: a `Torso` that both share, and a dense layer for each."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "auto"
+
+    @nn.compact
+    def create_network(self, obs: Any) -> tuple[jax.Array, jax.Array]:
+        x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
+        return _head(self.action_dim, 0.01)(x), _head(1, 1.0)(x)
 
 
 class DefaultCritic(Critic):
@@ -124,7 +143,7 @@ class DefaultCritic(Critic):
 
     @nn.compact
     def create_network(self, obs: Any) -> jax.Array:
-        x = Torso(self.hidden, self.activation, self.network)(obs)
+        x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
         return _head(1, 1.0)(x)
 
 
@@ -138,7 +157,9 @@ class DefaultQCritic(Critic):
 
     @nn.compact
     def create_network(self, obs: Any, action: jax.Array) -> jax.Array:
-        x = Torso(self.hidden, self.activation, self.network)({"action": action, "obs": obs})
+        x = Torso(self.hidden, self.activation, self.network)(
+            {"action": action, "obs": self.view.features(obs)}
+        )
         return _head(1, 1.0)(x)
 
 
@@ -151,5 +172,5 @@ class DefaultQNetwork(Critic):
 
     @nn.compact
     def create_network(self, obs: Any) -> jax.Array:
-        x = Torso(self.hidden, self.activation, self.network)(obs)
+        x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
         return _head(self.action_dim, 1.0)(x)

@@ -3,6 +3,10 @@
 Each has `sample(key)`, `mode()`, `log_prob(action)` and `entropy()`. Batch axes come first; the log
 probability of an array-valued action is the sum over its own axes.
 
+Illegal actions have a logit of minus infinity, which `purerl.envs.spaces.where_legal` gives them:
+they are never drawn, never the mode, add nothing to the entropy, and no derivative goes through
+them.
+
 From an action of a `TanhNormal` its probability can't be found where tanh is saturated: in float32
 an action of 1 has lost what was squashed. For a loss that needs it later, keep all that `draw`
 returns, and call `log_prob_of`.
@@ -15,6 +19,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from purerl.envs.spaces import split_choices
 
 
 class Distribution(Protocol):
@@ -55,7 +61,8 @@ class Categorical(NamedTuple):
     """One of n actions.
 
     Attributes:
-        logits: `[..., n]`, unnormalised log probabilities.
+        logits: `[..., n]`, unnormalised log probabilities; minus infinity where an action is
+            impossible, as `where_legal` gives them.
     """
 
     logits: jax.Array
@@ -84,6 +91,52 @@ class Categorical(NamedTuple):
         log_probs = jax.nn.log_softmax(self.logits)
         probs = jnp.exp(log_probs)
         return -jnp.sum(probs * jnp.where(probs > 0, log_probs, 0.0), axis=-1)
+
+
+@struct.dataclass
+class MultiCategorical:
+    """Several independent choices at once: the joint probability is the product of theirs.
+
+    Attributes:
+        logits: `[..., sum(sizes)]`, unnormalised log probabilities, one choice's behind another's.
+        sizes: the number of options of each choice.
+        action_shape: of an action, which has `len(sizes)` numbers; None for `[len(sizes)]`.
+    """
+
+    logits: jax.Array
+    sizes: tuple[int, ...] = struct.field(pytree_node=False)
+    action_shape: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
+
+    @property
+    def parts(self) -> Categorical:
+        """The choices, `[..., len(sizes)]` of them, as one distribution over `max(sizes)`
+        options."""
+        return Categorical(split_choices(self.logits, self.sizes, -jnp.inf))
+
+    def _whole(self, parts: jax.Array) -> jax.Array:
+        shape = (len(self.sizes),) if self.action_shape is None else self.action_shape
+        return parts.reshape(*parts.shape[:-1], *shape)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """`[..., *action_shape]` int32."""
+        return self._whole(self.parts.sample(key))
+
+    def mode(self) -> jax.Array:
+        """`[..., *action_shape]` int32, the most likely of each choice."""
+        return self._whole(self.parts.mode())
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """`[...]`; action is `[..., *action_shape]` of integers."""
+        chosen = action.reshape(*self.logits.shape[:-1], len(self.sizes))
+        return jnp.sum(self.parts.log_prob(chosen), axis=-1)
+
+    def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        action = self.sample(key)
+        return action, self.log_prob(action)
+
+    def entropy(self) -> jax.Array:
+        """`[...]`, in nats, the sum of the choices'."""
+        return jnp.sum(self.parts.entropy(), axis=-1)
 
 
 @struct.dataclass

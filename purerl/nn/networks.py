@@ -13,7 +13,6 @@ A subclass implements `create_network` and is passed to an agent uninstantiated:
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -23,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.envs.spaces import Box, Discrete, Space
-from purerl.nn.distributions import Categorical, Normal, TanhNormal
+from purerl.envs.spaces import Box, Space, where_legal
+from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhNormal
+from purerl.nn.views import View
 from purerl.records.fields import ConfigError
 
 DEFAULT_DISTRIBUTION = "default"
@@ -35,9 +35,12 @@ class Actor(nn.Module):
 
     Attributes:
         action_space: given by the agent.
-        distribution: `Categorical`, `Normal` or `TanhNormal`; None for a deterministic policy. By
-            default Categorical for discrete actions and Normal for continuous ones.
+        distribution: `Categorical`, `MultiCategorical`, `Normal` or `TanhNormal`; None for a
+            deterministic policy. By default it follows from the action space: Categorical for one
+            choice, MultiCategorical for several, Normal for continuous actions.
         init_log_std: where the state-independent log standard deviation starts.
+        view: the part of the observation that the network sees, and the legal actions; given by the
+            agent.
 
     What `create_network` returns is checked when the agent is initialised, and taken as float32.
     For continuous actions it is in units of half the action's range, from its middle: 0 is the
@@ -49,6 +52,7 @@ class Actor(nn.Module):
     action_space: Space
     distribution: Any = DEFAULT_DISTRIBUTION
     init_log_std: float = 0.0
+    view: View = View()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # A dataclass takes `distribution = None` in a subclass for a new default only with an
@@ -65,44 +69,71 @@ class Actor(nn.Module):
             obs: `[B, *obs_shape]`, or a pytree of such.
 
         Returns:
-            For Categorical `[B, n]` logits. For Normal and TanhNormal the mean `[B, action_dim]`,
-            with a log standard deviation that is a parameter; or a pair of mean and log standard
-            deviation, `[B, action_dim]` each. For None the action `[B, action_dim]`, which tanh
-            then squashes into the bounds.
+            For Categorical and MultiCategorical `[B, action_dim]` logits. For Normal and TanhNormal
+            the mean `[B, action_dim]`, with a log standard deviation that is a parameter; or a pair
+            of mean and log standard deviation, `[B, action_dim]` each. For None the action
+            `[B, action_dim]`, which tanh then squashes into the bounds.
         """
         raise NotImplementedError(f"{type(self).__name__} has to implement create_network")
 
     @property
     def action_dim(self) -> int:
-        """How many numbers `create_network` has to return for each observation."""
-        return _action_dim(self.action_space)
+        """How many numbers `create_network` has to return for each observation: of discrete
+        actions, one for each choice."""
+        return self.action_space.num_outputs
+
+    def initial_memory(self, batch: int) -> Any:
+        """For subclasses with a memory: its value where an episode begins, a pytree of arrays
+        `[batch, ...]`. Their `create_network(self, obs, memory)` returns a pair: what it would
+        return without, and the memory after the step."""
+        raise NotImplementedError(f"{type(self).__name__} has to implement initial_memory")
 
     @nn.compact
-    def __call__(self, obs: Any) -> Any:
+    def __call__(self, obs: Any, memory: Any = None) -> Any:
         """A distribution with batch shape `[B]`, or actions `[B, *action_shape]` where
-        `distribution` is None."""
-        batch = jax.tree.leaves(obs)[0].shape[0]
-        out = self.create_network(obs)
-        distribution = self._distribution()
-        mean, log_std = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
-        self._check_shape("create_network", mean, batch)
+        `distribution` is None; of a network with a memory, that and the memory after the step."""
+        out, after = _create(self, obs, memory)
+        return _beside(self._policy(out, obs), after)
+
+    def _policy(self, out: Any, obs: Any) -> Any:
+        """The distribution, of what `create_network` returned at observations `[B, ...]`."""
+        if type(self).create_distribution is Actor.create_distribution:
+            batch = _batch_size(obs)
+            for x in out if _is_pair(out) else (out,):
+                name = "create_network" if x is out or x is out[0] else "create_network's log_std"
+                self._check_shape(name, x, batch)
+        return self.create_distribution(out, self.view.mask(obs))
+
+    def create_distribution(self, out: Any, legal: jax.Array | None) -> Any:
+        """The distribution that `distribution` names; a subclass may build any other here.
+
+        Args:
+            out: what `create_network` returned.
+            legal: `[B, action_dim]` bool, the legal ones of discrete actions; None for all. Others
+                must have no probability (`purerl.where_legal` gives them logits of -inf).
+
+        Returns:
+            A `purerl.nn.distributions.Distribution` with batch shape `[B]`; `[B, *action_shape]`
+            actions where the policy is deterministic.
+        """
+        distribution, space = self._distribution(), cast(Any, self.action_space)
+        mean, log_std = out if _is_pair(out) else (out, None)
         mean = jnp.asarray(mean, jnp.float32)  # whatever precision the network computes in
-        if distribution is Categorical:
+        if space.sizes is not None:
             if log_std is not None:
                 raise ConfigError(f"{self._name()}.create_network: got a pair, expected logits")
-            return Categorical(mean)
-        space = self.action_space
-        assert isinstance(space, Box)
-        shape = (batch, *space.shape)
+            logits = where_legal(mean, legal, space.sizes)
+            if distribution is Categorical:
+                return Categorical(logits)
+            return MultiCategorical(logits, space.sizes, space.shape)
+        shape = (mean.shape[0], *space.shape)
         if distribution is None:
             return self._affine(jnp.tanh(mean).reshape(shape))
         if log_std is None:
             start = nn.initializers.constant(self.init_log_std)
             log_std = self.param("log_std", start, (self.action_dim,), jnp.float32)
             log_std = jnp.broadcast_to(log_std, mean.shape)
-        else:
-            self._check_shape("create_network's log_std", log_std, batch)
-            log_std = jnp.asarray(log_std, jnp.float32)
+        log_std = jnp.asarray(log_std, jnp.float32)
         mean, log_std, space = _drawn_alike(mean, log_std, space)
         mean, scale = mean.reshape(shape), jnp.exp(jnp.clip(log_std, -20.0, 2.0)).reshape(shape)
         event_ndim = len(space.shape)
@@ -117,58 +148,94 @@ class Actor(nn.Module):
     def _check_shape(self, what: str, out: Any, batch: int) -> None:
         expected = (batch, self.action_dim)
         if getattr(out, "shape", None) != expected:
-            got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
             raise ConfigError(
-                f"{self._name()}.{what}: got {got}, expected {expected}: "
+                f"{self._name()}.{what}: got {_shown(out)}, expected {expected}: "
                 f"[B, action_dim] for the action space {self.action_space}"
             )
         _check_floats(f"{self._name()}.{what}", out)
 
     def _distribution(self) -> Any:
-        discrete = isinstance(self.action_space, Discrete)
+        space = cast(Any, self.action_space)
+        allowed: tuple[Any, ...] = (Normal, TanhNormal, None)
+        if space.sizes is not None:
+            allowed = (MultiCategorical if space.n is None else Categorical,)
         if self.distribution == DEFAULT_DISTRIBUTION:
-            return Categorical if discrete else Normal
-        allowed = (Categorical,) if discrete else (Normal, TanhNormal, None)
+            return allowed[0]
         if self.distribution not in allowed:
             words = ", ".join("None" if d is None else d.__name__ for d in allowed)
             got = getattr(self.distribution, "__name__", self.distribution)
             raise ConfigError(
-                f"{self._name()}.distribution: got {got}, expected {words} "
-                f"for the action space {self.action_space}"
+                f"{self._name()}.distribution: got {got}, expected {words} for the action space "
+                f"{space}; for one of your own, override create_distribution"
             )
-        space = self.action_space
-        if self.distribution in (TanhNormal, None) and isinstance(space, Box) and not space.bounded:
+        if self.distribution in (TanhNormal, None) and not space.bounded:
             raise ConfigError(
-                f"{self._name()}.distribution: the action space {self.action_space} has infinite "
+                f"{self._name()}.distribution: the action space {space} has infinite "
                 "bounds, expected Normal"
             )
         return self.distribution
 
     def _affine(self, x: jax.Array) -> jax.Array:
-        assert isinstance(self.action_space, Box)
-        space = self.action_space
+        space = cast(Any, self.action_space)
         return space.center[None] + space.half_range[None] * x
+
+
+class ActorCriticNetwork(Actor):
+    """One network that gives the policy and V(s), with layers that both share.
+
+    It is given to an agent in the place of its actor, and the agent then has no other critic:
+
+        class MyNetwork(purerl.ActorCriticNetwork):
+            @nn.compact
+            def create_network(self, obs):
+                x = nn.tanh(nn.Dense(64)(obs))
+                return nn.Dense(self.action_dim)(x), nn.Dense(1)(x)
+
+        agent = purerl.PPO(actor=MyNetwork)
+
+    `create_network` returns a pair: what an `Actor`'s returns, and the value, `[B]` or `[B, 1]`.
+    """
+
+    @nn.compact
+    def policy_and_value(self, obs: Any, memory: Any = None) -> Any:
+        """The distribution, and V(s), `[B]` float32; of a network with a memory, that pair and the
+        memory after the step."""
+        out, after = _create(self, obs, memory)
+        if not _is_pair(out):
+            raise ConfigError(
+                f"{self._name()}.create_network: got {_shown(out)}, expected a pair: what an Actor "
+                "returns, and the value, [B] or [B, 1]"
+            )
+        value = _one_each(f"{self._name()}.create_network", out[1], _batch_size(obs))
+        return _beside((self._policy(out[0], obs), value), after)
+
+    def __call__(self, obs: Any, memory: Any = None) -> Any:
+        out = self.policy_and_value(obs, memory)
+        return out[0] if memory is None else (out[0][0], out[1])
 
 
 class Critic(nn.Module):
     """Value: of an observation, V(s), or of an observation and an action, Q(s, a).
 
-    Which one follows from the subclass's `create_network`: one that takes `(obs)` and returns a
-    number for each observation is a V critic; one that takes `(obs, action)` is a Q critic; for
-    discrete actions, so is one that takes `(obs)` and returns a number for each action.
+    Which one follows from the subclass's `create_network`: one with a parameter `action` is a Q
+    critic; so is, where an action is one choice, one that returns a number for each action; every
+    other one is a V critic, and returns a number for each observation.
 
     Attributes:
         action_space: given by the agent.
+        view: the part of the observation that the network sees, and the legal actions; given by the
+            agent.
     """
 
     action_space: Space | None = None
+    view: View = View()
 
     def create_network(self, *args: Any, **kwargs: Any) -> Any:
         """For subclasses: `create_network(self, obs)` or `create_network(self, obs, action)`.
 
         `obs` is `[B, *obs_shape]`, or a pytree of such. `action` is `[B, action_dim]`: one-hot
-        where actions are discrete; else in units of half the action's range, from its middle, so
-        that -1 and 1 are the bounds.
+        where actions are discrete, one choice behind another; else in units of half the action's
+        range, from its middle, so that -1 and 1 are the bounds. Other parameters need defaults.
 
         Returns:
             `[B]` or `[B, 1]`; or `[B, n]` from `(obs)`, the values of the n discrete actions.
@@ -177,65 +244,92 @@ class Critic(nn.Module):
 
     @property
     def action_dim(self) -> int:
-        """How many numbers an action has; of a discrete one, how many actions there are."""
+        """How many numbers an action has; of a discrete one, how many choices there are."""
         assert self.action_space is not None
-        return _action_dim(self.action_space)
+        return self.action_space.num_outputs
 
-    def __call__(self, obs: Any, action: jax.Array | None = None) -> jax.Array:
-        """`[B]` values; `[B, n]` from a critic that gives those of all actions.
+    initial_memory = Actor.initial_memory
+
+    def __call__(self, obs: Any, action: jax.Array | None = None, memory: Any = None) -> Any:
+        """`[B]` values; `[B, n]` from a critic that gives those of all actions; of a network with a
+        memory, that and the memory after the step.
 
         Args:
             obs: `[B, *obs_shape]`.
             action: `[B, *action_shape]`, for a critic that takes it.
+            memory: for a critic that has one.
         """
-        batch = jax.tree.leaves(obs)[0].shape[0]
-        takes = takes_action(type(self))
-        out = self.create_network(obs, self._encode(action)) if takes else self.create_network(obs)
+        batch, name = _batch_size(obs), f"{type(self).__name__}.create_network"
         space = self.action_space
-        several = not takes and isinstance(space, Discrete) and space.n > 1
-        _check_floats(f"{type(self).__name__}.create_network", out)
+        if takes_action(type(self)):
+            if action is None:
+                raise ConfigError(f"{type(self).__name__}: is a Q critic, and was given no action")
+            assert space is not None
+            out, after = _create(self, obs, memory, action=space.encode(action))
+            return _beside(_one_each(name, out, batch), after)
+        out, after = _create(self, obs, memory)
+        several = space is not None and (space.n or 0) > 1
         if several and getattr(out, "shape", None) == (batch, self.action_dim):
-            return jnp.asarray(out, jnp.float32)
-        if getattr(out, "shape", None) not in ((batch,), (batch, 1)):
-            got = f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
-            raise ConfigError(
-                f"{type(self).__name__}.create_network: got {got}, "
-                f"expected {(batch,)} or {(batch, 1)}: one value an observation, [B] or [B, 1]"
-            )
-        return jnp.asarray(out, jnp.float32).reshape(batch)
-
-    def _encode(self, action: jax.Array | None) -> jax.Array:
-        if action is None:
-            raise ConfigError(f"{type(self).__name__}: is a Q critic, and was given no action")
-        if isinstance(self.action_space, Discrete):
-            return jax.nn.one_hot(action, self.action_space.n, dtype=jnp.float32)
-        space = self.action_space
-        assert space is not None
-        center, divisor = space.center[None], _divisor(space.half_range)[None]
-        scaled = (action.astype(jnp.float32) - center) / divisor
-        return scaled.reshape(action.shape[0], -1)
+            _check_floats(name, out)
+            return _beside(jnp.asarray(out, jnp.float32), after)
+        return _beside(_one_each(name, out, batch), after)
 
 
 def takes_action(critic: Callable[..., Critic]) -> bool:
-    """Whether a critic takes the action: whether its `create_network` does."""
-    cls: Any = getattr(critic, "func", critic)  # functools.partial
-    parameters = inspect.signature(cls.create_network).parameters.values()
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) > 2
+    """Whether a critic takes the action: whether its `create_network` has a parameter of that
+    name."""
+    return "action" in _parameters(critic)
+
+
+def takes_memory(network: Callable[..., nn.Module]) -> bool:
+    """Whether a network has a memory: whether its `create_network` has a parameter of that name."""
+    return "memory" in _parameters(network)
+
+
+def check_parameters(network: Callable[..., nn.Module]) -> None:
+    """Checks the parameters of a network's `create_network`.
+
+    Raises:
+        ConfigError: there is one without a default that nobody gives.
+    """
+    cls: Any = getattr(network, "func", network)
+    is_critic, parameters = issubclass(cls, Critic), list(_parameters(network).values())
+    wrong = [p.name for p in parameters[1:] if p.default is p.empty and p.kind in _NAMED]
+    wrong = [x for x in wrong if x != "memory" and not (is_critic and x == "action")]
+    if not parameters or (is_critic and parameters[0].name == "action") or wrong:
+        names = ", ".join(("self", *_parameters(network)))
+        q = ", or create_network(self, obs, action) for Q(s, a)" if is_critic else ""
+        raise ConfigError(
+            f"{cls.__name__}.create_network: got the parameters ({names}), expected "
+            f"create_network(self, obs){q}; others need defaults"
+        )
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _parameters(network: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
+    """Those of `create_network`, after self."""
+    cls: Any = getattr(network, "func", network)  # functools.partial
+    return dict(list(inspect.signature(cls.create_network).parameters.items())[1:])
 
 
 def init_network(network: nn.Module, key: jax.Array, *inputs: Any) -> Any:
-    """A network's variables for inputs like these: "params", which are trained, and whatever other
-    collections of flax it has, which stay as they are initialised."""
-    return {"params": {}, **network.init(key, *inputs)}
+    """A network's variables for inputs like these, observations first: "params", which are trained,
+    and whatever other collections of flax it has, which stay as they are initialised."""
+    options = {}
+    if takes_memory(type(network)):
+        options["memory"] = cast(Any, network).initial_memory(_batch_size(inputs[0]))
+    return {"params": {}, **network.init(key, *inputs, **options)}
 
 
 def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:
     """Variables, as of `init_network`, for observations like these, `[B, *obs_shape]`."""
     if not takes_action(type(critic)):
         return init_network(critic, key, obs)
-    space, batch = critic.action_space, jax.tree.leaves(obs)[0].shape[0]
+    space, batch = critic.action_space, _batch_size(obs)
     assert space is not None
-    return init_network(critic, key, obs, jnp.zeros((batch, *space.shape), space.dtype))
+    return init_network(critic, key, obs, space.example(batch))
 
 
 def trained(params: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -297,25 +391,69 @@ def pick(values: jax.Array, action: jax.Array) -> jax.Array:
 
 
 def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
-    """`[B, n]`, Q(s, a) of a Q critic for each of n discrete actions."""
-    batch, n = jax.tree.leaves(obs)[0].shape[0], critic.action_dim
+    """`[B, n]`, Q(s, a) of a Q critic for each of n discrete actions; minus infinity for those that
+    are illegal at the observation."""
+    batch, n = _batch_size(obs), critic.action_dim
     if not takes_action(type(critic)):
-        return apply(critic, params, obs).reshape(batch, n)
+        values = apply(critic, params, obs).reshape(batch, n)
+    else:
 
-    def of(action: jax.Array) -> jax.Array:
-        return apply(critic, params, obs, jnp.broadcast_to(action, batch))
+        def of(action: jax.Array) -> jax.Array:
+            return apply(critic, params, obs, jnp.broadcast_to(action, batch))
 
-    return jax.vmap(of, out_axes=1)(jnp.arange(n, dtype=jnp.int32))
+        values = jax.vmap(of, out_axes=1)(jnp.arange(n, dtype=jnp.int32))
+    return where_legal(values, critic.view.mask(obs))
 
 
-def apply(network: nn.Module, params: Any, *inputs: Any) -> Any:
-    """What a network returns for its inputs.
+def uniform_action(network: Actor | Critic, obs: Any, uniform: jax.Array) -> jax.Array:
+    """`[B]` int32, one of the n discrete actions for each observation, the legal ones alike.
+
+    Args:
+        network: it knows the actions and which are legal.
+        obs: `[B, *obs_shape]`.
+        uniform: `[B]`, random numbers between 0 and 1.
+    """
+    n, legal = cast(Any, network.action_space).n, network.view.mask(obs)
+    if legal is None:
+        return jnp.minimum((uniform * n).astype(jnp.int32), n - 1)  # where it was rounded up
+    legal = legal | ~jnp.any(legal, axis=-1, keepdims=True)
+    count = jnp.cumsum(legal.astype(jnp.int32), axis=-1)
+    drawn = jnp.minimum((uniform * count[:, -1]).astype(jnp.int32), count[:, -1] - 1)
+    return jnp.argmax(count > drawn[:, None], axis=-1).astype(jnp.int32)
+
+
+def policy_and_value(
+    actor: Actor, critic: Critic | None, params: dict[str, Any], obs: Any
+) -> tuple[Any, jax.Array]:
+    """The distribution, and V(s), `[B]`.
+
+    Args:
+        actor, critic: an actor and a V critic; or an `ActorCriticNetwork` and None.
+        params: the variables of "actor" and "critic".
+        obs: `[B, *obs_shape]`.
+    """
+    if critic is None:
+        return apply(actor, params["actor"], obs, method="policy_and_value")
+    return apply(actor, params["actor"], obs), apply(critic, params["critic"], obs)
+
+
+def value_of(actor: Actor, critic: Critic | None, params: dict[str, Any], obs: Any) -> jax.Array:
+    """V(s), `[B]`; arguments as in `policy_and_value`."""
+    if critic is None:
+        return policy_and_value(actor, critic, params, obs)[1]
+    return apply(critic, params["critic"], obs)
+
+
+def apply(
+    network: nn.Module, params: Any, *inputs: Any, method: str | None = None, **options: Any
+) -> Any:
+    """The output of a network, or of another of its methods, for its inputs.
 
     Raises:
         ConfigError: it changes variables of its own while it is applied, or draws random numbers.
     """
     try:
-        return network.apply(params, *inputs)
+        return network.apply(params, *inputs, method=method, **options)
     except flax.errors.ModifyScopeVariableError as error:
         raise ConfigError(
             f"{type(network).__name__}: {_first_sentence(error)} Expected variables that stay as "
@@ -354,16 +492,56 @@ def _drawn_alike(mean: jax.Array, log_std: jax.Array, space: Box) -> tuple[Any, 
     return mean, log_std, Box(low, high, space.shape, space.dtype)
 
 
-def _divisor(half_range: np.ndarray) -> np.ndarray:
-    """By which actions are scaled for a critic: those without a range are 0."""
-    return np.where(half_range > 0.0, np.maximum(half_range, 1e-8), np.inf).astype(np.float32)
+def _batch_size(obs: Any) -> int:
+    return jax.tree.leaves(obs)[0].shape[0]
+
+
+def _create(network: Actor | Critic, obs: Any, memory: Any, **inputs: Any) -> tuple[Any, Any]:
+    """What a network's `create_network` makes of the part that it sees, and the memory after the
+    step; None of a network without."""
+    name, seen = type(network).__name__, network.view.seen(obs)
+    if takes_memory(type(network)) != (memory is not None):
+        what = "no memory, and was given one" if memory is not None else "a memory, and got none"
+        raise ConfigError(f"{name}: has {what}")
+    if memory is None:
+        return network.create_network(seen, **inputs), None
+    out = network.create_network(seen, memory=memory, **inputs)
+    if not _is_pair(out):
+        raise ConfigError(
+            f"{name}.create_network: got {_shown(out)}, expected a pair: the output, and the memory"
+        )
+    before, after = (jax.tree.map(lambda x: (x.shape, str(x.dtype)), x) for x in (memory, out[1]))
+    if before != after:
+        raise ConfigError(
+            f"{name}.create_network: got the memory {after}, expected what it was, {before}"
+        )
+    return out
+
+
+def _beside(out: Any, memory: Any) -> Any:
+    return out if memory is None else (out, memory)
+
+
+def _is_pair(out: Any) -> bool:
+    return isinstance(out, tuple) and len(out) == 2
+
+
+def _shown(out: Any) -> str:
+    return f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
+
+
+def _one_each(what: str, out: Any, batch: int) -> jax.Array:
+    """`[B]` float32, one value for each observation. Raises ConfigError for any other shape."""
+    if getattr(out, "shape", None) not in ((batch,), (batch, 1)):
+        raise ConfigError(
+            f"{what}: got {_shown(out)}, expected {(batch,)} or {(batch, 1)}: one value an "
+            "observation, [B] or [B, 1]"
+        )
+    _check_floats(what, out)
+    return jnp.asarray(out, jnp.float32).reshape(batch)
 
 
 def _check_floats(what: str, out: Any) -> None:
     """Raises ConfigError for numbers through which no gradient comes, or complex ones."""
     if hasattr(out, "dtype") and not jnp.issubdtype(out.dtype, jnp.floating):
         raise ConfigError(f"{what}: got {out.dtype}, expected floats")
-
-
-def _action_dim(space: Space) -> int:
-    return space.n if isinstance(space, Discrete) else math.prod(space.shape)

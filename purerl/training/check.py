@@ -16,7 +16,7 @@ from purerl.agents.noise import NOISES, Noise
 from purerl.envs.base import Env, EnvSpec
 from purerl.envs.check import QUICK_COMPILE, dtype_name, is_real
 from purerl.envs.registry import as_env
-from purerl.envs.spaces import Discrete, is_space
+from purerl.envs.spaces import is_space
 from purerl.experience.experience import Clock, Experience, see
 from purerl.experience.normalize import init_stats
 from purerl.experience.rewarders import REWARDERS, Identity, Rewarder
@@ -262,7 +262,7 @@ def _check_extras(name: str, extras: dict[str, Any], num_envs: int) -> None:
 
 def _require_action(what: str, action: Any, num_envs: int, spec: EnvSpec) -> None:
     space = spec.action_space
-    kind = np.integer if isinstance(space, Discrete) else np.number
+    kind = np.number if space.sizes is None else np.integer
     _require_array(what, action, (num_envs, *space.shape), kind, AgentError)
 
 

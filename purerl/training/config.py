@@ -80,7 +80,8 @@ class TrainConfig(Record):
         update_every: T, steps of each environment between updates; None for the agent's default.
         update_after: environment steps before anything is learned; None for the agent's default.
         buffer: None for the agent's own.
-        normalize_obs: observations by running mean and variance over all environments.
+        normalize_obs: the floats of observations, by running mean and variance over all
+            environments.
         stop_if_nonfinite: end the run once an update was skipped, since NaN or infinity came from
             the environment or would have come into the agent, or once numbers beyond 1e15 were kept
             out of running statistics; by default it goes on.

@@ -14,10 +14,11 @@ from purerl.agents.acting import Acting, Extras, Memory, mapping, seeing
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import dtype_name, is_real
-from purerl.envs.spaces import Discrete, is_space
+from purerl.envs.spaces import is_space
 from purerl.experience.experience import see
 from purerl.experience.metrics import Count
 from purerl.experience.normalize import RunningStats
+from purerl.nn.views import filled, reads, without_unread
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_key
 from purerl.training.run import action_map
@@ -71,7 +72,7 @@ class Policy:
         """The agent's actions for observations as the environment gives them.
 
         Args:
-            obs: `[B, *obs_shape]`.
+            obs: `[B, *obs_shape]`; entries that `asks` lacks may be left out of dicts.
             key: to sample from the policy; None for its mode.
 
         Returns:
@@ -89,7 +90,7 @@ class Policy:
             )
         if key is not None:
             check_key(key)
-        return acting.step(acting.init(1), self._batch(obs), key)[1]
+        return acting.step(acting.init(1), self._batch(self._filled(obs, 1)), key)[1]
 
     def act(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
         """Actions as training hands them to the environment: continuous ones inside their bounds,
@@ -106,7 +107,7 @@ class Policy:
         acting = seeing(self._agents(sample=sample), self.obs_stats)
 
         def step(memory: Memory, obs: PyTree, key: Any) -> tuple[Memory, jax.Array, Extras]:
-            return acting.step(memory, self._batch(obs), key)
+            return acting.step(memory, self._batch(self._filled(obs, 1)), key)
 
         return mapping(acting._replace(step=step), self._action_map())
 
@@ -120,6 +121,29 @@ class Policy:
     def has_memory(self) -> bool:
         """Whether actions depend on what was seen before."""
         return bool(jax.tree.leaves(jax.eval_shape(lambda: self._agents().init(1))))
+
+    @functools.cached_property
+    def asks(self) -> PyTree:
+        """The spaces of what acting needs of an observation: without the entries of dicts that the
+        actor doesn't see (`critic_obs` may), which may be left out of the observations given."""
+        acting = seeing(self._agents(), self.obs_stats)
+        known = self.spec.observation_space
+        if not isinstance(known, dict):
+            return known
+
+        def act(obs: PyTree) -> tuple[Memory, jax.Array]:
+            return acting.step(acting.init(1), obs, None)[:2]
+
+        return without_unread(known, reads(act, known), is_space)
+
+    def _filled(self, obs: PyTree, num_axes: int) -> PyTree:
+        """The observation, with zeros for entries that are left out since acting needs them not."""
+        known = self.spec.observation_space
+        structure: Any = jax.tree.structure(known, is_leaf=is_space)
+        if jax.tree.structure(obs) == structure:
+            return obs
+        batch = next((jnp.shape(x)[:num_axes] for x in jax.tree.leaves(obs)), ())
+        return filled(known, self.asks, obs, batch)
 
     def value(self, obs: PyTree, memory: Memory = ()) -> jax.Array:
         """Values `[B]` of observations `[B, *obs_shape]`, where the agent learns one; with the
@@ -152,7 +176,7 @@ class Policy:
         self.check_one()
         if key is not None:
             check_key(key)
-        batch = self._batch_of_one(obs)
+        batch = self._batch_of_one(self._filled(obs, 0))
         leaves, structure = self._taken_apart
         if memory is None:
             if self.has_memory:
@@ -160,16 +184,14 @@ class Policy:
                     f"policy.step: {type(self.agent).__name__} has a memory: action, memory = "
                     "policy.step(obs, memory=memory), from memory = policy.memory()"
                 )
-            return self._plain(_act(structure, leaves, (), batch, key)[0])
+            return self._on_host(_act(structure, leaves, (), batch, key)[0])
         memory = jax.tree.map(lambda x: jnp.asarray(x)[None], memory)
         action, memory = _act(structure, leaves, memory, batch, key)
-        return self._plain(action), jax.tree.map(lambda x: x[0], memory)
+        return self._on_host(action), jax.tree.map(lambda x: x[0], memory)
 
-    def _plain(self, action: jax.Array) -> Any:
+    def _on_host(self, action: jax.Array) -> Any:
         """One action of `[1, *action_shape]`, as Gymnasium takes it."""
-        one = np.asarray(action)[0]
-        discrete = isinstance(self.spec.action_space, Discrete) and one.ndim == 0
-        return one.item() if discrete else one
+        return self.spec.action_space.on_host(np.asarray(action)[0])
 
     def _agents(self, *, sample: bool = False) -> Acting:
         self.check_one()

@@ -14,10 +14,11 @@ from purerl.agents.base import Agent
 from purerl.agents.noise import Noise
 from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
 from purerl.envs.registry import as_env, source_of
-from purerl.envs.spaces import Box, Discrete, Space
+from purerl.envs.spaces import Space
 from purerl.experience.buffer import Buffer
 from purerl.experience.metrics import Metrics
 from purerl.experience.rewarders import Identity, Rewarder
+from purerl.nn.views import check_mask_is_kept
 from purerl.records.errors import ConfigError, sentence, shown, suggest
 from purerl.records.fields import INT32, INT64, check_count, check_key, total_names
 from purerl.training.loop import Loop, RunState
@@ -65,8 +66,10 @@ def make_loop(
     buffer = _fit_buffer(buffer, agent, num_envs, update_every)
     options = {"noise": noise, "wait_end_path": wait_end_path}
     agent.check_run(num_envs, update_every, buffer, options)
-    if noise is not None and isinstance(raw_env.spec.action_space, Discrete):
+    if noise is not None and raw_env.spec.action_space.sizes is not None:
         raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
+    if normalize_obs:
+        check_mask_is_kept(raw_env.spec)
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)
@@ -148,7 +151,7 @@ def run(
             they learn from are the sums. None for the agent's default.
         action_processor: from the agent's action to the environment's, just before the step; the
             buffer keeps the agent's own. None clips to a Box's bounds.
-        normalize_obs: by running mean and variance over all environments.
+        normalize_obs: floats, by running mean and variance over all environments.
         stop_if_nonfinite: the run is over once NaN or infinity came from the environment or would
             have come into the agent, or numbers beyond 1e15 into running statistics. Such an update
             is always skipped, such numbers are kept out, and both are counted in the metrics; by
@@ -258,10 +261,7 @@ def action_map(
     space = spec.action_space
     if action_processor is not None:
         return functools.partial(_processed, action_processor, space)
-    if isinstance(space, Box):
-        low, high = space.low[None], space.high[None]
-        return lambda action: jnp.clip(action, low, high).astype(space.dtype)
-    return lambda action: action
+    return space.clip
 
 
 def _processed(processor: Callable[[Any], Any], space: Space, action: jax.Array) -> jax.Array:

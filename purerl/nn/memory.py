@@ -1,0 +1,81 @@
+"""Memory of networks, through steps and through whole rollouts.
+
+A network has one where its `create_network` has a parameter of that name. The functions here take
+networks without one too: their memory is `()`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purerl.nn.networks import Actor, Critic, apply, takes_memory
+
+PyTree = Any
+Network = Actor | Critic
+
+
+def init_memory(network: Network, num: int) -> PyTree:
+    """The memory of N environments whose episodes begin, `[N, ...]`."""
+    return network.initial_memory(num) if takes_memory(type(network)) else ()
+
+
+def reset_memory(network: Network, memory: PyTree, fresh: jax.Array) -> PyTree:
+    """The memory `[N, ...]`, as it is at the beginning where `fresh`, `[N]` bool."""
+    first = init_memory(network, fresh.shape[0])
+
+    def choose(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(fresh.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(choose, first, memory)
+
+
+def step(
+    network: nn.Module, params: PyTree, memory: PyTree, *inputs: Any, method: str | None = None
+) -> tuple[PyTree, Any]:
+    """The memory after a step, and the network's output.
+
+    Args:
+        network, params: the network, and its variables.
+        memory: before the step, `[N, ...]`.
+        *inputs: observations, and of a Q critic actions, `[N, ...]`.
+        method: another than `__call__`, such as "policy_and_value".
+    """
+    if not takes_memory(type(network)):
+        return memory, apply(network, params, *inputs, method=method)
+    out, memory = apply(network, params, *inputs, method=method, memory=memory)
+    return memory, out
+
+
+def unroll(
+    network: Network,
+    params: PyTree,
+    memory: PyTree,
+    fresh: jax.Array,
+    *inputs: Any,
+    method: str | None = None,
+) -> tuple[PyTree, Any]:
+    """T steps in one pass: the memory after them, and the outputs `[T, N, ...]`.
+
+    A network without a memory sees all steps at once; one with a memory is scanned over them.
+
+    Args:
+        network, params: the network, and its variables.
+        memory: before the first step, `[N, ...]`.
+        fresh: `[T, N]` bool, whether an episode begins with the step.
+        *inputs: observations, and of a Q critic actions, `[T, N, ...]`.
+        method: another than `__call__`, such as "policy_and_value".
+    """
+    if not takes_memory(type(network)):
+        size = fresh.shape
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
+        out = apply(network, params, *flat, method=method)
+        return memory, jax.tree.map(lambda x: x.reshape(*size, *x.shape[1:]), out)
+
+    def body(memory: PyTree, row: tuple) -> tuple[PyTree, Any]:
+        fresh, inputs = row
+        memory = reset_memory(network, memory, fresh)
+        return step(network, params, memory, *inputs, method=method)
+
+    return jax.lax.scan(body, memory, (fresh, inputs))

@@ -1,0 +1,169 @@
+"""Networks with a memory, and their passes through whole rollouts."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import quick_jit, walk
+
+import purerl
+from purerl import Actor, ActorCriticNetwork, Critic, Discrete
+from purerl.nn.defaults import DefaultActor
+from purerl.nn.memory import init_memory, reset_memory, step, unroll
+from purerl.nn.networks import apply, init_critic, init_network, takes_action, takes_memory
+
+
+class Gru(Actor):
+    width: int = 4
+
+    def initial_memory(self, batch):
+        return jnp.full((batch, self.width), 0.5)
+
+    @nn.compact
+    def create_network(self, obs, memory):
+        memory, x = nn.GRUCell(self.width)(memory, obs)
+        return nn.Dense(self.action_dim)(x), memory
+
+
+class Counting(Critic):
+    """Q(s, a): the sum of all observations of the episode so far, and the action's number."""
+
+    def initial_memory(self, batch):
+        return {"sum": jnp.zeros(batch), "steps": jnp.zeros(batch, jnp.int32)}
+
+    @nn.compact
+    def create_network(self, obs, memory, action):
+        total = memory["sum"] + obs.sum(-1)
+        chosen = action @ jnp.arange(self.action_dim, dtype=jnp.float32)
+        return total + 100 * chosen, {"sum": total, "steps": memory["steps"] + 1}
+
+
+class Both(ActorCriticNetwork):
+    initial_memory = Gru.initial_memory
+    width: int = 4
+
+    @nn.compact
+    def create_network(self, obs, memory):
+        memory, x = nn.GRUCell(self.width)(memory, obs)
+        return (nn.Dense(self.action_dim)(x), nn.Dense(1)(x)), memory
+
+
+T, N = 6, 3
+OBS = jax.random.normal(jax.random.key(0), (T, N, 2))
+FRESH = jnp.asarray(np.random.default_rng(1).random((T, N)) < 0.3)
+
+
+def test_who_has_a_memory():
+    assert [takes_memory(x) for x in (Gru, Counting, Both, DefaultActor)] == [True] * 3 + [False]
+    assert takes_action(Counting)
+    assert init_memory(DefaultActor(Discrete(2)), 5) == ()
+    assert jax.tree.map(jnp.shape, init_memory(Counting(Discrete(2)), 5)) == {
+        "sum": (5,),
+        "steps": (5,),
+    }
+
+
+def test_a_sum_over_each_episode():
+    critic = Counting(Discrete(3))
+    action = jnp.asarray(np.random.default_rng(2).integers(0, 3, (T, N)), jnp.int32)
+    params = init_critic(critic, jax.random.key(0), OBS[0])
+    memory = {"sum": jnp.array([1.0, 2.0, 3.0]), "steps": jnp.array([1, 1, 1])}
+    after, values = unroll(critic, params, memory, FRESH, OBS, action)
+    totals, steps = np.array([1.0, 2.0, 3.0]), np.ones(3, int)
+    for t in range(T):
+        totals = np.where(FRESH[t], 0.0, totals) + np.asarray(OBS[t]).sum(-1)
+        steps = np.where(FRESH[t], 0, steps) + 1
+        np.testing.assert_allclose(values[t], totals + 100 * np.asarray(action[t]), rtol=1e-5)
+    np.testing.assert_allclose(after["sum"], totals, rtol=1e-5)
+    np.testing.assert_array_equal(after["steps"], steps)
+
+
+@pytest.mark.parametrize("network", [Gru, Both])
+def test_a_rollout_in_one_pass_is_one_step_after_another(network):
+    actor = network(Discrete(2))
+    params = init_network(actor, jax.random.key(1), OBS[0])
+    method = "policy_and_value" if network is Both else None
+
+    def distribution(out):
+        return out[0] if network is Both else out
+
+    memory = start = 0.1 * jnp.arange(12.0).reshape(3, 4)
+    rows = []
+    for t in range(T):
+        memory = reset_memory(actor, memory, FRESH[t])
+        memory, out = step(actor, params, memory, OBS[t], method=method)
+        rows.append(out)
+    after, outs = quick_jit(lambda params: unroll(actor, params, start, FRESH, OBS, method=method))(
+        params
+    )
+    np.testing.assert_allclose(after, memory, rtol=1e-5, atol=1e-6)
+    for t in range(T):
+        jax.tree.map(
+            lambda x, y, t=t: np.testing.assert_allclose(x[t], y, rtol=1e-5, atol=1e-6),
+            outs,
+            rows[t],
+        )
+    np.testing.assert_array_equal(
+        reset_memory(actor, start, jnp.array([True, False, True]))[::2], 0.5
+    )
+
+    # What was seen before counts, up to the episode's beginning.
+    def last(obs):
+        _, outs = unroll(actor, params, start, FRESH, obs, method=method)
+        return distribution(outs).log_prob(jnp.zeros((T, N), jnp.int32))[-1].sum()
+
+    slopes = np.abs(jax.grad(last)(OBS)).sum(-1)
+    for i in range(N):
+        begun = max([t for t in range(T) if FRESH[t, i]], default=0)
+        assert np.all(slopes[begun:, i] > 0)
+        assert not slopes[:begun, i].any()
+
+
+def test_networks_without_a_memory_go_through_a_rollout_too():
+    actor = DefaultActor(Discrete(2))
+    params = init_network(actor, jax.random.key(1), OBS[0])
+    memory, outs = unroll(actor, params, (), FRESH, OBS)
+    assert memory == ()
+    for t in range(T):
+        memory, out = step(actor, params, (), OBS[t])
+        assert memory == ()
+        np.testing.assert_allclose(outs.logits[t], out.logits, rtol=1e-5, atol=1e-6)
+    assert reset_memory(actor, (), FRESH[0]) == ()
+
+
+def test_wrong_memories():
+    class Narrower(Gru):
+        @nn.compact
+        def create_network(self, obs, memory):
+            return nn.Dense(self.action_dim)(obs), memory[:, :2]
+
+    class Alone(Gru):
+        @nn.compact
+        def create_network(self, obs, memory):
+            return nn.Dense(self.action_dim)(obs)
+
+    class Empty(Actor):
+        def create_network(self, obs, memory):
+            return obs, memory
+
+    for network, message in (
+        (Narrower, r"Narrower.create_network: got the memory \(\(3, 2\).*expected what it was"),
+        (Alone, r"Alone.create_network: got shape \(3, 2\), expected a pair"),
+    ):
+        with pytest.raises(purerl.ConfigError, match=message):
+            init_network(network(Discrete(2)), jax.random.key(0), OBS[0])
+    with pytest.raises(NotImplementedError, match="Empty has to implement initial_memory"):
+        init_network(Empty(Discrete(2)), jax.random.key(0), OBS[0])
+    actor = Gru(Discrete(2))
+    params = init_network(actor, jax.random.key(0), OBS[0])
+    with pytest.raises(purerl.ConfigError, match="Gru: has a memory, and got none"):
+        apply(actor, params, OBS[0])
+    with pytest.raises(purerl.ConfigError, match="DefaultActor: has no memory, and was given one"):
+        DefaultActor(Discrete(2)).init(jax.random.key(0), OBS[0], 3)
+
+
+def test_agents_that_learn_from_single_steps_take_no_memory():
+    for agent in (purerl.PPO(actor=Gru), purerl.DQN(critic=Counting)):
+        with pytest.raises(purerl.ConfigError, match=r"(actor|critic): \w+ has a memory, expected"):
+            purerl.TrainConfig(walk(), agent)
