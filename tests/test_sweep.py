@@ -16,6 +16,7 @@ from toys import Tiny, push_env, quick_jit, target_env
 
 import purerl
 from purerl.accelerator.machine import free_memory, num_cores
+from purerl.accelerator.transfer import is_key
 from purerl.records.files import read_arrays, write_arrays
 from purerl.sweeps import slices
 from purerl.sweeps import subprocess as sweep_apart
@@ -55,7 +56,7 @@ def sweep(*args, **options):
 def assert_close(x, y, tolerance=1e-4):
     leaves = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
     for a, b in leaves:
-        if slices.is_key(a):
+        if is_key(a):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 

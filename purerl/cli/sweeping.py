@@ -16,6 +16,7 @@ from purerl.cli.flags import (
     check_integer,
     config_from,
     integers,
+    list_flags,
     literal,
 )
 from purerl.cli.training import new_folder
@@ -32,11 +33,13 @@ DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
     "choice": lambda *options: Choice(options),
 }
 EPILOG = """\
-Any field can be swept. Float hyperparameters share one program; each value of another field
-(num_envs, network, ...) has its own. A killed sweep goes on: the same command, with --run-dir.
+Any field can be swept; those of noise, rewarder and buffer as noise.sigma. Float hyperparameters
+share one program; each value of another field (num_envs, network, ...) has one for it alone. A
+killed sweep is continued by the same command, with --run-dir.
 
 Examples:
   purerl sweep CartPole-v1 --seeds 16 --grid lr=1e-4,3e-4,1e-3 --grid gamma=0.98,0.99
+  purerl sweep Pendulum-v1 --agent ddpg --grid noise.sigma=0.05,0.1,0.2
   purerl sweep CartPole-v1 --samples 'lr=log_uniform(1e-5, 1e-2)' --num-samples 20 --seeds 4
 """
 
@@ -62,7 +65,9 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
     grid = {name: _values(text) for name, text in map(_split, args.grid)}
     samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
-    check_names(PARTS["agent"][args.chosen["agent"]], [*grid, *samples])  # the config takes seconds
+    # The config takes seconds: what can be known before is checked before.
+    paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
+    check_names(PARTS["agent"][args.chosen["agent"]], [*grid, *samples], paths)
     config, _ = config_from(args)
     check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
     check_size(config.make_loop(), 1)
@@ -96,7 +101,7 @@ def _split(text: str) -> tuple[str, str]:
     name, sign, values = text.partition("=")
     if not sign or not values:
         raise ConfigError(f"--grid, --samples: got {text!r}, expected FIELD=...")
-    return name.strip().removeprefix("agent.").replace("-", "_"), values.strip()
+    return name.strip().replace("-", "_"), values.strip()
 
 
 def _values(text: str) -> list[Any]:

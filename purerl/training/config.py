@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from purerl.agents import AGENTS, PPO, Agent
 from purerl.agents.noise import NOISES, Noise
@@ -17,7 +15,6 @@ from purerl.experience.rewarders import REWARDERS, Rewarder, RunningNormalize
 from purerl.records.errors import ConfigError, sentence, shown, suggest
 from purerl.records.fields import (
     Record,
-    check_value,
     field_names,
     field_options,
     flag,
@@ -25,6 +22,7 @@ from purerl.records.fields import (
     static,
 )
 from purerl.training.check import check_loop, check_methods
+from purerl.training.hyperparams import Parts, with_hyperparams
 from purerl.training.loop import Loop
 from purerl.training.purejaxrl import from_purejaxrl
 from purerl.training.run import make_loop
@@ -161,7 +159,8 @@ class TrainConfig(Record):
         """The run as an `init` and a `step`.
 
         Args:
-            hyperparams: values for float fields of the agent, scalars, which may be traced.
+            hyperparams: values for float fields of the run's parts by path, such as `lr` or
+                `noise.sigma`; scalars, which may be traced.
         """
         options = {
             name: getattr(self, name)
@@ -170,8 +169,28 @@ class TrainConfig(Record):
         }
         if self.normalize_reward:
             options["rewarder"] = RunningNormalize()
-        agent = with_hyperparams(self.agent, check_hyperparams(hyperparams))
-        return make_loop(self.env, agent, self.buffer, **options)
+        changed = with_hyperparams(self.parts(), hyperparams)
+        agent = changed.pop("agent", self.agent)
+        buffer = changed.pop("buffer", self.buffer)
+        return make_loop(self.env, agent, buffer, **options | changed)
+
+    def parts(self) -> Parts:
+        """What the run is made of, with defaults filled in: the records whose float fields are
+        hyperparameters, by the first word of their paths. None for what the run doesn't have."""
+        agent, buffer = self.agent, self.buffer
+        defaults = agent.run_defaults
+        if buffer is None:
+            num_envs, update_every = self.num_envs, self.update_every
+            buffer = agent.make_buffer(
+                defaults.num_envs if num_envs is None else num_envs,
+                defaults.update_every if update_every is None else update_every,
+            )
+        return {
+            "agent": agent,
+            "noise": defaults.noise if self.noise is None else self.noise,
+            "rewarder": RunningNormalize() if self.normalize_reward else self.rewarder,
+            "buffer": buffer,
+        }
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
@@ -235,42 +254,6 @@ def _from_plain(field: str, spec: str | Mapping[str, Any]) -> Any:
         raise ConfigError(f"{field}: no {field} {shown(name)}; {suggest(name, registry)}")
     cls = registry[str(name).lower()]
     return cls(**_named(cls, values))
-
-
-def with_hyperparams(agent: Agent, hyperparams: Mapping[str, Any]) -> Agent:
-    """The agent with some of its float fields replaced, by traced values too.
-
-    Raises:
-        ConfigError: a name that is no float field, or a value that is no scalar.
-    """
-    hyperparams = check_hyperparams(hyperparams)
-    cls = type(agent)
-    traced = field_names(cls, traced=True)
-    for name, value in hyperparams.items():
-        if name in field_names(cls, traced=False):
-            raise ConfigError(
-                f"hyperparams: {cls.__name__}.{name} is static, it fixes the program: make a "
-                "config for each of its values"
-            )
-        if name not in traced:
-            raise ConfigError(
-                f"hyperparams: {cls.__name__} has no {shown(name)}; {suggest(name, traced)}"
-            )
-        check_value(cls, name, value)
-    # Arrays of another precision than the agent's would make it theirs, step by step.
-    arrays = {n: x for n, x in hyperparams.items() if isinstance(x, (jax.Array, np.ndarray))}
-    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
-    return agent.replace(**{**hyperparams, **arrays})
-
-
-def check_hyperparams(hyperparams: Any) -> Mapping[str, Any]:
-    """Hyperparameters by name, {} for None. Raises ConfigError unless they are a mapping."""
-    if hyperparams is not None and not isinstance(hyperparams, Mapping):
-        raise ConfigError(
-            f"hyperparams: got {shown(hyperparams)}, expected a mapping of names to values, such "
-            'as {"lr": 3e-4}'
-        )
-    return hyperparams or {}
 
 
 def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> dict[str, Any]:

@@ -14,7 +14,8 @@ from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.fields import INT32, check_key
 from purerl.statistics import final_returns
 from purerl.training.check import check_size
-from purerl.training.config import TrainConfig, check_hyperparams, with_hyperparams
+from purerl.training.config import TrainConfig
+from purerl.training.hyperparams import with_hyperparams
 from purerl.training.loop import Loop, RunState
 from purerl.training.policy import Interface, Policy
 
@@ -112,8 +113,9 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
 
     Returns:
         `train(key, hyperparams=None) -> TrainOutput`. `key` is a typed key (`jax.random.key`);
-        `hyperparams` gives float fields of the agent by name, such as `{"lr": 3e-4}`. Map over
-        either or both by `jax.vmap`: one program is compiled for all.
+        `hyperparams` gives float fields of the run's parts by path: those of the agent by name,
+        such as `{"lr": 3e-4}`, of others as `"noise.sigma"`, `"rewarder.factor"` or
+        `"buffer.alpha"`. Map over either or both by `jax.vmap`: one program is compiled for all.
 
     Raises:
         ConfigError: from here, or from `train` while it is traced, for a value that can't be used.
@@ -126,7 +128,7 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
         loop = config.make_loop(hyperparams)
         check_size(loop)
         state, metrics = loop.spread(loop.scan)(loop.start(key))
-        agent = with_hyperparams(config.agent, check_hyperparams(hyperparams))
+        agent = with_hyperparams(config.parts(), hyperparams).get("agent", config.agent)
         return make_output(config, loop, state, metrics, agent)
 
     return train
