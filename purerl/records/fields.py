@@ -7,6 +7,7 @@ pytrees apart and puts them together with tracers and placeholders inside, bypas
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -202,9 +203,10 @@ class Record:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(frozen=True)(cls)
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
         construct = cls.__init__
 
+        @functools.wraps(construct)  # so that `help` and `inspect.signature` show the fields
         def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
             _check_names(type(self), values, len(args))
             construct(self, *args, **values)
@@ -218,6 +220,15 @@ class Record:
 
         cls.__init__ = __init__  # type: ignore[method-assign]
         jax.tree_util.register_pytree_with_keys(cls, *_flattening(cls))
+
+    def __repr__(self) -> str:
+        """The constructor's call: the fields that differ from their defaults."""
+        values = {
+            name: getattr(self, name)
+            for name, field in field_options(type(self)).items()
+            if not _same(getattr(self, name), field.default)
+        }
+        return f"{type(self).__name__}({', '.join(f'{n}={x!r}' for n, x in values.items())})"
 
     def check(self) -> None:
         """Checks what several fields have to satisfy together. For subclasses to extend."""
@@ -246,6 +257,14 @@ def field_options(cls: type) -> dict[str, dataclasses.Field]:
     """The fields that a user may give, by name, with their default, and in `metadata` what is
     `expected`."""
     return {f.name: f for f in _fields(cls) if f.init}
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Whether a field has its default; an array is never one, `==` of it isn't one answer."""
+    if isinstance(value, Record) and type(value) is type(default):
+        return repr(value) == repr(default)
+    plain = isinstance(value, (bool, int, float, str, tuple)) and type(value) is type(default)
+    return value is default or (plain and bool(value == default))
 
 
 def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field]:
