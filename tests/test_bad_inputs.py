@@ -249,8 +249,8 @@ CONFIG = [
     ),
     (
         "replace-unknown",
-        lambda g: g.config.replace(env_name="x"),
-        "no field 'env_name'; did you mean 'env",
+        lambda g: g.config.replace(env_nam="x"),
+        "no field 'env_nam'; did you mean 'env",
     ),
     ("no-devices", lambda g: tiny(num_devices=0), "num_devices: got 0, expected an integer >= 1"),
     ("preset-none", lambda g: purerl.preset("walk"), "preset: none for 'walk' with 'ppo'"),
@@ -1064,8 +1064,8 @@ TRAINING = [
     ),
     (
         "run-option",
-        lambda g: purerl.run(BASE, Tiny(), key=g.key, timesteps=64),
-        "run: no argument 'timesteps'; did you mean 'total",
+        lambda g: purerl.run(BASE, Tiny(), key=g.key, timestep=64),
+        "run: no argument 'timestep'; did you mean 'total",
     ),
     (
         "run-negative",

@@ -34,6 +34,13 @@ def test_values_are_kept_in_one_type():
     assert Thing(5e5).needed == 500_000
 
 
+def test_a_record_prints_as_what_makes_it():
+    assert repr(Thing(3)) == "Thing(needed=3)"
+    assert repr(Thing(3, rate=0.25, wide=4)) == "Thing(needed=3, rate=0.25, wide=(4,))"
+    assert eval(repr(Thing(3, kind="green")), {"Thing": Thing}) == Thing(3, kind="green")
+    assert repr(jax.tree.map(lambda _: jnp.ones(2), Thing(3))).startswith("Thing(needed=3, rate=A")
+
+
 def test_floats_are_leaves_and_the_rest_is_static():
     thing = Thing(3)
     assert jax.tree.leaves(thing) == [0.5]

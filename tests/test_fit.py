@@ -224,7 +224,7 @@ def test_resume_wants_something_to_resume(tmp_path):
         ({"seeds": [0.5]}, "seeds: got 0.5"),
         ({"seeds": 2, "hyperparams": {"lr": [1.0, 2.0, 3.0]}}, "one for each of 2 seeds"),
         ({"hyperparams": {"lr": [1.0]}}, "expected a scalar"),
-        ({"hyperparams": {"learning_rate": 1.0}}, "did you mean 'lr'"),
+        ({"hyperparams": {"learnin_rate": 1.0}}, "did you mean 'lr'"),
         ({"seeds": 2, "hyperparams": {"lr": [0.1, -1.0]}}, "PPO.lr: got -1.0"),
         ({"keep": 0}, "keep: got 0"),
         ({"checkpoint_every": -1}, "checkpoint_every: got -1"),

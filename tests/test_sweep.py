@@ -193,7 +193,7 @@ def test_samples_beside_a_grid():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grid": {"learning_rate": [1e-3]}}, "has a field 'learning_rate'; did you mean 'lr'"),
+        ({"grid": {"learnin_rate": [1e-3]}}, "has a field 'learnin_rate'; did you mean 'lr'"),
         ({"grid": {"num_env": [1, 2]}}, "neither TrainConfig nor PPO.*did you mean 'num_envs'"),
         ({"grid": {"lr": [1e-3, -1.0]}}, r"PPO.lr: got -1.0, expected a float >= 0"),
         ({"grid": {"lr": [1e-3, "fast"]}}, "PPO.lr: got 'fast'"),

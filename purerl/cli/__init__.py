@@ -59,7 +59,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             is_flag = unknown[0].startswith("--")
             word = unknown[0].partition("=")[0] if is_flag else unknown[0]
-            known = [flag for action in self._actions for flag in action.option_strings]
+            listed = [x for x in self._actions if x.help != argparse.SUPPRESS]  # no aliases
+            known = [flag for action in listed for flag in action.option_strings]
             hint = self._nearest(word, known) if is_flag else "expected flags, such as --seeds 4"
             self.error(f"{'no flag' if is_flag else 'unexpected argument'} {word!r}; {hint}")
         return args

@@ -12,8 +12,9 @@ from purerl.agents import AGENTS
 from purerl.agents.noise import NOISES
 from purerl.experience.buffer import Buffer
 from purerl.experience.rewarders import REWARDERS
+from purerl.records.aliases import aliases_of
 from purerl.records.errors import ConfigError, suggest
-from purerl.records.fields import field_names, field_options
+from purerl.records.fields import field_names, field_options, read_names
 from purerl.records.files import reason
 from purerl.runs.view import is_code, read_toml
 from purerl.training.config import TrainConfig
@@ -29,14 +30,18 @@ UNSPOKEN = ("env", "agent", "buffer", "noise", "rewarder", "action_processor", "
 class Flag(NamedTuple):
     """A field that a flag sets: `--lr` sets `agent.lr`."""
 
-    part: str  # "" for the config's own
+    part: str  # "" for the config itself
     name: str
     record: type
 
     @property
     def word(self) -> str:
+        return self.spelled(self.name)
+
+    def spelled(self, name: str) -> str:
+        """The flag of this field under a name, which may be an alias."""
         prefix = f"{self.part}." if self.part not in ("", "agent") else ""
-        return "--" + prefix + self.name.replace("_", "-").lower()
+        return "--" + prefix + name.replace("_", "-").lower()
 
 
 def list_flags(chosen: Mapping[str, str | None]) -> list[Flag]:
@@ -69,26 +74,48 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     chosen = _chosen(list(argv))
     titles = {"": "the run", "agent": f"the agent, {chosen['agent']}", "buffer": "the buffer"}
     groups: dict[str, Any] = {}
-    for flag in list_flags(chosen):
+    flags = list_flags(chosen)
+    for flag in flags:
         if flag.part not in groups:
             name = chosen.get(flag.part)
             title = titles.get(flag.part, f"the {flag.part}" + (f", {name}" if name else ""))
             groups[flag.part] = parser.add_argument_group(title)
         _add(groups[flag.part], flag)
+    _add_aliases(parser, flags)
     parser.set_defaults(chosen=chosen)
 
 
-def _add(group: Any, flag: Flag) -> None:
+def _add_aliases(parser: argparse.ArgumentParser, flags: list[Flag]) -> None:
+    """Flags of the fields' other names, which --help doesn't list; none for a word that is a flag
+    already, or that two fields of different meaning would share."""
+    words: dict[str, list[tuple[Flag, str]]] = {}
+    for flag in flags:
+        for alias, field in aliases_of(field_names(flag.record)).items():
+            if field == flag.name:
+                words.setdefault(flag.spelled(alias), []).append((flag, alias))
+                if alias == "buffer_size":  # a flag of its own elsewhere
+                    words.setdefault("--buffer-size", []).append((flag, alias))
+    taken = {word for action in parser._actions for word in action.option_strings}
+    for word, found in words.items():
+        if word not in taken and len(found) == 1:
+            flag, alias = found[0]
+            _add(parser, flag, word, alias)
+
+
+def _add(group: Any, flag: Flag, word: str | None = None, alias: str | None = None) -> None:
+    """The flag of a field, or one of its aliases."""
     field = field_options(flag.record)[flag.name]
     unknown = field.default is None or field.default is dataclasses.MISSING
     shown = "" if unknown else f" ({default_word(field)})"
     help_text = (documented(flag.record).get(flag.name, "") + shown).replace("%", "%%")
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text}
-    dest = f"{flag.part}.{flag.name}"
+    if alias is not None:
+        options["help"] = argparse.SUPPRESS
+    word, dest = word or flag.word, f"{flag.part}.{alias or flag.name}"
     if field.metadata["expected"].startswith("True or False"):
-        group.add_argument(flag.word, dest=dest, action=argparse.BooleanOptionalAction, **options)
+        group.add_argument(word, dest=dest, action=argparse.BooleanOptionalAction, **options)
     else:
-        group.add_argument(flag.word, dest=dest, metavar=_metavar(field.metadata), **options)
+        group.add_argument(word, dest=dest, metavar=_metavar(field.metadata), **options)
 
 
 def default_word(field: dataclasses.Field) -> str:
@@ -132,6 +159,7 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
             f"ENV: missing, expected {env} on the command line as well: {args.config} names it, "
             "and it is code that would be run"
         )
+    given, start = (_by_fields(layer, args.chosen) for layer in (given, start))
     preset: dict[str, Any] = {}
     if not args.config and not args.no_preset:
         preset = find_preset(env, given.get("agent", {}).get("name"))
@@ -139,6 +167,18 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
     for layer in (preset, start, given):
         mapping = _over(mapping, layer)
     return TrainConfig.from_mapping({**mapping, "env": env}), preset
+
+
+def _by_fields(layer: Mapping[str, Any], chosen: Mapping[str, str | None]) -> dict[str, Any]:
+    """A mapping of fields under their names, not their aliases, so that others can be laid over it.
+    Raises ConfigError: a field is there under two names."""
+    fields = read_names(TrainConfig, layer)
+    for part, known in {**PARTS, "buffer": {"buffer": Buffer}}.items():
+        inner = fields.get(part)
+        if isinstance(inner, Mapping):
+            name = str(inner.get("name", chosen.get(part, part))).lower()
+            fields[part] = read_names(known[name], inner) if name in known else dict(inner)
+    return fields
 
 
 def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from purerl.cli.training import new_folder
 from purerl.records.errors import ConfigError, RunError, suggest
 from purerl.records.files import reason
 from purerl.runs.chunks import check_size
-from purerl.sweeps.plan import Choice, LogUniform, Uniform, check_names
+from purerl.sweeps.plan import Choice, LogUniform, Uniform, read_name
 from purerl.sweeps.subprocess import SweepProcessError
 from purerl.sweeps.sweep import sweep
 
@@ -67,7 +67,8 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
     # The config takes seconds: what can be known before is checked before.
     paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
-    check_names(PARTS["agent"][args.chosen["agent"]], [*grid, *samples], paths)
+    for name in [*grid, *samples]:
+        read_name(PARTS["agent"][args.chosen["agent"]], name, paths)
     config, _ = config_from(args)
     check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
     check_size(config.make_loop(), 1)

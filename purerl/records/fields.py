@@ -17,11 +17,14 @@ from typing import Any, Literal, Self, dataclass_transform
 import jax
 import numpy as np
 
+from purerl.records.aliases import field_of
 from purerl.records.errors import ConfigError, shown, suggest
 
 _MISSING: Any = dataclasses.MISSING
 # Sizes and indices are int32 on the device; counters of steps and episodes may be more.
 INT32, INT64 = 2**31 - 1, 2**63 - 1
+# The package's records, by name.
+_RECORDS: dict[str, type] = {}
 
 
 def _field(
@@ -199,6 +202,8 @@ class Record:
     Raises:
         ConfigError: from the constructor and from `replace`: an unknown name, a missing field, a
             value of the wrong type or out of range.
+
+    A field may be given by an alias too, its name in other libraries (`purerl.records.aliases`).
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -208,6 +213,7 @@ class Record:
 
         @functools.wraps(construct)  # so that `help` and `inspect.signature` show the fields
         def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
+            values = read_names(type(self), values)
             _check_names(type(self), values, len(args))
             construct(self, *args, **values)
             # A default that stayed on the class would be bound as a method where it is a function.
@@ -219,6 +225,8 @@ class Record:
             self.check()
 
         cls.__init__ = __init__  # type: ignore[method-assign]
+        if cls.__module__.startswith("purerl."):
+            _RECORDS[cls.__name__] = cls
         jax.tree_util.register_pytree_with_keys(cls, *_flattening(cls))
 
     def __repr__(self) -> str:
@@ -236,6 +244,7 @@ class Record:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, and checked."""
         cls = type(self)
+        changes = read_names(cls, changes)
         _check_names(cls, changes, None)
         copy = self.tell(**{name: check_value(cls, name, x) for name, x in changes.items()})
         copy.check()
@@ -290,11 +299,40 @@ def check_value(cls: type, name: str, value: Any) -> Any:
         raise ConfigError(f"{message}; {hint}" if hint else message) from None
 
 
+def _elsewhere(cls: type, name: str) -> str:
+    """Which of the package's records has a field that this one doesn't, where one does."""
+    for other in (_RECORDS[word] for word in ("TrainConfig", "Buffer", "PPO") if word in _RECORDS):
+        field = field_of(name, field_names(other))
+        if field in field_names(other) and not issubclass(cls, other):
+            return f"it is a field of {other.__name__}, {field!r}"
+    return ""
+
+
+def read_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of the fields; aliases are replaced by theirs, unknown names stay.
+
+    Raises:
+        ConfigError: a field is there under two names.
+    """
+    names, found = field_names(cls), {}
+    given: dict[str, str] = {}
+    for name, value in values.items():
+        field = field_of(name, names)
+        if field in given:
+            raise ConfigError(
+                f"{cls.__name__}: {given[field]!r} and {name!r} are the same field, expected one "
+                "of them"
+            )
+        given[field], found[field] = name, value
+    return found
+
+
 def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | None) -> None:
     names = field_names(cls)
     for name in values:
         if name not in names:
-            raise ConfigError(f"{cls.__name__}: no field {shown(name)}; {suggest(name, names)}")
+            hint = _elsewhere(cls, name) or suggest(name, names)
+            raise ConfigError(f"{cls.__name__}: no field {shown(name)}; {hint}")
     if num_positional is None:
         return
     if num_positional > len(names):

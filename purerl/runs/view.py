@@ -14,7 +14,7 @@ import numpy as np
 
 from purerl.training.config import TrainConfig
 from purerl.records.errors import ConfigError, RunError, shown
-from purerl.records.fields import check_path
+from purerl.records.fields import check_path, read_names
 from purerl.records.files import DAMAGED, checked, read_text, reason
 from purerl.training.describe import describe, differences
 from purerl.records.folders import list_checkpoints
@@ -52,11 +52,12 @@ def read_toml(file: str | os.PathLike[str]) -> dict[str, Any]:
     """A config file's fields; the word "none" is None, for which TOML has none.
 
     Raises:
-        ValueError: it isn't TOML; the message says so.
+        ValueError: it isn't TOML, or has a field under two names; the message says so.
         OSError: it can't be read.
     """
     try:
-        return _with_none(tomllib.loads(read_text(file)))
+        # By the fields' names: what is refused under one has to be under its aliases, too.
+        return read_names(TrainConfig, _with_none(tomllib.loads(read_text(file))))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(file)} is no TOML file: {reason(error)}") from None
 

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from purerl.records.aliases import field_of
 from purerl.records.errors import ConfigError, shown, suggest
-from purerl.records.fields import check_key, check_value, field_names
+from purerl.records.fields import check_key, check_value, field_names, read_names
 from purerl.training.config import TrainConfig
 from purerl.training.hyperparams import (
     Parts,
@@ -209,12 +210,13 @@ def _fields(
         if name in distributions:
             raise ConfigError(f"samples: {name!r} is in the grid too, expected in one of them")
     given = [*axes, *distributions]
-    parts = _parts(config, {name: values[0] for name, values in axes.items()})
+    read_names(TrainConfig, dict.fromkeys(given))  # raises where two names are of one field
+    firsts = {name: values[0] for name, values in axes.items()}
+    parts = _parts(config, read_names(TrainConfig, firsts))
     paths = [f"{part}.{field}" for part in parts for field in known_fields(parts[part])]
-    check_names(type(parts["agent"]), given, paths)
-    of_parts = [name for name in given if not _of_config(name)]
-    found = {name: str(path) for path, name in read_paths(parts, of_parts, "sweep")}
-    return {name: found.get(name, name) for name in given}
+    names = {name: read_name(type(parts["agent"]), name, paths) for name in given}
+    of_parts = [name for name in given if not _of_config(names[name])]
+    return names | {name: str(path) for path, name in read_paths(parts, of_parts, "sweep")}
 
 
 def _draw(
@@ -288,24 +290,35 @@ def _is_traced(parts: Parts, name: str) -> bool:
     return path.field in known_fields(parts[path.part], traced=True)
 
 
-def check_names(agent: type, names: Iterable[str], paths: Iterable[str] = ()) -> None:
-    """Raises a ConfigError where neither the config nor an agent of this type has such a field.
-    Names of other parts' fields, such as `noise.sigma`, are for the plan to check.
+def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
+    """The field of the config or of the agent that a name, or an alias, stands for. Paths, such as
+    `noise.sigma`, are for the plan to read, and stay.
 
     Args:
         agent: the agent's class.
-        names: what is swept.
+        name: what is swept.
         paths: fields of the other parts, one of which may have been meant.
+
+    Raises:
+        ConfigError: neither has such a field, or both have one that it may stand for.
     """
-    of_config, known = field_names(TrainConfig), field_names(agent)
-    for name in names:
-        if "." not in name and name not in of_config and name not in known:
-            meant = [repr(path) for path in paths if path.endswith(f".{name}")]
-            hint = f"did you mean {' or '.join(meant)}?" if meant else ""
-            raise ConfigError(
-                f"sweep: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
-                f"{hint or suggest(name, known + of_config)}"
-            )
+    if "." in name:
+        return name
+    of_config, of_agent = field_names(TrainConfig), field_names(agent)
+    found = [field for known in (of_config, of_agent) if (field := field_of(name, known)) in known]
+    if not found:
+        meant = [repr(path) for path in paths if path.endswith(f".{name}")]
+        hint = f"did you mean {' or '.join(meant)}?" if meant else ""
+        raise ConfigError(
+            f"sweep: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
+            f"{hint or suggest(name, of_agent + of_config)}"
+        )
+    if len(set(found)) > 1:
+        raise ConfigError(
+            f"sweep: {name!r} may be {found[0]!r} of TrainConfig or {found[1]!r} of "
+            f"{agent.__name__}, expected one of them"
+        )
+    return found[0]
 
 
 def configure(config: TrainConfig, values: Values) -> TrainConfig:

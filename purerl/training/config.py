@@ -19,6 +19,7 @@ from purerl.records.fields import (
     field_options,
     flag,
     integer,
+    read_names,
     static,
 )
 from purerl.training.check import check_loop, check_methods
@@ -207,7 +208,7 @@ class TrainConfig(Record):
             raise ConfigError(
                 f"TrainConfig: got {shown(mapping)}, expected a mapping of its fields"
             )
-        values = _named(cls, mapping)
+        values = read_names(cls, _named(cls, mapping))
         for field in REGISTRIES:
             if isinstance(values.get(field), (str, Mapping)):
                 values[field] = _from_plain(field, values[field])

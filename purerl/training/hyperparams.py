@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.records.aliases import field_of
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import Record, check_value, field_names
 
@@ -30,7 +31,8 @@ class Path(NamedTuple):
 
 
 def read_path(parts: Parts, name: Any, argument: str = "hyperparams") -> Path:
-    """The path that a name stands for: of a field that the run has, static ones too.
+    """The path that a name, or a field's alias, stands for: of a field that the run has, static
+    ones too.
 
     Raises:
         ConfigError: there is no such part, the run doesn't have it, or it has no such field.
@@ -45,6 +47,7 @@ def read_path(parts: Parts, name: Any, argument: str = "hyperparams") -> Path:
         )
     if parts[part] is None:
         raise ConfigError(f"{argument}: got {shown(name)}, but the run has no {part}")
+    field = field_of(field, known_fields(parts[part]))
     if field not in known_fields(parts[part]):
         raise ConfigError(_no_field(parts, argument, part, field))
     return Path(part, field)
