@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import inspect
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,6 +11,7 @@ from purerl.agents.noise import NOISES
 from purerl.experience.buffer import Buffer
 from purerl.experience.rewarders import REWARDERS
 from purerl.records.aliases import aliases_of
+from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, suggest
 from purerl.records.fields import field_names, field_options, read_names
 from purerl.records.files import reason
@@ -272,18 +271,6 @@ def check_integer(flag: str, value: int | None, least: int, most: int = 2**31 - 
 def check_key(value: int) -> None:
     """Raises ConfigError unless a key can be made of a number."""
     check_integer("--key", value, 0, 2**32 - 1)
-
-
-def documented(cls: type) -> dict[str, str]:
-    """What the docstrings of a record, and of those that it extends, say of each field."""
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        section = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
-        section = re.split(r"\n(?=\S)", section)[0]
-        for names, text in re.findall(r"^    (\w[\w, ]*): ((?:.|\n(?=     ))*)", section, re.M):
-            for name in names.split(", "):
-                texts[name] = " ".join(text.split())
-    return texts
 
 
 def told(mapping: dict[str, Any], prefix: str = "") -> list[str]:

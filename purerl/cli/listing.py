@@ -21,12 +21,12 @@ from purerl.cli.flags import (
     check_integer,
     config_from,
     default_word,
-    documented,
     integers,
     told,
 )
 from purerl.envs import check_env, env_names, make
 from purerl.envs.check import EnvError
+from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, suggest
 from purerl.records.fields import field_options
 from purerl.runs.chunks import check_size, seed_keys

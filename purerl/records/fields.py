@@ -12,14 +12,16 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, dataclass_transform
+from typing import Any, Literal, Self, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 
 from purerl.records.aliases import field_of
+from purerl.records.docs import complete
 from purerl.records.errors import ConfigError, shown, suggest
 
+R = TypeVar("R", bound="Record")
 _MISSING: Any = dataclasses.MISSING
 # Sizes and indices are int32 on the device; counters of steps and episodes may be more.
 INT32, INT64 = 2**31 - 1, 2**63 - 1
@@ -225,6 +227,7 @@ class Record:
             self.check()
 
         cls.__init__ = __init__  # type: ignore[method-assign]
+        cls.__doc__ = complete(cls, field_names(cls))
         if cls.__module__.startswith("purerl."):
             _RECORDS[cls.__name__] = cls
         jax.tree_util.register_pytree_with_keys(cls, *_flattening(cls))
@@ -246,15 +249,25 @@ class Record:
         cls = type(self)
         changes = read_names(cls, changes)
         _check_names(cls, changes, None)
-        copy = self.tell(**{name: check_value(cls, name, x) for name, x in changes.items()})
+        copy = unchecked(self, **{name: check_value(cls, name, x) for name, x in changes.items()})
         copy.check()
         return copy
 
     def tell(self, **values: Any) -> Self:
         """A copy with some fields filled in, unchecked: for what the loop knows."""
-        copy = object.__new__(type(self))
-        copy.__dict__.update(self.__dict__, **values)
-        return copy
+        return unchecked(self, **values)
+
+
+def unchecked(record: R, **values: Any) -> R:
+    """A copy with some fields filled in, unchecked: for what is known to be right."""
+    copy = object.__new__(type(record))
+    copy.__dict__.update(record.__dict__, **values)
+    return copy
+
+
+def title(cls: type) -> str:
+    """What a record is called in errors: its `_title`, or its class."""
+    return str(cls.__dict__.get("_title", cls.__name__))
 
 
 def field_names(cls: type, traced: bool | None = None) -> list[str]:
@@ -292,7 +305,7 @@ def check_value(cls: type, name: str, value: Any) -> Any:
         shape = np.shape(value) if isinstance(value, (np.ndarray, jax.Array)) else ()
         got = f"an array of shape {shape}" if shape else shown(value)
         expected = field.metadata["expected"]
-        message = f"{cls.__name__}.{name}: got {got}, expected {expected}"
+        message = f"{title(cls)}.{name}: got {got}, expected {expected}"
         if shape and field.metadata["traced"]:
             message += "; to sweep it, give train its hyperparameters under jax.vmap"
         hint = str(error) if isinstance(error, ValueError) else ""
@@ -303,7 +316,7 @@ def _elsewhere(cls: type, name: str) -> str:
     """Which of the package's records has a field that this one doesn't, where one does."""
     for other in (_RECORDS[word] for word in ("TrainConfig", "Buffer", "PPO") if word in _RECORDS):
         field = field_of(name, field_names(other))
-        if field in field_names(other) and not issubclass(cls, other):
+        if field in field_names(other) and not issubclass(other, cls):
             return f"it is a field of {other.__name__}, {field!r}"
     return ""
 
@@ -320,7 +333,7 @@ def read_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
         field = field_of(name, names)
         if field in given:
             raise ConfigError(
-                f"{cls.__name__}: {given[field]!r} and {name!r} are the same field, expected one "
+                f"{title(cls)}: {given[field]!r} and {name!r} are the same field, expected one "
                 "of them"
             )
         given[field], found[field] = name, value
@@ -332,23 +345,24 @@ def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | Non
     for name in values:
         if name not in names:
             hint = _elsewhere(cls, name) or suggest(name, names)
-            raise ConfigError(f"{cls.__name__}: no field {shown(name)}; {hint}")
+            noun = "field" if title(cls) == cls.__name__ else "argument"
+            raise ConfigError(f"{title(cls)}: no {noun} {shown(name)}; {hint}")
     if num_positional is None:
         return
     if num_positional > len(names):
         raise ConfigError(
-            f"{cls.__name__}: got {num_positional} values, expected at most {len(names)}: "
+            f"{title(cls)}: got {num_positional} values, expected at most {len(names)}: "
             f"{', '.join(names)}"
         )
     for name in names[:num_positional]:
         if name in values:
-            raise ConfigError(f"{cls.__name__}.{name}: given twice, by its place and by its name")
+            raise ConfigError(f"{title(cls)}.{name}: given twice, by its place and by its name")
     given = set(values) | set(names[:num_positional])
     for field in _fields(cls):
         required = field.default is _MISSING and field.default_factory is _MISSING
         if required and field.name not in given:
             expected = field.metadata.get("expected", "a value")
-            raise ConfigError(f"{cls.__name__}.{field.name}: missing, expected {expected}")
+            raise ConfigError(f"{title(cls)}.{field.name}: missing, expected {expected}")
 
 
 def _flattening(cls: type) -> tuple[Callable, Callable, Callable]:
