@@ -21,6 +21,7 @@ from purerl.accelerator.machine import configure_cpu, use_all_cores
 
 configure_cpu()
 
+from purerl import statistics  # noqa: E402
 from purerl.accelerator.devices import start_hosts  # noqa: E402
 from purerl.agents import (  # noqa: E402
     AGENTS,
@@ -188,6 +189,7 @@ __all__ = [
     "run",
     "save_policy",
     "start_hosts",
+    "statistics",
     "sweep",
     "tensorboard_sink",
     "time_limit",

@@ -178,7 +178,7 @@ def test_sweep_shows_the_best_and_leaves_a_table(command):
     assert err.startswith("purerl: left out: notes is no run's folder")
     assert command("plot", "swept", "nowhere", "--out", "all.png")[0] == 1
     code, _, err = command("resume", "swept")
-    assert (code, "purerl sweep goes on" in err) == (1, True)
+    assert (code, "purerl sweep continues it" in err) == (1, True)
     shutil.rmtree("swept/best")  # as a kill leaves it
     code, _, err = command("eval", "swept")
     assert (code, "swept holds a sweep without a best agent" in err) == (1, True)

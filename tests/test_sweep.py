@@ -555,8 +555,9 @@ purerl.use_all_cores()
     done = run_python(code)
     assert "ConfigError: use_all_cores: JAX has started already" in done.stderr
     flags = "--xla_force_host_platform_device_count=3"
-    done = run_python("import purerl, jax; purerl.use_all_cores(); print(jax.device_count())",
-                      XLA_FLAGS=flags)  # fmt: skip
+    done = run_python(
+        "import purerl, jax; purerl.use_all_cores(); print(jax.device_count())", XLA_FLAGS=flags
+    )
     assert done.stdout.strip() == "3"
 
 

@@ -180,7 +180,7 @@ def _use_compile_cache() -> None:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings in a line of their own words, without the source that they came from."""
+    """Prints warnings in one line each, without the source line that raised them."""
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):

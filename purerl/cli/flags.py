@@ -19,7 +19,7 @@ from purerl.runs.view import is_code, read_toml
 from purerl.training.config import TrainConfig
 from purerl.training.presets import find_preset
 
-# What is chosen by name; its own fields become flags once it is.
+# Parts that are chosen by name, upon which their fields become flags.
 PARTS: dict[str, Mapping[str, type]] = {"agent": AGENTS, "noise": NOISES, "rewarder": REWARDERS}
 MOST_SEEDS = 2**20
 # Functions and classes, which a word can't stand for.
@@ -67,7 +67,7 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     """
     group = parser.add_argument_group("what is run")
     group.add_argument("--config", metavar="FILE", help="a TOML file of fields; flags come on top")
-    group.add_argument("--no-preset", action="store_true", help="the agent's own defaults only")
+    group.add_argument("--no-preset", action="store_true", help="the agent's defaults only")
     for part, known in PARTS.items():
         group.add_argument(f"--{part}", metavar="NAME", help=f"one of {', '.join(known)}")
     chosen = _chosen(list(argv))
@@ -92,7 +92,7 @@ def _add_aliases(parser: argparse.ArgumentParser, flags: list[Flag]) -> None:
         for alias, field in aliases_of(field_names(flag.record)).items():
             if field == flag.name:
                 words.setdefault(flag.spelled(alias), []).append((flag, alias))
-                if alias == "buffer_size":  # a flag of its own elsewhere
+                if alias == "buffer_size":  # a flag without a prefix in other libraries
                     words.setdefault("--buffer-size", []).append((flag, alias))
     taken = {word for action in parser._actions for word in action.option_strings}
     for word, found in words.items():
@@ -200,7 +200,7 @@ def _chosen(argv: list[str]) -> dict[str, str | None]:
         first.add_argument(f"--{word}")
     try:
         found = vars(first.parse_known_args(argv)[0])
-    except argparse.ArgumentError:  # told when all is read
+    except argparse.ArgumentError:  # reported when all arguments are read
         found = dict.fromkeys((*PARTS, "config"))
     start = read_config(found["config"]) if found["config"] else {}
     chosen: dict[str, str | None] = {}
@@ -273,14 +273,14 @@ def check_key(value: int) -> None:
     check_integer("--key", value, 0, 2**32 - 1)
 
 
-def told(mapping: dict[str, Any], prefix: str = "") -> list[str]:
+def spelled_out(mapping: dict[str, Any], prefix: str = "") -> list[str]:
     """A preset's fields as they would be given."""
     words = []
     for name, value in mapping.items():
         if isinstance(value, dict):
             words += [f"{name}={value['name']}"] if "name" in value and name != "agent" else []
             inner = {n: x for n, x in value.items() if n != "name"}
-            words += told(inner, "" if name == "agent" else f"{name}.")
+            words += spelled_out(inner, "" if name == "agent" else f"{name}.")
         else:
             shown = f"{value:,}" if isinstance(value, int) and value >= 10_000 else value
             words.append(f"{prefix}{name}={shown}")

@@ -22,7 +22,7 @@ from purerl.cli.flags import (
     config_from,
     default_word,
     integers,
-    told,
+    spelled_out,
 )
 from purerl.envs import check_env, env_names, make
 from purerl.envs.check import EnvError
@@ -99,9 +99,9 @@ def run_presets(args: argparse.Namespace, console: Console) -> int:
     for env, agents in presets.items():
         if args.env in (None, env):
             for agent, fields in agents.items():
-                table.add_row(env, agent, ", ".join(told(fields)))
+                table.add_row(env, agent, ", ".join(spelled_out(fields)))
     console.print(table)
-    console.print("\npurerl train ENV --agent AGENT finds them by itself.")
+    console.print("\npurerl train ENV --agent AGENT takes them.")
     return 0
 
 

@@ -23,7 +23,7 @@ from purerl.training.evaluate import play_episodes
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env
 
-# Where an environment has no limit of its own, an episode has to end somewhere.
+# The limit of an episode where the environment has none.
 MAX_STEPS = 10_000
 
 
@@ -205,7 +205,8 @@ def environment(policy: Policy, args: argparse.Namespace) -> Env:
     skip and time limit where its folder says so.
 
     Raises:
-        ConfigError: training's isn't what a name makes, or the user's own, and has to be named.
+        ConfigError: no name makes the environment of the training run, or its code is the user's:
+            --env has to name it.
     """
     spec, name = policy.spec, args.env
     if name is None and is_code(spec.name):

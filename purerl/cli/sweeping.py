@@ -51,8 +51,13 @@ def add_sweep(parser: Parser, argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("env", metavar="ENV", nargs="?", help="see purerl envs, or module:name")
     add("--grid", action="append", default=[], metavar="FIELD=V,V,...", help="may be repeated")
-    add("--samples", action="append", default=[], metavar="FIELD=DIST",
-        help="uniform(a, b), log_uniform(a, b) or choice(x, y, ...)")  # fmt: skip
+    add(
+        "--samples",
+        action="append",
+        default=[],
+        metavar="FIELD=DIST",
+        help="uniform(a, b), log_uniform(a, b) or choice(x, y, ...)",
+    )
     add("--num-samples", type=int, metavar="N", help="how many draws")
     add("--seeds", default="4", metavar="N", help="how many, or which: 3,7,12 (4)")
     add("--run-dir", metavar="DIR", help="by default a new one in runs/")

@@ -101,10 +101,16 @@ def _draw_curve(axes: "Axes", run: Curves, number: int, of: int, x: str) -> "Lin
     # Markers of different runs stand at different places.
     every = max(1, len(at) // 8)
     (line,) = axes.plot(
-        at, iqm(curves, axis=0), linewidth=2, markersize=6, zorder=3,
-        markeredgecolor="white", markeredgewidth=0.6, markevery=(number * every // of, every),
+        at,
+        iqm(curves, axis=0),
+        linewidth=2,
+        markersize=6,
+        zorder=3,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        markevery=(number * every // of, every),
         **style,
-    )  # fmt: skip
+    )
     return line
 
 
@@ -177,13 +183,23 @@ def _draw_profiles(axes: "Axes", scores: list[np.ndarray]) -> None:
     for i, x in enumerate(scores):
         style, share = figures.style(i), performance_profile(x, thresholds)
         axes.fill_between(
-            thresholds, share.low, share.high, step="post", color=style["color"],
-            alpha=0.4 / (1 + len(scores)), linewidth=0,
-        )  # fmt: skip
+            thresholds,
+            share.low,
+            share.high,
+            step="post",
+            color=style["color"],
+            alpha=0.4 / (1 + len(scores)),
+            linewidth=0,
+        )
         axes.plot(
-            thresholds, share.value, drawstyle="steps-post", linewidth=2, markersize=5,
-            markevery=(i * 40 // len(scores), 40), **style,
-        )  # fmt: skip
+            thresholds,
+            share.value,
+            drawstyle="steps-post",
+            linewidth=2,
+            markersize=5,
+            markevery=(i * 40 // len(scores), 40),
+            **style,
+        )
     axes.set(xlabel="return R", ylabel="share of seeds above R", ylim=(-0.03, 1.03))
     axes.set_xlim(thresholds[0], thresholds[-1])
     figures.write_numbers(axes.xaxis)
@@ -198,10 +214,14 @@ def _draw_pairs(
         _bar(axes, chance.low, chance.high, row, figures.COLORS[0])
         axes.plot(chance.value, row, "o", color=figures.COLORS[0], markersize=6)
         axes.annotate(
-            f"{chance.value:.2f}", (float(chance.value), row), (0, 6), textcoords="offset points",
-            ha="center", fontsize=8,
+            f"{chance.value:.2f}",
+            (float(chance.value), row),
+            (0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2},
-        )  # fmt: skip
+        )
     axes.axvline(0.5, color=figures.GREY, linewidth=1, linestyle="--", zorder=0.5)
     limits = (len(pairs) - 0.4, -0.8)
     ticks = range(len(pairs))

@@ -6,7 +6,7 @@ the same unit. What resembles a field but means another quantity is only hinted 
 
 # By alias, the fields that it may stand for; a record takes the one that it has.
 ALIASES: dict[str, tuple[str, ...]] = {
-    # What agents are told.
+    # Agents.
     "learning_rate": ("lr",),
     "actor_learning_rate": ("actor_lr",),
     "policy_learning_rate": ("actor_lr",),

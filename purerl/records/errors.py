@@ -1,4 +1,4 @@
-"""What is said of a mistake."""
+"""Errors, and the words of their messages."""
 
 import contextlib
 import difflib

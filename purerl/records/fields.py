@@ -173,7 +173,7 @@ def static(
 
 
 def named(*, default: Any, options: Mapping[str, Any]) -> Any:
-    """A static field of a function, one of a few that have names, or a user's own."""
+    """A static field of a function: one of a few by name, or a user's."""
 
     def check(value: Any) -> Any:
         if isinstance(value, str):
@@ -266,7 +266,7 @@ def unchecked(record: R, **values: Any) -> R:
 
 
 def title(cls: type) -> str:
-    """What a record is called in errors: its `_title`, or its class."""
+    """The name of a record in errors: its `_title`, or its class."""
     return str(cls.__dict__.get("_title", cls.__name__))
 
 

@@ -184,7 +184,7 @@ def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
         ):
             if not np.array_equal(found, piece[name], equal_nan=name == "episode_return"):
                 raise ValueError(f"rows {rows.start + 1} to {rows.stop} have another {name} than "
-                                 "was saved in metrics/")  # fmt: skip
+                                 "was saved in metrics/")
 
 
 
@@ -237,7 +237,7 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
     place = np.ceil((table["update"] - updates[0]) / log_every).astype(np.int64)
     if len(seeds) * place.max() > len(place):  # before memory is taken for what isn't there
         raise ValueError(f"{len(place)} rows are too few for {len(seeds)} seeds up to update "
-                         f"{updates[-1]:.0f}")  # fmt: skip
+                         f"{updates[-1]:.0f}")
     rows = np.zeros((len(seeds), place.max() + 1), np.int64)
     np.add.at(rows, (seed, place), 1)
     num_rows = rows.shape[1]

@@ -27,7 +27,7 @@ from purerl.training.options import Options
 from purerl.training.purejaxrl import from_purejaxrl
 from purerl.training.run import assemble
 
-# What a name stands for in a mapping.
+# The classes that a mapping names.
 REGISTRIES: dict[str, Mapping[str, type]] = {
     "agent": AGENTS,
     "noise": NOISES,
@@ -68,7 +68,7 @@ class TrainConfig(Options):
                 `noise.sigma`; scalars, which may be traced.
         """
         changed = with_hyperparams(self.parts(), hyperparams)
-        if "rewarder" in changed:  # the one that `normalize_reward` stands for, perhaps
+        if "rewarder" in changed:  # it may be the one of `normalize_reward`
             changed["normalize_reward"] = False
         return assemble(unchecked(self, **changed))
 
@@ -97,7 +97,7 @@ class TrainConfig(Options):
     def from_purejaxrl(cls, config: Mapping[str, Any]) -> Self:
         """A config from PureJaxRL's upper-case keys, those of its PPO or of its DQN.
 
-        What differs is told in one `UserWarning`.
+        One `UserWarning` lists the differences.
 
         Raises:
             ConfigError: a key that PureJaxRL doesn't have, or see the class.
@@ -142,7 +142,7 @@ def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> d
     Args:
         record: a config, or a part of one.
         left: takes the full names of fields without a plain form; None raises for them.
-        path: what stands before their names.
+        path: the prefix of their names.
 
     Raises:
         ConfigError: as `TrainConfig.to_mapping`.

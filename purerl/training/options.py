@@ -149,10 +149,10 @@ class Options(Record):
         """The records that the run is made of, defaults filled in: their float fields are
         hyperparameters, by the first word of their paths. None for what the run doesn't have."""
         whole, agent = self.with_defaults(), self.agent
-        own = agent.make_buffer(cast(int, whole.num_envs), cast(int, whole.update_every))
+        default = agent.make_buffer(cast(int, whole.num_envs), cast(int, whole.update_every))
         return {
             "agent": agent,
             "noise": agent.run_defaults.noise if self.noise is None else self.noise,
             "rewarder": whole.rewarder,
-            "buffer": own if self.buffer is None else self.buffer,
+            "buffer": default if self.buffer is None else self.buffer,
         }
