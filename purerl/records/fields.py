@@ -172,7 +172,7 @@ def static(
     return _field(check, expected, default, optional, traced=False)
 
 
-def named(*, default: Any, options: Mapping[str, Any]) -> Any:
+def named(*, default: Any, options: Mapping[str, Any], optional: bool = False) -> Any:
     """A static field of a function: one of a few by name, or a user's."""
 
     def check(value: Any) -> Any:
@@ -185,7 +185,7 @@ def named(*, default: Any, options: Mapping[str, Any]) -> Any:
         return value
 
     expected = "a function, or one of " + ", ".join(map(repr, options))
-    field = _field(check, expected, default, False, traced=False)
+    field = _field(check, expected, default, optional, traced=False)
     return dataclasses.field(default=default, metadata={**field.metadata, "options": options})
 
 
