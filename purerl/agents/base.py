@@ -1,17 +1,21 @@
 """The agent protocol, and what agents share."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from purerl.accelerator.devices import check_divides
+from purerl.agents.gradients import OPTIMIZERS, make_optimizer
 from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.nn.defaults import ACTIVATIONS, NETWORKS
 from purerl.nn.networks import Critic, is_q_critic
-from purerl.records.fields import ConfigError, Record, by_loop, choice, sizes, static
+from purerl.records.fields import ConfigError, Record, by_loop, choice, named, sizes, static
 
 PyTree = Any
 AgentState = Any
@@ -139,6 +143,24 @@ def module_field(*, base: type, default: None = None) -> Any:
     return static(default=default, check=check, expected=expected, optional=True)
 
 
+def optimizer_field() -> Any:
+    """A field for an optimizer: a factory of the learning rate, by name or a user's."""
+    field = named(default=None, options=OPTIMIZERS, optional=True)
+    known = field.metadata["check"]
+
+    def check(value: Any) -> Any:
+        if isinstance(value, optax.GradientTransformation):
+            raise ValueError(
+                "give the factory, which gets the learning rate: optax.adamw, or "
+                "lambda lr: optax.adamw(lr, weight_decay=0.01)"
+            )
+        return known(value)
+
+    expected = "a function of the learning rate, or one of " + ", ".join(map(repr, OPTIMIZERS))
+    metadata = {**field.metadata, "check": check, "expected": expected}
+    return dataclasses.field(default=None, metadata=metadata)
+
+
 class NetworkAgent(Agent):
     """An agent with networks, a user's own or the defaults.
 
@@ -146,11 +168,16 @@ class NetworkAgent(Agent):
         hidden: widths of the default networks' hidden layers; one number is one layer, () none.
         activation: their activation function.
         network: their kind; by default images go through a convolution, and all else doesn't.
+        optimizer: a factory from the learning rate to an optax optimizer, such as `optax.adamw` or
+            `lambda lr: optax.rmsprop(lr, decay=0.99)`, or its name; with a second parameter
+            `timesteps` it gets the environment steps so far, for schedules. Gradients are clipped
+            to `max_grad_norm` first. None for Adam with `eps=1e-5` on one vector.
     """
 
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
     activation: str | None = choice(default=None, options=ACTIVATIONS, optional=True)
     network: str | None = choice(default=None, options=NETWORKS, optional=True)
+    optimizer: Callable[..., optax.GradientTransformation] | None = optimizer_field()
 
     def check(self) -> None:
         super().check()
@@ -161,6 +188,10 @@ class NetworkAgent(Agent):
                 f"{type(self).__name__}.{sized[0]}: is for the default networks, but "
                 f"{' and '.join(own)} {'is' if len(own) == 1 else 'are both'} given"
             )
+
+    def optimize(self, lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
+        """The optimizer, with this learning rate."""
+        return make_optimizer(self.optimizer, lr, max_grad_norm, self.timesteps)
 
     def make(self, given: Any, default: Any, spec: EnvSpec, activation: str = "tanh") -> Any:
         """A network for an environment: the user's, or the default one."""

@@ -17,7 +17,7 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.gradients import adam, descend, follow, gradient
+from purerl.agents.gradients import descend, follow, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
@@ -62,7 +62,7 @@ class DDPG(NetworkAgent):
         batch_size: transitions in a gradient step.
         actor: an uninstantiated `Actor` without a distribution; None for the default.
         critic: an uninstantiated `Critic` that takes the action; None for the default.
-        lr: learning rate of Adam.
+        lr: learning rate.
         actor_lr, critic_lr: for one of them; None for `lr`.
         gamma: discount.
         tau: how far the target networks move with each gradient step.
@@ -190,6 +190,6 @@ class DDPG(NetworkAgent):
     def _each(self) -> tuple[tuple[str, optax.GradientTransformation], ...]:
         lrs = {"actor": self.actor_lr, "critic": self.critic_lr}
         return tuple(
-            (name, adam(self.lr if lr is None else lr, self.max_grad_norm))
+            (name, self.optimize(self.lr if lr is None else lr, self.max_grad_norm))
             for name, lr in lrs.items()
         )

@@ -18,7 +18,6 @@ from purerl.agents.base import (
     module_field,
 )
 from purerl.agents.gradients import (
-    adam,
     annealed,
     descend,
     global_norm,
@@ -54,7 +53,7 @@ class PPO(NetworkAgent):
         batch_size: transitions in a minibatch; None for a quarter of the rollout (where
             4 divides it, or each device's share of it; else all).
         actor, critic: an uninstantiated `Actor` and V `Critic`; None for the defaults.
-        lr: learning rate of Adam.
+        lr: learning rate.
         K_epochs: how often each update goes through the rollout.
         eps_clip: how far the probability ratio may leave 1.
         gamma: discount.
@@ -226,7 +225,7 @@ class PPO(NetworkAgent):
         }
 
     def _optimizer(self) -> optax.GradientTransformation:
-        return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
+        return self.optimize(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
 
 
 def _quarter(size: int) -> int:

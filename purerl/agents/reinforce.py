@@ -18,7 +18,7 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.gradients import adam, annealed, descend, moments, standardize
+from purerl.agents.gradients import annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, path_batch, policy_gradient, successor_values
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Batch, Buffer, BufferState
@@ -54,7 +54,7 @@ class REINFORCE(NetworkAgent):
         n_episodes: how many episodes each update learns from, side by side: the run's `num_envs`.
         episode_length: most steps of an episode: the run's `update_every`.
         actor: an uninstantiated `Actor`; None for the default.
-        lr: learning rate of Adam.
+        lr: learning rate.
         gamma: discount.
         baseline: learn V(s) too, subtract it from G_t, and count it where an episode is cut.
         critic: the baseline, an uninstantiated V `Critic`; None for the default.
@@ -182,4 +182,4 @@ class REINFORCE(NetworkAgent):
         return state, losses
 
     def _optimizer(self) -> optax.GradientTransformation:
-        return adam(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
+        return self.optimize(annealed(self.lr, self.progress, self.anneal), self.max_grad_norm)
