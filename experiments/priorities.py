@@ -1,4 +1,4 @@
-"""What prioritised replay is worth: DQN with and without it, side by side.
+"""The worth of prioritised replay: DQN with and without it, side by side.
 
     python experiments/priorities.py            # about a minute on two CPU cores
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from policies import make_policy, observations
 from toys import push_env, quick_jit, target_env, walk
 
 import purerl
@@ -85,6 +86,14 @@ def test_names_are_plain_values():
     left = {**purerl.TrainConfig("CartPole-v1", config.agent).to_mapping(), "env": target_env()}
     assert left["agent"]["optimizer"] == "rmsprop"
     assert purerl.TrainConfig.from_mapping(left).agent == config.agent
+
+
+def test_a_saved_policy_does_not_ask_for_its_optimizer(tmp_path):
+    policy = make_policy(purerl.DQN(optimizer=lambda lr: optax.sgd(lr), hidden=4), walk())
+    purerl.save_policy(policy, tmp_path / "sgd.policy")
+    loaded = purerl.load_policy(tmp_path / "sgd.policy")
+    obs = observations(policy.spec.observation_space, num=8)
+    np.testing.assert_array_equal(loaded(obs), policy(obs))
 
 
 @pytest.mark.parametrize(

@@ -323,7 +323,8 @@ def _plain_agent(agent: Agent) -> dict[str, Any]:
             try:
                 fields[name] = plain_value(cls, name, value)
             except ConfigError:
-                own[name] = _name(value)
+                if name != "optimizer":  # a policy acts without
+                    own[name] = _name(value)
     kind = next((name for name, known in AGENTS.items() if cls is known), None)
     return {
         "kind": kind,
