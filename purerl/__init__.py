@@ -52,8 +52,10 @@ from purerl.envs import (  # noqa: E402
     auto_reset,
     check_env,
     env_names,
+    env_params,
     gymnax_env,
     make,
+    randomize,
     register,
     time_limit,
     vectorize,
@@ -74,6 +76,7 @@ from purerl.nn.distributions import Categorical, Normal, TanhNormal  # noqa: E40
 from purerl.nn.networks import Actor, Critic  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
+from purerl.records.draws import Choice, LogUniform, Uniform  # noqa: E402
 from purerl.records.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
 from purerl.runs.console import console_sink  # noqa: E402
 from purerl.runs.curves import Curves  # noqa: E402
@@ -81,7 +84,6 @@ from purerl.runs.fit import Interrupted, fit  # noqa: E402
 from purerl.runs.report import Report  # noqa: E402
 from purerl.runs.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E402
 from purerl.runs.view import read_run, read_runs  # noqa: E402
-from purerl.sweeps.plan import Choice, LogUniform, Uniform  # noqa: E402
 from purerl.sweeps.result import SweepResult  # noqa: E402
 from purerl.sweeps.sweep import sweep  # noqa: E402
 from purerl.training.check import AgentError, check_agent  # noqa: E402
@@ -162,6 +164,7 @@ __all__ = [
     "csv_sink",
     "double_q_target",
     "env_names",
+    "env_params",
     "evaluate",
     "evaluate_in_gymnasium",
     "export_policy",
@@ -180,6 +183,7 @@ __all__ = [
     "plot_sweep_curves",
     "preset",
     "q_target",
+    "randomize",
     "read_run",
     "read_runs",
     "register",

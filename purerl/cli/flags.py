@@ -15,7 +15,7 @@ from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, suggest
 from purerl.records.fields import field_names, field_options, read_names
 from purerl.records.files import reason
-from purerl.runs.view import is_code, read_toml
+from purerl.runs.view import env_name, is_code, named_env, read_toml
 from purerl.training.config import TrainConfig
 from purerl.training.presets import find_preset
 
@@ -70,7 +70,8 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     group.add_argument("--no-preset", action="store_true", help="the agent's defaults only")
     for part, known in PARTS.items():
         group.add_argument(f"--{part}", metavar="NAME", help=f"one of {', '.join(known)}")
-    chosen = _chosen(list(argv))
+    add_env_flags(group, argv := list(argv))
+    chosen = _chosen(argv)
     titles = {"": "the run", "agent": f"the agent, {chosen['agent']}", "buffer": "the buffer"}
     groups: dict[str, Any] = {}
     flags = list_flags(chosen)
@@ -82,6 +83,25 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
         _add(groups[flag.part], flag)
     _add_aliases(parser, flags)
     parser.set_defaults(chosen=chosen)
+
+
+def add_env_flags(group: Any, argv: Iterable[str]) -> None:
+    """Adds a flag for each parameter of the environment that the arguments have. Which there are is
+    known once the environment is made, which may take seconds and the user's code."""
+    group.add_argument("--env.NAME", metavar="X", dest="_", default=argparse.SUPPRESS,
+                       help="a parameter of the environment: see purerl envs ENV")  # fmt: skip
+    words = (word.partition("=")[0] for word in argv if word.startswith("--env."))
+    for word in {word: None for word in words if word != "--env.NAME"}:
+        dest = "env." + word.removeprefix("--env.").replace("-", "_")
+        options: dict[str, Any] = {"metavar": "X", "default": argparse.SUPPRESS}
+        group.add_argument(word, dest=dest, help=argparse.SUPPRESS, **options)
+
+
+def env_values(args: argparse.Namespace) -> dict[str, Any]:
+    """The parameters of the environment that the flags give."""
+    given = {n.removeprefix("env."): x for n, x in vars(args).items() if n.startswith("env.")}
+    # A distribution, uniform(4.9, 9.8), is no list.
+    return {name: x if "(" in x else literal(x) for name, x in given.items()}
 
 
 def _add_aliases(parser: argparse.ArgumentParser, flags: list[Flag]) -> None:
@@ -146,22 +166,24 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
             given[part] = {"name": getattr(args, part).lower()}
     for dest, value in vars(args).items():
         part, dot, name = dest.partition(".")
-        if dot:
+        if dot and part != "env":
             where = given.setdefault(part, {}) if part else given
             where[name] = literal(value)
     start: dict[str, Any] = read_config(args.config) if args.config else {}
-    env = args.env if args.env is not None else start.get("env")
-    if env is None:
+    there = start.get("env")
+    name = args.env if args.env is not None else env_name(there)
+    if name is None:
         raise ConfigError("ENV: missing, expected an environment: see purerl envs")
-    if args.env is None and is_code(env):
+    if args.env is None and is_code(name):
         raise ConfigError(
-            f"ENV: missing, expected {env} on the command line as well: {args.config} names it, "
+            f"ENV: missing, expected {name} on the command line as well: {args.config} names it, "
             "and it is code that would be run"
         )
     given, start = (_by_fields(layer, args.chosen) for layer in (given, start))
+    env = named_env(there, name, env_values(args))
     preset: dict[str, Any] = {}
     if not args.config and not args.no_preset:
-        preset = find_preset(env, given.get("agent", {}).get("name"))
+        preset = find_preset(name, given.get("agent", {}).get("name"))
     mapping = {"agent": {"name": "ppo"}}
     for layer in (preset, start, given):
         mapping = _over(mapping, layer)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from purerl.accelerator.machine import check_memory, program_memory
 from purerl.cli import Parser
-from purerl.cli.flags import check_integer, check_key
+from purerl.cli.flags import add_env_flags, check_integer, check_key, env_values
 from purerl.cli.training import newest_run
 from purerl.deploy.policy_file import load_policy
 from purerl.envs import Env, make
@@ -27,18 +27,18 @@ from purerl.training.run import limit_env
 MAX_STEPS = 10_000
 
 
-def _add_what(parser: Parser, seed_help: str) -> None:
+def _add_what(parser: Parser, argv: Sequence[str], seed_help: str) -> None:
     add = parser.add_argument
     add("what", metavar="RUN", nargs="?", help="a run's folder (the newest), or a .policy file")
     add("--of", metavar="SEED", help=seed_help)
     add("--env", metavar="ENV", help="another environment, or module:name where it is yours")
+    add_env_flags(parser, argv)
 
 
 def add_eval(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `eval`."""
-    del argv
     parser.epilog = "Example:\n  purerl eval runs/CartPole-v1-ppo-1 --episodes 1000 --json"
-    _add_what(parser, "only the policy of this seed of the run")
+    _add_what(parser, argv, "only the policy of this seed of the run")
     add = parser.add_argument
     add("--episodes", type=int, default=100, metavar="N", help="of each policy (100)")
     add("--max-steps", type=int, metavar="N", help="where an episode is stopped")
@@ -108,9 +108,8 @@ def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, 
 
 def add_render(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `render`."""
-    del argv
     parser.epilog = "Example:\n  purerl render runs/CartPole-v1-ppo-1 --out cartpole.gif"
-    _add_what(parser, "the policy of this seed of the run (the best)")
+    _add_what(parser, argv, "the policy of this seed of the run (the best)")
     add = parser.add_argument
     add("--out", metavar="FILE", help="a .gif (RUN/episode.gif)")
     add("--max-steps", type=int, metavar="N", help="where the episode is stopped")
@@ -133,13 +132,12 @@ def run_render(args: argparse.Namespace, console: Console) -> int:
 
 def add_export(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `export`."""
-    del argv
     parser.epilog = (
         "The file needs JAX alone:\n"
         "  exported = jax.export.deserialize(bytearray(open('policy.stablehlo', 'rb').read()))\n"
         "  actions = exported.call(obs)  # [B, *obs_shape] -> [B, *action_shape]"
     )
-    _add_what(parser, "the policy of this seed of the run (the best)")
+    _add_what(parser, argv, "the policy of this seed of the run (the best)")
     parser.add_argument("--out", metavar="FILE", help="(RUN/policy.stablehlo)")
 
 
@@ -201,27 +199,30 @@ def _say_which(args: argparse.Namespace, console: Console) -> None:
 
 
 def environment(policy: Policy, args: argparse.Namespace) -> Env:
-    """The environment to play in: that of training unless another is named, with the run's frame
-    skip and time limit where its folder says so.
+    """The environment to play in: that of training, with its parameters, unless others are named,
+    with the run's frame skip and time limit where its folder says so.
 
     Raises:
         ConfigError: no name makes the environment of the training run, or its code is the user's:
             --env has to name it.
     """
-    spec, name = policy.spec, args.env
-    if name is None and is_code(spec.name):
-        raise ConfigError(f"--env: expected --env {spec.name}, whose code is yours")
-    if name is None and spec.source is None:
+    source, name, given = policy.spec.source, args.env, env_values(args)
+    if name is None and source is None:
         raise ConfigError(
-            f"--env: the policy was trained in a {spec.name} that no name makes (other parameters, "
-            "a wrapper, or your own): name one by --env, such as --env module:name"
+            f"--env: the policy was trained in a {policy.spec.name} that no name makes (a wrapper, "
+            "or your own): name one by --env, such as --env module:name"
         )
+    if name is None and is_code(source.name):
+        raise ConfigError(f"--env: expected --env {source.name}, whose code is yours")
+    same = source is not None and name in (None, source.name)
+    params = dict(source.params) if same else {}
     try:
-        env = make(name or spec.name)
+        env = make(name or source.name, **{**params, **given})
     except ConfigError as error:
-        if name is not None:
+        if name is not None or given:
             raise
         raise ConfigError(f"{error}; name yours by --env module:name") from None
+    spec = policy.spec
     if env.spec.action_space != spec.action_space:
         raise ConfigError(
             f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "

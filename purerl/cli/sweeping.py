@@ -1,8 +1,7 @@
 """`purerl sweep`."""
 
 import argparse
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,14 @@ from purerl.cli.flags import (
     literal,
 )
 from purerl.cli.training import new_folder
-from purerl.records.errors import ConfigError, RunError, suggest
+from purerl.records.draws import distribution
+from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason
 from purerl.runs.chunks import check_size
-from purerl.sweeps.plan import Choice, LogUniform, Uniform, read_name
+from purerl.sweeps.plan import read_name
 from purerl.sweeps.subprocess import SweepProcessError
 from purerl.sweeps.sweep import sweep
 
-DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
-    "uniform": Uniform,
-    "log_uniform": LogUniform,
-    "choice": lambda *options: Choice(options),
-}
 EPILOG = """\
 Any field can be swept; those of noise, rewarder and buffer as noise.sigma. Float hyperparameters
 share one program; each value of another field (num_envs, network, ...) has one for it alone. A
@@ -116,13 +111,7 @@ def _values(text: str) -> list[Any]:
 
 
 def _distribution(name: str, text: str) -> Any:
-    match = re.fullmatch(r"(\w+)\((.*)\)", text)
-    if match is None:
-        raise ConfigError(f"--samples: {name}: got {text!r}, expected uniform(a, b) or the like")
-    word, arguments = match[1], _values(match[2].replace(" ", ""))
-    if word not in DISTRIBUTIONS:
-        raise ConfigError(f"--samples: {name}: no {word!r}; {suggest(word, DISTRIBUTIONS)}")
     try:
-        return DISTRIBUTIONS[word](*arguments)
-    except TypeError:
-        raise ConfigError(f"--samples: {name}: got {text!r}, expected two bounds") from None
+        return distribution(text)
+    except ConfigError as error:
+        raise ConfigError(f"--samples: {name}: {error}") from None

@@ -21,7 +21,7 @@ from purerl.runs.console import console_sink, show_curve
 from purerl.runs.fit import Interrupted, fit
 from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
-from purerl.runs.view import BEST, SWEEP, RunView, is_code
+from purerl.runs.view import BEST, SWEEP, RunView, env_name, is_code, named_env
 from purerl.training.config import TrainConfig
 
 RUNS, EVENTS = Path("runs"), "tensorboard"
@@ -32,6 +32,7 @@ curve. Ctrl-C saves; purerl resume continues, to the very same end.
 Examples:
   purerl train CartPole-v1 --seeds 8
   purerl train Pendulum-v1 --agent ddpg --noise ornstein_uhlenbeck --noise.sigma 0.3
+  purerl train CartPole-v1 --env.gravity 1.6 --env.length 'uniform(0.25, 1.0)'
   purerl train my_module:MyEnv --lr 3e-4 --num-envs 64 --hidden 128,128 --normalize-obs
   purerl train --config runs/CartPole-v1-ppo-1/config.toml --seeds 100,101,102
 """
@@ -123,9 +124,10 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
     seeds, hyperparams = run.given_seeds, run.hyperparams
     mapping = run.read_config()
     if args.env is not None:
-        mapping["env"] = args.env
+        mapping["env"] = named_env(mapping.get("env"), args.env)
     elif is_code(mapping.get("env")):
-        raise ConfigError(f"--env: expected --env {mapping['env']}, whose code this run needs")
+        name = env_name(mapping["env"])
+        raise ConfigError(f"--env: expected --env {name}, whose code this run needs")
     elif "env" not in mapping:
         raise ConfigError(
             f"env: that of {folder} has no form in {CONFIG}, since no name makes it: go on by "

@@ -14,7 +14,8 @@ from purerl.envs.base import (
 )
 from purerl.envs.check import EnvError, check_env
 from purerl.envs.gymnax import gymnax_env
-from purerl.envs.registry import as_env, env_names, make, register
+from purerl.envs.params import RandomizedState, env_params
+from purerl.envs.registry import as_env, env_names, make, randomize, register
 from purerl.envs.spaces import Box, Discrete, Space
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "EnvError",
     "EnvSource",
     "EnvSpec",
+    "RandomizedState",
     "Space",
     "TimeLimitState",
     "TimeStep",
@@ -33,8 +35,10 @@ __all__ = [
     "auto_reset",
     "check_env",
     "env_names",
+    "env_params",
     "gymnax_env",
     "make",
+    "randomize",
     "register",
     "time_limit",
     "vectorize",

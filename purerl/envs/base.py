@@ -6,6 +6,7 @@ have by name, so that an environment pickles wherever the functions inside do.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -43,7 +44,8 @@ class EnvSource(NamedTuple):
 
     Attributes:
         name: its first argument.
-        params: the others, each a pair of its name and value.
+        params: the others that aren't the environment's defaults, each a pair of its name and
+            value, in order of their names.
     """
 
     name: str
@@ -60,6 +62,8 @@ class EnvSpec(NamedTuple):
         max_episode_steps: the time limit that the dynamics keep by themselves, or None.
         source: the call of `make` that the environment comes from; None for another's, which has
             no plain form in files. No part of equality.
+        metrics: names in `TimeStep.info`, scalars, whose values in the last steps of episodes are
+            averaged into `Metrics.info`: successes, achievements.
 
     Spaces of Gymnasium or gymnax will do; they are converted where the environment is used.
     """
@@ -69,9 +73,11 @@ class EnvSpec(NamedTuple):
     action_space: Space
     max_episode_steps: int | None = None
     source: EnvSource | None = None
+    metrics: tuple[str, ...] = ()
 
     def _facts(self) -> tuple:
-        return self.name, self.observation_space, self.action_space, self.max_episode_steps
+        spaces = self.observation_space, self.action_space
+        return self.name, spaces, self.max_episode_steps, self.metrics
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EnvSpec) and self._facts() == other._facts()
@@ -82,7 +88,7 @@ class EnvSpec(NamedTuple):
     def __hash__(self) -> int:
         structure: Any
         spaces, structure = jax.tree.flatten(self.observation_space, is_leaf=is_space)
-        rest = self.name, self.action_space, self.max_episode_steps
+        rest = self.name, self.action_space, self.max_episode_steps, self.metrics
         return hash((tuple(spaces), structure, rest))
 
 
@@ -147,6 +153,20 @@ class Dynamics:
         Never an address in memory."""
         raise NotImplementedError
 
+    def params(self) -> dict[str, Any]:
+        """Its parameters, and their values."""
+        return {}
+
+    def fixes_spec(self, name: str) -> bool:
+        """Whether the spec follows from a parameter, so that it can't be traced."""
+        del name
+        return False
+
+    def replace_params(self, values: Mapping[str, Any]) -> "Dynamics":
+        """The same with other values of some float parameters, which may be traced; for the same
+        spec."""
+        raise NotImplementedError
+
     def as_env(self, spec: EnvSpec) -> Env:
         """The environment."""
         return Env(self.reset, self.step, spec)
@@ -180,6 +200,19 @@ class Adapter(Dynamics):
         if inner is not None and names == ["env"]:
             return inner.identity()
         return {name: getattr(self, name) for name in names}
+
+    def params(self) -> dict[str, Any]:
+        inner = dynamics_of(self.env)
+        return {} if inner is None else inner.params()
+
+    def fixes_spec(self, name: str) -> bool:
+        inner = dynamics_of(self.env)
+        return inner is not None and inner.fixes_spec(name)
+
+    def replace_params(self, values: Mapping[str, Any]) -> Dynamics:
+        inner = dynamics_of(self.env)
+        assert inner is not None, "who has no parameters is given none"
+        return dataclasses.replace(self, env=inner.replace_params(values).as_env(self.env.spec))
 
 
 class _Typed(Adapter):

@@ -1,8 +1,7 @@
-"""What a sweep is made of: distributions to draw from, and the plan of its members."""
+"""The plan of a sweep: its members, and the programs that train them."""
 
 import dataclasses
 import itertools
-import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 
 from purerl.records.aliases import field_of
+from purerl.records.draws import list_values
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import check_key, check_value, field_names, read_names
 from purerl.training.config import TrainConfig
@@ -22,70 +22,9 @@ from purerl.training.hyperparams import (
     replace_fields,
     with_hyperparams,
 )
-from purerl.training.train import list_seeds, list_values
+from purerl.training.train import list_seeds
 
 Values = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Uniform:
-    """Floats between two bounds, all equally likely.
-
-    Attributes:
-        low, high: the bounds.
-
-    Raises:
-        ConfigError: the bounds are not finite, or not in this order.
-    """
-
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        name, bounds = type(self).__name__, (self.low, self.high)
-        number = (int, float, np.integer, np.floating)
-        if any(isinstance(x, bool) or not isinstance(x, number) for x in bounds):
-            raise ConfigError(f"{name}: got {shown(bounds)}, expected two floats")
-        if any(abs(x) > float(np.finfo(np.float32).max) for x in bounds):
-            raise ConfigError(f"{name}: got {shown(bounds)}, expected finite bounds")
-        if not (all(map(math.isfinite, bounds)) and self.low < self.high):
-            raise ConfigError(f"{name}: got {bounds}, expected finite bounds, low < high")
-
-    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
-        """That many values."""
-        return rng.uniform(self.low, self.high, count).tolist()
-
-
-@dataclasses.dataclass(frozen=True)
-class LogUniform(Uniform):
-    """Floats between two positive bounds, their logarithms all equally likely."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.low <= 0:
-            raise ConfigError(f"LogUniform: got {(self.low, self.high)}, expected low > 0")
-
-    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
-        drawn = np.exp(rng.uniform(np.log(self.low), np.log(self.high), count))
-        return np.clip(drawn, self.low, self.high).tolist()
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """One of a few values of any kind, all equally likely.
-
-    Raises:
-        ConfigError: there are none, or it isn't a sequence.
-    """
-
-    options: Sequence[Any]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(list_values("Choice", self.options)))
-
-    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
-        """That many values."""
-        return [self.options[i] for i in rng.integers(len(self.options), size=count)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from purerl.agents import AGENTS
 from purerl.agents.noise import NOISES
 from purerl.envs.base import Env
 from purerl.envs.check import check_new_env
-from purerl.envs.registry import source_of
+from purerl.envs.registry import plain_env
 from purerl.experience.buffer import Buffer
 from purerl.experience.rewarders import REWARDERS
 from purerl.records.errors import ConfigError, sentence, shown, suggest
@@ -109,7 +109,7 @@ class TrainConfig(Options):
 
         Raises:
             ConfigError: a field holds a function, a class or an environment, which have no plain
-                form (an environment that `make` makes of its name alone has).
+                form (an environment that `make` makes, or could have made, has).
         """
         return to_plain(self)
 
@@ -177,14 +177,8 @@ def plain_value(
     if isinstance(value, jax.Array) and value.shape == ():
         return float(value)
     if isinstance(value, Env):
-        source = source_of(value)
-        if source is None or source.params:
-            raise ConfigError(
-                f"{cls.__name__}.{name}: this {value.spec.name} has no plain form, which only an "
-                "environment has that is given by its name, without parameters (purerl.register "
-                "gives names)"
-            )
-        return source.name
+        with sentence(f"{cls.__name__}.{name}"):
+            return plain_env(value)
     if isinstance(value, tuple):
         return list(value)
     if value is not None and not isinstance(value, (bool, int, float, str)):

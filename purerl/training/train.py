@@ -1,7 +1,7 @@
 """`make_train`: from a config to a pure function that trains."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from flax import struct
 
 from purerl.agents import Agent
 from purerl.experience.metrics import Metrics
+from purerl.records.draws import list_values
 from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.fields import INT32, check_key
 from purerl.statistics import final_returns
@@ -170,19 +171,6 @@ def check_seed(name: str, seed: Any) -> int:
     if not right or not 0 <= seed < 2**32:
         raise ConfigError(f"{name}: got {shown(seed)}, expected an integer 0 <= s < 2**32")
     return int(seed)
-
-
-def list_values(what: str, values: Any) -> list[Any]:
-    """The values as Python's own; raises ConfigError unless there are some."""
-    if isinstance(values, (np.ndarray, jax.Array)):
-        if values.ndim != 1:
-            raise ConfigError(f"{what}: got an array of shape {values.shape}, expected [values]")
-        values = np.asarray(values).tolist()
-    if not isinstance(values, (Sequence, range)) or isinstance(values, (str, bytes)):
-        raise ConfigError(f"{what}: got {shown(values)}, expected a sequence of values")
-    if not values:
-        raise ConfigError(f"{what}: got no values, expected at least one")
-    return [x.item() if isinstance(x, np.generic) else x for x in values]
 
 
 def final_return(metrics: Metrics, num_rows: np.ndarray) -> np.ndarray:
