@@ -94,10 +94,15 @@ def params_by_name(params: Any) -> dict[str, Any]:
     return {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
 
 
-def known_source(env: Any, params: Any) -> EnvSource | None:
-    """The call of `make` that a gymnax environment and its parameters are the same as; None where
-    there is none: a class or constructor arguments that gymnax's list doesn't know, parameters of
-    other kinds, or traced ones."""
+def known_source(env: Any, params: Any = None) -> EnvSource | None:
+    """The call of `make` that a gymnax environment and its parameters (None for the default ones)
+    are the same as; None where there is none: a class or constructor arguments that gymnax's list
+    doesn't know, parameters of other kinds, or traced ones."""
+    with jax.ensure_compile_time_eval():
+        return _known_source(env, env.default_params if params is None else params)
+
+
+def _known_source(env: Any, params: Any) -> EnvSource | None:
     try:
         if env.name not in names() or _has_tracers((vars(env), params)):
             return None
@@ -149,9 +154,7 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
             used, with what to override instead.
     """
     made = raw_gymnax_env(env, params, name)
-    with jax.ensure_compile_time_eval():
-        params = env.default_params if params is None else params
-        source = known_source(env, params)
+    source = known_source(env, params)
     if source is None or source.name != made.spec.name:
         return made
     made = made._replace(spec=made.spec._replace(source=source))

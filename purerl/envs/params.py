@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +47,7 @@ def check_params(name: str, known: Mapping[str, Any], values: Mapping[str, Any])
 
 def _checked(where: str, value: Any, like: Any) -> Any:
     """A value of the kind of another one."""
-    if is_float(like) or isinstance(like, (Uniform, Choice)):
+    if is_float(like) or is_drawn(like):
         return _checked_float(where, value)
     kinds: tuple[tuple[Any, Any, str], ...] = (
         ((bool, np.bool_), bool, "True or False"),
@@ -111,6 +112,11 @@ def is_float(value: Any) -> bool:
     return isinstance(value, float)
 
 
+def is_drawn(value: Any) -> bool:
+    """Whether a parameter with this value is drawn for every episode."""
+    return isinstance(value, (Uniform, Choice))
+
+
 def is_same(one: Any, other: Any) -> bool:
     """Whether two values are equal: of arrays, in all their numbers."""
     arrays = (np.ndarray, np.generic, jax.Array)
@@ -146,55 +152,66 @@ def replace_params(env: Env, values: Mapping[str, Any]) -> Env:
         values: by name, scalars that may be traced.
 
     Raises:
-        ConfigError: what `check_hyperparams` raises.
+        ConfigError: as `check_traceable`.
     """
     if not values:
         return env
-    check_traceable(env, values)
-    values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
+    for name, x in values.items():
+        check_traceable(env, name, x)
     dynamics = dynamics_of(env)
     assert dynamics is not None
+    values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
     return dynamics.replace_params(values).as_env(env.spec)
 
 
-def check_traceable(env: Env, values: Mapping[str, Any]) -> None:
-    """Raises ConfigError unless all of these are scalars for parameters that can be traced."""
-    known, dynamics, spec = env_params(env), dynamics_of(env), env.spec
-    for name, x in check_params(spec.name, known, values).items():
-        given, full = known[name], PREFIX + name
-        if isinstance(given, (Uniform, Choice)):
-            raise ConfigError(f"{full}: is drawn for every episode, from {given}")
-        if isinstance(x, (Uniform, Choice)):
-            raise ConfigError(f"{full}: got {x}, expected a float (purerl.randomize draws)")
-        if not is_float(given):
-            raise ConfigError(f"{full}: {shown(given)} is no float, so that {FIXED}")
-        assert dynamics is not None
-        if dynamics.fixes_spec(name):
-            raise ConfigError(f"{full}: the spec of {spec.name} follows from it, so that {FIXED}")
-
-    def probe(values: Values, key: jax.Array) -> None:
-        assert dynamics is not None
-        made = dynamics.replace_params(values)
-        made.step(key, made.reset(key)[1], spec.action_space.sample(key))
-
-    floats = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values}
-    try:
-        jax.eval_shape(probe, floats, jax.eval_shape(lambda: jax.random.key(0)))
-    except Exception as error:
-        names = ", ".join(PREFIX + name for name in values)
-        raise ConfigError(
-            f"{names}: {spec.name} can't be traced with it, so that {FIXED} ({raised(error)})"
-        ) from error
+def check_traceable(env: Env, name: str, value: Any = 0.0) -> None:
+    """Raises ConfigError unless a parameter is a float that can be traced, and this a scalar."""
+    known = env_params(env)
+    value = check_params(env.spec.name, known, {name: value})[name]
+    given, full = known[name], PREFIX + name
+    if is_drawn(given):
+        raise ConfigError(f"{full}: is drawn for every episode, from {given}")
+    if is_drawn(value):
+        raise ConfigError(f"{full}: got {value}, expected a float (purerl.randomize draws)")
+    if not is_float(given):
+        raise ConfigError(f"{full}: {shown(given)} is no float, so that {FIXED}")
+    why = _why_fixed(env, name)
+    if why:
+        raise ConfigError(f"{full}: {why}, so that {FIXED}")
 
 
 def is_traceable(env: Env, name: str) -> bool:
     """Whether a parameter is a hyperparameter: a float that can be traced."""
+    return is_float(env_params(env).get(name)) and not _why_fixed(env, name)
+
+
+_found: weakref.WeakKeyDictionary[Dynamics, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def _why_fixed(env: Env, name: str) -> str:
+    """Why a float parameter can't be traced; "" where it can. Found once for each environment."""
+    dynamics = dynamics_of(env)
+    assert dynamics is not None, "who has no parameters is asked for none"
+    found = _found.setdefault(dynamics, {})
+    if name not in found:
+        found[name] = _probe(dynamics, env, name)
+    return found[name]
+
+
+def _probe(dynamics: Dynamics, env: Env, name: str) -> str:
+    if dynamics.fixes_spec(name):
+        return f"the spec of {env.spec.name} follows from it"
+
+    def play(value: jax.Array, key: jax.Array) -> None:
+        made = dynamics.replace_params({name: value})
+        made.step(key, made.reset(key)[1], env.spec.action_space.sample(key))
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
     try:
-        value = env_params(env).get(name)
-        check_traceable(env, {name: value if is_float(value) else 0.0})
-    except ConfigError:
-        return False
-    return True
+        jax.eval_shape(play, jax.ShapeDtypeStruct((), jnp.float32), key)
+    except Exception as error:  # of every kind, from a user's code
+        return f"{env.spec.name} can't be traced with it ({raised(error)})"
+    return ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -230,8 +247,8 @@ class Made(Adapter):
         env = self.again(values)
         if env.spec != self.env.spec:
             raise ConfigError("its spec follows from it")
-        made = dynamics_of(env)
-        return made if made is not None else Made(env)
+        # With the source that it had: of traced values there is none.
+        return dataclasses.replace(self, env=env._replace(spec=self.env.spec))
 
 
 class RandomizedState(NamedTuple):
@@ -307,22 +324,16 @@ def randomized(env: Env, sample: Any) -> Env:
             raise ConfigError(
                 f"randomize: {name} is {x.dtype} of shape {x.shape}, expected one number"
             )
-    check_traceable(env, dict.fromkeys(drawn, 1.0))
+    for name in drawn:
+        check_traceable(env, name)
     return adapter.as_env(env.spec._replace(source=None))
-
-
-def split_names(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Of names of hyperparameters, the environment's parameters, without their prefix, and the
-    rest."""
-    listed = list(names)
-    ours = [name.removeprefix(PREFIX) for name in listed if name.startswith(PREFIX)]
-    return ours, [name for name in listed if not name.startswith(PREFIX)]
 
 
 def source_with(source: EnvSource | None, values: Mapping[str, Any]) -> EnvSource | None:
     """The call of `make` with other values of some parameters, of which those that were traced are
-    float32; None where they are traced still."""
-    if source is None or any(isinstance(x, jax.core.Tracer) for x in values.values()):
+    float32; None where they are traced still, or are those of several runs."""
+    known = not any(isinstance(x, jax.core.Tracer) or np.shape(x) for x in values.values())
+    if source is None or not known:
         return None
     # As they are written: the float32 nearest to 1.6 is 1.60000002.
     floats = {name: float(str(np.float32(x))) for name, x in values.items()}

@@ -18,10 +18,11 @@ from purerl.envs.params import (
     check_params,
     differing,
     env_params,
+    is_drawn,
     randomized,
     replace_params,
 )
-from purerl.records.draws import Choice, Uniform, distribution
+from purerl.records.draws import Uniform, distribution
 from purerl.records.errors import ConfigError, sentence, shown, suggest
 
 _factories: dict[str, Callable[..., Env]] = {}
@@ -118,7 +119,7 @@ def _build(name: str, maker: _Maker, own: Mapping[str, Any], rest: Mapping[str, 
         own: parameters of the maker.
         rest: parameters of what it makes.
     """
-    drawn = {n: x for n, x in own.items() if isinstance(x, (Uniform, Choice))}
+    drawn = {n: x for n, x in own.items() if is_drawn(x)}
     with sentence(f"env: {name!r} can't be made" + (f" with {shown(dict(own))}" if own else "")):
         made = maker.call(**{n: x for n, x in own.items() if n not in drawn})
     if isinstance(made, type) or not (isinstance(made, Env) or gymnax.is_gymnax(made)):
@@ -126,7 +127,7 @@ def _build(name: str, maker: _Maker, own: Mapping[str, Any], rest: Mapping[str, 
     usual = env_params(made) if isinstance(made, Env) else _usual(made)
     names = {**usual, **maker.defaults}
     rest = check_params(name, names, rest)
-    drawn |= {n: x for n, x in rest.items() if isinstance(x, (Uniform, Choice))}
+    drawn |= {n: x for n, x in rest.items() if is_drawn(x)}
     fixed = {n: x for n, x in rest.items() if n not in drawn}
     env = _with(made, fixed, name if maker.known else None)
     values = {**maker.defaults, **{n: x for n, x in own.items() if n not in drawn}}
@@ -154,7 +155,7 @@ class _Again:
     rest: Mapping[str, Any]
 
     def __call__(self, values: Mapping[str, Any]) -> Env:
-        ours = {n: x for n, x in self.own.items() if not isinstance(x, (Uniform, Choice))}
+        ours = {n: x for n, x in self.own.items() if not is_drawn(x)}
         own = {**ours, **{n: x for n, x in values.items() if n in self.maker.defaults}}
         rest = {**self.rest, **{n: x for n, x in values.items() if n not in own}}
         return _build(self.name, self.maker, own, rest)
@@ -262,7 +263,7 @@ def randomize(
     drawn = {n: Uniform(*x) if _is_pair(x) else x for n, x in ranges.items()}
     drawn = check_params(env.spec.name, env_params(env), drawn)
     for name, x in drawn.items():
-        if not isinstance(x, (Uniform, Choice)):
+        if not is_drawn(x):
             raise ConfigError(
                 f"randomize: {name}: got {shown(x)}, expected two bounds or a distribution"
             )
@@ -333,7 +334,7 @@ def _from_plain(value: Any) -> Any:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, (Uniform, Choice)) and distribution(str(value)) == value:
+    if is_drawn(value) and distribution(str(value)) == value:
         return str(value)
     if isinstance(value, tuple):
         return [_plain(name, x) for x in value]
@@ -368,7 +369,10 @@ def as_env(env: Any) -> Env:
         with sentence(f"env: {instance.__name__} can't be made"):
             instance = instance()
     if gymnax.is_gymnax(instance):
-        return gymnax.gymnax_env(instance, params)
+        source = gymnax.known_source(instance, params)
+        if source is not None:
+            return make(source.name, **dict(source.params))
+        return gymnax.raw_gymnax_env(instance, params)
     raise ConfigError(
         f"env: got {shown(env)}, expected a name, a purerl.Env, a gymnax Environment, or a pair of "
         "a gymnax Environment and its parameters"

@@ -37,6 +37,8 @@ class Uniform:
             raise ConfigError(f"{name}: got {shown(bounds)}, expected finite bounds")
         if not (all(map(math.isfinite, bounds)) and self.low < self.high):
             raise ConfigError(f"{name}: got {bounds}, expected finite bounds, low < high")
+        for name, bound in zip(("low", "high"), bounds, strict=True):
+            object.__setattr__(self, name, float(bound))
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
         """That many values, on the host."""
@@ -44,10 +46,10 @@ class Uniform:
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One value, `[]` float32, inside a program."""
-        return jax.random.uniform(key, (), jnp.float32, float(self.low), float(self.high))
+        return jax.random.uniform(key, (), jnp.float32, self.low, self.high)
 
     def __str__(self) -> str:
-        return f"uniform({float(self.low)}, {float(self.high)})"
+        return f"uniform({self.low}, {self.high})"
 
 
 @dataclasses.dataclass(frozen=True)

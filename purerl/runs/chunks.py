@@ -10,7 +10,7 @@ import numpy as np
 
 from purerl.accelerator import devices
 from purerl.training.config import TrainConfig
-from purerl.training.hyperparams import check_hyperparams, with_hyperparams
+from purerl.training.hyperparams import check_hyperparams, env_hyperparams, with_hyperparams
 from purerl.envs.spaces import is_space
 from purerl.records.errors import ConfigError, shown
 from purerl.records.files import counted
@@ -70,7 +70,8 @@ class Program:
         shape = self.keys.shape
         agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.config.agent)
         agent = agent.tell(**{name: x for name, x in self.values.items() if "." not in name})
-        return make_output(self.config, self.loop, state, metrics, agent)
+        env_params = env_hyperparams(self.config.parts(), self.values)
+        return make_output(self.config, self.loop, state, metrics, agent, env_params)
 
     def _over(self, function: Callable, axes: tuple) -> Callable:
         return jax.vmap(function, axes) if self.mapped else function

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from purerl.envs.registry import with_params
 from purerl.records.aliases import field_of
 from purerl.records.draws import list_values
 from purerl.records.errors import ConfigError, shown, suggest
@@ -16,6 +17,7 @@ from purerl.records.fields import check_key, check_value, field_names, read_name
 from purerl.training.config import TrainConfig
 from purerl.training.hyperparams import (
     Parts,
+    is_hyperparam,
     known_fields,
     read_path,
     read_paths,
@@ -226,7 +228,7 @@ def _is_traced(parts: Parts, name: str) -> bool:
     if _of_config(name):
         return False
     path = read_path(parts, name, "sweep")
-    return path.field in known_fields(parts[path.part], traced=True)
+    return is_hyperparam(parts[path.part], path.field)
 
 
 def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
@@ -272,7 +274,9 @@ def configure(config: TrainConfig, values: Values) -> TrainConfig:
     for path, name in read_paths(parts, [name for name in values if name not in changes], "sweep"):
         of_parts.setdefault(path.part, {})[path.field] = values[name]
     for part, fields in of_parts.items():
-        changes[part] = replace_fields(parts[part], fields)
+        # An environment is made anew: its spec, and what files have of it, follow.
+        replace = with_params if part == "env" else replace_fields
+        changes[part] = replace(parts[part], fields)
     if "rewarder" in of_parts:
         changes["normalize_reward"] = False  # the rewarder that it stands for is there itself
     return config.replace(**changes)

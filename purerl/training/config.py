@@ -65,7 +65,7 @@ class TrainConfig(Options):
 
         Args:
             hyperparams: values for float fields of the run's parts by path, such as `lr` or
-                `noise.sigma`; scalars, which may be traced.
+                `noise.sigma` or `env.gravity`; scalars, which may be traced.
         """
         changed = with_hyperparams(self.parts(), hyperparams)
         if "rewarder" in changed:  # it may be the one of `normalize_reward`

@@ -1,8 +1,7 @@
 """Hyperparameters by path: the float fields of a run's parts, and how they are set.
 
 A path is a part and a field of it, such as `noise.sigma`; a bare name is a field of the agent.
-A part is a record. To make hyperparameters of something else, say of `env.gravity`, give
-`known_fields`, `check_field` and `replace_fields` its case, and `TrainConfig.parts` the part.
+A part is a record, or the environment, whose fields are its parameters: `env.gravity`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.envs.base import Env
+from purerl.envs.params import (
+    check_traceable,
+    env_params,
+    is_drawn,
+    is_float,
+    is_traceable,
+    replace_params,
+)
 from purerl.records.aliases import field_of
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import Record, check_value, field_names
@@ -60,8 +68,14 @@ def _no_field(parts: Parts, argument: str, part: str, field: Any) -> str:
     elsewhere = [str(path) for path in paths if path.field == field and path.part != part]
     hint = f"did you mean {' or '.join(map(repr, elsewhere))}?" if elsewhere else ""
     name = str(Path(part, field)) if isinstance(field, str) else field
+    if not here and not hint:
+        return f"{argument}: got {shown(name)}, but {_title(parts[part])} has no parameters"
     hint = hint or suggest(name, here)
-    return f"{argument}: {type(parts[part]).__name__} has no {shown(field)}; {hint}"
+    return f"{argument}: {_title(parts[part])} has no {shown(field)}; {hint}"
+
+
+def _title(part: Any) -> str:
+    return part.spec.name if isinstance(part, Env) else type(part).__name__
 
 
 def check_hyperparams(parts: Parts, hyperparams: Any) -> dict[Path, Any]:
@@ -81,7 +95,7 @@ def check_hyperparams(parts: Parts, hyperparams: Any) -> dict[Path, Any]:
     for path, name in read_paths(parts, hyperparams):
         if path.field not in known_fields(parts[path.part], traced=True):
             raise ConfigError(
-                f"hyperparams: {type(parts[path.part]).__name__}.{path.field} is static, it fixes "
+                f"hyperparams: {_title(parts[path.part])}.{path.field} is static, it fixes "
                 "the program: make a config for each of its values"
             )
         found[path] = hyperparams[name]
@@ -126,14 +140,34 @@ def with_hyperparams(parts: Parts, hyperparams: Any) -> Parts:
 def known_fields(part: Any, traced: bool | None = None) -> list[str]:
     """Names of a part's fields; only the traced ones, which are floats, if asked. A rewarder that
     is a user's function has none."""
+    if isinstance(part, Env):
+        params = env_params(part).items()
+        return [n for n, x in params if traced in (None, is_float(x) or is_drawn(x))]
     return field_names(type(part), traced) if isinstance(part, Record) else []
+
+
+def is_hyperparam(part: Any, field: str) -> bool:
+    """Whether a field may be traced. Of an environment not every float may be."""
+    if isinstance(part, Env):
+        return is_traceable(part, field)
+    return field in known_fields(part, traced=True)
+
+
+def env_hyperparams(parts: Parts, hyperparams: Any) -> dict[str, jax.Array]:
+    """Parameters of the environment among the hyperparameters, `[]` float32 each, by their names
+    there. Raises ConfigError: as `check_hyperparams`."""
+    found = check_hyperparams(parts, hyperparams)
+    return {p.field: jnp.asarray(x, jnp.float32) for p, x in found.items() if p.part == "env"}
 
 
 def check_field(part: Any, field: str, value: Any) -> Any:
     """The value as the part keeps it. Raises ConfigError where it can't be used."""
+    if isinstance(part, Env):
+        check_traceable(part, field, value)
+        return value
     return check_value(type(part), field, value)
 
 
 def replace_fields(part: Any, values: Mapping[str, Any]) -> Any:
     """The part with some fields changed. Raises ConfigError where they don't fit together."""
-    return part.replace(**values)
+    return replace_params(part, values) if isinstance(part, Env) else part.replace(**values)

@@ -7,6 +7,7 @@ import jax
 
 from purerl.agents import PPO, Agent
 from purerl.agents.noise import Noise
+from purerl.envs.registry import as_env
 from purerl.experience.buffer import Buffer
 from purerl.experience.rewarders import Rewarder, RunningNormalize
 from purerl.records.errors import ConfigError
@@ -41,8 +42,9 @@ class Options(Record):
     """The options of a run, each checked alone. A new one is a field here, and its use.
 
     Attributes:
-        env: a name such as `"CartPole-v1"`, a `purerl.Env`, a gymnax `Environment` or a wrapper of
-            one, or a pair of such a one and its parameters.
+        env: a name such as `"CartPole-v1"`, a mapping of a name and parameters such as
+            `{"name": "CartPole-v1", "gravity": 1.6}`, a `purerl.Env`, a gymnax `Environment` or a
+            wrapper of one, or a pair of such a one and its parameters.
         agent: an agent with its hyperparameters, such as `purerl.PPO(lr=3e-4)`.
         total_timesteps: environment steps in all, over all N; rounded up to whole updates. Steps
             are decisions: with frame skip each of them is several frames. None where
@@ -146,8 +148,9 @@ class Options(Record):
         return unchecked(self, **left)
 
     def parts(self) -> Parts:
-        """The records that the run is made of, defaults filled in: their float fields are
-        hyperparameters, by the first word of their paths. None for what the run doesn't have."""
+        """The environment and the records that the run is made of, defaults filled in: their float
+        fields are hyperparameters, by the first word of their paths. None for what the run doesn't
+        have."""
         whole, agent = self.with_defaults(), self.agent
         default = agent.make_buffer(cast(int, whole.num_envs), cast(int, whole.update_every))
         return {
@@ -155,4 +158,5 @@ class Options(Record):
             "noise": agent.run_defaults.noise if self.noise is None else self.noise,
             "rewarder": whole.rewarder,
             "buffer": default if self.buffer is None else self.buffer,
+            "env": as_env(self.env),
         }

@@ -13,6 +13,7 @@ from flax import struct
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import dtype_name, is_real
+from purerl.envs.params import source_with
 from purerl.envs.spaces import Discrete, is_space
 from purerl.experience.normalize import RunningStats
 from purerl.records.errors import ConfigError, shown
@@ -50,17 +51,22 @@ class Policy:
         state: of the agent's state, what acting needs: no optimizers, no target networks.
         obs_stats: by which observations are normalised; None where they aren't.
         interface: the environment's `spec`, and the run's `action_processor`.
+        env_params: parameters of the environment that were hyperparameters, by name.
     """
 
     agent: Agent
     state: PyTree
     obs_stats: RunningStats | None
     interface: Interface = struct.field(pytree_node=False)
+    env_params: dict[str, jax.Array] = struct.field(default_factory=dict)
 
     @property
     def spec(self) -> EnvSpec:
-        """The spec of the environment that it was trained in."""
-        return self.interface.spec
+        """The spec of the environment that it was trained in; its source has the parameters."""
+        spec = self.interface.spec
+        if not self.env_params:
+            return spec
+        return spec._replace(source=source_with(spec.source, self.env_params))
 
     def __call__(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
         """The agent's own actions for observations as the environment gives them.

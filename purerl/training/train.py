@@ -16,7 +16,7 @@ from purerl.records.fields import INT32, check_key
 from purerl.statistics import final_returns
 from purerl.training.check import check_size
 from purerl.training.config import TrainConfig
-from purerl.training.hyperparams import with_hyperparams
+from purerl.training.hyperparams import env_hyperparams, with_hyperparams
 from purerl.training.loop import Loop, RunState
 from purerl.training.policy import Interface, Policy
 
@@ -37,6 +37,7 @@ class TrainOutput:
         interface: what lies between the policy and the environment.
         log_every: updates in each row of metrics; the last row may be of fewer.
         planned_updates: how many updates the run was to have; None for `log_every` in every row.
+        env_params: parameters of the environment that were hyperparameters, by name.
     """
 
     state: RunState
@@ -46,13 +47,15 @@ class TrainOutput:
     interface: Interface = struct.field(pytree_node=False)
     log_every: int = struct.field(pytree_node=False, default=1)
     planned_updates: int | None = struct.field(pytree_node=False, default=None)
+    env_params: dict[str, jax.Array] = struct.field(default_factory=dict)
 
     @functools.cached_property
     def policy(self) -> Policy:
         """What was learned, apart from the run: `out.policy(obs)` are actions for observations
         `[B, *obs_shape]`, `out.policy.step(obs)` is one for an environment outside of JAX."""
         state = self.agent.for_acting(self.state.agent)
-        return Policy(self.agent, state, self.state.obs_stats, self.interface)
+        stats = self.state.obs_stats
+        return Policy(self.agent, state, stats, self.interface, self.env_params)
 
     def value(self, obs: PyTree) -> jax.Array:
         """Values `[B]` of observations `[B, *obs_shape]`."""
@@ -116,7 +119,8 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
         `train(key, hyperparams=None) -> TrainOutput`. `key` is a typed key (`jax.random.key`);
         `hyperparams` gives float fields of the run's parts by path: those of the agent by name,
         such as `{"lr": 3e-4}`, of others as `"noise.sigma"`, `"rewarder.factor"` or
-        `"buffer.alpha"`. Map over either or both by `jax.vmap`: one program is compiled for all.
+        `"buffer.alpha"`, and float parameters of the environment as `"env.gravity"`. Map over
+        either or both by `jax.vmap`: one program is compiled for all.
 
     Raises:
         ConfigError: from here, or from `train` while it is traced, for a value that can't be used.
@@ -129,19 +133,26 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
         loop = config.make_loop(hyperparams)
         check_size(loop)
         state, metrics = loop.spread(loop.scan)(loop.start(key))
-        agent = with_hyperparams(config.parts(), hyperparams).get("agent", config.agent)
-        return make_output(config, loop, state, metrics, agent)
+        parts = config.parts()
+        agent = with_hyperparams(parts, hyperparams).get("agent", config.agent)
+        env_params = env_hyperparams(parts, hyperparams)
+        return make_output(config, loop, state, metrics, agent, env_params)
 
     return train
 
 
 def make_output(
-    config: TrainConfig, loop: Loop, state: RunState, metrics: Metrics, agent: Agent
+    config: TrainConfig,
+    loop: Loop,
+    state: RunState,
+    metrics: Metrics,
+    agent: Agent,
+    env_params: dict[str, jax.Array],
 ) -> TrainOutput:
     """What training leaves, from its parts."""
     interface = Interface(loop.env.spec, config.action_processor)
-    updates = loop.log_every, loop.num_updates
-    return TrainOutput(state, metrics, agent, loop.steps_per_update, interface, *updates)
+    static = loop.steps_per_update, interface, loop.log_every, loop.num_updates
+    return TrainOutput(state, metrics, agent, *static, env_params)
 
 
 def list_seeds(seeds: Any) -> tuple[int, ...]:
