@@ -16,7 +16,7 @@ from purerl.cli import Parser
 from purerl.cli.flags import add_env_flags, check_integer, check_key, env_values
 from purerl.cli.training import newest_run
 from purerl.deploy.policy_file import load_policy
-from purerl.envs import Env, make
+from purerl.envs import Env, EnvSource, make
 from purerl.records.errors import ConfigError
 from purerl.runs.view import SWEEP, RunView, is_code
 from purerl.training.evaluate import play_episodes
@@ -58,7 +58,7 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
     for name, policy in _policies(args).items():
         env = environment(policy, args)
         limit = args.max_steps or env.spec.max_episode_steps or MAX_STEPS
-        returns, lengths = _play(env, policy, args, limit)
+        returns, lengths, info = _play(env, policy, args, limit)
         rows.append(
             {
                 "policy": name,
@@ -70,6 +70,7 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
                 "return_min": float(returns.min()),
                 "return_max": float(returns.max()),
                 "length_mean": float(lengths.mean()),
+                **{f"info/{name}": float(x.mean()) for name, x in info.items()},
             }
         )
     if args.json:
@@ -79,12 +80,16 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
         f"{rows[0]['env']}: {args.episodes} episodes each, "
         f"{'sampled' if args.sample else 'greedy'} actions"
     )
-    table = Table("policy", "return", "std", "min", "max", "length", box=None, pad_edge=False)
+    info = [name for name in rows[0] if name.startswith("info/")]
+    heads = [name.removeprefix("info/") for name in info]
+    heads = ["policy", "return", "std", "min", "max", "length", *heads]
+    table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
         names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
-        table.add_row(row["policy"], *(f"{row[name]:.1f}" for name in names))
+        cells = [*(f"{row[name]:.1f}" for name in names), *(f"{row[name]:.4g}" for name in info)]
+        table.add_row(row["policy"], *cells)
     console.print(table)
     if len(rows) > 1:
         means = np.array([row["return_mean"] for row in rows])
@@ -93,7 +98,7 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, np.ndarray, Any]:
     def play(key: jax.Array, policy: Policy) -> Any:
         def act(obs: Any, key: jax.Array) -> jax.Array:
             return policy.act(obs, key if args.sample else None)
@@ -102,8 +107,9 @@ def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, 
 
     compiled = jax.jit(play).lower(jax.random.key(args.key), policy).compile()
     check_memory(program_memory(compiled), f"--episodes: {args.episodes:,} side by side")
-    returns, lengths = compiled(jax.random.key(args.key), policy)
-    return np.asarray(returns, np.float64), np.asarray(lengths)
+    returns, lengths, info = compiled(jax.random.key(args.key), policy)
+    info = {name: np.asarray(x, np.float64) for name, x in info.items()}
+    return np.asarray(returns, np.float64), np.asarray(lengths), info
 
 
 def add_render(parser: Parser, argv: Sequence[str]) -> None:
@@ -206,23 +212,23 @@ def environment(policy: Policy, args: argparse.Namespace) -> Env:
         ConfigError: no name makes the environment of the training run, or its code is the user's:
             --env has to name it.
     """
-    source, name, given = policy.spec.source, args.env, env_values(args)
-    if name is None and source is None:
+    spec, given = policy.spec, env_values(args)
+    source = spec.source if args.env is None else EnvSource(args.env)
+    if source is None:
         raise ConfigError(
-            f"--env: the policy was trained in a {policy.spec.name} that no name makes (a wrapper, "
-            "or your own): name one by --env, such as --env module:name"
+            f"--env: the policy was trained in a {spec.name} that no name makes (a wrapper, or "
+            "your own): name one by --env, such as --env module:name"
         )
-    if name is None and is_code(source.name):
+    if args.env is None and is_code(source.name):
         raise ConfigError(f"--env: expected --env {source.name}, whose code is yours")
-    same = source is not None and name in (None, source.name)
-    params = dict(source.params) if same else {}
+    if spec.source is not None and spec.source.name == source.name:
+        source = spec.source
     try:
-        env = make(name or source.name, **{**params, **given})
+        env = make(source.name, **{**dict(source.params), **given})
     except ConfigError as error:
-        if name is not None or given:
+        if args.env is not None or given:
             raise
         raise ConfigError(f"{error}; name yours by --env module:name") from None
-    spec = policy.spec
     if env.spec.action_space != spec.action_space:
         raise ConfigError(
             f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "
