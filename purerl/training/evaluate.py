@@ -46,8 +46,8 @@ def evaluate(
         raise ConfigError(f"policy: got {shown(policy)}, expected a function of obs and key")
     if not isinstance(key, jax.core.Tracer):  # else what follows is traced before it runs anyway
         jax.eval_shape(lambda key: play_episodes(env, policy, key, num_episodes, max_steps), key)
-    returns, lengths = play_episodes(env, policy, key, num_episodes, max_steps)
-    return summarize(returns, lengths, jnp.isfinite(returns))
+    returns, lengths, info = play_episodes(env, policy, key, num_episodes, max_steps)
+    return summarize(returns, lengths, jnp.isfinite(returns), info)
 
 
 def play_episodes(
@@ -56,20 +56,22 @@ def play_episodes(
     key: jax.Array,
     num_episodes: int,
     max_steps: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Plays as `evaluate` does; the return and the length of each episode, `[num_episodes]`. An
-    episode is broken off where an observation or reward isn't finite, and its return is NaN."""
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Plays as `evaluate` does; the return and the length of each episode, and what
+    `EnvSpec.metrics` names of its last step's info, `[num_episodes]`. An episode is broken off
+    where an observation or reward isn't finite, and its return is NaN."""
     env = vectorize(env)
     reset_key, play_key = jax.random.split(key)
     obs, env_state = env.reset(jax.random.split(reset_key, num_episodes))
     zeros = jnp.zeros(num_episodes, jnp.int32)
-    start = (0, obs, env_state, zeros.astype(bool), zeros.astype(jnp.float32), zeros)
+    metrics = dict.fromkeys(env.spec.metrics, zeros.astype(jnp.float32))
+    start = (0, obs, env_state, zeros.astype(bool), zeros.astype(jnp.float32), zeros, metrics)
 
     def going(carry: tuple) -> jax.Array:
         return (carry[0] < max_steps) & ~jnp.all(carry[3])
 
     def step(carry: tuple) -> tuple:
-        time, obs, env_state, over, returns, lengths = carry
+        time, obs, env_state, over, returns, lengths, metrics = carry
         policy_key, env_key = jax.random.split(jax.random.fold_in(play_key, time))
         with sentence("policy: can't be traced"):
             action = policy(obs, policy_key)
@@ -83,8 +85,9 @@ def play_episodes(
         fine = jax.vmap(all_finite)((timestep.obs, timestep.reward))
         returns = returns + jnp.where(over, 0.0, jnp.where(fine, timestep.reward, jnp.nan))
         lengths = lengths + (~over).astype(jnp.int32)
+        metrics = {n: jnp.where(over, x, timestep.info[n]) for n, x in metrics.items()}
         over = over | timestep.terminated | timestep.truncated | ~fine
-        return time + 1, timestep.obs, env_state, over, returns, lengths
+        return time + 1, timestep.obs, env_state, over, returns, lengths, metrics
 
-    _, _, _, _, returns, lengths = jax.lax.while_loop(going, step, start)
-    return returns, lengths
+    _, _, _, _, returns, lengths, metrics = jax.lax.while_loop(going, step, start)
+    return returns, lengths, metrics

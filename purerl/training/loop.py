@@ -228,7 +228,8 @@ class Loop:
             evaluation = jax.lax.cond(
                 index.plus(1).divides(self.eval_every, self.num_updates),
                 lambda: self._evaluate(agent_state, stats, state.eval_key, index),
-                lambda: no_episodes(),  # a function whose trace is not kept, nor its `missing`
+                # A function whose trace is not kept, nor its `missing`.
+                lambda: no_episodes(self.env.spec.metrics),
             )
         new = RunState(
             agent=agent_state,

@@ -148,11 +148,12 @@ def rollout(
             returns,
             length,
             ended,
+            {name: timestep.info[name] for name in env.spec.metrics},
         )
 
     start = state, jnp.ones(num_envs, bool) if episodic else None
-    (state, _), (transitions, returns, lengths, ended) = lean_scan(step, start, step_keys)
-    return state, transitions, summarize(returns, lengths, ended)
+    (state, _), (transitions, *seen) = lean_scan(step, start, step_keys)
+    return state, transitions, summarize(*seen)
 
 
 def _perturb(env: Env, action: jax.Array, drawn: jax.Array) -> jax.Array:
