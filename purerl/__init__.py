@@ -48,6 +48,7 @@ from purerl.envs import (  # noqa: E402
     EnvError,
     EnvSpec,
     TimeStep,
+    VectorEnv,
     action_repeat,
     auto_reset,
     check_env,
@@ -58,6 +59,7 @@ from purerl.envs import (  # noqa: E402
     randomize,
     register,
     time_limit,
+    vector_env,
     vectorize,
 )
 from purerl.experience.buffer import Buffer, BufferState  # noqa: E402
@@ -156,6 +158,7 @@ __all__ = [
     "TrainOutput",
     "Transition",
     "Uniform",
+    "VectorEnv",
     "action_repeat",
     "auto_reset",
     "check_agent",
@@ -199,6 +202,7 @@ __all__ = [
     "time_limit",
     "to_gymnasium",
     "use_all_cores",
+    "vector_env",
     "vectorize",
     "wandb_sink",
 ]

@@ -17,6 +17,7 @@ from purerl.envs.gymnax import gymnax_env
 from purerl.envs.params import RandomizedState, env_params
 from purerl.envs.registry import as_env, env_names, make, randomize, register
 from purerl.envs.spaces import Box, Discrete, Space
+from purerl.envs.vector import VectorEnv, vector_env
 
 __all__ = [
     "AutoResetState",
@@ -30,6 +31,7 @@ __all__ = [
     "Space",
     "TimeLimitState",
     "TimeStep",
+    "VectorEnv",
     "action_repeat",
     "as_env",
     "auto_reset",
@@ -41,5 +43,6 @@ __all__ = [
     "randomize",
     "register",
     "time_limit",
+    "vector_env",
     "vectorize",
 ]
