@@ -22,6 +22,7 @@ from purerl.envs.registry import source_of
 from purerl.runs.folder import config_text
 from purerl.runs.view import RunView, read_toml
 from purerl.sweeps.plan import make_plan
+from purerl.training.describe import describe
 
 SMALL = {"agent": Tiny(), "num_envs": 2, "update_every": 4, "total_timesteps": 16}
 STEPS = 2
@@ -316,6 +317,17 @@ def test_fit_keeps_them(tmp_path):
         assert policy.spec.source == out.member(seed).policy.spec.source == source
     with pytest.raises(purerl.ConfigError, match=r"hyperparams\.env\.gravity is"):
         purerl.fit(config, tmp_path, seeds=2, hyperparams={"env.gravity": [1.0, 4.0]})
+
+
+def test_identities_tell_draws_apart():
+    def of(*args, **ranges):
+        return describe(purerl.randomize("fall", *args, **ranges))
+
+    def between(high):
+        return lambda key: {"gravity": high * jax.random.uniform(key)}
+
+    assert of(gravity=(1, 2)) == of(gravity=(1, 2)) != of(gravity=(1, 3))
+    assert of(between(2.0)) == of(between(2.0)) != of(between(3.0))
 
 
 def one_to_three(key):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import faulty, quick_jit, walk
+from toys import Tiny, faulty, mostly_slow, quick_jit, walk
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, auto_reset, vector_env
@@ -220,6 +220,36 @@ def test_states_may_hold_keys_and_be_pickled():
 def test_what_is_no_strategy_is_said(resets, message):
     with pytest.raises(purerl.ConfigError, match=message):
         vector_env(walk(), 4, resets)
+
+
+@pytest.mark.parametrize("resets", mostly_slow(STRATEGIES[1:], ["spare(4)"]))
+def test_a_run_with_few_resets(resets, tmp_path):
+    options = {"num_envs": 8, "update_every": 8, "total_timesteps": 320}
+    config = purerl.TrainConfig(env=chancy(0.3), agent=Tiny(), resets=resets, **options)
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    outs = quick_jit(jax.vmap(purerl.make_train(config)))(keys)
+    assert outs.metrics.num_episodes.sum() > 50
+    data = np.asarray(outs.state.rollout.env.num_shared)
+    assert np.all((data > 0) & (data < outs.metrics.num_episodes.sum(1)))
+    # In chunks, and resumed, it is the same to the bit.
+    chunked = purerl.fit(config.replace(total_timesteps=128), tmp_path, seeds=[1])
+    chunked = purerl.fit(config, tmp_path, seeds=[1], report_every=0.0)
+    whole = jax.jit(jax.vmap(purerl.make_train(config)))(keys[1:])
+    for x, y in zip(jax.tree.leaves(whole.metrics), jax.tree.leaves(chunked.metrics), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_strategy_is_an_option():
+    config = purerl.TrainConfig(env="CartPole-v1", resets="spare( 4)")
+    assert config.resets == config.to_mapping()["resets"] == "spare(4)"
+    assert purerl.TrainConfig.from_mapping(config.to_mapping()).resets == "spare(4)"
+    assert purerl.TrainConfig(env="CartPole-v1").make_loop().resets == "fresh"
+    for wrong, words in (
+        ("spair(4)", "did you mean 'spare'"),
+        (4, "got 4, expected 'fresh', 'opt"),
+    ):
+        with pytest.raises(purerl.ConfigError, match=words):
+            purerl.TrainConfig(env="CartPole-v1", resets=wrong)
 
 
 def test_strategies_by_name():

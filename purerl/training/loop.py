@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from purerl.accelerator import devices
 from purerl.agents.base import Agent
 from purerl.agents.noise import Noise
-from purerl.envs.base import Env, all_finite, auto_reset, time_limit, vectorize, where
+from purerl.envs.base import Env, all_finite, time_limit, where
+from purerl.envs.vector import VectorEnv, vector_env
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.experience.metrics import (
     Count,
@@ -54,6 +55,7 @@ class Loop:
         first_update: how many rollouts are played before the one that is first learned from.
         random_rollouts: how many are played by actions drawn from the action space, at first.
         max_episodes: nothing changes any more once so many have ended; or None.
+        resets: how first states are drawn, as `vector_env` takes it.
         reset_each_episode: whether the buffer is emptied before each rollout.
         wait_end_path: whether rollouts are episodic.
         normalize_obs: whether observations are normalised.
@@ -77,6 +79,7 @@ class Loop:
     first_update: int
     random_rollouts: int
     max_episodes: int | None
+    resets: str
     reset_each_episode: bool
     wait_end_path: bool
     normalize_obs: bool
@@ -343,13 +346,13 @@ class Loop:
         ended = num_episodes.as_float() / float(self.max_episodes)
         return jnp.maximum(progress, jnp.minimum(ended, 1.0))
 
-    def vector_env(self) -> Env:
+    def vector_env(self) -> VectorEnv:
         """The N environments as they are played: with auto-reset, and a limit where rollouts are
         episodic."""
         env, limit = self.env, self.env.spec.max_episode_steps
         if self.wait_end_path and (limit is None or limit > self.update_every):
             env = time_limit(env, self.update_every)  # so that every environment comes to an end
-        return vectorize(auto_reset(env))
+        return vector_env(env, self.num_envs, self.resets)
 
     def _evaluate(
         self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count

@@ -8,6 +8,7 @@ import jax
 from purerl.agents import PPO, Agent
 from purerl.agents.noise import Noise
 from purerl.envs.registry import as_env
+from purerl.envs.vector import parse_resets
 from purerl.experience.buffer import Buffer
 from purerl.experience.rewarders import Rewarder, RunningNormalize
 from purerl.records.errors import ConfigError
@@ -36,6 +37,15 @@ def _rewarder(value: Any) -> Any:
     if not callable(value) or not callable(getattr(value, "init", None)):
         raise ValueError("it has init(num_envs), and can be called")
     return value
+
+
+def _resets(value: Any) -> str:
+    try:
+        kind, ratio = parse_resets(value)
+    except ConfigError as error:
+        hint = str(error).rpartition("; ")[2]
+        raise ValueError(hint if hint.startswith("did you mean") else "") from None
+    return kind if kind == "fresh" else f"{kind}({ratio})"
 
 
 class Options(Record):
@@ -78,6 +88,10 @@ class Options(Record):
         max_episode_steps: a time limit below the environment's: sets `truncated`, never
             `terminated`.
         skip_frames: how often each action is repeated; rewards are summed.
+        resets: how first states of new episodes are drawn. "fresh": at every step one for each
+            environment, of which those are taken whose episode ended. "optimistic(16)" and
+            "spare(16)" draw N / 16 a step, faster where a reset costs as much as a step: see
+            `purerl.vector_env`.
         reset_each_episode: empty the buffer before each rollout.
         wait_end_path: episodic rollouts: all environments are reset and play T steps, a time limit;
             steps after the first end of each are not `valid`, and losses over paths leave them out.
@@ -125,6 +139,12 @@ class Options(Record):
     )
     max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
     skip_frames: int = integer(default=1, at_least=1)
+    resets: str = static(
+        default="fresh",
+        check=_resets,
+        expected="'fresh', 'optimistic(16)' or 'spare(16)', of any number",
+        optional=False,
+    )
     reset_each_episode: bool = flag(default=False)
     wait_end_path: bool | None = flag(default=None, optional=True)
     eval_every: int | None = integer(default=None, at_least=1, at_most=2**30, optional=True)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from purerl.accelerator.lean_scan import lean_scan
 from purerl.agents.base import Agent
 from purerl.agents.noise import Noise
-from purerl.envs.base import AutoResetState, Env
+from purerl.envs.base import AutoResetState
 from purerl.envs.spaces import Box
+from purerl.envs.vector import FewResetsState, SpareState, VectorEnv
 from purerl.experience.metrics import Episodes, summarize
 from purerl.experience.transition import Transition
 
@@ -28,7 +29,7 @@ class RolloutState(NamedTuple):
         noise: the exploration noise's state; None where there is none.
     """
 
-    env: AutoResetState
+    env: AutoResetState | FewResetsState | SpareState
     episode: jax.Array
     returns: jax.Array
     length: jax.Array
@@ -36,12 +37,12 @@ class RolloutState(NamedTuple):
 
 
 def init_rollout(
-    env: Env, key: jax.Array, num_envs: int, noise: Noise | None = None
+    env: VectorEnv, key: jax.Array, num_envs: int, noise: Noise | None = None
 ) -> RolloutState:
     """Resets N environments.
 
     Args:
-        env: vectorized, with auto-reset.
+        env: N environments, from `vector_env`.
         key: for the initial states.
         num_envs: N.
         noise: what explores.
@@ -54,7 +55,7 @@ def init_rollout(
 
 
 def restart(
-    env: Env, key: jax.Array, state: RolloutState, noise: Noise | None = None
+    env: VectorEnv, key: jax.Array, state: RolloutState, noise: Noise | None = None
 ) -> RolloutState:
     """Resets all environments, wherever they stand; arguments as in `init_rollout`."""
     num_envs = state.episode.shape[0]
@@ -66,7 +67,7 @@ def restart(
 
 
 def rollout(
-    env: Env,
+    env: VectorEnv,
     agent: Agent,
     agent_state: PyTree,
     state: RolloutState,
@@ -82,7 +83,7 @@ def rollout(
     """Plays on from where the environments stand, or from a reset of all of them.
 
     Args:
-        env: vectorized, with auto-reset.
+        env: N environments, from `vector_env`.
         agent, agent_state: whoever acts.
         state: the environments.
         key: for actions, dynamics and resets.
@@ -156,7 +157,7 @@ def rollout(
     return state, transitions, summarize(*seen)
 
 
-def _perturb(env: Env, action: jax.Array, drawn: jax.Array) -> jax.Array:
+def _perturb(env: VectorEnv, action: jax.Array, drawn: jax.Array) -> jax.Array:
     """Action plus noise, `[N, *action_shape]`, inside the bounds."""
     space = env.spec.action_space
     assert isinstance(space, Box)

@@ -76,6 +76,7 @@ def assemble(options: Options) -> Loop:
         first_update=first_update,
         random_rollouts=before_learning if defaults.random_start else 0,
         max_episodes=options.max_episodes,
+        resets=options.resets,
         reset_each_episode=options.reset_each_episode,
         wait_end_path=wait_end_path,
         normalize_obs=options.normalize_obs,
