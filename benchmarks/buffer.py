@@ -243,8 +243,18 @@ def main():
     args = parser.parse_args()
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table("transitions", "priorities", "operation", "purerl", "flashbax", "ratio",
-                  "ratio min-max", "compile purerl", "flashbax", box=None)  # fmt: skip
+    table = Table(
+        "transitions",
+        "priorities",
+        "operation",
+        "purerl",
+        "flashbax",
+        "ratio",
+        "ratio min-max",
+        "compile purerl",
+        "flashbax",
+        box=None,
+    )
     start = time.perf_counter()
     for members in args.members:
         for size in args.sizes:
@@ -254,11 +264,16 @@ def main():
                 for row in rows:
                     micro, compiling = row["microseconds"], row["compile_seconds"]
                     table.add_row(
-                        name, "yes" if priorities else "no", row["operation"],
-                        f"{micro['purerl']:,.1f}", f"{micro['flashbax']:,.1f}",
-                        f"{row['ratio']:.2f}", "{:.2f}-{:.2f}".format(*row["spread"]),
-                        f"{compiling['purerl']:.1f} s", f"{compiling['flashbax']:.1f} s",
-                    )  # fmt: skip
+                        name,
+                        "yes" if priorities else "no",
+                        row["operation"],
+                        f"{micro['purerl']:,.1f}",
+                        f"{micro['flashbax']:,.1f}",
+                        f"{row['ratio']:.2f}",
+                        "{:.2f}-{:.2f}".format(*row["spread"]),
+                        f"{compiling['purerl']:.1f} s",
+                        f"{compiling['flashbax']:.1f} s",
+                    )
                 ratio = rows[0]["ratio"]
                 word = "with" if priorities else "without"
                 console.print(f"{name} {word} priorities: all {ratio:.2f}")

@@ -328,8 +328,21 @@ def measure(name, case, num_seeds, repeats):
 def main(args):
     console = Console(width=None if sys.stdout.isatty() else 160)
     columns = ("environment", "acting", "learning", "rollout", "update", "whole")
-    table = Table("case", "seeds", "steps/s", *columns, "whole / floor", "rollout +", "update +",
-                  "besides", "peak", "launches", "compile", "memory", box=None)  # fmt: skip
+    table = Table(
+        "case",
+        "seeds",
+        "steps/s",
+        *columns,
+        "whole / floor",
+        "rollout +",
+        "update +",
+        "besides",
+        "peak",
+        "launches",
+        "compile",
+        "memory",
+        box=None,
+    )
     rows = []
     chosen = cases(purerl)
     for name in args.only or chosen:
@@ -340,14 +353,17 @@ def main(args):
             rows.append(row)
             low, high = row["whole_over_floor_range"]
             cells = [
-                name, str(num_seeds), f"{row['steps_per_second']:,.0f}",
+                name,
+                str(num_seeds),
+                f"{row['steps_per_second']:,.0f}",
                 *(f"{row['nanoseconds_per_step'][part]:,.0f}" for part in columns),
                 f"{row['whole_over_floor']:.2f} ({low:.2f} to {high:.2f})",
                 *(f"{share:.0%}" for share in row["shares"].values()),
                 "" if row["peak"] is None else f"{row['peak']:.0%}",
-                f"{row['launches_per_update']:,.0f}", f"{row['compile_seconds']:.1f} s",
+                f"{row['launches_per_update']:,.0f}",
+                f"{row['compile_seconds']:.1f} s",
                 f"{row['program_megabytes']:,.0f} MiB, {row['memory_over_state']:.1f} times",
-            ]  # fmt: skip
+            ]
             console.print("  ".join(cells), row["launches_by_trips"])
             table.add_row(*cells)
     console.print(table)

@@ -3,13 +3,23 @@
 from peer_worker import Clock, serve
 
 PPO = {
-    "lr": "lr", "epochs": "K_epochs", "clip": "eps_clip", "gamma": "gamma", "lam": "lam",
-    "entropy": "entropy_beta", "value": "value_coef", "max_grad_norm": "max_grad_norm",
-}  # fmt: skip
+    "lr": "lr",
+    "epochs": "K_epochs",
+    "clip": "eps_clip",
+    "gamma": "gamma",
+    "lam": "lam",
+    "entropy": "entropy_beta",
+    "value": "value_coef",
+    "max_grad_norm": "max_grad_norm",
+}
 DQN = {
-    "lr": "lr", "gamma": "gamma", "batch_size": "batch_size", "epsilon_end": "epsilon_end",
-    "epsilon_steps": "epsilon_steps", "target_every": "target_update_every",
-}  # fmt: skip
+    "lr": "lr",
+    "gamma": "gamma",
+    "batch_size": "batch_size",
+    "epsilon_end": "epsilon_end",
+    "epsilon_steps": "epsilon_steps",
+    "target_every": "target_update_every",
+}
 
 
 def agent(purerl, case):

@@ -4,10 +4,15 @@ from peer_worker import Clock, serve
 
 COMMON = {"lr": "learning_rate", "gamma": "gamma", "num_envs": "num_envs"}
 PPO = {
-    "epochs": "num_epochs", "clip": "clip_eps", "lam": "gae_lambda", "entropy": "ent_coef",
-    "value": "vf_coef", "max_grad_norm": "max_grad_norm", "num_steps": "num_steps",
+    "epochs": "num_epochs",
+    "clip": "clip_eps",
+    "lam": "gae_lambda",
+    "entropy": "ent_coef",
+    "value": "vf_coef",
+    "max_grad_norm": "max_grad_norm",
+    "num_steps": "num_steps",
     "minibatches": "num_minibatches",
-}  # fmt: skip
+}
 REPLAY = {"batch_size": "batch_size", "buffer": "buffer_size", "fill": "fill_buffer"}
 
 

@@ -3,14 +3,23 @@
 from peer_worker import Clock, serve
 
 PPO = {
-    "lr": "learning_rate", "epochs": "n_epochs", "clip": "clip_range", "gamma": "gamma",
-    "lam": "gae_lambda", "entropy": "ent_coef", "value": "vf_coef",
-    "max_grad_norm": "max_grad_norm", "num_steps": "n_steps",
-}  # fmt: skip
+    "lr": "learning_rate",
+    "epochs": "n_epochs",
+    "clip": "clip_range",
+    "gamma": "gamma",
+    "lam": "gae_lambda",
+    "entropy": "ent_coef",
+    "value": "vf_coef",
+    "max_grad_norm": "max_grad_norm",
+    "num_steps": "n_steps",
+}
 REPLAY = {
-    "lr": "learning_rate", "gamma": "gamma", "batch_size": "batch_size", "buffer": "buffer_size",
+    "lr": "learning_rate",
+    "gamma": "gamma",
+    "batch_size": "batch_size",
+    "buffer": "buffer_size",
     "fill": "learning_starts",
-}  # fmt: skip
+}
 
 
 def make(case, library, activation, env, seed):

@@ -45,21 +45,56 @@ PROGRAMS = {
 # policy), and no more than one core.
 ALL = {"cores": 1, "devices": 1, "episodes": 64, "sampled": True, "evaluate_every": 16_384}
 PPO = ALL | {
-    "algorithm": "ppo", "env": "CartPole-v1", "hidden": [64, 64], "activation": "tanh",
-    "lr": 1e-3, "gamma": 0.99, "lam": 0.95, "clip": 0.2, "entropy": 0.01, "value": 0.5,
-    "max_grad_norm": 0.5, "epochs": 4, "minibatches": 4, "target": 475,
-}  # fmt: skip
+    "algorithm": "ppo",
+    "env": "CartPole-v1",
+    "hidden": [64, 64],
+    "activation": "tanh",
+    "lr": 1e-3,
+    "gamma": 0.99,
+    "lam": 0.95,
+    "clip": 0.2,
+    "entropy": 0.01,
+    "value": 0.5,
+    "max_grad_norm": 0.5,
+    "epochs": 4,
+    "minibatches": 4,
+    "target": 475,
+}
 DQN = ALL | {
-    "algorithm": "dqn", "env": "CartPole-v1", "num_envs": 10, "num_steps": 1, "lr": 2.5e-4,
-    "gamma": 0.99, "batch_size": 128, "buffer": 10_000, "fill": 10_000, "double_q": False,
-    "epsilon_end": 0.05, "epsilon_steps": 25_000, "target_every": 50, "activation": "relu",
-    "sampled": False, "target": 475,
-}  # fmt: skip
+    "algorithm": "dqn",
+    "env": "CartPole-v1",
+    "num_envs": 10,
+    "num_steps": 1,
+    "lr": 2.5e-4,
+    "gamma": 0.99,
+    "batch_size": 128,
+    "buffer": 10_000,
+    "fill": 10_000,
+    "double_q": False,
+    "epsilon_end": 0.05,
+    "epsilon_steps": 25_000,
+    "target_every": 50,
+    "activation": "relu",
+    "sampled": False,
+    "target": 475,
+}
 DDPG = ALL | {
-    "algorithm": "ddpg", "env": "Pendulum-v1", "num_envs": 1, "num_steps": 1, "lr": 1e-3,
-    "gamma": 0.99, "tau": 0.005, "batch_size": 256, "buffer": 100_000, "fill": 1_000,
-    "hidden": [64, 64], "activation": "relu", "sampled": False, "steps": 20_000, "episodes": 32,
-}  # fmt: skip
+    "algorithm": "ddpg",
+    "env": "Pendulum-v1",
+    "num_envs": 1,
+    "num_steps": 1,
+    "lr": 1e-3,
+    "gamma": 0.99,
+    "tau": 0.005,
+    "batch_size": 256,
+    "buffer": 100_000,
+    "fill": 1_000,
+    "hidden": [64, 64],
+    "activation": "relu",
+    "sampled": False,
+    "steps": 20_000,
+    "episodes": 32,
+}
 
 
 def ppo(num_envs, num_steps, steps, **more):
@@ -103,7 +138,7 @@ def interpreter(peer, folder):
     return python
 
 
-class Program:
+class Worker:
     """A peer with a case loaded, waiting for its turn."""
 
     def __init__(self, python, peer, case):
@@ -154,11 +189,11 @@ def programs(name, peers, folder):
             continue
         if peer == "purerl" and case["cores"] == 0:
             label = "purerl, 2 devices"
-            started[label] = Program(interpreter(peer, folder), peer, case | {"devices": 2})
-        started[peer] = Program(interpreter(peer, folder), peer, case)
+            started[label] = Worker(interpreter(peer, folder), peer, case | {"devices": 2})
+        started[peer] = Worker(interpreter(peer, folder), peer, case)
     if name in AGAINST and AGAINST[name][0] in peers:
         peer, other = AGAINST[name]
-        started[f"{peer} {other}"] = Program(interpreter(peer, folder), peer, CASES[other])
+        started[f"{peer} {other}"] = Worker(interpreter(peer, folder), peer, CASES[other])
     return started
 
 
@@ -222,13 +257,27 @@ def main():
     parser.add_argument("--target-seeds", type=int, default=3)
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     parser.add_argument(
-        "--environments", type=Path, default=Path(tempfile.gettempdir()) / "purerl-peers",
+        "--environments",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "purerl-peers",
         help="folder of the peers' virtual environments",
-    )  # fmt: skip
+    )
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table("case", "program", "steps/s", "first over it", "cores", "import", "trace",
-                  "compile", "memory", "return", "to target", box=None)  # fmt: skip
+    table = Table(
+        "case",
+        "program",
+        "steps/s",
+        "first over it",
+        "cores",
+        "import",
+        "trace",
+        "compile",
+        "memory",
+        "return",
+        "to target",
+        box=None,
+    )
     rows, begun = [], ("import", "trace", "compile")
     for name in args.only:
         for row in measure(name, args.peers, args.environments, args.repeats, args.target_seeds):
@@ -237,12 +286,16 @@ def main():
             costs = row["costs"]
             waited = row["target"] and f"{row['target'][0]:,} steps, {row['target'][1]:.1f} s"
             cells = [
-                name, row["program"], f"{row['steps_per_second']:,.0f}",
-                f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})", f"{row['cores']:.2f}",
+                name,
+                row["program"],
+                f"{row['steps_per_second']:,.0f}",
+                f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})",
+                f"{row['cores']:.2f}",
                 *(f"{costs[x]:.1f} s" if x in costs else "" for x in begun),
-                f"{row['megabytes']:,.0f} MB", f"{statistics.mean(row['reached']):,.1f}",
+                f"{row['megabytes']:,.0f} MB",
+                f"{statistics.mean(row['reached']):,.1f}",
                 waited or "",
-            ]  # fmt: skip
+            ]
             console.print("  ".join(cells))
             table.add_row(*cells)
     console.print(table)

@@ -20,7 +20,7 @@ AGENTS = {
 
 
 def train(env, agent, num_seeds, total_timesteps, folder):
-    """The learning curves of an agent's seeds, trained at once; a run that was killed goes on."""
+    """The learning curves of an agent's seeds, trained at once; a killed run is continued."""
     config = purerl.preset(env, agent, total_timesteps=total_timesteps)
     run_dir = f"{folder}/{env}-{agent}"
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""An environment and a network of one's own.
+"""Your environment and your network.
 
     python experiments/own_environment.py       # under a minute on two CPU cores
 

@@ -1,4 +1,4 @@
-"""Networks of one's own: a CNN for PPO on pixels, and a Q critic and its actor for DDPG.
+"""Your networks: a CNN for PPO on pixels, and a Q critic and its actor for DDPG.
 
     python experiments/own_networks.py          # about two minutes on two CPU cores
 
@@ -20,8 +20,8 @@ import purerl
 def convolve(x, features, size):
     """A convolution without padding, `[B, H, W, C]` to `[B, H - size + 1, W - size + 1, features]`.
 
-    What `nn.Conv(features, (size, size), padding="VALID")` does: windows side by side, and a dense
-    layer on them. Inside a loop, where training always is, XLA's own convolution takes some 70
+    The same as `nn.Conv(features, (size, size), padding="VALID")`: windows side by side, and a
+    dense layer on them. Inside a loop, where training always is, XLA's convolution takes some 70
     times as long on a CPU. On a GPU, use nn.Conv.
     """
     height, width = (n - size + 1 for n in x.shape[1:3])

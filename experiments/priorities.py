@@ -1,4 +1,4 @@
-"""What prioritised replay is worth: DQN with and without it, side by side.
+"""The worth of prioritised replay: DQN with and without it, side by side.
 
     python experiments/priorities.py            # about a minute on two CPU cores
 
@@ -89,8 +89,9 @@ def plot(curves, steps, path):
     axes.set_xlabel("environment steps (thousands)")
     axes.set_ylabel("greedy return (share of episodes at the goal)")
     axes.set_title(f"DQN on {ENV}: how the buffer is sampled", fontsize=11)
-    axes.legend(title=f"mean of {len(curve)} seeds ± standard error", frameon=False,
-                alignment="left")  # fmt: skip
+    axes.legend(
+        title=f"mean of {len(curve)} seeds ± standard error", frameon=False, alignment="left"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.5, alpha=0.5)
     figure.savefig(path, dpi=150)

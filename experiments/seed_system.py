@@ -1,4 +1,4 @@
-"""A tour of the system: the buffer, `run` with all its arguments, own networks, four agents.
+"""A tour of the system: the buffer, `run` with all its arguments, your networks, four agents.
 
     python experiments/seed_system.py           # about a minute on two CPU cores
 
@@ -61,7 +61,7 @@ def train(env, agent, buffer=None, **options):
     return run(KEY)
 
 
-def tell(name, metrics):
+def report(name, metrics):
     """Prints the return of the first and of the last episodes; returns both."""
     returns = np.asarray(metrics.episode_return)  # [rows], NaN where no episode ended
     returns = returns[~np.isnan(returns)]
@@ -87,7 +87,7 @@ def chapter_buffer():
         truncated=never,
         episode=jnp.zeros_like(time),
         valid=~never,
-        # What the agent wants back.
+        # What `update` needs of the action.
         extras={"value": jnp.zeros(time.shape), "log_prob": jnp.zeros(time.shape)},
     )
     example = jax.tree.map(lambda x: x[0], steps)
@@ -168,7 +168,7 @@ def chapter_reinforce():
     _, metrics = train(
         "CartPole-v1", agent, total_timesteps=64_000, wait_end_path=True, reset_each_episode=True
     )
-    return tell("REINFORCE", metrics)
+    return report("REINFORCE", metrics)
 
 
 def chapter_actor_critic():
@@ -177,14 +177,14 @@ def chapter_actor_critic():
     for name, critic in (("V", MyVCritic), ("Q", MyQCritic)):
         agent = purerl.ActorCritic(actor=MyActor, critic=critic, lr=3e-3)
         _, metrics = train("CartPole-v1", agent, total_timesteps=64_000)
-        results[name] = tell(f"ActorCritic with {name} critic", metrics)
+        results[name] = report(f"ActorCritic with {name} critic", metrics)
     return results
 
 
 def chapter_ppo():
     agent = purerl.PPO(actor=MyActor, critic=MyVCritic, K_epochs=4, eps_clip=0.2)
     _, metrics = train("CartPole-v1", agent, total_timesteps=64_000)
-    return tell("PPO", metrics)
+    return report("PPO", metrics)
 
 
 def chapter_ddpg():
@@ -192,7 +192,7 @@ def chapter_ddpg():
     agent = purerl.DDPG(actor=MyDeterministicActor, critic=MyQCritic, gamma=0.95, gradient_steps=4)
     noise = purerl.GaussianNoise(sigma=0.2)
     _, metrics = train("Pendulum-v1", agent, total_timesteps=16_000, noise=noise)
-    return tell("DDPG", metrics)
+    return report("DDPG", metrics)
 
 
 def main():

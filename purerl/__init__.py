@@ -21,6 +21,7 @@ from purerl.accelerator.machine import configure_cpu, use_all_cores
 
 configure_cpu()
 
+from purerl import statistics  # noqa: E402
 from purerl.accelerator.devices import start_hosts  # noqa: E402
 from purerl.agents import (  # noqa: E402
     AGENTS,
@@ -49,15 +50,19 @@ from purerl.envs import (  # noqa: E402
     EnvSpec,
     MultiDiscrete,
     TimeStep,
+    VectorEnv,
     action_repeat,
     auto_reset,
     check_env,
     env_names,
+    env_params,
     gymnax_env,
     make,
     map_actions,
+    randomize,
     register,
     time_limit,
+    vector_env,
     vectorize,
 )
 from purerl.envs.spaces import where_legal  # noqa: E402
@@ -79,6 +84,7 @@ from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhN
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
+from purerl.records.draws import Choice, LogUniform, Uniform  # noqa: E402
 from purerl.records.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
 from purerl.runs.console import console_sink  # noqa: E402
 from purerl.runs.curves import Curves  # noqa: E402
@@ -86,7 +92,6 @@ from purerl.runs.fit import Interrupted, fit  # noqa: E402
 from purerl.runs.report import Report  # noqa: E402
 from purerl.runs.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E402
 from purerl.runs.view import read_run, read_runs  # noqa: E402
-from purerl.sweeps.plan import Choice, LogUniform, Uniform  # noqa: E402
 from purerl.sweeps.result import SweepResult  # noqa: E402
 from purerl.sweeps.sweep import sweep  # noqa: E402
 from purerl.training.check import AgentError, check_agent  # noqa: E402
@@ -166,6 +171,7 @@ __all__ = [
     "TrainOutput",
     "Transition",
     "Uniform",
+    "VectorEnv",
     "action_repeat",
     "auto_reset",
     "check_agent",
@@ -174,6 +180,7 @@ __all__ = [
     "csv_sink",
     "double_q_target",
     "env_names",
+    "env_params",
     "evaluate",
     "evaluate_in_gymnasium",
     "export_policy",
@@ -194,6 +201,7 @@ __all__ = [
     "plot_sweep_curves",
     "preset",
     "q_target",
+    "randomize",
     "read_run",
     "read_runs",
     "register",
@@ -203,11 +211,13 @@ __all__ = [
     "run",
     "save_policy",
     "start_hosts",
+    "statistics",
     "sweep",
     "tensorboard_sink",
     "time_limit",
     "to_gymnasium",
     "use_all_cores",
+    "vector_env",
     "vectorize",
     "wandb_sink",
     "where_legal",

@@ -252,8 +252,8 @@ CONFIG = [
     ),
     (
         "replace-unknown",
-        lambda g: g.config.replace(env_name="x"),
-        "no field 'env_name'; did you mean 'env",
+        lambda g: g.config.replace(env_nam="x"),
+        "no field 'env_nam'; did you mean 'env",
     ),
     ("no-devices", lambda g: tiny(num_devices=0), "num_devices: got 0, expected an integer >= 1"),
     ("preset-none", lambda g: purerl.preset("walk"), "preset: none for 'walk' with 'ppo'"),
@@ -290,12 +290,12 @@ ENVS = [
     (
         "make-argument",
         lambda g: purerl.make("bad-2", lenght=3),
-        "'bad-2' can't be made.*lenght",
+        "bad-2 has no parameter 'lenght'; did you mean 'length'",
     ),
     (
         "make-module",
         lambda g: purerl.make("toys:walk", lenght=3),
-        "'toys:walk' can't be made.*TypeError",
+        "toys:walk has no parameter 'lenght'; did you mean 'length'",
     ),
     ("make-no-env", lambda g: purerl.make("bad-3"), "env: got 3, expected a name, a purerl.Env"),
     (
@@ -318,11 +318,11 @@ ENVS = [
     (
         "env-factory-raises",
         lambda g: tiny("toys:faulty"),
-        "env: .*can't be made with {}: TypeError",
+        "env: 'toys:faulty' can't be made: TypeError",
     ),
     ("env-only-colon", lambda g: tiny(":"), "env: can't import ''"),
     ("make-number", lambda g: purerl.make(3), "env: got 3, expected a name"),
-    ("make-wrong-argument", lambda g: purerl.make("CartPole-v1", gravity=1), "can't be made with"),
+    ("make-wrong-argument", lambda g: purerl.make("CartPole-v1", g=1), "no parameter 'g'"),
     ("register-number", lambda g: purerl.register(3, walk), "register: got 3, expected a name"),
     ("register-env", lambda g: purerl.register("bad-1", BASE), "register: .*expected a function"),
     ("check-env-number", lambda g: purerl.check_env(3), "env: got 3, expected a name"),
@@ -1073,8 +1073,8 @@ TRAINING = [
     ),
     (
         "run-option",
-        lambda g: purerl.run(BASE, Tiny(), key=g.key, timesteps=64),
-        "run: no argument 'timesteps'; did you mean 'total",
+        lambda g: purerl.run(BASE, Tiny(), key=g.key, timestep=64),
+        "run: no argument 'timestep'; did you mean 'total",
     ),
     (
         "run-negative",
@@ -1533,7 +1533,7 @@ SWEEPS = [
     (
         "log-uniform-0",
         lambda g: purerl.LogUniform(0, 1),
-        r"LogUniform: got \(0, 1\), expected low > 0",
+        r"LogUniform: got \(0\.0, 1\.0\), expected low > 0",
     ),
     ("choice-none", lambda g: purerl.Choice([]), "Choice: got no values"),
     ("choice-number", lambda g: purerl.Choice(3), "Choice: got 3, expected a sequence"),

@@ -75,8 +75,9 @@ BAD = [
     ({**CART, "agent": None}, "TrainConfig.agent: got None"),
     # Fields of the config.
     ({**CART, "num_env": 4}, "TrainConfig: no field 'num_env'; did you mean 'num_envs'"),
-    ({**CART, "timesteps": 4}, "did you mean 'total_timesteps'"),
-    ({**CART, "n_steps": 4}, "did you mean 'update_every'"),
+    ({**CART, "timestep": 4}, "did you mean 'total_timesteps'"),
+    ({**CART, "eval_freq": 4}, "did you mean 'eval_every'"),
+    ({**CART, "lr": 1e-3}, "TrainConfig: no field 'lr'; it is a field of PPO, 'lr'"),
     ({**CART, "num_envs": 0}, "TrainConfig.num_envs: got 0, expected an integer >= 1"),
     ({**CART, "num_envs": 2.5}, "num_envs: got 2.5, expected an integer"),
     ({**CART, "num_envs": "many"}, "num_envs: got 'many', expected an integer"),
@@ -127,8 +128,8 @@ BAD_FIELDS = [
     ({**CART, "update_after": -1}, "update_after: got -1, expected an integer >= 0"),
     ({**CART, "update_after": 10**6}, "update_after: got 1000000, expected less than the run's"),
     ({**DQN, "total_timesteps": 500}, "update_after: got 1000, expected less than the run's 504"),
-    ({**CART, "learning_starts": 100}, "did you mean 'update_after'"),
-    ({**CART, "train_freq": 4}, "did you mean 'update_every'"),
+    ({**CART, "learning_start": 100}, "did you mean 'update_after'"),
+    ({**CART, "training_interval": 4}, "did you mean 'update_every'"),
     ({**CART, "reset_each_episode": 1}, "reset_each_episode: got 1, expected True or False"),
     ({**CART, "wait_end_path": "yes"}, "wait_end_path: got 'yes', expected True or False or None"),
     # Noise.
@@ -137,7 +138,10 @@ BAD_FIELDS = [
     ({**PENDULUM, "noise": purerl.GaussianNoise}, "call it: GaussianNoise()"),
     ({**PENDULUM, "noise": {"theta": 0.1}}, "GaussianNoise: no field 'theta'"),
     ({**PENDULUM, "noise": {"name": "gaussian", "sigma": -1}}, "GaussianNoise.sigma: got -1"),
-    ({**PENDULUM, "noise": {"name": "gaussian", "std": 1}}, "no field 'std'; did you mean 'sigma'"),
+    (
+        {**PENDULUM, "noise": {"name": "gaussian", "sgma": 1}},
+        "field 'sgma'; did you mean 'sigma'",
+    ),
     (
         {**PENDULUM, "noise": {"name": "ornstein_uhlenbeck", "theta": 0.0}},
         "OrnsteinUhlenbeckNoise.theta: got 0.0, expected a float > 0.0",
@@ -173,7 +177,7 @@ BAD_FIELDS = [
         "did you mean 'priority_sampling'",
     ),
     ({**DQN, "buffer": {"lam": 0.9}}, "Buffer.lam: DQN uses no GAE"),
-    ({**DQN, "buffer": {"buffer_size": 10}}, "no field 'buffer_size'; did you mean 'maxlen'"),
+    ({**DQN, "buffer": {"bufer_size": 10}}, "no field 'bufer_size'; did you mean 'maxlen'"),
     (
         {**CART, "buffer": {"priority_sampling": True}},
         "priority_sampling: got True, expected",
@@ -220,14 +224,17 @@ BAD_FIELDS = [
     (agent("dqn", epsilon_steps=0), "DQN.epsilon_steps: got 0, expected a float > 0.0 or None"),
     (agent("dqn", target_update_every=0), "target_update_every: got 0"),
     (agent("dqn", target_update_interval=9), "did you mean 'target_update_every'"),
-    (agent("dqn", exploration_final_eps=0.1), "did you mean 'epsilon_end'"),
+    (agent("dqn", exploration_fraction=0.1), "did you mean 'epsilon_steps'"),
+    (agent("dqn", buffer_size=100), "DQN: no field 'buffer_size'; it is a field of Buffer, 'max"),
+    (agent("dqn", num_envs=4), "it is a field of TrainConfig, 'num_envs'"),
     (agent("dqn", n_step=0), "DQN.n_step: got 0"),
     (agent("dqn", actor=Good), "DQN: no field 'actor'"),
 ]
 
 BAD_AGENT = [
-    ({"learning_rate": 1e-3}, "PPO: no field 'learning_rate'; did you mean 'lr'"),
-    ({"clip_range": 0.1}, "did you mean 'eps_clip'"),
+    ({"learning_rat": 1e-3}, "PPO: no field 'learning_rat'; did you mean 'lr'"),
+    ({"lr": 1e-3, "learning_rate": 1e-3}, "PPO: 'lr' and 'learning_rate' are the same field"),
+    ({"num_minibatches": 4}, "did you mean 'batch_size'"),
     ({"k_epochs": 4}, "did you mean 'K_epochs'"),
     ({"lr": -1.0}, "PPO.lr: got -1.0, expected a float >= 0"),
     ({"lr": "fast"}, "PPO.lr: got 'fast', expected a float"),

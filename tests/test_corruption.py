@@ -250,8 +250,19 @@ def swap_folders(rng, folder, file):
     return "checkpoints exchanged"
 
 
-OTHERS = (truncate, empty, delete, delete_folder, append, directory, zeros, zero_block, swap, copy,
-          swap_folders)  # fmt: skip
+OTHERS = (
+    truncate,
+    empty,
+    delete,
+    delete_folder,
+    append,
+    directory,
+    zeros,
+    zero_block,
+    swap,
+    copy,
+    swap_folders,
+)
 
 
 def all_files(folder):

@@ -163,13 +163,13 @@ CART = purerl.make("CartPole-v1")
 @pytest.mark.parametrize(
     "env",
     [
-        LIGHT,
-        purerl.envs.gymnax_env(*LIGHT, name="CartPole-v1"),
+        LogWrapper(CartPole()),
+        purerl.envs.gymnax_env(*LIGHT, name="light"),
         twice(CART),
         purerl.time_limit(CART, 100),
         purerl.action_repeat(CART, 2),
         CART._replace(spec=CART.spec._replace(max_episode_steps=100)),
-        purerl.make("DeepSea-bsuite", size=5),
+        DeepSea(action_mapping_key=jax.random.key(3)),
         walk(),
     ],
 )
@@ -245,7 +245,8 @@ def test_identities_tell_parameters_apart_and_not_processes():
     limits = [purerl.time_limit(CART, n) for n in (7, 8)]
     assert of(limits[0]) != of(limits[1])
     purerl.register("walk-of-a-length", lambda length=3: walk(length))
-    assert of(purerl.make("walk-of-a-length", length=3)) != of("walk-of-a-length")
+    assert of(purerl.make("walk-of-a-length", length=3)) == of("walk-of-a-length")
+    assert of(purerl.make("walk-of-a-length", length=4)) != of("walk-of-a-length")
     # What a user's own functions have from outside counts, and not how they were made.
     assert of(twice(CART)) == of(twice(CART)) != of(twice(as_env(LIGHT)))
     assert of(walk(3)) == of(walk(3)) != of(walk(4))
@@ -257,16 +258,13 @@ def test_identities_tell_parameters_apart_and_not_processes():
         assert "0x" not in json.dumps(of(env))
 
 
-def test_a_run_is_not_continued_with_other_parameters(tmp_path):
-    config = purerl.TrainConfig(env="CartPole-v1", **PLAIN)
-    light = purerl.TrainConfig(env=LIGHT, **PLAIN)
-    purerl.fit(light, tmp_path / "light")
-    with pytest.raises(purerl.ConfigError, match=r"gravity is 1\.0 there, got 9\.8"):
-        purerl.fit(config, tmp_path / "light")
-    text = (tmp_path / "light" / "config.toml").read_text()
+def test_a_file_says_that_the_environment_is_not_in_it(tmp_path):
+    config = purerl.TrainConfig(env=LogWrapper(CartPole()), **PLAIN)
+    purerl.fit(config, tmp_path / "run")
+    text = (tmp_path / "run" / "config.toml").read_text()
     assert "Not in this file, since it has no form there: env" in text
     assert "CartPole" not in text
-    purerl.fit(light, tmp_path / "light")  # goes on
+    purerl.fit(config, tmp_path / "run")  # goes on
 
 
 def test_a_policy_knows_whether_a_name_makes_its_environment(tmp_path):
@@ -275,14 +273,16 @@ def test_a_policy_knows_whether_a_name_makes_its_environment(tmp_path):
         return config.make_loop().env.spec.source
 
     assert source("CartPole-v1") == source(CART) == EnvSource("CartPole-v1")
-    assert source(LIGHT) is source(twice(CART)) is None
-    for env, expected in ((CART, EnvSource("CartPole-v1")), (as_env(LIGHT), None)):
+    light = EnvSource("CartPole-v1", (("gravity", 1.0),))
+    assert source(LIGHT) == light
+    assert source(twice(CART)) is None
+    known = (CART, EnvSource("CartPole-v1")), (as_env(LIGHT), light)
+    for env, expected in (*known, (as_env(LogWrapper(CartPole())), None)):
         policy = make_policy(purerl.PPO(hidden=(4,)), env)
         purerl.save_policy(policy, tmp_path / "policy")
         policy = purerl.load_policy(tmp_path / "policy")
         assert policy.spec.source == expected
-    # It was trained with another gravity, and isn't played in what has its name.
-    with pytest.raises(purerl.ConfigError, match="in a CartPole-v1 that no name makes"):
+    with pytest.raises(purerl.ConfigError, match=r"in a .* that no name makes"):
         environment(policy, argparse.Namespace(env=None))
 
 

@@ -177,7 +177,7 @@ def test_users_own_environments():
     assert as_env(gymnax.make("CartPole-v1")[0]).spec == purerl.make("CartPole-v1").spec
     own = walk(3)
     assert as_env(own) is own
-    for wrong in (3, None, CartPole, ("CartPole-v1", 3)):
+    for wrong in (3, None, int, ("CartPole-v1", 3)):
         with pytest.raises(purerl.ConfigError, match=r"expected a name, a purerl\.Env"):
             as_env(wrong)
 

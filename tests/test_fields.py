@@ -1,8 +1,11 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from purerl.records import fields
 from purerl.records.fields import (
     ConfigError,
     Record,
@@ -13,6 +16,8 @@ from purerl.records.fields import (
     real,
     sizes,
 )
+
+NAME = "purerl.records.fields"
 
 
 class Thing(Record):
@@ -32,6 +37,23 @@ def test_values_are_kept_in_one_type():
     assert thing.on is True
     assert Thing(1, wide=4).wide == Thing(1, wide=np.int64(4)).wide == (4,)  # one layer
     assert Thing(5e5).needed == 500_000
+
+
+def test_type_checkers_know_every_kind_of_field():
+    """By them an editor completes the constructor's arguments: those whose default is made by one
+    of the specifiers are known to have, or not to have, a default."""
+    made = [x for x in vars(fields).values() if inspect.isfunction(x) and x.__module__ == NAME]
+    makers = {
+        x for x in made if "default" in inspect.signature(x).parameters and x.__name__[0] != "_"
+    }
+    assert makers == set(Record.__dataclass_transform__["field_specifiers"])
+
+
+def test_a_record_prints_as_what_makes_it():
+    assert repr(Thing(3)) == "Thing(needed=3)"
+    assert repr(Thing(3, rate=0.25, wide=4)) == "Thing(needed=3, rate=0.25, wide=(4,))"
+    assert eval(repr(Thing(3, kind="green")), {"Thing": Thing}) == Thing(3, kind="green")
+    assert repr(jax.tree.map(lambda _: jnp.ones(2), Thing(3))).startswith("Thing(needed=3, rate=A")
 
 
 def test_floats_are_leaves_and_the_rest_is_static():

@@ -224,7 +224,7 @@ def test_resume_wants_something_to_resume(tmp_path):
         ({"seeds": [0.5]}, "seeds: got 0.5"),
         ({"seeds": 2, "hyperparams": {"lr": [1.0, 2.0, 3.0]}}, "one for each of 2 seeds"),
         ({"hyperparams": {"lr": [1.0]}}, "expected a scalar"),
-        ({"hyperparams": {"learning_rate": 1.0}}, "did you mean 'lr'"),
+        ({"hyperparams": {"learnin_rate": 1.0}}, "did you mean 'lr'"),
         ({"seeds": 2, "hyperparams": {"lr": [0.1, -1.0]}}, "PPO.lr: got -1.0"),
         ({"keep": 0}, "keep: got 0"),
         ({"checkpoint_every": -1}, "checkpoint_every: got -1"),
@@ -450,8 +450,11 @@ def test_rows_of_several_updates_chunked_resumed_and_extended(tmp_path):
     whole = purerl.fit(config, seeds=2, callback=reports.append, report_every=0.0)
     assert_equal(whole, quick_jit(jax.vmap(purerl.make_train(config)))(keys))
     assert [(r.start, r.stop, r.num_rows) for r in reports] == [
-        (0, 3, 1), (3, 6, 1), (6, 9, 1), (9, 10, 1)
-    ]  # fmt: skip
+        (0, 3, 1),
+        (3, 6, 1),
+        (6, 9, 1),
+        (9, 10, 1),
+    ]
     spent = whole.steps_per_update
     assert whole.timesteps.tolist() == [3 * spent, 6 * spent, 9 * spent, 10 * spent]
     options = {"seeds": 2, "report_every": 0.0, "checkpoint_every": 0.0}

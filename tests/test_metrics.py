@@ -1,9 +1,16 @@
+import csv
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import Tiny, quick_jit
 
-from purerl.experience.metrics import Count, Metrics, Row, no_episodes, summarize
+import purerl
+from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
+from purerl.experience.metrics import Count, Metrics, Row, no_episodes, pool, summarize
+from purerl.runs.curves import Curves
+from purerl.runs.report import Report, means
 
 
 def test_each_ended_episode_counts_once():
@@ -22,8 +29,9 @@ def test_no_episode_is_nan_and_zero():
     for stats in (summarize(jnp.ones((3, 2)), jnp.ones((3, 2), jnp.int32), ended), no_episodes()):
         assert stats.num_episodes == 0
         assert all(np.isnan(x) for x in stats[:6])
-    for x, y in zip(summarize(ended, ended, ended), no_episodes(), strict=True):
-        assert x.dtype == y.dtype  # the two branches of one cond
+    info = {"won": ended}
+    pairs = (summarize(ended, ended, ended, info), no_episodes(info))  # two branches of one cond
+    jax.tree.map(lambda x, y: np.testing.assert_equal(x.dtype, y.dtype), *pairs)
 
 
 def random_metrics(rng, share):
@@ -93,3 +101,112 @@ def test_counts_are_exact(start):
             assert bool(divides) == (expected % divisor == 0)
     many = jax.vmap(Count.of(start).plus)(jnp.arange(3))
     assert np.asarray(many).tolist() == [start, start + 1, start + 2]
+
+
+def lucky_env(length=3):
+    """Episodes of some steps. `info` has the step, whether the last action was 1, and its double
+    at every step."""
+
+    def reset(key):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(key, time, action):
+        time = time + 1
+        info = {"lucky": action == 1, "steps": time, "other": jnp.zeros(2)}
+        end = (time >= length) | (action == 2)
+        return time, TimeStep(jnp.zeros(1), jnp.float32(0), end, jnp.zeros((), bool), info)
+
+    spec = EnvSpec("lucky", Box(0, 1, (1,)), Discrete(3), metrics=("lucky", "steps"))
+    return Env(reset, step, spec)
+
+
+def test_metrics_of_the_environment_are_means_over_last_steps():
+    env = lucky_env()
+    purerl.check_env(env)
+    options = {"num_envs": 4, "update_every": 6, "total_timesteps": 96}
+
+    def run(key):
+        return purerl.run(env, Tiny(), key=key, **options)
+
+    # Of every update, the buffer's transitions are those that were played.
+    state, metrics = quick_jit(run)(jax.random.key(0))
+    assert metrics.info.keys() == {"lucky", "steps"}
+    data = state.buffer.data
+    actions, ends = (np.asarray(data[x]) for x in ("action", "terminated"))
+    actions, ends = actions.reshape(-1, 4)[-6:], ends.reshape(-1, 4)[-6:]
+    assert metrics.num_episodes[-1] == ends.sum()
+    lucky = [actions[t, n] == 1 for t, n in np.argwhere(ends)]
+    np.testing.assert_allclose(metrics.info["lucky"][-1], np.mean(lucky), rtol=1e-6)
+    np.testing.assert_allclose(metrics.info["steps"], metrics.episode_length)  # of each episode
+    # A row of several updates, each episode once; over devices they are pooled likewise.
+    rows = quick_jit(lambda key: purerl.run(env, Tiny(), key=key, log_every=4, **options)[1])
+    counts = np.asarray(metrics.num_episodes)
+    for name, x in metrics.info.items():
+        known = np.where(counts > 0, x, 0.0)
+        expected = np.sum(known * counts) / np.sum(counts)
+        np.testing.assert_allclose(rows(jax.random.key(0)).info[name], [expected], rtol=1e-5)
+
+
+def test_metrics_of_the_environment_are_unknown_where_no_episode_ended():
+    options = {"num_envs": 1, "update_every": 1, "total_timesteps": 6, "eval_every": 3}
+    config = purerl.TrainConfig(lucky_env(), Tiny(), eval_max_episodes=5, **options)
+    out = quick_jit(purerl.make_train(config))(jax.random.key(1))
+    unknown = np.asarray(out.metrics.num_episodes) == 0
+    assert unknown.any()
+    np.testing.assert_array_equal(np.isnan(out.metrics.info["steps"]), unknown)
+    np.testing.assert_array_equal(
+        np.isnan(out.metrics.eval.info["steps"]), [True, True, False, True, True, False]
+    )
+    np.testing.assert_array_equal(out.metrics.eval.info["steps"], out.metrics.eval.episode_length)
+    # By hand, with actions of one kind: always lucky, in three steps.
+    found = purerl.evaluate(
+        lucky_env(), lambda obs, key: jnp.ones(len(obs), jnp.int32), jax.random.key(0), 4, 9
+    )
+    assert {name: float(x) for name, x in found.info.items()} == {"lucky": 1.0, "steps": 3.0}
+
+
+def test_metrics_of_the_environment_are_in_tables_and_figures(tmp_path):
+    config = purerl.TrainConfig(
+        lucky_env(), Tiny(), num_envs=4, update_every=8, total_timesteps=96, eval_every=1
+    )
+    reports = []
+    out = purerl.fit(config, tmp_path, seeds=2, callback=reports.append)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    found = np.array([float(row["info/steps"]) for row in rows]).reshape(-1, 2).T
+    np.testing.assert_allclose(found, out.metrics.info["steps"], rtol=1e-6)
+    assert "eval_info/lucky" in rows[0]
+    curves = purerl.read_run(tmp_path)
+    np.testing.assert_allclose(curves.info["steps"], out.metrics.info["steps"], rtol=1e-6)
+    np.testing.assert_allclose(Curves.of("a", out).info["steps"], curves.info["steps"])
+    counts = np.asarray(out.metrics.num_episodes)
+    table = means(Report(0, 3, 3, 32, out.metrics, 1.0, 1.0, (0, 1)))
+    expected = np.sum(out.metrics.info["lucky"] * counts, 1) / counts.sum(1)
+    np.testing.assert_allclose(table["info/lucky"], expected, rtol=1e-5)
+    figure = purerl.plot_curves(curves, y="info/lucky")
+    assert figure.axes[0].get_ylabel() == "lucky"
+    for y, words in (("info/luck", "did you mean 'lucky'"), ("length", "expected 'return'")):
+        with pytest.raises(purerl.ConfigError, match=words):
+            purerl.plot_curves(curves, y=y)
+
+
+def test_what_an_environment_says_has_to_be_there():
+    env = lucky_env()
+    for names, words in ((("luck",), "info has no 'luck'"), (("other",), r"shape \(2,\)")):
+        with pytest.raises(purerl.ConfigError, match=words):
+            purerl.TrainConfig(env._replace(spec=env.spec._replace(metrics=names)))
+    with pytest.raises(purerl.ConfigError, match="expected a tuple of names"):
+        purerl.check_env(env._replace(spec=env.spec._replace(metrics="lucky")))
+
+
+def test_pooled_info_is_that_of_all_episodes():
+    rng = np.random.default_rng(0)
+    returns, x = rng.normal(size=(2, 4, 3, 5)).astype(np.float32)
+    ended = rng.random((4, 3, 5)) < 0.3
+    ended[1] = False
+
+    def one(returns, ended, x):
+        return pool(summarize(returns, jnp.ones((3, 5), jnp.int32), ended, {"x": x}), "d")
+
+    pooled = jax.vmap(one, axis_name="d")(returns, ended, x)
+    np.testing.assert_allclose(pooled.info["x"], np.full(4, x[ended].mean()), rtol=1e-5)
+    np.testing.assert_allclose(pooled.episode_return, np.full(4, returns[ended].mean()), rtol=1e-5)

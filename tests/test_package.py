@@ -1,7 +1,9 @@
 import ast
+import dataclasses
 import inspect
 import os
 import pathlib
+import pydoc
 import re
 import statistics
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 
 import purerl
 from purerl.accelerator import machine
+from purerl.records.fields import Record, field_options
 from purerl.training.describe import describe
 
 ROOT = pathlib.Path(purerl.__file__).parent
@@ -86,8 +89,30 @@ def test_public_names_exist_and_are_documented():
     assert sorted(purerl.__all__) == sorted(set(purerl.__all__))
     for name in purerl.__all__:
         thing = getattr(purerl, name)
-        if callable(thing):
+        if callable(thing) or inspect.ismodule(thing):
             assert inspect.getdoc(thing), name
+    assert callable(purerl.statistics.final_returns)
+    assert "statistics" in purerl.__all__
+
+
+def test_signatures_show_real_parameters():
+    """Of everything public that is called, for `help`, `inspect.signature` and editors."""
+    gathers = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    for name in purerl.__all__:
+        thing = getattr(purerl, name)
+        if not callable(thing) or (isinstance(thing, type) and issubclass(thing, BaseException)):
+            continue
+        parameters = inspect.signature(thing).parameters.values()
+        assert not parameters or any(x.kind not in gathers for x in parameters), name
+        if isinstance(thing, type) and issubclass(thing, Record):
+            shown = {x.name: (x.default, x.annotation) for x in parameters}
+            empty = inspect.Parameter.empty
+            for field, option in field_options(thing).items():
+                needed = option.default is dataclasses.MISSING
+                assert shown[field] == (empty if needed else option.default, option.type)
+    assert str(inspect.signature(purerl.Scale)) == "(factor: float) -> None"
+    assert "lr: float = 0.001" in pydoc.render_doc(purerl.PPO)
+    assert "agent: purerl.agents.base.Agent = PPO()" in pydoc.render_doc(purerl.TrainConfig)
 
 
 # From the top of the house down: a room imports from those below it, and from its own.

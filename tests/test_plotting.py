@@ -418,8 +418,12 @@ def made_up(scores=None, seeds=4, updates=20, **swept):
     """A result that wasn't trained: of combination c and seed s the final return is c + s / 10."""
     plan = make_plan(
         purerl.TrainConfig(env=walk(), num_envs=2, update_every=4, total_timesteps=160),
-        seeds, swept.get("grid"), swept.get("samples"), swept.get("num_samples"), None,
-    )  # fmt: skip
+        seeds,
+        swept.get("grid"),
+        swept.get("samples"),
+        swept.get("num_samples"),
+        None,
+    )
     count = len(plan.combinations)
     if scores is None:
         scores = np.arange(count)[:, None] + np.arange(seeds) / 10

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 import purerl
@@ -14,7 +15,7 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 def test_code_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a run leaves its folder
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) == 8
+    assert len(blocks) == 3
     names = {}
     for block in blocks:
         # The same code on a budget that a test can pay.
@@ -22,8 +23,22 @@ def test_code_blocks_run(tmp_path, monkeypatch):
         block = block.replace(", 64)", ", 2)").replace("-2, 8)", "-2, 2)")
         exec(block, names)
     assert names["outs"].metrics.episode_return.shape == (2, 2, 2)
-    config = purerl.TrainConfig("CartPole-v1", names["agent"])
-    assert config.agent.actor is names["MyActor"]
+    assert names["policy"].step(np.zeros(4)) in (0, 1)
+    assert len(names["result"].table["seed"]) == 16
+    for file in ("cartpole.policy", "cartpole.stablehlo", "cartpole.gif", "curve.png"):
+        assert pathlib.Path(file).stat().st_size > 0
+
+
+def test_every_file_that_is_named_is_there():
+    folder = README.parent
+    for page in (README, folder / "experiments/README.md", folder / "benchmarks/README.md"):
+        text = page.read_text()
+        linked = re.findall(r"\]\(([\w/.]+)\)", text)
+        named = re.findall(r"`((?:experiments|benchmarks|purerl|tests)/[\w/]+\.py)`", text)
+        listed = re.findall(r"`(\w+\.py)`", text) if page != README else []
+        paths = [folder / x for x in named] + [page.parent / x for x in (*linked, *listed)]
+        for path in paths:
+            assert path.exists(), f"{page}: {path}"
 
 
 def test_the_error_shown_is_the_error():

@@ -27,7 +27,10 @@ def made_up(start, stop, seeds=(3, 7), seconds=1.0, evaluated=False):
     episodes = Episodes(x, x - 1, x + 1, x, x, x, counts.astype(np.int32))
     losses = {"loss": (x * 0 + 0.1).astype(np.float32)}
     metrics = Metrics(
-        *episodes, losses, np.zeros(x.shape, np.int32), episodes if evaluated else None
+        **episodes._asdict(),
+        losses=losses,
+        nonfinite_updates=np.zeros(x.shape, np.int32),
+        eval=episodes if evaluated else None,
     )
     return purerl.Report(start, stop, 100, 32, metrics, seconds, 0.5, seeds)
 

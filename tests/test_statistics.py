@@ -49,9 +49,12 @@ def test_iqm_withstands_infinity_at_the_ends():
 
 def scipys(statistic, scores, seed=0):
     found = scipy.stats.bootstrap(
-        (scores,), statistic, method="percentile", n_resamples=20_000,
+        (scores,),
+        statistic,
+        method="percentile",
+        n_resamples=20_000,
         rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    )
     return found.confidence_interval
 
 
@@ -218,8 +221,11 @@ def test_bins_count_each_episode_once(rng):
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b)
     assert np.isnan(got[1]).any()
-    for a, b in zip(bin_curves(x, returns, num_episodes),
-                    curves_by_loops(x, returns, num_episodes, range(24)), strict=True):  # fmt: skip
+    for a, b in zip(
+        bin_curves(x, returns, num_episodes),
+        curves_by_loops(x, returns, num_episodes, range(24)),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b)
 
 

@@ -16,6 +16,7 @@ from toys import Tiny, push_env, quick_jit, target_env
 
 import purerl
 from purerl.accelerator.machine import free_memory, num_cores
+from purerl.accelerator.transfer import is_key
 from purerl.records.files import read_arrays, write_arrays
 from purerl.sweeps import slices
 from purerl.sweeps import subprocess as sweep_apart
@@ -55,7 +56,7 @@ def sweep(*args, **options):
 def assert_close(x, y, tolerance=1e-4):
     leaves = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
     for a, b in leaves:
-        if slices.is_key(a):
+        if is_key(a):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
@@ -192,7 +193,7 @@ def test_samples_beside_a_grid():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"grid": {"learning_rate": [1e-3]}}, "has a field 'learning_rate'; did you mean 'lr'"),
+        ({"grid": {"learnin_rate": [1e-3]}}, "has a field 'learnin_rate'; did you mean 'lr'"),
         ({"grid": {"num_env": [1, 2]}}, "neither TrainConfig nor PPO.*did you mean 'num_envs'"),
         ({"grid": {"lr": [1e-3, -1.0]}}, r"PPO.lr: got -1.0, expected a float >= 0"),
         ({"grid": {"lr": [1e-3, "fast"]}}, "PPO.lr: got 'fast'"),
@@ -554,8 +555,9 @@ purerl.use_all_cores()
     done = run_python(code)
     assert "ConfigError: use_all_cores: JAX has started already" in done.stderr
     flags = "--xla_force_host_platform_device_count=3"
-    done = run_python("import purerl, jax; purerl.use_all_cores(); print(jax.device_count())",
-                      XLA_FLAGS=flags)  # fmt: skip
+    done = run_python(
+        "import purerl, jax; purerl.use_all_cores(); print(jax.device_count())", XLA_FLAGS=flags
+    )
     assert done.stdout.strip() == "3"
 
 

@@ -70,7 +70,7 @@ def test_one_trace_for_a_whole_sweep_and_each_member_as_alone():
 @pytest.mark.parametrize(
     ("hyperparams", "message"),
     [
-        ({"learning_rate": 1e-3}, "PPO has no 'learning_rate'; did you mean 'lr'"),
+        ({"learnin_rate": 1e-3}, "PPO has no 'learnin_rate'; did you mean 'lr'"),
         ({"gama": 0.9}, "did you mean 'gamma'"),
         ({"K_epochs": 3}, "PPO.K_epochs is static"),
         ({"lr": -1.0}, r"PPO.lr: got -1.0, expected a float >= 0"),

@@ -18,7 +18,7 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.gradients import adam, annealed, descend, moments, standardize
+from purerl.agents.gradients import annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, flatten, path_batch, policy_gradient, successor_values
 from purerl.envs.base import EnvSpec
 from purerl.experience import returns
@@ -68,7 +68,7 @@ class ActorCritic(NetworkAgent):
         episode_length: their length: the run's `update_every`.
         actor: an uninstantiated `Actor`; None for the default.
         critic: an uninstantiated `Critic`, V or Q; None for the default, which is V.
-        lr: learning rate of Adam, for the actor.
+        lr: learning rate, for the actor.
         critic_lr: for the critic; None for `lr`.
         gamma: discount.
         lam: lambda of GAE(lambda) and of the lambda returns.
@@ -240,4 +240,4 @@ class ActorCritic(NetworkAgent):
         return jnp.mean(values, axis=0)
 
     def _optimizer(self, lr: Any, clock: Clock) -> optax.GradientTransformation:
-        return adam(annealed(lr, clock.progress, self.anneal), self.max_grad_norm)
+        return self.optimize(annealed(lr, clock.progress, self.anneal), self.max_grad_norm, clock)

@@ -1,11 +1,15 @@
 """The agent protocol, and what agents share."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from purerl.agents.acting import Acting, Memory
+from purerl.agents.gradients import OPTIMIZERS, make_optimizer
 from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Buffer
@@ -20,7 +24,7 @@ from purerl.nn.networks import (
     takes_memory,
 )
 from purerl.nn.views import Sees, View
-from purerl.records.fields import ConfigError, Record, choice, sizes, static
+from purerl.records.fields import ConfigError, Record, choice, named, sizes, static
 
 PyTree = Any
 AgentState = Any
@@ -145,6 +149,24 @@ def sees_field() -> Any:
     return static(default=None, check=check, expected=expected, optional=True)
 
 
+def optimizer_field() -> Any:
+    """A field for an optimizer: a factory of the learning rate, by name or a user's."""
+    field = named(default=None, options=OPTIMIZERS, optional=True)
+    known = field.metadata["check"]
+
+    def check(value: Any) -> Any:
+        if isinstance(value, optax.GradientTransformation):
+            raise ValueError(
+                "give the factory, which gets the learning rate: optax.adamw, or "
+                "lambda lr: optax.adamw(lr, weight_decay=0.01)"
+            )
+        return known(value)
+
+    expected = "a function of the learning rate, or one of " + ", ".join(map(repr, OPTIMIZERS))
+    metadata = {**field.metadata, "check": check, "expected": expected}
+    return dataclasses.field(default=None, metadata=metadata)
+
+
 class NetworkAgent(Agent):
     """An agent with networks, a user's own or the defaults.
 
@@ -155,6 +177,10 @@ class NetworkAgent(Agent):
         actor_obs, critic_obs: the part of the observation that the actor and the critic see: a key
             of a dict observation, several keys, or a function of one observation; None for all of
             it. A policy asks for the actor's part alone.
+        optimizer: a factory from the learning rate to an optax optimizer, such as `optax.adamw` or
+            `lambda lr: optax.rmsprop(lr, decay=0.99)`, or its name; with a second parameter
+            `timesteps` it gets the environment steps so far, for schedules. Gradients are clipped
+            to `max_grad_norm` first. None for Adam with `eps=1e-5` on one vector.
     """
 
     may_share: ClassVar[bool] = False  # whether `update` can do with one network for both
@@ -165,6 +191,7 @@ class NetworkAgent(Agent):
     network: str | None = choice(default=None, options=NETWORKS, optional=True)
     actor_obs: Sees = sees_field()
     critic_obs: Sees = sees_field()
+    optimizer: Callable[..., optax.GradientTransformation] | None = optimizer_field()
 
     def check(self) -> None:
         super().check()
@@ -202,6 +229,10 @@ class NetworkAgent(Agent):
                     f"{name}.{field}: the actor is an ActorCriticNetwork, which gives the value "
                     "too; expected None"
                 )
+
+    def optimize(self, lr: Any, max_grad_norm: Any, clock: Clock) -> optax.GradientTransformation:
+        """The optimizer, with this learning rate."""
+        return make_optimizer(self.optimizer, lr, max_grad_norm, clock.timesteps)
 
     def make(self, given: Any, default: Any, spec: EnvSpec, activation: str = "tanh") -> Any:
         """A network for an environment: the user's, or the default one; None for the critic where

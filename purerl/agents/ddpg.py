@@ -18,7 +18,7 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.gradients import adam, annealed, descend, follow, gradient
+from purerl.agents.gradients import annealed, descend, follow, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
@@ -63,7 +63,7 @@ class DDPG(NetworkAgent):
         batch_size: transitions in a gradient step.
         actor: an uninstantiated `Actor` without a distribution; None for the default.
         critic: an uninstantiated `Critic` that takes the action; None for the default.
-        lr: learning rate of Adam.
+        lr: learning rate.
         actor_lr, critic_lr: for one of them; None for `lr`.
         gamma: discount.
         tau: how far the target networks move with each gradient step.
@@ -194,7 +194,7 @@ class DDPG(NetworkAgent):
     def _each(self, clock: Clock) -> tuple[tuple[str, optax.GradientTransformation], ...]:
         rates = {"actor": self.actor_lr, "critic": self.critic_lr}
         lrs = {name: self.lr if lr is None else lr for name, lr in rates.items()}
+        lrs = {name: annealed(lr, clock.progress, self.anneal) for name, lr in lrs.items()}
         return tuple(
-            (name, adam(annealed(lr, clock.progress, self.anneal), self.max_grad_norm))
-            for name, lr in lrs.items()
+            (name, self.optimize(lr, self.max_grad_norm, clock)) for name, lr in lrs.items()
         )

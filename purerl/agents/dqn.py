@@ -18,7 +18,7 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.gradients import adam, annealed, descend, follow, global_norm, gradient
+from purerl.agents.gradients import annealed, descend, follow, global_norm, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.envs.base import EnvSpec, where
 from purerl.experience.buffer import Batch, Buffer
@@ -68,7 +68,7 @@ class DQN(NetworkAgent):
     Attributes:
         batch_size: transitions in a gradient step.
         critic: an uninstantiated Q `Critic`, of one action or of all; None for the default.
-        lr: learning rate of Adam.
+        lr: learning rate.
         gamma: discount.
         target_fn: what stands for the value of s': `purerl.double_q_target`, `purerl.q_target`, or
             a function of Q(s', .) and the target network's Q'(s', .), `[B, n]` each, to `[B]`.
@@ -215,7 +215,8 @@ class DQN(NetworkAgent):
         return self.epsilon_start + fallen * (self.epsilon_end - self.epsilon_start)
 
     def _optimizer(self, clock: Clock) -> optax.GradientTransformation:
-        return adam(annealed(self.lr, clock.progress, self.anneal), self.max_grad_norm)
+        lr = annealed(self.lr, clock.progress, self.anneal)
+        return self.optimize(lr, self.max_grad_norm, clock)
 
 
 def _greedy(state: DQNState, obs: PyTree) -> jax.Array:

@@ -1,5 +1,6 @@
 """Means over batches, their gradients, and steps along those."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from purerl.accelerator.devices import ALONE, Devices
 from purerl.accelerator.machine import num_cores
 from purerl.experience.normalize import safe_sqrt
 from purerl.nn.networks import trained
+from purerl.records.errors import ConfigError, sentence, shown
 
 PyTree = Any
 Losses = dict[str, jax.Array]
@@ -158,6 +160,63 @@ def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+# Optimizers by name; `optimizer=` takes any other factory.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation] | None] = {
+    "adam": None,  # the one below
+    **{
+        name: getattr(optax, name) for name in ("adamw", "lion", "nadam", "radam", "rmsprop", "sgd")
+    },
+}
+
+
+def make_optimizer(
+    factory: Callable[..., optax.GradientTransformation] | None,
+    lr: Any,
+    max_grad_norm: Any,
+    timesteps: Any = 0.0,
+) -> optax.GradientTransformation:
+    """The optimizer of an agent, on gradients whose global norm is clipped.
+
+    Args:
+        factory: from the learning rate to a transformation that minimises, such as `optax.adamw`;
+            None for `adam`. With a parameter `timesteps` it gets these, too.
+        lr: learning rate at this moment; it may be traced.
+        max_grad_norm: the largest norm.
+        timesteps: environment steps before this update.
+
+    Raises:
+        ConfigError: the factory makes no `optax.GradientTransformation`.
+    """
+    if factory is None:
+        return adam(lr, max_grad_norm)
+    options = {"timesteps": timesteps} if takes_timesteps(factory) else {}
+    with sentence("optimizer: can't be made"):
+        inner = factory(lr, **options)
+    if not isinstance(inner, optax.GradientTransformation):
+        raise ConfigError(
+            f"optimizer: got {shown(inner)} from {shown(factory)}, expected an "
+            "optax.GradientTransformation"
+        )
+
+    def init(params: PyTree) -> Any:
+        return inner.init(widen(trained(params)[0]))
+
+    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        vector, unravel = _vector(grads)
+        clipped = unravel(_clip(vector, jnp.asarray(max_grad_norm, vector.dtype)))
+        return inner.update(clipped, state, None if params is None else widen(params))
+
+    return optax.GradientTransformation(init, update)
+
+
+def takes_timesteps(factory: Callable[..., Any]) -> bool:
+    """Whether an optimizer's factory has a parameter `timesteps`, for schedules by them."""
+    try:
+        return "timesteps" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # no signature is known
+        return False
+
+
 def global_norm(grads: PyTree) -> jax.Array:
     """The norm of all gradients, as `adam` takes it."""
     return _norm(_vector(grads)[0])
@@ -202,8 +261,8 @@ def descend(
 ) -> tuple[PyTree, Any]:
     """Parameters and optimizer state after one step: each parameter in its dtype, and what isn't
     trained as it was."""
-    updates, opt_state = optimizer.update(grads, opt_state)
     learning, join = trained(params)
+    updates, opt_state = optimizer.update(grads, opt_state, learning)
     moved = jax.tree.map(lambda p, u: (p.astype(u.dtype) + u).astype(p.dtype), learning, updates)
     return join(moved), opt_state
 

@@ -18,7 +18,6 @@ from purerl.agents.base import (
     module_field,
 )
 from purerl.agents.gradients import (
-    adam,
     annealed,
     descend,
     global_norm,
@@ -56,7 +55,7 @@ class PPO(NetworkAgent):
         batch_size: transitions in a minibatch; None for a quarter of the rollout (where
             4 divides it, or each device's share of it; else all).
         actor, critic: an uninstantiated `Actor` and V `Critic`; None for the defaults.
-        lr: learning rate of Adam.
+        lr: learning rate.
         K_epochs: how often each update goes through the rollout.
         eps_clip: how far the probability ratio may leave 1.
         gamma: discount.
@@ -233,7 +232,8 @@ class PPO(NetworkAgent):
         }
 
     def _optimizer(self, clock: Clock) -> optax.GradientTransformation:
-        return adam(annealed(self.lr, clock.progress, self.anneal), self.max_grad_norm)
+        lr = annealed(self.lr, clock.progress, self.anneal)
+        return self.optimize(lr, self.max_grad_norm, clock)
 
 
 def _quarter(size: int) -> int:

@@ -19,7 +19,7 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.gradients import adam, annealed, descend, moments, standardize
+from purerl.agents.gradients import annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, path_batch, policy_gradient, successor_values
 from purerl.envs.base import EnvSpec
 from purerl.experience import returns
@@ -57,7 +57,7 @@ class REINFORCE(NetworkAgent):
         n_episodes: how many episodes each update learns from, side by side: the run's `num_envs`.
         episode_length: most steps of an episode: the run's `update_every`.
         actor: an uninstantiated `Actor`; None for the default.
-        lr: learning rate of Adam.
+        lr: learning rate.
         gamma: discount.
         baseline: learn V(s) too, subtract it from G_t, and count it where an episode is cut.
         critic: the baseline, an uninstantiated V `Critic`; None for the default.
@@ -192,4 +192,5 @@ class REINFORCE(NetworkAgent):
         return state, losses
 
     def _optimizer(self, clock: Clock) -> optax.GradientTransformation:
-        return adam(annealed(self.lr, clock.progress, self.anneal), self.max_grad_norm)
+        lr = annealed(self.lr, clock.progress, self.anneal)
+        return self.optimize(lr, self.max_grad_norm, clock)

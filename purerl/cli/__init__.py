@@ -59,7 +59,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             is_flag = unknown[0].startswith("--")
             word = unknown[0].partition("=")[0] if is_flag else unknown[0]
-            known = [flag for action in self._actions for flag in action.option_strings]
+            listed = [x for x in self._actions if x.help != argparse.SUPPRESS]  # no aliases
+            known = [flag for action in listed for flag in action.option_strings]
             hint = self._nearest(word, known) if is_flag else "expected flags, such as --seeds 4"
             self.error(f"{'no flag' if is_flag else 'unexpected argument'} {word!r}; {hint}")
         return args
@@ -179,7 +180,7 @@ def _use_compile_cache() -> None:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings in a line of their own words, without the source that they came from."""
+    """Prints warnings in one line each, without the source line that raised them."""
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):

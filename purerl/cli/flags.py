@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import inspect
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -12,14 +10,16 @@ from purerl.agents import AGENTS
 from purerl.agents.noise import NOISES
 from purerl.experience.buffer import Buffer
 from purerl.experience.rewarders import REWARDERS
+from purerl.records.aliases import aliases_of
+from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, suggest
-from purerl.records.fields import field_names, field_options
+from purerl.records.fields import field_names, field_options, read_names
 from purerl.records.files import reason
-from purerl.runs.view import is_code, read_toml
+from purerl.runs.view import env_name, is_code, named_env, read_toml
 from purerl.training.config import TrainConfig
 from purerl.training.presets import find_preset
 
-# What is chosen by name; its own fields become flags once it is.
+# Parts that are chosen by name, upon which their fields become flags.
 PARTS: dict[str, Mapping[str, type]] = {"agent": AGENTS, "noise": NOISES, "rewarder": REWARDERS}
 MOST_SEEDS = 2**20
 # Functions and classes, which a word can't stand for.
@@ -29,14 +29,18 @@ UNSPOKEN = ("env", "agent", "buffer", "noise", "rewarder", "action_processor", "
 class Flag(NamedTuple):
     """A field that a flag sets: `--lr` sets `agent.lr`."""
 
-    part: str  # "" for the config's own
+    part: str  # "" for the config itself
     name: str
     record: type
 
     @property
     def word(self) -> str:
+        return self.spelled(self.name)
+
+    def spelled(self, name: str) -> str:
+        """The flag of this field under a name, which may be an alias."""
         prefix = f"{self.part}." if self.part not in ("", "agent") else ""
-        return "--" + prefix + self.name.replace("_", "-").lower()
+        return "--" + prefix + name.replace("_", "-").lower()
 
 
 def list_flags(chosen: Mapping[str, str | None]) -> list[Flag]:
@@ -63,32 +67,74 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     """
     group = parser.add_argument_group("what is run")
     group.add_argument("--config", metavar="FILE", help="a TOML file of fields; flags come on top")
-    group.add_argument("--no-preset", action="store_true", help="the agent's own defaults only")
+    group.add_argument("--no-preset", action="store_true", help="the agent's defaults only")
     for part, known in PARTS.items():
         group.add_argument(f"--{part}", metavar="NAME", help=f"one of {', '.join(known)}")
-    chosen = _chosen(list(argv))
+    add_env_flags(group, argv := list(argv))
+    chosen = _chosen(argv)
     titles = {"": "the run", "agent": f"the agent, {chosen['agent']}", "buffer": "the buffer"}
     groups: dict[str, Any] = {}
-    for flag in list_flags(chosen):
+    flags = list_flags(chosen)
+    for flag in flags:
         if flag.part not in groups:
             name = chosen.get(flag.part)
             title = titles.get(flag.part, f"the {flag.part}" + (f", {name}" if name else ""))
             groups[flag.part] = parser.add_argument_group(title)
         _add(groups[flag.part], flag)
+    _add_aliases(parser, flags)
     parser.set_defaults(chosen=chosen)
 
 
-def _add(group: Any, flag: Flag) -> None:
+def add_env_flags(group: Any, argv: Iterable[str]) -> None:
+    """Adds a flag for each parameter of the environment that the arguments have. Which there are is
+    known once the environment is made, which may take seconds and the user's code."""
+    group.add_argument("--env.NAME", metavar="X", dest="_", default=argparse.SUPPRESS,
+                       help="a parameter of the environment: see purerl envs ENV")  # fmt: skip
+    words = (word.partition("=")[0] for word in argv if word.startswith("--env."))
+    for word in {word: None for word in words if word != "--env.NAME"}:
+        dest = "env." + word.removeprefix("--env.").replace("-", "_")
+        options: dict[str, Any] = {"metavar": "X", "default": argparse.SUPPRESS}
+        group.add_argument(word, dest=dest, help=argparse.SUPPRESS, **options)
+
+
+def env_values(args: argparse.Namespace) -> dict[str, Any]:
+    """The parameters of the environment that the flags give."""
+    given = {n.removeprefix("env."): x for n, x in vars(args).items() if n.startswith("env.")}
+    # A distribution, uniform(4.9, 9.8), is no list.
+    return {name: x if "(" in x else literal(x) for name, x in given.items()}
+
+
+def _add_aliases(parser: argparse.ArgumentParser, flags: list[Flag]) -> None:
+    """Flags of the fields' other names, which --help doesn't list; none for a word that is a flag
+    already, or that two fields of different meaning would share."""
+    words: dict[str, list[tuple[Flag, str]]] = {}
+    for flag in flags:
+        for alias, field in aliases_of(field_names(flag.record)).items():
+            if field == flag.name:
+                words.setdefault(flag.spelled(alias), []).append((flag, alias))
+                if alias == "buffer_size":  # a flag without a prefix in other libraries
+                    words.setdefault("--buffer-size", []).append((flag, alias))
+    taken = {word for action in parser._actions for word in action.option_strings}
+    for word, found in words.items():
+        if word not in taken and len(found) == 1:
+            flag, alias = found[0]
+            _add(parser, flag, word, alias)
+
+
+def _add(group: Any, flag: Flag, word: str | None = None, alias: str | None = None) -> None:
+    """The flag of a field, or one of its aliases."""
     field = field_options(flag.record)[flag.name]
     unknown = field.default is None or field.default is dataclasses.MISSING
     shown = "" if unknown else f" ({default_word(field)})"
     help_text = (documented(flag.record).get(flag.name, "") + shown).replace("%", "%%")
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text}
-    dest = f"{flag.part}.{flag.name}"
+    if alias is not None:
+        options["help"] = argparse.SUPPRESS
+    word, dest = word or flag.word, f"{flag.part}.{alias or flag.name}"
     if field.metadata["expected"].startswith("True or False"):
-        group.add_argument(flag.word, dest=dest, action=argparse.BooleanOptionalAction, **options)
+        group.add_argument(word, dest=dest, action=argparse.BooleanOptionalAction, **options)
     else:
-        group.add_argument(flag.word, dest=dest, metavar=_metavar(field.metadata), **options)
+        group.add_argument(word, dest=dest, metavar=_metavar(field.metadata), **options)
 
 
 def default_word(field: dataclasses.Field) -> str:
@@ -120,25 +166,40 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
             given[part] = {"name": getattr(args, part).lower()}
     for dest, value in vars(args).items():
         part, dot, name = dest.partition(".")
-        if dot:
+        if dot and part != "env":
             where = given.setdefault(part, {}) if part else given
             where[name] = literal(value)
     start: dict[str, Any] = read_config(args.config) if args.config else {}
-    env = args.env if args.env is not None else start.get("env")
-    if env is None:
+    there = start.get("env")
+    name = args.env if args.env is not None else env_name(there)
+    if name is None:
         raise ConfigError("ENV: missing, expected an environment: see purerl envs")
-    if args.env is None and is_code(env):
+    if args.env is None and is_code(name):
         raise ConfigError(
-            f"ENV: missing, expected {env} on the command line as well: {args.config} names it, "
+            f"ENV: missing, expected {name} on the command line as well: {args.config} names it, "
             "and it is code that would be run"
         )
+    given, start = (_by_fields(layer, args.chosen) for layer in (given, start))
+    env = named_env(there, name, env_values(args))
     preset: dict[str, Any] = {}
     if not args.config and not args.no_preset:
-        preset = find_preset(env, given.get("agent", {}).get("name"))
+        preset = find_preset(name, given.get("agent", {}).get("name"))
     mapping = {"agent": {"name": "ppo"}}
     for layer in (preset, start, given):
         mapping = _over(mapping, layer)
     return TrainConfig.from_mapping({**mapping, "env": env}), preset
+
+
+def _by_fields(layer: Mapping[str, Any], chosen: Mapping[str, str | None]) -> dict[str, Any]:
+    """A mapping of fields under their names, not their aliases, so that others can be laid over it.
+    Raises ConfigError: a field is there under two names."""
+    fields = read_names(TrainConfig, layer)
+    for part, known in {**PARTS, "buffer": {"buffer": Buffer}}.items():
+        inner = fields.get(part)
+        if isinstance(inner, Mapping):
+            name = str(inner.get("name", chosen.get(part, part))).lower()
+            fields[part] = read_names(known[name], inner) if name in known else dict(inner)
+    return fields
 
 
 def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +222,7 @@ def _chosen(argv: list[str]) -> dict[str, str | None]:
         first.add_argument(f"--{word}")
     try:
         found = vars(first.parse_known_args(argv)[0])
-    except argparse.ArgumentError:  # told when all is read
+    except argparse.ArgumentError:  # reported when all arguments are read
         found = dict.fromkeys((*PARTS, "config"))
     start = read_config(found["config"]) if found["config"] else {}
     chosen: dict[str, str | None] = {}
@@ -234,26 +295,14 @@ def check_key(value: int) -> None:
     check_integer("--key", value, 0, 2**32 - 1)
 
 
-def documented(cls: type) -> dict[str, str]:
-    """What the docstrings of a record, and of those that it extends, say of each field."""
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        section = (inspect.getdoc(base) or "").partition("Attributes:\n")[2]
-        section = re.split(r"\n(?=\S)", section)[0]
-        for names, text in re.findall(r"^    (\w[\w, ]*): ((?:.|\n(?=     ))*)", section, re.M):
-            for name in names.split(", "):
-                texts[name] = " ".join(text.split())
-    return texts
-
-
-def told(mapping: dict[str, Any], prefix: str = "") -> list[str]:
+def spelled_out(mapping: dict[str, Any], prefix: str = "") -> list[str]:
     """A preset's fields as they would be given."""
     words = []
     for name, value in mapping.items():
         if isinstance(value, dict):
             words += [f"{name}={value['name']}"] if "name" in value and name != "agent" else []
             inner = {n: x for n, x in value.items() if n != "name"}
-            words += told(inner, "" if name == "agent" else f"{name}.")
+            words += spelled_out(inner, "" if name == "agent" else f"{name}.")
         else:
             shown = f"{value:,}" if isinstance(value, int) and value >= 10_000 else value
             words.append(f"{prefix}{name}={shown}")

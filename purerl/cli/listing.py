@@ -21,14 +21,15 @@ from purerl.cli.flags import (
     check_integer,
     config_from,
     default_word,
-    documented,
     integers,
-    told,
+    spelled_out,
 )
-from purerl.envs import check_env, env_names, make
+from purerl.envs import check_env, env_names, env_params, make
 from purerl.envs.check import EnvError
+from purerl.envs.params import frozen, is_float, is_traceable
 from purerl.envs.spaces import is_space
-from purerl.records.errors import ConfigError, suggest
+from purerl.records.docs import documented
+from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import field_options
 from purerl.runs.chunks import check_size, seed_keys
 from purerl.training.presets import list_presets
@@ -36,13 +37,15 @@ from purerl.training.train import make_train
 
 
 def add_envs(parser: Parser, argv: Sequence[str]) -> None:
-    """No arguments."""
-    del parser, argv
+    """The arguments of `envs`."""
+    del argv
+    parser.add_argument("env", nargs="?", metavar="ENV", help="its parameters, and their defaults")
 
 
 def run_envs(args: argparse.Namespace, console: Console) -> int:
-    """Lists environments: their spaces and time limits."""
-    del args
+    """Lists environments: their spaces and time limits; or one's parameters."""
+    if args.env is not None:
+        return _list_params(args.env, console)
     table = Table("name", "observation", "action", "time limit", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for name in env_names():
@@ -55,6 +58,26 @@ def run_envs(args: argparse.Namespace, console: Console) -> int:
         shapes = _shapes(spec.observation_space).removeprefix("Box")
         table.add_row(name, shapes, str(spec.action_space), str(limit or "none"))
     console.print(table)
+    console.print("\npurerl envs ENV lists the parameters of one.")
+    return 0
+
+
+def _list_params(name: str, console: Console) -> int:
+    env = make(name)
+    params = env_params(env)
+    if not params:
+        console.print(f"{name} has no parameters", soft_wrap=True)
+        return 0
+    table = Table("flag", "default", "", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for word, value in params.items():
+        note = "hyperparameter" if is_float(value) and is_traceable(env, word) else ""
+        table.add_row(f"--env.{word}", shown(frozen(value), 60), note)
+    console.print(table)
+    console.print(
+        "\nHyperparameters of a sweep share one program: --grid env.NAME=X,X,...; or are drawn for "
+        "each episode: --env.NAME 'uniform(A, B)'."
+    )
     return 0
 
 
@@ -100,9 +123,9 @@ def run_presets(args: argparse.Namespace, console: Console) -> int:
     for env, agents in presets.items():
         if args.env in (None, env):
             for agent, fields in agents.items():
-                table.add_row(env, agent, ", ".join(told(fields)))
+                table.add_row(env, agent, ", ".join(spelled_out(fields)))
     console.print(table)
-    console.print("\npurerl train ENV --agent AGENT finds them by itself.")
+    console.print("\npurerl train ENV --agent AGENT takes them.")
     return 0
 
 

@@ -13,32 +13,32 @@ from rich.table import Table
 
 from purerl.accelerator.machine import check_memory, program_memory
 from purerl.cli import Parser
-from purerl.cli.flags import check_integer, check_key
+from purerl.cli.flags import add_env_flags, check_integer, check_key, env_values
 from purerl.cli.training import newest_run
 from purerl.deploy.policy_file import load_policy
-from purerl.envs import Env, make, vectorize
+from purerl.envs import Env, EnvSource, make, vectorize
 from purerl.records.errors import ConfigError
 from purerl.runs.view import SWEEP, RunView, is_code
 from purerl.training.evaluate import play_episodes
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env
 
-# Where an environment has no limit of its own, an episode has to end somewhere.
+# The limit of an episode where the environment has none.
 MAX_STEPS = 10_000
 
 
-def _add_what(parser: Parser, seed_help: str) -> None:
+def _add_what(parser: Parser, argv: Sequence[str], seed_help: str) -> None:
     add = parser.add_argument
     add("what", metavar="RUN", nargs="?", help="a run's folder (the newest), or a .policy file")
     add("--of", metavar="SEED", help=seed_help)
     add("--env", metavar="ENV", help="another environment, or module:name where it is yours")
+    add_env_flags(parser, argv)
 
 
 def add_eval(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `eval`."""
-    del argv
     parser.epilog = "Example:\n  purerl eval runs/CartPole-v1-ppo-1 --episodes 1000 --json"
-    _add_what(parser, "only the policy of this seed of the run")
+    _add_what(parser, argv, "only the policy of this seed of the run")
     add = parser.add_argument
     add("--episodes", type=int, default=100, metavar="N", help="of each policy (100)")
     add("--max-steps", type=int, metavar="N", help="where an episode is stopped")
@@ -58,7 +58,7 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
     for name, policy in _policies(args).items():
         env = environment(policy, args)
         limit = args.max_steps or env.spec.max_episode_steps or MAX_STEPS
-        returns, lengths = _play(env, policy, args, limit)
+        returns, lengths, info = _play(env, policy, args, limit)
         rows.append(
             {
                 "policy": name,
@@ -70,6 +70,7 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
                 "return_min": float(returns.min()),
                 "return_max": float(returns.max()),
                 "length_mean": float(lengths.mean()),
+                **{f"info/{name}": float(x.mean()) for name, x in info.items()},
             }
         )
     if args.json:
@@ -79,12 +80,16 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
         f"{rows[0]['env']}: {args.episodes} episodes each, "
         f"{'sampled' if args.sample else 'greedy'} actions"
     )
-    table = Table("policy", "return", "std", "min", "max", "length", box=None, pad_edge=False)
+    info = [name for name in rows[0] if name.startswith("info/")]
+    heads = [name.removeprefix("info/") for name in info]
+    heads = ["policy", "return", "std", "min", "max", "length", *heads]
+    table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
         names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
-        table.add_row(row["policy"], *(f"{row[name]:.1f}" for name in names))
+        cells = [*(f"{row[name]:.1f}" for name in names), *(f"{row[name]:.4g}" for name in info)]
+        table.add_row(row["policy"], *cells)
     console.print(table)
     if len(rows) > 1:
         means = np.array([row["return_mean"] for row in rows])
@@ -93,22 +98,22 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, np.ndarray]:
+def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, np.ndarray, Any]:
     def play(key: jax.Array, policy: Policy) -> Any:
         acting = policy.acting(sample=args.sample)
         return play_episodes(vectorize(env), acting, key, args.episodes, limit)
 
     compiled = jax.jit(play).lower(jax.random.key(args.key), policy).compile()
     check_memory(program_memory(compiled), f"--episodes: {args.episodes:,} side by side")
-    returns, lengths = compiled(jax.random.key(args.key), policy)
-    return np.asarray(returns, np.float64), np.asarray(lengths)
+    returns, lengths, info = compiled(jax.random.key(args.key), policy)
+    info = {name: np.asarray(x, np.float64) for name, x in info.items()}
+    return np.asarray(returns, np.float64), np.asarray(lengths), info
 
 
 def add_render(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `render`."""
-    del argv
     parser.epilog = "Example:\n  purerl render runs/CartPole-v1-ppo-1 --out cartpole.gif"
-    _add_what(parser, "the policy of this seed of the run (the best)")
+    _add_what(parser, argv, "the policy of this seed of the run (the best)")
     add = parser.add_argument
     add("--out", metavar="FILE", help="a .gif (RUN/episode.gif)")
     add("--max-steps", type=int, metavar="N", help="where the episode is stopped")
@@ -131,13 +136,12 @@ def run_render(args: argparse.Namespace, console: Console) -> int:
 
 def add_export(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `export`."""
-    del argv
     parser.epilog = (
         "The file needs JAX alone:\n"
         "  exported = jax.export.deserialize(bytearray(open('policy.stablehlo', 'rb').read()))\n"
         "  actions = exported.call(obs)  # [B, *obs_shape] -> [B, *action_shape]"
     )
-    _add_what(parser, "the policy of this seed of the run (the best)")
+    _add_what(parser, argv, "the policy of this seed of the run (the best)")
     parser.add_argument("--out", metavar="FILE", help="(RUN/policy.stablehlo)")
 
 
@@ -199,24 +203,28 @@ def _say_which(args: argparse.Namespace, console: Console) -> None:
 
 
 def environment(policy: Policy, args: argparse.Namespace) -> Env:
-    """The environment to play in: that of training unless another is named, with the run's frame
-    skip and time limit where its folder says so.
+    """The environment to play in: that of training, with its parameters, unless others are named,
+    with the run's frame skip and time limit where its folder says so.
 
     Raises:
-        ConfigError: training's isn't what a name makes, or the user's own, and has to be named.
+        ConfigError: no name makes the environment of the training run, or its code is the user's:
+            --env has to name it.
     """
-    spec, name = policy.spec, args.env
-    if name is None and is_code(spec.name):
-        raise ConfigError(f"--env: expected --env {spec.name}, whose code is yours")
-    if name is None and spec.source is None:
+    spec, given = policy.spec, env_values(args)
+    source = spec.source if args.env is None else EnvSource(args.env)
+    if source is None:
         raise ConfigError(
-            f"--env: the policy was trained in a {spec.name} that no name makes (other parameters, "
-            "a wrapper, or your own): name one by --env, such as --env module:name"
+            f"--env: the policy was trained in a {spec.name} that no name makes (a wrapper, or "
+            "your own): name one by --env, such as --env module:name"
         )
+    if args.env is None and is_code(source.name):
+        raise ConfigError(f"--env: expected --env {source.name}, whose code is yours")
+    if spec.source is not None and spec.source.name == source.name:
+        source = spec.source
     try:
-        env = make(name or spec.name)
+        env = make(source.name, **{**dict(source.params), **given})
     except ConfigError as error:
-        if name is not None:
+        if args.env is not None or given:
             raise
         raise ConfigError(f"{error}; name yours by --env module:name") from None
     if env.spec.action_space != spec.action_space:

@@ -1,8 +1,7 @@
 """`purerl sweep`."""
 
 import argparse
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,26 @@ from purerl.cli.flags import (
     check_integer,
     config_from,
     integers,
+    list_flags,
     literal,
 )
 from purerl.cli.training import new_folder
-from purerl.records.errors import ConfigError, RunError, suggest
+from purerl.records.draws import distribution
+from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason
 from purerl.runs.chunks import check_size
-from purerl.sweeps.plan import Choice, LogUniform, Uniform, check_names
+from purerl.sweeps.plan import read_name
 from purerl.sweeps.subprocess import SweepProcessError
 from purerl.sweeps.sweep import sweep
 
-DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
-    "uniform": Uniform,
-    "log_uniform": LogUniform,
-    "choice": lambda *options: Choice(options),
-}
 EPILOG = """\
-Any field can be swept. Float hyperparameters share one program; each value of another field
-(num_envs, network, ...) has its own. A killed sweep goes on: the same command, with --run-dir.
+Any field can be swept; those of noise, rewarder and buffer as noise.sigma. Float hyperparameters
+share one program; each value of another field (num_envs, network, ...) has one for it alone. A
+killed sweep is continued by the same command, with --run-dir.
 
 Examples:
   purerl sweep CartPole-v1 --seeds 16 --grid lr=1e-4,3e-4,1e-3 --grid gamma=0.98,0.99
+  purerl sweep Pendulum-v1 --agent ddpg --grid noise.sigma=0.05,0.1,0.2
   purerl sweep CartPole-v1 --samples 'lr=log_uniform(1e-5, 1e-2)' --num-samples 20 --seeds 4
 """
 
@@ -48,8 +46,13 @@ def add_sweep(parser: Parser, argv: Sequence[str]) -> None:
     add = parser.add_argument
     add("env", metavar="ENV", nargs="?", help="see purerl envs, or module:name")
     add("--grid", action="append", default=[], metavar="FIELD=V,V,...", help="may be repeated")
-    add("--samples", action="append", default=[], metavar="FIELD=DIST",
-        help="uniform(a, b), log_uniform(a, b) or choice(x, y, ...)")  # fmt: skip
+    add(
+        "--samples",
+        action="append",
+        default=[],
+        metavar="FIELD=DIST",
+        help="uniform(a, b), log_uniform(a, b) or choice(x, y, ...)",
+    )
     add("--num-samples", type=int, metavar="N", help="how many draws")
     add("--seeds", default="4", metavar="N", help="how many, or which: 3,7,12 (4)")
     add("--run-dir", metavar="DIR", help="by default a new one in runs/")
@@ -62,7 +65,10 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
     grid = {name: _values(text) for name, text in map(_split, args.grid)}
     samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
-    check_names(PARTS["agent"][args.chosen["agent"]], [*grid, *samples])  # the config takes seconds
+    # The config takes seconds: what can be known before is checked before.
+    paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
+    for name in [*grid, *samples]:
+        read_name(PARTS["agent"][args.chosen["agent"]], name, paths)
     config, _ = config_from(args)
     check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
     check_size(config.make_loop(), 1)
@@ -96,7 +102,7 @@ def _split(text: str) -> tuple[str, str]:
     name, sign, values = text.partition("=")
     if not sign or not values:
         raise ConfigError(f"--grid, --samples: got {text!r}, expected FIELD=...")
-    return name.strip().removeprefix("agent.").replace("-", "_"), values.strip()
+    return name.strip().replace("-", "_"), values.strip()
 
 
 def _values(text: str) -> list[Any]:
@@ -105,13 +111,7 @@ def _values(text: str) -> list[Any]:
 
 
 def _distribution(name: str, text: str) -> Any:
-    match = re.fullmatch(r"(\w+)\((.*)\)", text)
-    if match is None:
-        raise ConfigError(f"--samples: {name}: got {text!r}, expected uniform(a, b) or the like")
-    word, arguments = match[1], _values(match[2].replace(" ", ""))
-    if word not in DISTRIBUTIONS:
-        raise ConfigError(f"--samples: {name}: no {word!r}; {suggest(word, DISTRIBUTIONS)}")
     try:
-        return DISTRIBUTIONS[word](*arguments)
-    except TypeError:
-        raise ConfigError(f"--samples: {name}: got {text!r}, expected two bounds") from None
+        return distribution(text)
+    except ConfigError as error:
+        raise ConfigError(f"--samples: {name}: {error}") from None

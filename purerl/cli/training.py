@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from purerl.cli import INTERRUPTED, Parser
-from purerl.cli.flags import add_config_flags, config_from, integers, told
+from purerl.cli.flags import add_config_flags, config_from, integers, spelled_out
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path
 from purerl.records.files import reason
@@ -21,17 +21,18 @@ from purerl.runs.console import console_sink, show_curve
 from purerl.runs.fit import Interrupted, fit
 from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
-from purerl.runs.view import BEST, SWEEP, RunView, is_code
+from purerl.runs.view import BEST, SWEEP, RunView, env_name, is_code, named_env
 from purerl.training.config import TrainConfig
 
 RUNS, EVENTS = Path("runs"), "tensorboard"
 EPILOG = """\
 A run's folder has its config, metrics, checkpoints, policies, TensorBoard events and learning
-curve. Ctrl-C saves; purerl resume goes on, to the very same end.
+curve. Ctrl-C saves; purerl resume continues, to the very same end.
 
 Examples:
   purerl train CartPole-v1 --seeds 8
   purerl train Pendulum-v1 --agent ddpg --noise ornstein_uhlenbeck --noise.sigma 0.3
+  purerl train CartPole-v1 --env.gravity 1.6 --env.length 'uniform(0.25, 1.0)'
   purerl train my_module:MyEnv --lr 3e-4 --num-envs 64 --hidden 128,128 --normalize-obs
   purerl train --config runs/CartPole-v1-ppo-1/config.toml --seeds 100,101,102
 """
@@ -63,9 +64,9 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
     check_size(config.make_loop(), seeds if isinstance(seeds, int) else len(seeds))
     if preset:
         name = preset["agent"]["name"]
-        kept = [x for x in told(preset) if x in told(config.to_mapping())]
-        said = ", ".join(kept) or "the agent's own defaults"
-        console.print(f"preset for {args.env} and {name}: {said} (--no-preset for none)")
+        kept = [x for x in spelled_out(preset) if x in spelled_out(config.to_mapping())]
+        listed = ", ".join(kept) or "the agent's defaults"
+        console.print(f"preset for {args.env} and {name}: {listed} (--no-preset for none)")
     if args.run_dir is not None:
         return _train(config, seeds, check_path("--run-dir", args.run_dir), args, console)
     folder = new_folder(config)
@@ -114,7 +115,7 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
     folder = Path(args.run) if args.run else newest_run()
     if (folder / SWEEP).exists():
         raise RunError(
-            f"{folder} is a sweep's folder: purerl sweep goes on, by the same command with "
+            f"{folder} is a sweep's folder: purerl sweep continues it by the same command with "
             f"--run-dir {folder}"
         )
     if not (folder / RUN).exists():
@@ -123,9 +124,10 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
     seeds, hyperparams = run.given_seeds, run.hyperparams
     mapping = run.read_config()
     if args.env is not None:
-        mapping["env"] = args.env
+        mapping["env"] = named_env(mapping.get("env"), args.env)
     elif is_code(mapping.get("env")):
-        raise ConfigError(f"--env: expected --env {mapping['env']}, whose code this run needs")
+        name = env_name(mapping["env"])
+        raise ConfigError(f"--env: expected --env {name}, whose code this run needs")
     elif "env" not in mapping:
         raise ConfigError(
             f"env: that of {folder} has no form in {CONFIG}, since no name makes it: go on by "
@@ -181,8 +183,15 @@ def _train(
     options = {"report_every": args.report_every, "checkpoint_every": args.checkpoint_every}
     with live:
         try:
-            out = fit(config, folder, seeds=seeds, hyperparams=hyperparams, resume=resume,
-                      callback=sinks, **options)  # fmt: skip
+            out = fit(
+                config,
+                folder,
+                seeds=seeds,
+                hyperparams=hyperparams,
+                resume=resume,
+                callback=sinks,
+                **options,
+            )
         except Interrupted as error:
             if error.output is None:
                 raise

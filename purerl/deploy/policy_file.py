@@ -20,8 +20,8 @@ import numpy as np
 
 from purerl.agents import AGENTS, Agent
 from purerl.deploy.plain_space import count_elements, space_from_plain, space_to_plain
-from purerl.envs.base import EnvSource, EnvSpec
-from purerl.envs.registry import make
+from purerl.envs.base import EnvSpec
+from purerl.envs.registry import make, plain_source, source_from_plain
 from purerl.experience.metrics import Count
 from purerl.experience.normalize import init_stats
 from purerl.nn.defaults import (
@@ -55,7 +55,8 @@ NETWORKS: dict[str, Any] = {
 def save_policy(policy: Policy, path: str | os.PathLike) -> None:
     """Writes a policy into one small file, which is there whole or not at all.
 
-    In it are parameters, observation statistics, hyperparameters and the environment's spaces.
+    In it are parameters, observation statistics, hyperparameters, the environment's spaces, and the
+    name and parameters that it was made with.
 
     Args:
         policy: such as `out.policy`, or `out.member(i).policy` of several runs.
@@ -144,7 +145,7 @@ def load_policy(
                 stats = jax.eval_shape(lambda: init_stats(spec.observation_space))
             found = _unpacked(path, archive, like, stats)
             trained = Count.of(about.get("num_updates", 0))
-            return Policy(made, *found, Interface(spec, action_processor), trained)
+            return Policy(made, *found, Interface(spec, action_processor), num_updates=trained)
         except (RunError, ConfigError) as error:
             raise RunError(str(error)) from None
         except Exception as error:  # a user's own agent raises of every kind
@@ -305,15 +306,15 @@ def _spec(plain: Mapping[str, Any], archive: _Archive) -> EnvSpec:
     source = plain.get("source", name)
     if not isinstance(name, str) or (limit is not None and type(limit) is not int):
         raise ValueError(f"the environment's name is {name!r}, its limit {limit!r}")
-    if source is not None and not isinstance(source, str):
-        raise ValueError(f"the environment's source is {source!r}")
     observation, action = map(space_from_plain, parts)
-    return EnvSpec(name, observation, action, limit, EnvSource(source) if source else None)
+    return EnvSpec(name, observation, action, limit, source_from_plain(source) if source else None)
 
 
-def _plain_source(spec: EnvSpec) -> str | None:
-    """The name by which `make` makes the environment, without parameters; None where none does."""
-    return spec.source.name if spec.source is not None and not spec.source.params else None
+def _plain_source(spec: EnvSpec) -> Any:
+    """The call of `make` that makes the environment; None where none with plain values does."""
+    with contextlib.suppress(ConfigError):
+        return plain_source(spec.source) if spec.source is not None else None
+    return None
 
 
 def _plain_legal(spec: EnvSpec) -> dict[str, Any] | None:
@@ -365,7 +366,8 @@ def _plain_agent(agent: Agent) -> dict[str, Any]:
             try:
                 fields[name] = plain_value(cls, name, value)
             except ConfigError:
-                own[name] = _name(value)
+                if name != "optimizer":  # a policy acts without
+                    own[name] = _name(value)
     kind = next((name for name, known in AGENTS.items() if cls is known), None)
     return {
         "kind": kind,

@@ -15,8 +15,10 @@ from purerl.envs.base import (
 )
 from purerl.envs.check import EnvError, check_env
 from purerl.envs.gymnax import gymnax_env
-from purerl.envs.registry import as_env, env_names, make, register
+from purerl.envs.params import RandomizedState, env_params
+from purerl.envs.registry import as_env, env_names, make, randomize, register
 from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space
+from purerl.envs.vector import VectorEnv, vector_env
 
 __all__ = [
     "AutoResetState",
@@ -27,18 +29,23 @@ __all__ = [
     "EnvSource",
     "EnvSpec",
     "MultiDiscrete",
+    "RandomizedState",
     "Space",
     "TimeLimitState",
     "TimeStep",
+    "VectorEnv",
     "action_repeat",
     "as_env",
     "auto_reset",
     "check_env",
     "env_names",
+    "env_params",
     "gymnax_env",
     "make",
     "map_actions",
+    "randomize",
     "register",
     "time_limit",
+    "vector_env",
     "vectorize",
 ]

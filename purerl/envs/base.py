@@ -6,8 +6,8 @@ have by name, so that an environment pickles wherever the functions inside do.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_count
 
 PyTree = Any
+
+E = TypeVar("E")  # an environment, of one or of many
 
 
 class TimeStep(NamedTuple):
@@ -44,7 +46,8 @@ class EnvSource(NamedTuple):
 
     Attributes:
         name: its first argument.
-        params: the others, each a pair of its name and value.
+        params: the others that aren't the environment's defaults, each a pair of its name and
+            value, in order of their names.
     """
 
     name: str
@@ -61,6 +64,8 @@ class EnvSpec(NamedTuple):
         max_episode_steps: the time limit that the dynamics keep by themselves, or None.
         source: the call of `make` that the environment comes from; None for another's, which has
             no plain form in files. No part of equality.
+        metrics: names in `TimeStep.info`, scalars, whose values in the last steps of episodes are
+            averaged into `Metrics.info`: successes, achievements.
         legal: the legal ones of discrete actions, by the observation: a function of one observation
             that gives `[num_outputs]` bool, an entry for each action (of a `MultiDiscrete` for each
             choice of each number, one number's behind another's), or the key of a dict observation
@@ -75,6 +80,7 @@ class EnvSpec(NamedTuple):
     action_space: Space
     max_episode_steps: int | None = None
     source: EnvSource | None = None
+    metrics: tuple[str, ...] = ()
     legal: str | Callable[[PyTree], jax.Array] | None = None
 
     def legal_actions(self, obs: PyTree) -> jax.Array | None:
@@ -85,7 +91,8 @@ class EnvSpec(NamedTuple):
         return mask.astype(jnp.bool_)
 
     def _facts(self) -> tuple:
-        return self.name, self.observation_space, self.action_space, self.max_episode_steps
+        spaces = self.observation_space, self.action_space
+        return self.name, spaces, self.max_episode_steps, self.metrics
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EnvSpec) and self._facts() == other._facts()
@@ -96,7 +103,7 @@ class EnvSpec(NamedTuple):
     def __hash__(self) -> int:
         structure: Any
         spaces, structure = jax.tree.flatten(self.observation_space, is_leaf=is_space)
-        rest = self.name, self.action_space, self.max_episode_steps
+        rest = self.name, self.action_space, self.max_episode_steps, self.metrics
         return hash((tuple(spaces), structure, rest))
 
 
@@ -161,6 +168,20 @@ class Dynamics:
         Never an address in memory."""
         raise NotImplementedError
 
+    def params(self) -> dict[str, Any]:
+        """Its parameters, and their values."""
+        return {}
+
+    def fixes_spec(self, name: str) -> bool:
+        """Whether the spec follows from a parameter, so that it can't be traced."""
+        del name
+        return False
+
+    def replace_params(self, values: Mapping[str, Any]) -> "Dynamics":
+        """The same with other values of some float parameters, which may be traced; for the same
+        spec."""
+        raise NotImplementedError
+
     def as_env(self, spec: EnvSpec) -> Env:
         """The environment."""
         return Env(self.reset, self.step, spec)
@@ -194,6 +215,19 @@ class Adapter(Dynamics):
         if inner is not None and names == ["env"]:
             return inner.identity()
         return {name: getattr(self, name) for name in names}
+
+    def params(self) -> dict[str, Any]:
+        inner = dynamics_of(self.env)
+        return {} if inner is None else inner.params()
+
+    def fixes_spec(self, name: str) -> bool:
+        inner = dynamics_of(self.env)
+        return inner is not None and inner.fixes_spec(name)
+
+    def replace_params(self, values: Mapping[str, Any]) -> Dynamics:
+        inner = dynamics_of(self.env)
+        assert inner is not None, "who has no parameters is given none"
+        return dataclasses.replace(self, env=inner.replace_params(values).as_env(self.env.spec))
 
 
 class _Typed(Adapter):
@@ -307,12 +341,14 @@ class _MapActions(Adapter):
         return self.env.step(key, state, self.fn(action))
 
 
-def map_actions(env: Env, fn: Callable[[jax.Array], jax.Array]) -> Env:
+def map_actions(env: E, fn: Callable[[jax.Array], jax.Array]) -> E:
     """The environment with actions of another form, such as an agent's, which `fn` maps to its.
 
     Of a vectorized environment `fn` gets all N actions at once, `[N, *action_shape]`.
     """
-    return _MapActions(env, fn).as_env(env.spec)
+    made: Any = env
+    mapped = _MapActions(made, fn)
+    return made._replace(reset=mapped.reset, step=mapped.step)
 
 
 class AutoResetState(NamedTuple):

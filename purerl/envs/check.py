@@ -157,6 +157,9 @@ def _check_spec(env: Env) -> None:
         limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1),
         f"spec.max_episode_steps is {shown(limit)}, expected a positive integer or None",
     )
+    metrics = getattr(spec, "metrics", ())
+    words = isinstance(metrics, tuple) and all(isinstance(x, str) for x in metrics)
+    _require(words, f"spec.metrics is {shown(metrics)}, expected a tuple of names")
     try:
         hash(spec)
     except TypeError:
@@ -275,6 +278,9 @@ def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
     _require(
         isinstance(timestep.info, dict), f"step: info must be a dict, and is {_kind(timestep.info)}"
     )
+    for name in env.spec.metrics:
+        _require(name in timestep.info, f"step: info has no {name!r}, which spec.metrics names")
+        _require_array(timestep.info[name], (), None, f"step: info[{name!r}]")
     before: Any = jax.tree.structure(state)
     after = jax.tree.structure(next_state)
     _require(before == after, f"reset's state is {before}, step's is {after}")

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import pathlib
 import sys
 import warnings
@@ -23,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
-from purerl.envs.base import Dynamics, Env, EnvSpec, TimeStep
+from purerl.envs.base import Dynamics, Env, EnvSource, EnvSpec, TimeStep
 from purerl.envs.gymnax_wrappers import packed, unpacked, whole_step, without_resets, wrapped
+from purerl.envs.params import Made, differing, is_same
 from purerl.envs.spaces import Box, convert_spaces, is_space
 from purerl.records.errors import ConfigError, sentence, shown
 
@@ -33,6 +35,7 @@ PyTree = Any
 NEEDS_DOWNLOAD = ("MNISTBandit-bsuite",)
 # Their observations leave the bounds that their spaces declare.
 WRONG_BOUNDS = ("MemoryChain-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
+LIMIT = "max_steps_in_episode"
 KEYS = "keys"  # in place of their dtype, which doesn't pickle
 
 
@@ -58,25 +61,80 @@ def _names_in_source() -> list[str]:
     raise LookupError
 
 
-def make_gymnax(name: str, **kwargs: Any) -> Env:
-    """A registered gymnax environment, with its default parameters.
+def construct(name: str, kwargs: Mapping[str, Any]) -> Any:
+    """A registered gymnax environment.
 
     Args:
         name: such as `"CartPole-v1"`.
-        **kwargs: for the environment's constructor.
+        kwargs: for its constructor.
 
     Raises:
         ConfigError: the environment can't be made, such as MNISTBandit-bsuite, which wants a
             download.
     """
     try:
-        env, params = importlib.import_module("gymnax").make(name, **kwargs)
+        return importlib.import_module("gymnax").make(name, **kwargs)[0]
     except OSError as error:
         why = "it wants to download a data set" if name in NEEDS_DOWNLOAD else str(error)
         raise ConfigError(f"env: {name!r} can't be made here: {why}") from error
-    except TypeError as error:
-        raise ConfigError(f"env: {name!r} can't be made with {kwargs}: {error}") from error
-    return gymnax_env(env, params, name)
+    except Exception as error:
+        given = f" with {kwargs}" if kwargs else ""
+        raise ConfigError(f"env: {name!r} can't be made{given}: {error}") from error
+
+
+def is_gymnax(env: Any) -> bool:
+    """Whether it is a gymnax environment, or a wrapper of one; no class of them."""
+    return hasattr(env, "step_env") and not isinstance(env, type)
+
+
+def params_by_name(params: Any) -> dict[str, Any]:
+    """The fields of a gymnax environment's parameters."""
+    if not dataclasses.is_dataclass(params):
+        return {}
+    return {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+
+
+def known_source(env: Any, params: Any = None) -> EnvSource | None:
+    """The call of `make` that a gymnax environment and its parameters (None for the default ones)
+    are the same as; None where there is none: a class or constructor arguments that gymnax's list
+    doesn't know, parameters of other kinds, or traced ones."""
+    with jax.ensure_compile_time_eval():
+        return _known_source(env, env.default_params if params is None else params)
+
+
+def _known_source(env: Any, params: Any) -> EnvSource | None:
+    try:
+        if env.name not in names() or _has_tracers((vars(env), params)):
+            return None
+        default = construct(env.name, {})
+        if type(env) is not type(default):
+            return None
+        given = {
+            name: getattr(env, name)
+            for name in inspect.signature(type(env)).parameters
+            if hasattr(env, name) and not is_same(getattr(env, name), getattr(default, name, None))
+        }
+        again = construct(env.name, given) if given else default
+        if not _same_attributes(vars(again), vars(env)):
+            return None
+        usual = again.default_params
+        if type(usual) is not type(params):
+            return None
+        changed = differing(params_by_name(params), params_by_name(usual))
+        return EnvSource(env.name, tuple(sorted((*differing(given, {}), *changed))))
+    except Exception:  # whatever a user's class raises: then no name makes it
+        return None
+
+
+def _same_attributes(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    if one.keys() != other.keys():
+        return False
+    pairs = ((jax.tree.leaves(x), jax.tree.leaves(other[name])) for name, x in one.items())
+    return all(len(a) == len(b) and all(map(is_same, a, b)) for a, b in pairs)
+
+
+def _has_tracers(tree: PyTree) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
@@ -95,15 +153,24 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
         ConfigError: an action space other than Discrete, MultiDiscrete or Box; a `step` or `reset`
             that can't be used, with what to override instead.
     """
+    made = raw_gymnax_env(env, params, name)
+    source = known_source(env, params)
+    if source is None or source.name != made.spec.name:
+        return made
+    made = made._replace(spec=made.spec._replace(source=source))
+    return Made(made).as_env(made.spec)
+
+
+def raw_gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
+    """`gymnax_env`, for those who know better what makes it."""
     if not hasattr(env, "step_env") and not hasattr(env, "step"):
         raise ConfigError(f"env: got {shown(env)}, expected a gymnax Environment")
     with jax.ensure_compile_time_eval():
         params = env.default_params if params is None else params
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params))
-        known = env.default_params if traced else params
+        known = env.default_params if _has_tracers(params) else params
         space = env.observation_space(known)
         action_space = convert_spaces(env.action_space(known))
-        limit = getattr(params, "max_steps_in_episode", None)
+        limit = getattr(params, LIMIT, None)
         limit = None if limit is None or isinstance(limit, jax.core.Tracer) else int(limit)
     if not is_space(action_space):
         raise ConfigError(
@@ -143,7 +210,7 @@ class GymnaxDynamics(Dynamics):
 
     Attributes:
         env: the environment.
-        params: its parameters.
+        given: its parameters.
         categories: in the structure of observations, n for a `Discrete` part and 0 for a `Box`.
         whole: whether its `step` and `reset` are run, which don't reset then; else `step_env` and
             `reset_env`.
@@ -151,7 +218,7 @@ class GymnaxDynamics(Dynamics):
     """
 
     env: Any
-    params: Any
+    given: Any
     categories: Any = 0
     whole: bool = False
     dtypes: Any = None
@@ -159,7 +226,7 @@ class GymnaxDynamics(Dynamics):
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         reset = self.env.reset if self.whole else self.env.reset_env
         with _usual_promotion():
-            obs, state = reset(key, self.params)
+            obs, state = reset(key, self.given)
         return _observe(obs, self.categories), self._cast(state)
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
@@ -176,20 +243,41 @@ class GymnaxDynamics(Dynamics):
         them."""
         with _usual_promotion():
             if self.whole:
-                return whole_step(self.env, key, state, action, self.params)
-            inputs = (key, state, action, self.params)
+                return whole_step(self.env, key, state, action, self.given)
+            inputs = (key, state, action, self.given)
             obs, state, reward, terminated, info = self.env.step_env(*inputs)
-            truncated = self.env.is_truncated(state, self.params)
+            truncated = self.env.is_truncated(state, self.given)
         return obs, state, reward, terminated, truncated, info
 
     def _cast(self, state: PyTree) -> PyTree:
         return state if self.dtypes is None else jax.tree.map(_strong, state, self.dtypes)
 
     def identity(self) -> dict[str, Any]:
-        return {"gymnax": self.env, "params": self.params}
+        return {"gymnax": self.env, "params": self.given}
+
+    def params(self) -> dict[str, Any]:
+        return params_by_name(self.given)
+
+    def fixes_spec(self, name: str) -> bool:
+        if name == LIMIT:
+            return True
+
+        def probe(x: jax.Array) -> None:
+            space = self.env.action_space(dataclasses.replace(self.given, **{name: x}))
+            if _has_tracers(list(vars(space).values())):
+                raise TypeError
+
+        try:
+            jax.eval_shape(probe, jax.ShapeDtypeStruct((), jnp.float32))
+        except Exception:  # whatever a space makes of a tracer
+            return True
+        return False
+
+    def replace_params(self, values: Mapping[str, Any]) -> "GymnaxDynamics":
+        return dataclasses.replace(self, given=dataclasses.replace(self.given, **values))
 
     def __reduce__(self) -> tuple:
-        rest = (self.params, self.categories, self.whole, self.dtypes)
+        rest = (self.given, self.categories, self.whole, self.dtypes)
         return _restored, (packed(self.env), *rest)
 
 
@@ -216,13 +304,13 @@ def _warn_of_deadly_limit(dynamics: GymnaxDynamics, name: str, key: Any, action:
     That is how environments were written for gymnax before 1.0. Of a program that gives only one of
     the two ends, what isn't needed for it is dropped; the limit is then still there, or it isn't.
     """
-    kind, params = type(dynamics.env), dynamics.params
-    if kind.__module__.startswith("gymnax.") or not hasattr(params, "max_steps_in_episode"):
+    kind, params = type(dynamics.env), dynamics.given
+    if kind.__module__.startswith("gymnax.") or not hasattr(params, LIMIT):
         return
 
     def ends(limit: jax.Array, key: Any, state: Any, action: Any) -> list[jax.Array]:
         limited = dataclasses.replace(params, max_steps_in_episode=limit)
-        out = dataclasses.replace(dynamics, params=limited).raw_step(key, state, action)
+        out = dataclasses.replace(dynamics, given=limited).raw_step(key, state, action)
         return [jnp.asarray(out[3]), jnp.asarray(out[4])]
 
     try:

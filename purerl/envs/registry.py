@@ -1,13 +1,28 @@
-"""Names to environments: `make("CartPole-v1")`, `register("my-env", factory)`."""
+"""Names to environments: `make("CartPole-v1", gravity=1.6)`, `register("my-env", factory)`."""
 
+import contextlib
+import dataclasses
+import functools
 import importlib
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
 from purerl.envs import gymnax
-from purerl.envs.base import Adapter, Env, EnvSource, dynamics_of, with_our_spaces
+from purerl.envs.base import Env, EnvSource, dynamics_of, with_our_spaces
+from purerl.envs.params import (
+    Made,
+    Values,
+    check_params,
+    differing,
+    env_params,
+    is_drawn,
+    randomized,
+    replace_params,
+)
+from purerl.records.draws import Uniform, distribution
 from purerl.records.errors import ConfigError, sentence, shown, suggest
 
 _factories: dict[str, Callable[..., Env]] = {}
@@ -18,7 +33,9 @@ def register(name: str, factory: Callable[..., Env]) -> None:
 
     Args:
         name: any name that isn't taken, gymnax's names included.
-        factory: `(**kwargs) -> Env`.
+        factory: returns an `Env`, or a gymnax `Environment`. Its keyword arguments are the
+            environment's parameters. Those whose defaults are floats are hyperparameters: they may
+            be traced, where the spec doesn't follow from them.
 
     Raises:
         ConfigError: the name is taken, or is no name; `factory` is no function.
@@ -40,65 +57,159 @@ def env_names() -> list[str]:
     return [*_factories, *gymnax.names()]
 
 
-class _Made(Adapter):
-    """An environment as `make` made it, under the spec that it has there."""
-
-    exact = False  # for `check_env` to see it as it is
-
-    def identity(self) -> dict[str, Any]:
-        source = self.env.spec.source
-        return super().identity() | (
-            {"make": dict(source.params)} if source and source.params else {}
-        )
-
-
-def make(name: str, **kwargs: Any) -> Env:
+def make(name: str, /, **params: Any) -> Env:
     """An environment by its name.
+
+        purerl.make("CartPole-v1", gravity=1.6)
+        purerl.make("CartPole-v1", gravity=purerl.Uniform(4.9, 9.8))  # another for each episode
 
     Args:
         name: one of `env_names()`, or `"module:name"` for an environment of one's own in a module
             that can be imported: an `Env`, a gymnax `Environment`, or what returns one.
-        **kwargs: for the environment's constructor.
+        **params: parameters of the environment in place of its defaults: keyword arguments of what
+            makes it, and fields of a gymnax environment's `EnvParams`. A distribution, such as
+            `purerl.Uniform(4.9, 9.8)`, is drawn from for every episode.
 
     Raises:
-        ConfigError: no such environment (the message has the nearest names), or one that can't be
-            made on this machine.
+        ConfigError: no such environment, or no such parameter (the message has the nearest names);
+            a value of another kind than the default's; an environment that can't be made on this
+            machine.
     """
     if not isinstance(name, str):
         raise ConfigError(f"env: got {shown(name)}, expected a name: see purerl.env_names()")
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(kwargs)):
-        env = _make(name, kwargs)
-    else:
-        # Arrays that a constructor makes are constants, under a transformation of the caller's too.
-        with jax.ensure_compile_time_eval():
-            env = _make(name, kwargs)
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
+        return _make(name, params)
+    # Arrays that a constructor makes are constants, under a transformation of the caller's too.
+    with jax.ensure_compile_time_eval():
+        return _make(name, params)
+
+
+class _Maker(NamedTuple):
+    """What makes an environment: `(**kwargs) -> Env`, or a gymnax `Environment`.
+
+    Attributes:
+        call: the function.
+        defaults: its keyword arguments, and their defaults.
+        takes_all: whether it takes any others as well.
+        known: whether it is of gymnax's list.
+    """
+
+    call: Callable[..., Any]
+    defaults: Values
+    takes_all: bool = False
+    known: bool = False
+
+
+def _make(name: str, params: Mapping[str, Any]) -> Env:
+    maker = _find(name)
+    own = {n: x for n, x in params.items() if maker.takes_all or n in maker.defaults}
+    own = {
+        **own,
+        **check_params(name, maker.defaults, {n: own[n] for n in maker.defaults if n in own}),
+    }
+    return _build(name, maker, own, {n: x for n, x in params.items() if n not in own})
+
+
+def _build(name: str, maker: _Maker, own: Mapping[str, Any], rest: Mapping[str, Any]) -> Env:
+    """An environment.
+
+    Args:
+        name: what it is called.
+        maker: what makes it.
+        own: parameters of the maker.
+        rest: parameters of what it makes.
+    """
+    drawn = {n: x for n, x in own.items() if is_drawn(x)}
+    with sentence(f"env: {name!r} can't be made" + (f" with {shown(dict(own))}" if own else "")):
+        made = maker.call(**{n: x for n, x in own.items() if n not in drawn})
+    if isinstance(made, type) or not (isinstance(made, Env) or gymnax.is_gymnax(made)):
+        made = as_env(made)  # says what is wrong with it
+    usual = env_params(made) if isinstance(made, Env) else _usual(made)
+    names = {**usual, **maker.defaults}
+    rest = check_params(name, names, rest)
+    drawn |= {n: x for n, x in rest.items() if is_drawn(x)}
+    fixed = {n: x for n, x in rest.items() if n not in drawn}
+    env = _with(made, fixed, name if maker.known else None)
+    values = {**maker.defaults, **{n: x for n, x in own.items() if n not in drawn}}
+    again = _Again(name, maker, own, fixed)
+    changed = *differing(own, maker.defaults), *differing(rest, usual)
+    traced = any(isinstance(x, jax.core.Tracer) for _, x in changed)
+    source = None if traced else EnvSource(name, tuple(sorted(changed)))
     env = with_our_spaces(env)
-    made = env._replace(spec=env.spec._replace(source=EnvSource(name, tuple(kwargs.items()))))
-    return _Made(made).as_env(made.spec)
-
-
-def source_of(env: Env) -> EnvSource | None:
-    """The call of `make` that makes this environment again; None where there is none, as where a
-    function or the spec of one that was made has been replaced since."""
-    dynamics = dynamics_of(env)
-    if isinstance(dynamics, _Made) and dynamics.env.spec == env.spec:
-        return dynamics.env.spec.source
-    return None
-
-
-def _make(name: str, kwargs: dict[str, Any]) -> Env:
-    if name in _factories:
-        with sentence(f"env: {name!r} can't be made with {shown(kwargs)}"):
-            return as_env(_factories[name](**kwargs))
     if ":" in name:
-        return _import(name, kwargs)
+        env = env._replace(spec=env.spec._replace(name=name))
+    if drawn:
+        env = randomized(Made(env, values, again).as_env(env.spec), drawn)
+        values = {}
+    env = env._replace(spec=env.spec._replace(source=source))
+    return Made(env, values, again).as_env(env.spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Again:
+    """What makes an environment again, with other values for some of its parameters."""
+
+    name: str
+    maker: _Maker
+    own: Mapping[str, Any]
+    rest: Mapping[str, Any]
+
+    def __call__(self, values: Mapping[str, Any]) -> Env:
+        ours = {n: x for n, x in self.own.items() if not is_drawn(x)}
+        own = {**ours, **{n: x for n, x in values.items() if n in self.maker.defaults}}
+        rest = {**self.rest, **{n: x for n, x in values.items() if n not in own}}
+        return _build(self.name, self.maker, own, rest)
+
+
+def _usual(env: Any) -> Values:
+    return gymnax.params_by_name(env.default_params)
+
+
+def _with(made: Any, params: Mapping[str, Any], name: str | None) -> Env:
+    """An `Env` of what a maker has made, with other values for parameters of it."""
+    if isinstance(made, Env):
+        return replace_params(made, params)
+    usual = made.default_params
+    changed = dataclasses.replace(usual, **params) if params else usual
+    return gymnax.raw_gymnax_env(made, changed, name)
+
+
+def _find(name: str) -> _Maker:
+    """What a name stands for. Raises ConfigError."""
+    if name in _factories:
+        return _maker(_factories[name])
+    if ":" in name:
+        found = _import(name)
+        made = isinstance(found, Env) or not callable(found)
+        return _Maker(functools.partial(_itself, found), {}) if made else _maker(found)
     if name not in gymnax.names():
         raise ConfigError(f"env: no environment {name!r}; {suggest(name, env_names())}")
-    return gymnax.make_gymnax(name, **kwargs)
+    make = functools.partial(_construct, name)
+    return _maker(type(gymnax.construct(name, {})))._replace(call=make, known=True)
 
 
-def _import(name: str, kwargs: dict[str, Any]) -> Env:
-    """An environment of a user's own module, which is named as it was asked for."""
+def _construct(name: str, **kwargs: Any) -> Any:
+    return gymnax.construct(name, kwargs)
+
+
+def _itself(found: Any) -> Any:
+    return found
+
+
+def _maker(factory: Callable[..., Any]) -> _Maker:
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):  # a function that isn't Python's
+        return _Maker(factory, {}, takes_all=True)
+    by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    defaults = {
+        x.name: None if x.default is x.empty else x.default for x in parameters if x.kind in by_name
+    }
+    return _Maker(factory, defaults, any(x.kind is x.VAR_KEYWORD for x in parameters))
+
+
+def _import(name: str) -> Any:
+    """What there is under a name in a user's own module."""
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -109,15 +220,132 @@ def _import(name: str, kwargs: dict[str, Any]) -> Env:
     if found is None:
         known = [word for word in vars(module) if not word.startswith("_")]
         raise ConfigError(f"env: {module_name!r} has no {attribute!r}; {suggest(attribute, known)}")
-    if callable(found) and not isinstance(found, Env):
-        with sentence(f"env: {name!r} can't be made with {shown(kwargs)}"):
-            found = found(**kwargs)
-    env = as_env(found)
-    return env._replace(spec=env.spec._replace(name=name))
+    return found
+
+
+def source_of(env: Env) -> EnvSource | None:
+    """The call of `make` that makes this environment again; None where there is none, as where a
+    function or the spec of one that was made has been replaced since."""
+    dynamics = dynamics_of(env)
+    if isinstance(dynamics, Made) and dynamics.env.spec == env.spec:
+        return dynamics.env.spec.source
+    return None
+
+
+def randomize(
+    env: Any, sample: Callable[[jax.Array], Mapping[str, Any]] | None = None, /, **ranges: Any
+) -> Env:
+    """An environment that draws parameters for every episode.
+
+        purerl.randomize("CartPole-v1", gravity=(4.9, 9.8), length=purerl.LogUniform(0.25, 1.0))
+        purerl.randomize("CartPole-v1", lambda key: {"gravity": 9.8 * jax.random.uniform(key)})
+
+    They are in the environment's state. Of an environment that a name makes, one with ranges is
+    what `make` makes with distributions for values, and has their form in files.
+
+    Args:
+        env: a name, or what else `TrainConfig` takes for an environment.
+        sample: `(key) -> values by name`, `[]` each.
+        **ranges: in its place, for each parameter two bounds, or a distribution: `purerl.Uniform`,
+            `LogUniform`, or a `Choice` of numbers.
+
+    Raises:
+        ConfigError: no such parameter, or one that can't be traced: it is no float, or the spec
+            follows from it.
+    """
+    env = as_env(env)
+    if (sample is None) == (not ranges):
+        raise ConfigError("randomize: expected either a function, or ranges by name")
+    if sample is not None:
+        if not callable(sample):
+            raise ConfigError(f"randomize: got {shown(sample)}, expected a function of a key")
+        return randomized(env, sample)
+    drawn = {n: Uniform(*x) if _is_pair(x) else x for n, x in ranges.items()}
+    drawn = check_params(env.spec.name, env_params(env), drawn)
+    for name, x in drawn.items():
+        if not is_drawn(x):
+            raise ConfigError(
+                f"randomize: {name}: got {shown(x)}, expected two bounds or a distribution"
+            )
+    source = source_of(env)
+    if source is None:
+        return randomized(env, drawn)
+    return make(source.name, **{**dict(source.params), **drawn})
+
+
+def _is_pair(x: Any) -> bool:
+    return isinstance(x, (tuple, list)) and len(x) == 2
+
+
+def with_params(env: Env, values: Mapping[str, Any]) -> Env:
+    """An environment with other values of parameters of any kind, made anew.
+
+    Raises:
+        ConfigError: no such parameter or value; or no name makes it, and one of them isn't a float
+            that can be replaced in it.
+    """
+    source = source_of(env)
+    if source is None:
+        return replace_params(env, values)
+    return make(source.name, **{**dict(source.params), **values})
+
+
+def plain_env(env: Env) -> str | Values:
+    """An environment in plain values: its name, or a mapping of that and of its parameters.
+
+    Raises:
+        ConfigError: it has no such form.
+    """
+    source = source_of(env)
+    if source is None:
+        raise ConfigError(
+            f"this {env.spec.name} has no plain form, which only an environment has that a name "
+            "makes, with parameters that are numbers (purerl.register gives names)"
+        )
+    return plain_source(source)
+
+
+def plain_source(source: EnvSource) -> str | Values:
+    """The call of `make` in plain values, which `as_env` takes. Raises ConfigError where a
+    parameter has no such form."""
+    if not source.params:
+        return source.name
+    return {"name": source.name, **{name: _plain(name, x) for name, x in source.params}}
+
+
+def source_from_plain(plain: Any) -> EnvSource:
+    """The other way round. Raises ValueError where it is none."""
+    values = {"name": plain} if isinstance(plain, str) else dict(plain)
+    name = values.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"the environment's source is {shown(plain)}")
+    return EnvSource(name, tuple(sorted((n, _from_plain(x)) for n, x in values.items())))
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, str) and "(" in value:
+        with contextlib.suppress(ConfigError):
+            return distribution(value)
+    if isinstance(value, list):
+        return tuple(map(_from_plain, value))
+    if not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"a parameter of the environment is {shown(value)}")
+    return value
+
+
+def _plain(name: str, value: Any) -> Any:
+    if is_drawn(value) and distribution(str(value)) == value:
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(name, x) for x in value]
+    if name == "name" or not isinstance(value, (bool, int, float, str)):
+        raise ConfigError(f"env: its parameter {name}={shown(value)} has no plain form")
+    return value
 
 
 def as_env(env: Any) -> Env:
-    """An `Env` from a name, an `Env`, a gymnax `Environment`, or a pair of one and its parameters.
+    """An `Env` from what stands for one: a name, a mapping of a name and parameters, an `Env`, a
+    gymnax `Environment` (or its class), or a pair of one and its parameters.
 
     Spaces of Gymnasium and gymnax in its spec become ours.
 
@@ -128,10 +356,23 @@ def as_env(env: Any) -> Env:
         return with_our_spaces(env)
     if isinstance(env, str):
         return make(env)
+    if isinstance(env, Mapping):
+        if "name" not in env or not all(isinstance(name, str) for name in env):
+            raise ConfigError(
+                f"env: got {shown(env)}, expected a name and parameters, such as "
+                '{"name": "CartPole-v1", "gravity": 1.6}'
+            )
+        return make(env["name"], **{name: x for name, x in env.items() if name != "name"})
     pair = isinstance(env, tuple) and len(env) == 2
     instance, params = env if pair else (env, None)
-    if hasattr(instance, "step_env") and not isinstance(instance, type):
-        return gymnax.gymnax_env(instance, params)
+    if isinstance(instance, type) and hasattr(instance, "step_env"):
+        with sentence(f"env: {instance.__name__} can't be made"):
+            instance = instance()
+    if gymnax.is_gymnax(instance):
+        source = gymnax.known_source(instance, params)
+        if source is not None:
+            return make(source.name, **dict(source.params))
+        return gymnax.raw_gymnax_env(instance, params)
     raise ConfigError(
         f"env: got {shown(env)}, expected a name, a purerl.Env, a gymnax Environment, or a pair of "
         "a gymnax Environment and its parameters"

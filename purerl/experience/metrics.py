@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -76,6 +77,8 @@ class Episodes(NamedTuple):
             environment's own rewards, not discounted: mean, minimum, maximum.
         episode_length, episode_length_min, episode_length_max: `[]` float32, in steps.
         num_episodes: `[]` int32, how many ended.
+        info: `[]` float32 by name, for each of `EnvSpec.metrics` the mean over the last steps of
+            these episodes of what `TimeStep.info` has there.
     """
 
     episode_return: jax.Array
@@ -85,6 +88,7 @@ class Episodes(NamedTuple):
     episode_length_min: jax.Array
     episode_length_max: jax.Array
     num_episodes: jax.Array
+    info: dict[str, jax.Array] = {}  # noqa: RUF012 - nothing is ever put into it
 
 
 class Metrics(NamedTuple):
@@ -101,6 +105,7 @@ class Metrics(NamedTuple):
             of running statistics.
         eval: `Episodes` of the last evaluation, NaN and 0 where there was none; None where the run
             has no evaluation.
+        info: of training episodes, as in `Episodes`.
     """
 
     episode_return: jax.Array
@@ -113,6 +118,7 @@ class Metrics(NamedTuple):
     losses: dict[str, jax.Array]
     nonfinite_updates: jax.Array
     eval: Episodes | None
+    info: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
 def missing() -> float:
@@ -122,26 +128,36 @@ def missing() -> float:
     return math.inf if settings.jax_debug_nans else math.nan
 
 
-def summarize(returns: jax.Array, lengths: jax.Array, ended: jax.Array) -> Episodes:
+def summarize(
+    returns: jax.Array,
+    lengths: jax.Array,
+    ended: jax.Array,
+    info: Mapping[str, jax.Array] | None = None,
+) -> Episodes:
     """Statistics over the entries where an episode ended.
 
     Args:
         returns: `[...]` float32, the return up to and with each step.
         lengths: `[...]` int32, the steps up to and with each step.
         ended: `[...]` bool, whether the episode ended there.
+        info: `[...]` numbers by name, what `EnvSpec.metrics` names of each step's.
     """
+    info = {name: x.astype(jnp.float32) for name, x in (info or {}).items()}
     # Two reductions for all that is asked: as many operations as for one number each.
     both = jnp.stack([returns, lengths.astype(jnp.float32)])
     axes = tuple(range(1, both.ndim))
-    total = jnp.sum(jnp.where(ended, jnp.stack([*both, jnp.ones_like(returns)]), 0.0), axes)
+    summed = jnp.stack([*both, jnp.ones_like(returns), *info.values()])
+    total = jnp.sum(jnp.where(ended, summed, 0.0), axes)
     ends = jnp.min(jnp.where(ended, jnp.concatenate([both, -both]), jnp.inf), axes)
     count = total[2]
     low_return, low_length, high_return, high_length = jnp.where(count > 0, ends, missing())
-    mean_return, mean_length = jnp.where(count > 0, total[:2] / jnp.maximum(count, 1), missing())
+    means = jnp.where(count > 0, total / jnp.maximum(count, 1), missing())
+    mean_return, mean_length, _, *mean_info = means
     return Episodes(
         *(mean_return, low_return, -high_return),
         *(mean_length, low_length, -high_length),
         num_episodes=count.astype(jnp.int32),
+        info=dict(zip(info, mean_info, strict=True)),
     )
 
 
@@ -149,7 +165,8 @@ def pool(episodes: Episodes, devices: Devices) -> Episodes:
     """The statistics of all devices' episodes, from those of each device's own."""
     if devices.count == 1:
         return episodes
-    means = jnp.stack([episodes.episode_return, episodes.episode_length])
+    info = episodes.info
+    means = jnp.stack([episodes.episode_return, episodes.episode_length, *info.values()])
     lows = jnp.stack([episodes.episode_return_min, episodes.episode_length_min])
     highs = jnp.stack([episodes.episode_return_max, episodes.episode_length_max])
     seen = episodes.num_episodes > 0
@@ -157,11 +174,15 @@ def pool(episodes: Episodes, devices: Devices) -> Episodes:
     sums, count = devices.sum((sums, episodes.num_episodes))
     ends = jnp.where(seen, jnp.concatenate([lows, -highs]), jnp.inf)
     ends = devices.min(ends)
-    both = jnp.concatenate([sums / jnp.maximum(count, 1).astype(jnp.float32), ends[:2], -ends[2:]])
+    all_means = sums / jnp.maximum(count, 1).astype(jnp.float32)
+    both = jnp.concatenate([ends[:2], -ends[2:], all_means])
     both = jnp.where(count > 0, both, missing())
-    mean_return, mean_length, low_return, low_length, high_return, high_length = both
+    low_return, low_length, high_return, high_length, mean_return, mean_length, *mean_info = both
     return Episodes(
-        *(mean_return, low_return, high_return), *(mean_length, low_length, high_length), count
+        *(mean_return, low_return, high_return),
+        *(mean_length, low_length, high_length),
+        count,
+        dict(zip(info, mean_info, strict=True)),
     )
 
 
@@ -238,20 +259,21 @@ def _together(a: Episodes, b: Episodes) -> Episodes:
         least(a.episode_length_min, b.episode_length_min),
         most(a.episode_length_max, b.episode_length_max),
         jnp.where(count < 0, _MOST, count),  # rather than starting again from below
+        {name: mean(x, b.info[name]) for name, x in a.info.items()},
     )
 
 
 def no_metrics(like: Metrics) -> Metrics:
     """The metrics of nothing; `like` has the names and the parts of all."""
     return Metrics(
-        **no_episodes()._asdict(),
+        **no_episodes(like.info)._asdict(),
         losses=dict.fromkeys(like.losses, jnp.float32(missing())),
         nonfinite_updates=jnp.int32(0),
-        eval=None if like.eval is None else no_episodes(),
+        eval=None if like.eval is None else no_episodes(like.info),
     )
 
 
-def no_episodes() -> Episodes:
-    """The statistics of no episode at all."""
+def no_episodes(info: Iterable[str] = ()) -> Episodes:
+    """The statistics of no episode at all; `info` are the names of `EnvSpec.metrics`."""
     none = jnp.float32(missing())
-    return Episodes(none, none, none, none, none, none, jnp.int32(0))
+    return Episodes(none, none, none, none, none, none, jnp.int32(0), dict.fromkeys(info, none))

@@ -104,9 +104,14 @@ def legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str], width
     longest = max(len(line) for name in names for line in name.splitlines())
     columns = max(1, min(len(names), width // (longest + 8)))
     made = figure.legend(
-        handles, ["-"] * len(names), loc="outside lower center", ncols=columns, frameon=False,
-        fontsize=9, handlelength=3.2,
-    )  # fmt: skip
+        handles,
+        ["-"] * len(names),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        handlelength=3.2,
+    )
     rows = -(-sum(name.count("\n") + 1 for name in names) // columns)
     figure.set_figheight(figure.get_figheight() + 0.19 * (rows - 1))
     for text, name in zip(made.get_texts(), names, strict=True):
@@ -126,8 +131,10 @@ def distinct(names: Sequence[str]) -> list[str]:
 def check_path(path: Path_ | None) -> None:
     """Raises ConfigError unless a figure can be saved under that name."""
     if path is not None and fields.check_path("path", path).suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"path: got {os.fspath(path)!r}, expected a name that ends in "
-                          f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")  # fmt: skip
+        raise ConfigError(
+            f"path: got {os.fspath(path)!r}, expected a name that ends in "
+            f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        )
 
 
 def save(figure: "Figure", path: Path_ | None) -> "Figure":

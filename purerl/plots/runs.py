@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 X_LABELS = {"steps": "environment steps", "seconds": "wall-clock time (s)"}
+Y_LABEL = "return of training episodes"
 # Up to how many seeds are shown one by one.
 THIN_LINES = 16
 
@@ -37,6 +38,7 @@ def plot_curves(
     path: Path_ | None = None,
     *,
     x: str = "steps",
+    y: str = "return",
     title: str | None = None,
     note: str | None = None,
 ) -> "Figure":
@@ -49,6 +51,8 @@ def plot_curves(
         curves: one run, or several of one environment.
         path: where the figure is written, a PNG, PDF or SVG file by its suffix; None for nowhere.
         x: over "steps" of each seed, or over "seconds" of training.
+        y: the "return" of training episodes, or one of the environment's metrics, as
+            "info/success" (see `EnvSpec.metrics`).
         title: above the figure.
         note: a word more of what it shows, below the title.
 
@@ -56,7 +60,8 @@ def plot_curves(
         A figure, which belongs to no backend.
 
     Raises:
-        ConfigError: no runs, a run without an episode, other `x`, no seconds known, unknown suffix.
+        ConfigError: no runs, a run without an episode, other `x` or `y`, no seconds known, unknown
+            suffix.
         RunError: the file can't be written.
     """
     figures.check_path(path)
@@ -66,13 +71,17 @@ def plot_curves(
     unknown = [run.name for run in runs if run.seconds is None]
     if x == "seconds" and unknown:
         raise ConfigError(f"x: got 'seconds', but they aren't known of {unknown[0]!r}")
+    if y != "return":
+        if not isinstance(y, str) or not y.startswith("info/"):
+            raise ConfigError(f"y: got {shown(y)}, expected 'return', or 'info/NAME' of a metric")
+        runs = [run.of_info(y.removeprefix("info/")) for run in runs]
     banded = any(run.num_seeds > 1 for run in runs)
     caption = "interquartile mean over seeds, band: 95 % bootstrap interval" if banded else None
     figure = figures.new_figure(6.8, 4.4, title)
     axes = figure.add_subplot()
     figures.tidy(axes, "\n".join(line for line in (note, caption) if line))
     lines = [_draw_curve(axes, run, i, len(runs), x) for i, run in enumerate(runs)]
-    axes.set(xlabel=X_LABELS[x], ylabel="return of training episodes")
+    axes.set(xlabel=X_LABELS[x], ylabel=Y_LABEL if y == "return" else y.removeprefix("info/"))
     axes.set_xlim(left=0)
     for axis in (axes.xaxis, axes.yaxis):
         figures.write_numbers(axis)
@@ -101,10 +110,16 @@ def _draw_curve(axes: "Axes", run: Curves, number: int, of: int, x: str) -> "Lin
     # Markers of different runs stand at different places.
     every = max(1, len(at) // 8)
     (line,) = axes.plot(
-        at, iqm(curves, axis=0), linewidth=2, markersize=6, zorder=3,
-        markeredgecolor="white", markeredgewidth=0.6, markevery=(number * every // of, every),
+        at,
+        iqm(curves, axis=0),
+        linewidth=2,
+        markersize=6,
+        zorder=3,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        markevery=(number * every // of, every),
         **style,
-    )  # fmt: skip
+    )
     return line
 
 
@@ -177,13 +192,23 @@ def _draw_profiles(axes: "Axes", scores: list[np.ndarray]) -> None:
     for i, x in enumerate(scores):
         style, share = figures.style(i), performance_profile(x, thresholds)
         axes.fill_between(
-            thresholds, share.low, share.high, step="post", color=style["color"],
-            alpha=0.4 / (1 + len(scores)), linewidth=0,
-        )  # fmt: skip
+            thresholds,
+            share.low,
+            share.high,
+            step="post",
+            color=style["color"],
+            alpha=0.4 / (1 + len(scores)),
+            linewidth=0,
+        )
         axes.plot(
-            thresholds, share.value, drawstyle="steps-post", linewidth=2, markersize=5,
-            markevery=(i * 40 // len(scores), 40), **style,
-        )  # fmt: skip
+            thresholds,
+            share.value,
+            drawstyle="steps-post",
+            linewidth=2,
+            markersize=5,
+            markevery=(i * 40 // len(scores), 40),
+            **style,
+        )
     axes.set(xlabel="return R", ylabel="share of seeds above R", ylim=(-0.03, 1.03))
     axes.set_xlim(thresholds[0], thresholds[-1])
     figures.write_numbers(axes.xaxis)
@@ -198,10 +223,14 @@ def _draw_pairs(
         _bar(axes, chance.low, chance.high, row, figures.COLORS[0])
         axes.plot(chance.value, row, "o", color=figures.COLORS[0], markersize=6)
         axes.annotate(
-            f"{chance.value:.2f}", (float(chance.value), row), (0, 6), textcoords="offset points",
-            ha="center", fontsize=8,
+            f"{chance.value:.2f}",
+            (float(chance.value), row),
+            (0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2},
-        )  # fmt: skip
+        )
     axes.axvline(0.5, color=figures.GREY, linewidth=1, linestyle="--", zorder=0.5)
     limits = (len(pairs) - 0.4, -0.8)
     ticks = range(len(pairs))

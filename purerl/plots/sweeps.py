@@ -115,9 +115,14 @@ def _draw_one(axes: "Axes", levels: Levels, scores: np.ndarray, over: str) -> No
     color, point = figures.COLORS[0], figures.COLORS[1]
     if scores.size > len(at):
         axes.scatter(
-            np.repeat(at[levels.places], scores.shape[1]), scores.ravel(), s=24, color=point,
-            edgecolors="white", linewidths=0.5, zorder=4,
-        )  # fmt: skip
+            np.repeat(at[levels.places], scores.shape[1]),
+            scores.ravel(),
+            s=24,
+            color=point,
+            edgecolors="white",
+            linewidths=0.5,
+            zorder=4,
+        )
         caption = f"points: single agents; line: interquartile mean over {over},\n"
         if levels.numbers is not None and len(at) > 1:
             axes.fill_between(at, lows, highs, color=color, alpha=0.2, linewidth=0)
@@ -189,8 +194,15 @@ def _draw_points(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> Any:
     assert y.numbers is not None
     rows, columns = np.nonzero(np.isfinite(cells))
     values = cells[rows, columns]
-    shown = axes.scatter(x.numbers[columns], y.numbers[rows], c=values, s=70, cmap="viridis",
-                         edgecolors=GREY, linewidths=0.5)  # fmt: skip
+    shown = axes.scatter(
+        x.numbers[columns],
+        y.numbers[rows],
+        c=values,
+        s=70,
+        cmap="viridis",
+        edgecolors=GREY,
+        linewidths=0.5,
+    )
     best = int(np.argmax(values))
     at = (x.numbers[columns[best]], y.numbers[rows[best]])
     axes.plot(*at, "o", markersize=14, markerfacecolor="none", color=figures.COLORS[2])

@@ -1,4 +1,4 @@
-"""What is said of a mistake."""
+"""Errors, and the words of their messages."""
 
 import contextlib
 import difflib
@@ -7,43 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-# What a hyperparameter is called elsewhere (Stable-Baselines3, PureJaxRL, rejax, CleanRL) and here.
-SYNONYMS = {
-    "learning_rate": "lr",
-    "n_envs": "num_envs",
-    "n_steps": "update_every",
-    "num_steps": "update_every",
-    "timesteps": "total_timesteps",
-    "n_epochs": "K_epochs",
-    "num_epochs": "K_epochs",
-    "update_epochs": "K_epochs",
-    "minibatch_size": "batch_size",
-    "num_minibatches": "batch_size",
-    "clip_eps": "eps_clip",
-    "clip_range": "eps_clip",
-    "clip_coef": "eps_clip",
-    "ent_coef": "entropy_beta",
-    "vf_coef": "value_coef",
-    "gae_lambda": "lam",
-    "env_name": "env",
-    "env_id": "env",
-    "anneal_lr": "anneal",
-    "normalize_observations": "normalize_obs",
-    "normalize_rewards": "normalize_reward",
-    "eval_freq": "eval_every",
-    "learning_starts": "update_after",
-    "train_freq": "update_every",
-    "training_interval": "update_every",
-    "buffer_size": "maxlen",
-    "polyak": "tau",
-    "target_update_interval": "target_update_every",
-    "target_network_frequency": "target_update_every",
-    "exploration_initial_eps": "epsilon_start",
-    "exploration_final_eps": "epsilon_end",
-    "action_noise": "noise",
-    "std": "sigma",
-    "std_dev": "sigma",
-}
+from purerl.records.aliases import ALIASES, HINTS, aliases_of
 
 
 class Error(Exception):
@@ -108,12 +72,14 @@ def _line_of(error: BaseException) -> str:
 def suggest(word: Any, known: Iterable[str]) -> str:
     """The rest of an error message: the nearest right spelling, or else every right one."""
     known = [str(name) for name in known]
-    word = str(word)
-    synonym = SYNONYMS.get(word.lower())
-    lowered = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), lowered, n=3, cutoff=0.6)
-    if synonym in known:
-        return f"did you mean {synonym!r}?"
+    word = str(word).lower()
+    meant = (*ALIASES.get(word, ()), HINTS.get(word))
+    near = [name for name in known if name in meant]
+    # Spelled wrong, a field's name; or else one of its aliases.
+    for lowered in ({name.lower(): name for name in known}, aliases_of(known)):
+        if not near:
+            close = difflib.get_close_matches(word, lowered, n=3, cutoff=0.6)
+            near = list(dict.fromkeys(lowered[name] for name in close))
     if near:
-        return f"did you mean {' or '.join(repr(lowered[name]) for name in near)}?"
+        return f"did you mean {' or '.join(map(repr, near))}?"
     return f"known: {', '.join(known)}"

@@ -7,20 +7,26 @@ pytrees apart and puts them together with tracers and placeholders inside, bypas
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, dataclass_transform
+from typing import Any, Self, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 
+from purerl.records.aliases import field_of
+from purerl.records.docs import complete
 from purerl.records.errors import ConfigError, shown, suggest
 
+R = TypeVar("R", bound="Record")
 _MISSING: Any = dataclasses.MISSING
 # Sizes and indices are int32 on the device; counters of steps and episodes may be more.
 INT32, INT64 = 2**31 - 1, 2**63 - 1
+# The package's records, by name.
+_RECORDS: dict[str, type] = {}
 
 
 def _field(
@@ -174,8 +180,8 @@ def static(
     return _field(check, expected, default, optional, traced=False)
 
 
-def named(*, default: Any, options: Mapping[str, Any]) -> Any:
-    """A static field of a function, one of a few that have names, or a user's own."""
+def named(*, default: Any, options: Mapping[str, Any], optional: bool = False) -> Any:
+    """A static field of a function: one of a few by name, or a user's."""
 
     def check(value: Any) -> Any:
         if isinstance(value, str):
@@ -187,7 +193,7 @@ def named(*, default: Any, options: Mapping[str, Any]) -> Any:
         return value
 
     expected = "a function, or one of " + ", ".join(map(repr, options))
-    field = _field(check, expected, default, False, traced=False)
+    field = _field(check, expected, default, optional, traced=False)
     return dataclasses.field(default=default, metadata={**field.metadata, "options": options})
 
 
@@ -201,14 +207,18 @@ class Record:
     Raises:
         ConfigError: from the constructor and from `replace`: an unknown name, a missing field, a
             value of the wrong type or out of range.
+
+    A field may be given by an alias too, its name in other libraries (`purerl.records.aliases`).
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(frozen=True)(cls)
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
         construct = cls.__init__
 
+        @functools.wraps(construct)  # so that `help` and `inspect.signature` show the fields
         def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
+            values = read_names(type(self), values)
             _check_names(type(self), values, len(args))
             construct(self, *args, **values)
             for name in field_names(type(self)):
@@ -216,7 +226,19 @@ class Record:
             self.check()
 
         cls.__init__ = __init__  # type: ignore[method-assign]
+        cls.__doc__ = complete(cls, field_names(cls))
+        if cls.__module__.startswith("purerl."):
+            _RECORDS[cls.__name__] = cls
         jax.tree_util.register_pytree_with_keys(cls, *_flattening(cls))
+
+    def __repr__(self) -> str:
+        """The constructor's call: the fields that differ from their defaults."""
+        values = {
+            name: getattr(self, name)
+            for name, field in field_options(type(self)).items()
+            if not _same(getattr(self, name), field.default)
+        }
+        return f"{type(self).__name__}({', '.join(f'{n}={x!r}' for n, x in values.items())})"
 
     def check(self) -> None:
         """Checks what several fields have to satisfy together. For subclasses to extend."""
@@ -224,16 +246,23 @@ class Record:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, and checked."""
         cls = type(self)
+        changes = read_names(cls, changes)
         _check_names(cls, changes, None)
-        copy = self._with(**{name: check_value(cls, name, x) for name, x in changes.items()})
+        copy = unchecked(self, **{name: check_value(cls, name, x) for name, x in changes.items()})
         copy.check()
         return copy
 
-    def _with(self, **values: Any) -> Self:
-        """A copy with other values, unchecked."""
-        copy = object.__new__(type(self))
-        copy.__dict__.update(self.__dict__, **values)
-        return copy
+
+def unchecked(record: R, **values: Any) -> R:
+    """A copy with some fields filled in, unchecked: for what is known to be right."""
+    copy = object.__new__(type(record))
+    copy.__dict__.update(record.__dict__, **values)
+    return copy
+
+
+def title(cls: type) -> str:
+    """The name of a record in errors: its `_title`, or its class."""
+    return str(cls.__dict__.get("_title", cls.__name__))
 
 
 def field_names(cls: type, traced: bool | None = None) -> list[str]:
@@ -252,6 +281,14 @@ def field_options(cls: type) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in _fields(cls)}
 
 
+def _same(value: Any, default: Any) -> bool:
+    """Whether a field has its default; an array is never one, `==` of it isn't one answer."""
+    if isinstance(value, Record) and type(value) is type(default):
+        return repr(value) == repr(default)
+    plain = isinstance(value, (bool, int, float, str, tuple)) and type(value) is type(default)
+    return value is default or (plain and bool(value == default))
+
+
 def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field]:
     fields = dataclasses.fields(cls)
     return [f for f in fields if traced is None or f.metadata.get("traced", False) == traced]
@@ -268,34 +305,64 @@ def check_value(cls: type, name: str, value: Any) -> Any:
         shape = np.shape(value) if isinstance(value, (np.ndarray, jax.Array)) else ()
         got = f"an array of shape {shape}" if shape else shown(value)
         expected = field.metadata["expected"]
-        message = f"{cls.__name__}.{name}: got {got}, expected {expected}"
+        message = f"{title(cls)}.{name}: got {got}, expected {expected}"
         if shape and field.metadata["traced"]:
             message += "; to sweep it, give train its hyperparameters under jax.vmap"
         hint = str(error) if isinstance(error, ValueError) else ""
         raise ConfigError(f"{message}; {hint}" if hint else message) from None
 
 
+def _elsewhere(cls: type, name: str) -> str:
+    """Which of the package's records has a field that this one doesn't, where one does."""
+    for other in (_RECORDS[word] for word in ("TrainConfig", "Buffer", "PPO") if word in _RECORDS):
+        field = field_of(name, field_names(other))
+        if field in field_names(other) and not issubclass(other, cls):
+            return f"it is a field of {other.__name__}, {field!r}"
+    return ""
+
+
+def read_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of the fields; aliases are replaced by theirs, unknown names stay.
+
+    Raises:
+        ConfigError: a field is there under two names.
+    """
+    names, found = field_names(cls), {}
+    given: dict[str, str] = {}
+    for name, value in values.items():
+        field = field_of(name, names)
+        if field in given:
+            raise ConfigError(
+                f"{title(cls)}: {given[field]!r} and {name!r} are the same field, expected one "
+                "of them"
+            )
+        given[field], found[field] = name, value
+    return found
+
+
 def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | None) -> None:
     names = field_names(cls)
     for name in values:
         if name not in names:
-            raise ConfigError(f"{cls.__name__}: no field {shown(name)}; {suggest(name, names)}")
+            hint = _elsewhere(cls, name) or suggest(name, names)
+            noun = "field" if title(cls) == cls.__name__ else "argument"
+            raise ConfigError(f"{title(cls)}: no {noun} {shown(name)}; {hint}")
     if num_positional is None:
         return
     if num_positional > len(names):
         raise ConfigError(
-            f"{cls.__name__}: got {num_positional} values, expected at most {len(names)}: "
+            f"{title(cls)}: got {num_positional} values, expected at most {len(names)}: "
             f"{', '.join(names)}"
         )
     for name in names[:num_positional]:
         if name in values:
-            raise ConfigError(f"{cls.__name__}.{name}: given twice, by its place and by its name")
+            raise ConfigError(f"{title(cls)}.{name}: given twice, by its place and by its name")
     given = set(values) | set(names[:num_positional])
     for field in _fields(cls):
         required = field.default is _MISSING and field.default_factory is _MISSING
         if required and field.name not in given:
             expected = field.metadata.get("expected", "a value")
-            raise ConfigError(f"{cls.__name__}.{field.name}: missing, expected {expected}")
+            raise ConfigError(f"{title(cls)}.{field.name}: missing, expected {expected}")
 
 
 def _flattening(cls: type) -> tuple[Callable, Callable, Callable]:

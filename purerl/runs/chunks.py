@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.accelerator import devices
-from purerl.training.config import TrainConfig, check_hyperparams, with_hyperparams
+from purerl.training.config import TrainConfig
+from purerl.training.hyperparams import check_hyperparams, env_hyperparams, with_hyperparams
 from purerl.envs.spaces import is_space
 from purerl.records.errors import ConfigError, shown
+from purerl.records.fields import unchecked
 from purerl.records.files import counted
 from purerl.training.loop import Loop
 from purerl.accelerator.machine import check_memory
@@ -68,8 +70,9 @@ class Program:
         """What `make_train` would have given."""
         shape = self.keys.shape
         agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.config.agent)
-        agent = agent._with(**self.values)
-        return make_output(self.config, self.loop, state, metrics, agent)
+        agent = unchecked(agent, **{n: x for n, x in self.values.items() if "." not in n})
+        env_params = env_hyperparams(self.config.parts(), self.values)
+        return make_output(self.config, self.loop, state, metrics, agent, env_params)
 
     def _over(self, function: Callable, axes: tuple) -> Callable:
         return jax.vmap(function, axes) if self.mapped else function
@@ -142,15 +145,16 @@ def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] |
 def hyperparam_arrays(
     config: TrainConfig, values: Mapping[str, Any] | None, count: int | None
 ) -> dict[str, np.ndarray]:
-    """Each as an array, `[S]` or `[]`, checked value by value."""
-    arrays = {}
-    for name, value in check_hyperparams(values).items():
+    """Each as an array, `[S]` or `[]`, by its path, checked value by value."""
+    arrays, parts = {}, config.parts()
+    for path, value in check_hyperparams(parts, values).items():
+        name = str(path)
         try:
             array = np.asarray(value)
         except ValueError:  # nested lists of several lengths
             array = np.asarray(None)
         if array.dtype.kind not in "fiu" and array.dtype != jnp.bfloat16:
-            with_hyperparams(config.agent, {name: value})  # says what is wrong with it
+            with_hyperparams(parts, {name: value})  # says what is wrong with it
             raise ConfigError(f"hyperparams: {name} is {shown(value)}, expected floats")
         with np.errstate(over="ignore"):  # what is infinite then is found below
             array = array.astype(np.float32)
@@ -160,6 +164,6 @@ def hyperparam_arrays(
             )
             raise ConfigError(f"hyperparams: {name} has shape {array.shape}, expected {expected}")
         for x in np.unique(array):
-            with_hyperparams(config.agent, {name: float(x)})
+            with_hyperparams(parts, {name: float(x)})
         arrays[name] = array if count is None else np.broadcast_to(array, (count,))
     return arrays

@@ -151,6 +151,9 @@ class console_sink:  # noqa: N801 - called as a function
             line.append(f"return {_spread(returns)}")
         if "eval_return" in table and np.any(np.isfinite(table["eval_return"])):
             line.append(f"evaluation {_spread(table['eval_return'])}")
+        for name in list(report.metrics.info)[:LIVE_LOSSES]:
+            if np.any(np.isfinite(table[f"info/{name}"])):
+                line.append(f"{name} {_mean(table[f'info/{name}']):.3g}")
         losses = list(report.metrics.losses)[:LIVE_LOSSES]
         line += [f"{name.replace('_', ' ')} {_mean(table[name]):.3g}" for name in losses]
         if report.metrics.nonfinite_updates.any():
@@ -220,6 +223,7 @@ def _show_end(console: Console, end: dict[str, np.ndarray], metrics: Metrics) ->
     for column in table.columns[1:]:
         column.justify = "right"
     shown = {"return": end["episode_return"], "episode length": end["episode_length"]}
+    shown |= {name: end[f"info/{name}"] for name in metrics.info}
     shown |= {name: end[name] for name in metrics.losses}
     if metrics.eval is not None:
         evaluated = np.atleast_2d(metrics.eval.episode_return)

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from purerl import statistics
 from purerl.experience.metrics import Metrics
-from purerl.records.errors import ConfigError, RunError, shown
+from purerl.records.errors import ConfigError, RunError, shown, suggest
 from purerl.records.fields import check_path
 from purerl.records.files import open_file, read_arrays, reason
 from purerl.runs.folder import METRICS, RUN
@@ -21,6 +21,7 @@ from purerl.training.train import TrainOutput
 
 # Compares seeds `[S]`, timesteps `[U]`, returns and numbers of episodes `[S, U]` with a summary.
 Check = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
+INFO = "info/"  # before the names of the environment's metrics
 COLUMNS = ("seed", "update", "timesteps", "episode_return", "num_episodes")
 
 
@@ -37,6 +38,7 @@ class Curves:
         seconds: `[U]`, wall-clock time of training after each row; None where it isn't known.
         num_updates: `[S]`, how many of these U each seed ran; None for all. Fewer where
             `max_episodes` ended its run.
+        info: `[S, U]` by name, what the environment's metrics were (see `EnvSpec.metrics`).
 
     Raises:
         ConfigError: arrays that don't fit each other.
@@ -48,6 +50,7 @@ class Curves:
     num_episodes: np.ndarray
     seconds: np.ndarray | None = None
     num_updates: np.ndarray | None = None
+    info: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = np.shape(self.returns)
@@ -102,7 +105,19 @@ class Curves:
         num_episodes = np.atleast_2d(np.asarray(metrics.num_episodes))
         if timesteps is None:
             timesteps = np.arange(1, returns.shape[1] + 1, dtype=np.int64) * steps_per_update
-        return cls(name, timesteps, returns, num_episodes, seconds, num_rows)
+        info = {n: np.atleast_2d(np.asarray(x, np.float64)) for n, x in metrics.info.items()}
+        return cls(name, timesteps, returns, num_episodes, seconds, num_rows, info)
+
+    def of_info(self, metric: str) -> Self:
+        """The curves with a metric of the environment in place of returns.
+
+        Raises:
+            ConfigError: the run has no such metric.
+        """
+        if metric not in self.info:
+            known = suggest(metric, self.info) if self.info else "it has none"
+            raise ConfigError(f"{self.name}: no metric {shown(metric)}; {known}")
+        return dataclasses.replace(self, returns=self.info[metric])
 
     @property
     def num_seeds(self) -> int:
@@ -184,7 +199,7 @@ def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
         ):
             if not np.array_equal(found, piece[name], equal_nan=name == "episode_return"):
                 raise ValueError(f"rows {rows.start + 1} to {rows.stop} have another {name} than "
-                                 "was saved in metrics/")  # fmt: skip
+                                 "was saved in metrics/")
 
 
 
@@ -201,7 +216,8 @@ def _columns(rows: Any) -> dict[str, np.ndarray]:
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise ValueError(f"it has no column {missing[0]!r}")
-    names = [*COLUMNS, "seconds"] if "seconds" in header else list(COLUMNS)
+    more = [name for name in header if name == "seconds" or name.startswith(INFO)]
+    names = [*COLUMNS, *more]
     places = [header.index(name) for name in names]
     values: list[list[float]] = []
     faulty: str | None = None
@@ -237,7 +253,7 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
     place = np.ceil((table["update"] - updates[0]) / log_every).astype(np.int64)
     if len(seeds) * place.max() > len(place):  # before memory is taken for what isn't there
         raise ValueError(f"{len(place)} rows are too few for {len(seeds)} seeds up to update "
-                         f"{updates[-1]:.0f}")  # fmt: skip
+                         f"{updates[-1]:.0f}")
     rows = np.zeros((len(seeds), place.max() + 1), np.int64)
     np.add.at(rows, (seed, place), 1)
     num_rows = rows.shape[1]
@@ -262,4 +278,5 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
         grids["episode_return"],
         grids["num_episodes"].astype(np.int64),
         seconds if np.all(np.isfinite(seconds)) else None,
+        info={n.removeprefix(INFO): x for n, x in grids.items() if n.startswith(INFO)},
     )

@@ -66,7 +66,7 @@ def fit(
             in the very state that it would have ended in.
         seeds: a number of seeds (0, 1, ...), or the seeds, each trained from the key
             `jax.random.key(seed)`, all at once; None for one agent, with seed 0, without the axis.
-        hyperparams: float fields of the agent by name, scalars or `[S]`.
+        hyperparams: float fields of the run's parts by path, as for `make_train`; scalars or `[S]`.
         resume: True if the folder has to hold a run, False if it must hold no checkpoint; None for
             either.
         callback: called with a `Report` after each chunk; several are called in turn. Those that

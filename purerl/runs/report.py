@@ -54,11 +54,14 @@ class Report(NamedTuple):
 
 def by_name(metrics: Metrics) -> dict[str, np.ndarray]:
     """Each metric `[S, n]` by its name, also where the run has no axis of seeds."""
-    named = {name: x for name, x in metrics._asdict().items() if name not in ("losses", "eval")}
+    apart = ("losses", "eval", "info")
+    named = {name: x for name, x in metrics._asdict().items() if name not in apart}
+    named |= {f"info/{name}": x for name, x in metrics.info.items()}
     named |= metrics.losses
     if metrics.eval is not None:
-        parts = metrics.eval._asdict().items()
-        named |= {f"eval_{name.removeprefix('episode_')}": x for name, x in parts}
+        parts = {name: x for name, x in metrics.eval._asdict().items() if name != "info"}
+        named |= {f"eval_{name.removeprefix('episode_')}": x for name, x in parts.items()}
+        named |= {f"eval_info/{name}": x for name, x in metrics.eval.info.items()}
     return {name: np.atleast_2d(np.asarray(x)) for name, x in named.items()}
 
 
@@ -84,7 +87,7 @@ def means(report: Report) -> dict[str, np.ndarray]:
             reduce = np.min if name.endswith("_min") else np.max
             reduced[name] = np.where(there, reduce(np.where(known, x, end), axis=1), np.nan)
         else:
-            weight = known * (episodes if name.startswith("episode_") else 1)
+            weight = known * (episodes if name.startswith(("episode_", "info/")) else 1)
             total = np.sum(np.where(known, x, 0.0) * weight, axis=1, dtype=np.float64)
             count = weight.sum(axis=1)
             reduced[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -197,18 +197,26 @@ class wandb_sink:  # noqa: N801
     """Logs to Weights & Biases, a point a report; `WANDB_MODE=offline` needs no account.
 
     Args:
-        **options: for `wandb.init`, such as `project="purerl"` or `id=...` with `resume="allow"`.
+        project, name, entity: where the run goes, and under which name; None for W&B's defaults.
+        **options: for `wandb.init`, such as `id=...` with `resume="allow"`.
 
     Raises:
         ConfigError: wandb isn't installed.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self,
+        project: str | None = None,
+        *,
+        name: str | None = None,
+        entity: str | None = None,
+        **options: Any,
+    ) -> None:
         try:
             import wandb
         except ImportError:
             raise ConfigError("wandb: isn't installed: pip install 'purerl[wandb]'") from None
-        self._run = wandb.init(**options)
+        self._run = wandb.init(project=project, name=name, entity=entity, **options)
 
     def __call__(self, report: Report) -> None:
         values = {

@@ -6,7 +6,7 @@ import json
 import os
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from purerl.training.config import TrainConfig
 from purerl.records.errors import ConfigError, RunError, shown
-from purerl.records.fields import check_path
+from purerl.records.fields import check_path, read_names
 from purerl.records.files import DAMAGED, checked, read_text, reason
 from purerl.training.describe import describe, differences
 from purerl.records.folders import list_checkpoints
@@ -52,11 +52,12 @@ def read_toml(file: str | os.PathLike[str]) -> dict[str, Any]:
     """A config file's fields; the word "none" is None, for which TOML has none.
 
     Raises:
-        ValueError: it isn't TOML; the message says so.
+        ValueError: it isn't TOML, or has a field under two names; the message says so.
         OSError: it can't be read.
     """
     try:
-        return _with_none(tomllib.loads(read_text(file)))
+        # By the fields' names: what is refused under one has to be under its aliases, too.
+        return read_names(TrainConfig, _with_none(tomllib.loads(read_text(file))))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(file)} is no TOML file: {reason(error)}") from None
 
@@ -70,7 +71,21 @@ def _with_none(value: Any) -> Any:
 def is_code(env: Any) -> bool:
     """Whether an environment's name stands for code that would be imported: `module:name`. A file
     may come from anywhere, so that such a name counts only where the user gives it too."""
-    return isinstance(env, str) and ":" in env
+    name = env_name(env)
+    return isinstance(name, str) and ":" in name
+
+
+def env_name(env: Any) -> Any:
+    """The name in an environment's plain form, which has parameters beside it or hasn't."""
+    return env.get("name") if isinstance(env, Mapping) else env
+
+
+def named_env(env: Any, name: str, params: Mapping[str, Any] | None = None) -> Any:
+    """The plain form of an environment that the user names: with the parameters of the one that
+    there was if it has that name, or no form, and others on top."""
+    same = isinstance(env, Mapping) and env_name(env) == name
+    merged = {**(env if same else {}), **(params or {})}
+    return {**merged, "name": name} if merged else name
 
 
 class RunView:
@@ -282,9 +297,11 @@ class RunView:
                 "--env: missing, since no name makes the run's environment: give yours, as --env "
                 "module:name"
                 if named is None
-                else f"--env: expected --env {named}, whose code is yours"
+                else f"--env: expected --env {env_name(named)}, whose code is yours"
             )
-        config = TrainConfig.from_mapping({**mapping, "env": env} if given else mapping)
+        if given and env is not None:
+            mapping = {**mapping, "env": named_env(named, env)}
+        config = TrainConfig.from_mapping(mapping)
         there, here = self._described("config", dict), json.loads(json.dumps(describe(config)))
         # A run may be made longer; what its environment is called is the user's to say.
         same = ["total_timesteps", *(["env"] if given else [])]

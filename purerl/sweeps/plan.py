@@ -1,8 +1,7 @@
-"""What a sweep is made of: distributions to draw from, and the plan of its members."""
+"""The plan of a sweep: its members, and the programs that train them."""
 
 import dataclasses
 import itertools
-import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,73 +9,24 @@ from typing import Any
 import jax
 import numpy as np
 
+from purerl.envs.registry import with_params
+from purerl.records.aliases import field_of
+from purerl.records.draws import list_values
 from purerl.records.errors import ConfigError, shown, suggest
-from purerl.records.fields import check_key, check_value, field_names
+from purerl.records.fields import check_key, check_value, field_names, read_names, unchecked
 from purerl.training.config import TrainConfig
-from purerl.training.train import list_seeds, list_values
+from purerl.training.hyperparams import (
+    Parts,
+    is_hyperparam,
+    known_fields,
+    read_path,
+    read_paths,
+    replace_fields,
+    with_hyperparams,
+)
+from purerl.training.train import list_seeds
 
 Values = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Uniform:
-    """Floats between two bounds, all equally likely.
-
-    Attributes:
-        low, high: the bounds.
-
-    Raises:
-        ConfigError: the bounds are not finite, or not in this order.
-    """
-
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        name, bounds = type(self).__name__, (self.low, self.high)
-        number = (int, float, np.integer, np.floating)
-        if any(isinstance(x, bool) or not isinstance(x, number) for x in bounds):
-            raise ConfigError(f"{name}: got {shown(bounds)}, expected two floats")
-        if any(abs(x) > float(np.finfo(np.float32).max) for x in bounds):
-            raise ConfigError(f"{name}: got {shown(bounds)}, expected finite bounds")
-        if not (all(map(math.isfinite, bounds)) and self.low < self.high):
-            raise ConfigError(f"{name}: got {bounds}, expected finite bounds, low < high")
-
-    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
-        """That many values."""
-        return rng.uniform(self.low, self.high, count).tolist()
-
-
-@dataclasses.dataclass(frozen=True)
-class LogUniform(Uniform):
-    """Floats between two positive bounds, their logarithms all equally likely."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.low <= 0:
-            raise ConfigError(f"LogUniform: got {(self.low, self.high)}, expected low > 0")
-
-    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
-        drawn = np.exp(rng.uniform(np.log(self.low), np.log(self.high), count))
-        return np.clip(drawn, self.low, self.high).tolist()
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """One of a few values of any kind, all equally likely.
-
-    Raises:
-        ConfigError: there are none, or it isn't a sequence.
-    """
-
-    options: Sequence[Any]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "options", tuple(list_values("Choice", self.options)))
-
-    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
-        """That many values."""
-        return [self.options[i] for i in rng.integers(len(self.options), size=count)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,38 +88,39 @@ def make_plan(
             "num_devices: a sweep lays whole members over the devices, leave it out of the config"
         )
     seeds = list_seeds(seeds)
-    points = _grid(grid)
-    draws = _draw(samples, num_samples, key)
-    names = [*points[0], *draws[0]]
-    for name in points[0]:
-        if name in draws[0]:
-            raise ConfigError(f"samples: {name!r} is in the grid too, expected in one of them")
+    axes, distributions = _axes(grid), _distributions(samples, num_samples, key)
+    names = _fields(config, axes, distributions)
+    points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+    points = [{names[name]: value for name, value in point.items()} for point in points]
+    draws = _draw({names[name]: x for name, x in distributions.items()}, num_samples, key)
     combinations = [{**point, **draw} for draw in draws for point in points]
     return Plan(
-        config, tuple(names), tuple(combinations), seeds, _groups(config, seeds, combinations)
+        config,
+        tuple(names.values()),
+        tuple(combinations),
+        seeds,
+        _groups(config, seeds, combinations),
     )
 
 
-def _grid(grid: Mapping[str, Any] | None) -> list[Values]:
-    """Every point of it, the last name changing fastest."""
+def _axes(grid: Mapping[str, Any] | None) -> dict[str, list[Any]]:
+    """The values of each name of the grid. Raises ConfigError."""
     if grid is not None and not isinstance(grid, Mapping):
         raise ConfigError(f"grid: got {shown(grid)}, expected a mapping of names to values")
     for name in grid or {}:
         if not isinstance(name, str):
             raise ConfigError(f"grid: got the name {shown(name)}, expected names of fields")
-    axes = {name: list_values(f"grid[{name!r}]", values) for name, values in (grid or {}).items()}
-    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+    return {name: list_values(f"grid[{name!r}]", values) for name, values in (grid or {}).items()}
 
 
-def _draw(
+def _distributions(
     samples: Mapping[str, Any] | None, num_samples: int | None, key: jax.Array | None
-) -> list[Values]:
-    """Drawn values; those of a name depend on the key and the name only, and more of them begin
-    with the fewer."""
+) -> Mapping[str, Any]:
+    """Distributions by name, {} for none. Raises ConfigError."""
     if samples is None:
         if num_samples is not None or key is not None:
             raise ConfigError("num_samples, key: are for samples, expected samples as well")
-        return [{}]
+        return {}
     if not isinstance(samples, Mapping) or not samples:
         raise ConfigError(
             f"samples: got {shown(samples)}, expected a mapping of names to distributions"
@@ -177,17 +128,51 @@ def _draw(
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ConfigError(f"num_samples: got {shown(num_samples)}, expected an integer >= 1")
     for name, distribution in samples.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"samples: got the name {shown(name)}, expected names of fields")
         if not hasattr(distribution, "draw") or isinstance(distribution, type):
             raise ConfigError(
                 f"samples[{name!r}]: got {shown(distribution)}, expected a distribution: "
                 "purerl.Uniform, purerl.LogUniform or purerl.Choice"
             )
+    return samples
+
+
+def _fields(
+    config: TrainConfig, axes: Mapping[str, list[Any]], distributions: Mapping[str, Any]
+) -> dict[str, str]:
+    """From each name that a user gives to the field that it stands for, as the plan calls it.
+
+    Raises:
+        ConfigError: there is no such field in the config or in a part of the run; or two names are
+            of one.
+    """
+    for name in axes:
+        if name in distributions:
+            raise ConfigError(f"samples: {name!r} is in the grid too, expected in one of them")
+    given = [*axes, *distributions]
+    read_names(TrainConfig, dict.fromkeys(given))  # raises where two names are of one field
+    firsts = {name: values[0] for name, values in axes.items()}
+    parts = _parts(config, read_names(TrainConfig, firsts))
+    paths = [f"{part}.{field}" for part in parts for field in known_fields(parts[part])]
+    names = {name: read_name(type(parts["agent"]), name, paths) for name in given}
+    of_parts = [name for name in given if not _of_config(names[name])]
+    return names | {name: str(path) for path, name in read_paths(parts, of_parts, "sweep")}
+
+
+def _draw(
+    distributions: Mapping[str, Any], num_samples: int | None, key: jax.Array | None
+) -> list[Values]:
+    """Drawn values; those of a name depend on the key and the name only, and more of them begin
+    with the fewer."""
+    if not distributions or num_samples is None:
+        return [{}]
     key = jax.random.key(0) if key is None else key
     check_key(key)
     entropy = np.asarray(jax.random.key_data(key)).tolist()
     drawn = {
         name: x.draw(np.random.default_rng([*entropy, zlib.crc32(name.encode())]), num_samples)
-        for name, x in samples.items()
+        for name, x in distributions.items()
     }
     return [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
 
@@ -196,22 +181,21 @@ def _groups(
     config: TrainConfig, seeds: tuple[int, ...], combinations: list[Values]
 ) -> tuple[Group, ...]:
     """Combinations put together by what fixes their program, and every one of them checked."""
-    groups: list[tuple[Values, TrainConfig, list[int]]] = []
+    groups: list[tuple[Values, Parts, TrainConfig, list[int]]] = []
     for i, values in enumerate(combinations):
-        agent = values.get("agent", config.agent)
-        check_value(TrainConfig, "agent", agent)
+        parts = _parts(config, values)
         # None is no number that could be mapped over: it fixes the program too.
-        traced = [n for n in field_names(type(agent), traced=True) if values.get(n) is not None]
+        traced = [n for n in values if values[n] is not None and _is_traced(parts, n)]
         static = {name: value for name, value in values.items() if name not in traced}
         group = next((g for g in groups if _same(g[0], static)), None)
         if group is None:
-            group = static, configure(config, values), []
+            group = static, parts, configure(config, values), []
             groups.append(group)
-        group[1].agent.replace(**{name: values[name] for name in traced})
-        group[2].append(i)
+        with_hyperparams(group[1], {name: values[name] for name in traced})
+        group[3].append(i)
     num, keys = len(seeds), np.stack([jax.random.key_data(jax.random.key(s)) for s in seeds])
     made = []
-    for static, own, indices in groups:
+    for static, _, own, indices in groups:
         members = (np.array(indices)[:, None] * num + np.arange(num)).reshape(-1)
         names = [name for name in combinations[indices[0]] if name not in static]
         hyperparams = {
@@ -229,26 +213,70 @@ def _same(one: Values, other: Values) -> bool:
     )
 
 
-def check_names(agent: type, names: Iterable[str]) -> None:
-    """Raises a ConfigError where neither the config nor an agent of this type has such a field."""
-    of_config, known = field_names(TrainConfig), field_names(agent)
-    for name in names:
-        if name not in of_config and name not in known:
-            raise ConfigError(
-                f"sweep: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
-                f"{suggest(name, known + of_config)}"
-            )
+def _parts(config: TrainConfig, values: Values) -> Parts:
+    """The parts of the run with the config's fields replaced. Raises ConfigError."""
+    changes = {n: check_value(TrainConfig, n, x) for n, x in values.items() if _of_config(n)}
+    return unchecked(config, **changes).parts()
+
+
+def _of_config(name: str) -> bool:
+    return name in field_names(TrainConfig)
+
+
+def _is_traced(parts: Parts, name: str) -> bool:
+    """Whether a swept value is a hyperparameter, which members of one program may differ in."""
+    if _of_config(name):
+        return False
+    path = read_path(parts, name, "sweep")
+    return is_hyperparam(parts[path.part], path.field)
+
+
+def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
+    """The field of the config or of the agent that a name, or an alias, stands for. Paths, such as
+    `noise.sigma`, are for the plan to read, and stay.
+
+    Args:
+        agent: the agent's class.
+        name: what is swept.
+        paths: fields of the other parts, one of which may have been meant.
+
+    Raises:
+        ConfigError: neither has such a field, or both have one that it may stand for.
+    """
+    if "." in name:
+        return name
+    of_config, of_agent = field_names(TrainConfig), field_names(agent)
+    found = [field for known in (of_config, of_agent) if (field := field_of(name, known)) in known]
+    if not found:
+        meant = [repr(path) for path in paths if path.endswith(f".{name}")]
+        hint = f"did you mean {' or '.join(meant)}?" if meant else ""
+        raise ConfigError(
+            f"sweep: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
+            f"{hint or suggest(name, of_agent + of_config)}"
+        )
+    if len(set(found)) > 1:
+        raise ConfigError(
+            f"sweep: {name!r} may be {found[0]!r} of TrainConfig or {found[1]!r} of "
+            f"{agent.__name__}, expected one of them"
+        )
+    return found[0]
 
 
 def configure(config: TrainConfig, values: Values) -> TrainConfig:
-    """The config with fields of its own, and of its agent, replaced.
+    """The config with fields of its own, and of the run's parts, replaced.
 
     Raises:
-        ConfigError: a name that neither of them has, or a value that can't be used.
+        ConfigError: a name that none of them has, or a value that can't be used.
     """
-    of_config = field_names(TrainConfig)
-    changes = {name: value for name, value in values.items() if name in of_config}
-    agent = check_value(TrainConfig, "agent", changes.get("agent", config.agent))
-    check_names(type(agent), values)
-    agent = agent.replace(**{n: value for n, value in values.items() if n not in of_config})
-    return config.replace(**{**changes, "agent": agent})
+    changes = {name: value for name, value in values.items() if _of_config(name)}
+    parts = _parts(config, values)
+    of_parts: dict[str, Values] = {}
+    for path, name in read_paths(parts, [name for name in values if name not in changes], "sweep"):
+        of_parts.setdefault(path.part, {})[path.field] = values[name]
+    for part, fields in of_parts.items():
+        # An environment is made anew: its spec, and what files have of it, follow.
+        replace = with_params if part == "env" else replace_fields
+        changes[part] = replace(parts[part], fields)
+    if "rewarder" in of_parts:
+        changes["normalize_reward"] = False  # the rewarder that it stands for is there itself
+    return config.replace(**changes)

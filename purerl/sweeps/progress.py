@@ -7,11 +7,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from purerl.runs.console import lasting_console
 
-Report = Callable[[str, int], None]
+Notify = Callable[[str, int], None]
 
 
 @contextmanager
-def progress(num_members: int, verbose: bool | None) -> Iterator[Report]:
+def progress(num_members: int, verbose: bool | None) -> Iterator[Notify]:
     """Shows how far a sweep is, on stderr: a bar on a terminal; elsewhere a line a slice, if
     verbose.
 

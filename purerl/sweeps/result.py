@@ -20,7 +20,7 @@ from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.files import counted, write_whole
 from purerl.sweeps.plan import Group, Plan, configure
-from purerl.sweeps.slices import Program
+from purerl.sweeps.slices import CompiledGroup
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput, final_return
 
@@ -49,7 +49,7 @@ class Effort:
     slice_sizes: tuple[int, ...] = ()
     memory: int = 0
 
-    def plus(self, program: Program, num_members: int, seconds: float) -> "Effort":
+    def plus(self, program: CompiledGroup, num_members: int, seconds: float) -> "Effort":
         """With a group's training added."""
         return Effort(
             slices=self.slices + -(-num_members // program.slice_size),

@@ -22,7 +22,7 @@ MEMBERS_PER_CORE = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class CompiledGroup:
     """A group's training, compiled.
 
     Attributes:
@@ -42,7 +42,7 @@ class Program:
 
 def compile_group(
     group: Group, num_members: int, slice_size: int | None, keep_buffer: bool
-) -> Program:
+) -> CompiledGroup:
     """The program for slices of a group.
 
     Args:
@@ -71,7 +71,7 @@ def compile_group(
         memory, free = program_memory(call), free_memory()
         if slice_size is not None or memory <= free or most == 1:
             check_memory(memory, f"{size} agents at once")
-            return Program(call, size, memory, count, time.perf_counter() - start)
+            return CompiledGroup(call, size, memory, count, time.perf_counter() - start)
         most = max(1, min(most - 1, math.floor(most * free / memory)))
 
 
@@ -101,7 +101,7 @@ def member_shapes(group: Group, keep_buffer: bool) -> TrainOutput:
 
 
 def run_slices(
-    group: Group, program: Program, todo: np.ndarray
+    group: Group, program: CompiledGroup, todo: np.ndarray
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Trains members slice by slice.
 

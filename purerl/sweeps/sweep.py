@@ -57,9 +57,10 @@ def sweep(
     Args:
         config: what all members have in common; a mapping as for `make_train`.
         seeds: how many (0, 1, ...), or which.
-        grid: values by name, every combination of them. Names are fields of the config or of its
-            agent. Float fields of the agent are mapped over; whatever else differs (`num_envs`,
-            `network`, ...) fixes a program, and the members of each are trained by themselves.
+        grid: values by name, every combination of them. Names are fields of the config, of its
+            agent, or of another part of the run by path, such as `noise.sigma`. Float fields of the
+            parts are mapped over; whatever else differs (`num_envs`, `network`, ...) fixes a
+            program, and the members of each are trained apart.
         samples: distributions by name, `Uniform`, `LogUniform` or `Choice`, to draw from; each draw
             goes with each point of the grid, and with each seed.
         num_samples: how many are drawn.

@@ -22,7 +22,7 @@ from purerl.experience.normalize import init_stats
 from purerl.experience.rewarders import REWARDERS, Identity, Rewarder
 from purerl.experience.transition import Transition
 from purerl.records.errors import ConfigError, sentence, shown
-from purerl.records.fields import INT32, check_count, check_key, field_names
+from purerl.records.fields import INT32, check_count, check_key, field_names, unchecked
 from purerl.training.loop import Loop
 from purerl.training.run import make_loop
 
@@ -224,7 +224,7 @@ def _watched_agent(agent: Agent) -> Agent:
             )
         return out
 
-    return agent._with(update=update)
+    return unchecked(agent, update=update)
 
 
 class _WatchedRewarder(Rewarder):

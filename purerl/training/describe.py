@@ -92,7 +92,7 @@ def _describe_env(env: Env, inside: tuple) -> dict[str, Any]:
     known = (
         {name: _constants(getattr(env, name), inside) for name in ("reset", "step")}
         if dynamics is None
-        else describe(dynamics.identity(), inside)
+        else _describe_dynamics(dynamics, inside)
     )
     return {
         "env": spec.name,
@@ -102,11 +102,19 @@ def _describe_env(env: Env, inside: tuple) -> dict[str, Any]:
     }
 
 
+def _describe_dynamics(dynamics: Dynamics, inside: tuple) -> dict[str, Any]:
+    """Parameters; of a function among them, what it has from outside as well."""
+    identity = dynamics.identity()
+    functions = {n: x for n, x in identity.items() if isinstance(x, types.FunctionType)}
+    seen = {n: {"function": describe(x), **_constants(x, inside)} for n, x in functions.items()}
+    return describe(identity, inside) | seen
+
+
 def _constants(function: Any, inside: tuple) -> dict[str, Any]:
     """Numbers, arrays, records and environments that a function has from outside of it, but for
     global names: by its closure, its default arguments, or as a method."""
     if isinstance(owner := getattr(function, "__self__", None), Dynamics):
-        return describe(owner.identity(), inside)
+        return _describe_dynamics(owner, inside)
     function = inspect.unwrap(function)  # of jax.jit and its like
     if isinstance(function, type) or any(function is x for x in inside):
         return {}

@@ -48,13 +48,13 @@ def evaluate(
         raise ConfigError(f"policy: got {shown(policy)}, expected a function of obs and key")
     acting = policy if isinstance(policy, Acting) else _acting_of(policy)
 
-    def play(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def play(key: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         return play_episodes(vectorize(env), acting, key, num_episodes, max_steps)
 
     if not isinstance(key, jax.core.Tracer):  # else what follows is traced before it runs anyway
         jax.eval_shape(play, key)
-    returns, lengths = play(key)
-    return summarize(returns, lengths, jnp.isfinite(returns))
+    returns, lengths, info = play(key)
+    return summarize(returns, lengths, jnp.isfinite(returns), info)
 
 
 def _acting_of(policy: Callable[[PyTree, jax.Array], jax.Array]) -> Acting:
@@ -67,24 +67,26 @@ def _acting_of(policy: Callable[[PyTree, jax.Array], jax.Array]) -> Acting:
 
 def play_episodes(
     env: Env, acting: Acting, key: jax.Array, num_episodes: int, max_steps: int
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Plays whole episodes, each from a fresh memory, in a vectorized environment.
 
     Returns:
-        The return and the length of each episode, `[num_episodes]`. One is broken off where an
-        observation or reward isn't finite, and its return is NaN.
+        The return and the length of each episode, and what `EnvSpec.metrics` names of its last
+        step's info, `[num_episodes]`. An episode is broken off where an observation or reward isn't
+        finite, and its return is NaN.
     """
     reset_key, play_key = jax.random.split(key)
     obs, env_state = env.reset(jax.random.split(reset_key, num_episodes))
     zeros = jnp.zeros(num_episodes, jnp.int32)
-    rest = (zeros.astype(bool), zeros.astype(jnp.float32), zeros)
+    metrics = dict.fromkeys(env.spec.metrics, zeros.astype(jnp.float32))
+    rest = (zeros.astype(bool), zeros.astype(jnp.float32), zeros, metrics)
     start = (0, obs, env_state, acting.init(num_episodes), *rest)
 
     def going(carry: tuple) -> jax.Array:
         return (carry[0] < max_steps) & ~jnp.all(carry[4])
 
     def step(carry: tuple) -> tuple:
-        time, obs, env_state, memory, over, returns, lengths = carry
+        time, obs, env_state, memory, over, returns, lengths, metrics = carry
         policy_key, env_key = jax.random.split(jax.random.fold_in(play_key, time))
         memory, action, _ = acting.step(memory, obs, policy_key)
         expected = (num_episodes, *env.spec.action_space.shape)
@@ -97,8 +99,9 @@ def play_episodes(
         fine = jax.vmap(all_finite)((timestep.obs, timestep.reward))
         returns = returns + jnp.where(over, 0.0, jnp.where(fine, timestep.reward, jnp.nan))
         lengths = lengths + (~over).astype(jnp.int32)
+        metrics = {n: jnp.where(over, x, timestep.info[n]) for n, x in metrics.items()}
         over = over | timestep.terminated | timestep.truncated | ~fine
-        return time + 1, timestep.obs, env_state, memory, over, returns, lengths
+        return time + 1, timestep.obs, env_state, memory, over, returns, lengths, metrics
 
-    *_, returns, lengths = jax.lax.while_loop(going, step, start)
-    return returns, lengths
+    *_, returns, lengths, metrics = jax.lax.while_loop(going, step, start)
+    return returns, lengths, metrics

@@ -11,15 +11,8 @@ from purerl.accelerator.devices import ALONE, Devices, spread
 from purerl.agents.acting import Acting, at_random, exploring, seeing
 from purerl.agents.base import Agent
 from purerl.agents.noise import Noise
-from purerl.envs.base import (
-    Env,
-    all_finite,
-    auto_reset,
-    map_actions,
-    time_limit,
-    vectorize,
-    where,
-)
+from purerl.envs.base import Env, all_finite, map_actions, time_limit, vectorize, where
+from purerl.envs.vector import VectorEnv, vector_env
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.experience.experience import Clock, Experience
 from purerl.experience.metrics import (
@@ -65,6 +58,7 @@ class Loop:
         first_update: how many rollouts are played before the one that is first learned from.
         random_rollouts: how many are played by actions drawn from the action space, at first.
         max_episodes: nothing changes any more once so many have ended; or None.
+        resets: how first states are drawn, as `vector_env` takes it.
         reset_each_episode: whether the buffer is emptied before each rollout.
         wait_end_path: whether rollouts are episodic.
         normalize_obs: whether observations are normalised.
@@ -87,6 +81,7 @@ class Loop:
     first_update: int
     random_rollouts: int
     max_episodes: int | None
+    resets: str
     reset_each_episode: bool
     wait_end_path: bool
     normalize_obs: bool
@@ -243,7 +238,8 @@ class Loop:
             evaluation = jax.lax.cond(
                 index.plus(1).divides(self.eval_every, self.num_updates),
                 lambda: self._evaluate(agent_state, stats, state.eval_key, index),
-                lambda: no_episodes(),  # a function whose trace is not kept, nor its `missing`
+                # A function whose trace is not kept, nor its `missing`.
+                lambda: no_episodes(self.env.spec.metrics),
             )
         new = RunState(
             agent=agent_state,
@@ -354,13 +350,13 @@ class Loop:
             progress = jnp.maximum(progress, jnp.minimum(ended, 1.0))
         return Clock(index.as_float() * self.steps_per_update, progress, self.devices)
 
-    def vector_env(self) -> Env:
+    def vector_env(self) -> VectorEnv:
         """The N environments as they are played: with auto-reset, and a limit where rollouts are
         episodic."""
         env, limit = self.env, self.env.spec.max_episode_steps
         if self.wait_end_path and (limit is None or limit > self.update_every):
             env = time_limit(env, self.update_every)  # so that every environment comes to an end
-        return map_actions(vectorize(auto_reset(env)), self.action_map)
+        return map_actions(vector_env(env, self.num_envs, self.resets), self.action_map)
 
     def _evaluate(
         self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count
@@ -370,8 +366,8 @@ class Loop:
         env = map_actions(vectorize(self.env), self.action_map)
         acting = seeing(self.agent.policy(agent_state), stats)
         size = (self.eval_max_episodes, self.eval_max_episode_steps)
-        returns, lengths = play_episodes(env, acting, key, *size)
-        return pool(summarize(returns, lengths, jnp.isfinite(returns)), self.devices)
+        returns, lengths, info = play_episodes(env, acting, key, *size)
+        return pool(summarize(returns, lengths, jnp.isfinite(returns), info), self.devices)
 
 
 def _freeze(

@@ -14,6 +14,7 @@ from purerl.agents.acting import Acting, Extras, Memory, mapping, seeing
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import dtype_name, is_real
+from purerl.envs.params import source_with
 from purerl.envs.spaces import is_space
 from purerl.experience.experience import see
 from purerl.experience.metrics import Count
@@ -53,6 +54,7 @@ class Policy:
         state: of the agent's state, what acting needs: no optimizers, no target networks.
         obs_stats: by which observations are normalised; None where they aren't.
         interface: the environment's `spec`, and the run's `action_processor`.
+        env_params: parameters of the environment that were hyperparameters, by name.
         num_updates: how many updates it has learned from; with an axis for each that runs are
             mapped over, where it is the policy of several.
     """
@@ -61,12 +63,16 @@ class Policy:
     state: PyTree
     obs_stats: RunningStats | None
     interface: Interface = struct.field(pytree_node=False)
+    env_params: dict[str, jax.Array] = struct.field(default_factory=dict)
     num_updates: Count = dataclasses.field(default_factory=lambda: Count.of(0))
 
     @property
     def spec(self) -> EnvSpec:
-        """The spec of the environment that it was trained in."""
-        return self.interface.spec
+        """The spec of the environment that it was trained in; its source has the parameters."""
+        spec = self.interface.spec
+        if not self.env_params:
+            return spec
+        return spec._replace(source=source_with(spec.source, self.env_params))
 
     def __call__(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
         """The agent's actions for observations as the environment gives them.

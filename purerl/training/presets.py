@@ -8,6 +8,7 @@ from typing import Any
 
 from purerl.agents import AGENTS
 from purerl.records.errors import ConfigError, shown, suggest
+from purerl.records.fields import read_names
 from purerl.training.config import TrainConfig
 
 
@@ -27,7 +28,7 @@ def preset(env: str, agent: str = "ppo", **changes: Any) -> TrainConfig:
         known = [f"{x}, {y}" for x, agents in list_presets().items() for y in agents]
         got = f"{shown(env)} with {shown(agent)}"
         raise ConfigError(f"preset: none for {got}; {suggest(env, known)}")
-    return TrainConfig.from_mapping({**found, "env": env, **changes})
+    return TrainConfig.from_mapping({**found, "env": env, **read_names(TrainConfig, changes)})
 
 
 def find_preset(env: Any, agent: str | None) -> dict[str, Any]:

@@ -63,7 +63,7 @@ DIFFERENCES = {
 def from_purejaxrl(config: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping for `TrainConfig.from_mapping` from a config of PureJaxRL's PPO or DQN.
 
-    Which of the two it is, its keys say. What differs is told in one `UserWarning`.
+    Its keys decide which of the two it is. One `UserWarning` lists the differences.
 
     Raises:
         ConfigError: a key that neither of them has; a value that can't be used.
@@ -82,9 +82,9 @@ def from_purejaxrl(config: Mapping[str, Any]) -> dict[str, Any]:
             (mapping["agent"] if part else mapping)[name] = config[key]
     work_out = _dqn if kind == "dqn" else _ppo
     work_out(config, mapping)
-    told = [*DIFFERENCES["both"], *DIFFERENCES[kind]]
-    told += [f"{key}: {text}" for key, text in OUTSIDE.items() if key in config]
-    warnings.warn(f"what differs from PureJaxRL: {'; '.join(told)}", stacklevel=3)
+    notes = [*DIFFERENCES["both"], *DIFFERENCES[kind]]
+    notes += [f"{key}: {text}" for key, text in OUTSIDE.items() if key in config]
+    warnings.warn(f"what differs from PureJaxRL: {'; '.join(notes)}", stacklevel=3)
     return mapping
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from purerl.accelerator.lean_scan import lean_scan
 from purerl.agents.acting import Acting
-from purerl.envs.base import AutoResetState, Env
+from purerl.envs.base import AutoResetState
+from purerl.envs.vector import FewResetsState, SpareState, VectorEnv
 from purerl.experience.metrics import Episodes, summarize
 from purerl.experience.transition import Transition
 
@@ -25,18 +26,18 @@ class RolloutState(NamedTuple):
         memory: of the `Acting`, `[N, ...]`.
     """
 
-    env: AutoResetState
+    env: AutoResetState | FewResetsState | SpareState
     episode: jax.Array
     returns: jax.Array
     length: jax.Array
     memory: PyTree
 
 
-def init_rollout(env: Env, acting: Acting, key: jax.Array, num_envs: int) -> RolloutState:
+def init_rollout(env: VectorEnv, acting: Acting, key: jax.Array, num_envs: int) -> RolloutState:
     """Resets N environments.
 
     Args:
-        env: vectorized, with auto-reset.
+        env: N environments, from `vector_env`.
         acting: whoever acts in them.
         key: for the initial states.
         num_envs: N.
@@ -47,7 +48,7 @@ def init_rollout(env: Env, acting: Acting, key: jax.Array, num_envs: int) -> Rol
     return RolloutState(state, zeros, returns, zeros, acting.init(num_envs))
 
 
-def restart(env: Env, acting: Acting, key: jax.Array, state: RolloutState) -> RolloutState:
+def restart(env: VectorEnv, acting: Acting, key: jax.Array, state: RolloutState) -> RolloutState:
     """Resets all environments, wherever they are; arguments as in `init_rollout`."""
     left = state.length > 0  # an episode that had begun
     fresh = init_rollout(env, acting, key, state.episode.shape[0])
@@ -56,7 +57,7 @@ def restart(env: Env, acting: Acting, key: jax.Array, state: RolloutState) -> Ro
 
 
 def rollout(
-    env: Env,
+    env: VectorEnv,
     acting: Acting,
     state: RolloutState,
     key: jax.Array,
@@ -67,7 +68,7 @@ def rollout(
     """Plays on from where the environments are, or from a reset of all of them.
 
     Args:
-        env: vectorized, with auto-reset; it takes the actions of `acting`.
+        env: N environments, from `vector_env`, which take the actions of `acting`.
         acting: whoever acts: `Agent.acting`, with what is put around it.
         state: the environments, and the memory.
         key: for actions, dynamics and resets.
@@ -119,9 +120,9 @@ def rollout(
             returns,
             length,
             ended,
+            {name: timestep.info[name] for name in env.spec.metrics},
         )
 
     start = state, jnp.ones(num_envs, bool) if episodic else None
-    (state, _), outputs = lean_scan(step, start, (split[:, 0], split[:, 1:]))
-    transitions, returns, lengths, ended = outputs
-    return state, transitions, summarize(returns, lengths, ended)
+    (state, _), (transitions, *seen) = lean_scan(step, start, (split[:, 0], split[:, 1:]))
+    return state, transitions, summarize(*seen)

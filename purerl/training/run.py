@@ -4,71 +4,52 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
 from purerl.accelerator.devices import Devices, check_divides
 from purerl.agents.base import Agent
-from purerl.agents.noise import Noise
 from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
 from purerl.envs.registry import as_env, source_of
 from purerl.envs.spaces import Space
 from purerl.experience.buffer import Buffer
 from purerl.experience.metrics import Metrics
-from purerl.experience.rewarders import Identity, Rewarder
+from purerl.experience.rewarders import Identity
 from purerl.nn.views import check_mask_is_kept
-from purerl.records.errors import ConfigError, sentence, shown, suggest
-from purerl.records.fields import INT32, INT64, check_count, check_key, total_names
+from purerl.records.docs import documented, section
+from purerl.records.errors import ConfigError, sentence
+from purerl.records.fields import check_key, field_options, read_names, total_names
 from purerl.training.loop import Loop, RunState
+from purerl.training.options import Options
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 MOST_ROWS = 10_000  # of metrics, where `log_every` isn't given
 COUNTED = 2**30  # updates in a row, and rows in a run, at most
 
 
-def make_loop(
-    env: Any,
-    agent: Agent,
-    buffer: Buffer | None = None,
-    *,
-    num_envs: int | None = None,
-    total_timesteps: int | None = None,
-    max_episodes: int | None = None,
-    update_every: int | None = None,
-    update_after: int | None = None,
-    rewarder: Rewarder | None = None,
-    noise: Noise | None = None,
-    action_processor: Callable[[jax.Array], jax.Array] | None = None,
-    normalize_obs: bool = False,
-    stop_if_nonfinite: bool = False,
-    log_every: int | None = None,
-    max_episode_steps: int | None = None,
-    skip_frames: int = 1,
-    reset_each_episode: bool = False,
-    wait_end_path: bool | None = None,
-    eval_every: int | None = None,
-    eval_max_episodes: int = 10,
-    eval_max_episode_steps: int | None = None,
-    num_devices: int = 1,
-) -> Loop:
-    """Puts a run together; `run` says what the arguments mean."""
-    _check_agent(agent)
-    raw_env = as_env(env)
-    env = limit_env(raw_env, max_episode_steps, skip_frames)
-    env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
-    defaults = agent.run_defaults
-    num_envs = defaults.num_envs if num_envs is None else num_envs
-    update_every = defaults.update_every if update_every is None else update_every
-    update_after = defaults.update_after if update_after is None else update_after
-    wait_end_path = defaults.wait_end_path if wait_end_path is None else wait_end_path
+def assemble(options: Options) -> Loop:
+    """Puts a run together, for one device or as the share of each of several.
 
-    buffer = _fit_buffer(buffer, agent, num_envs, update_every)
-    options = {"noise": noise, "wait_end_path": wait_end_path}
-    agent.check_run(num_envs, update_every, buffer, options)
+    Raises:
+        ConfigError: options that don't fit together.
+    """
+    options = options.with_defaults()
+    agent, noise, rewarder = options.agent, options.noise, options.rewarder
+    num_envs, update_every = cast(int, options.num_envs), cast(int, options.update_every)
+    update_after, wait_end_path = cast(int, options.update_after), bool(options.wait_end_path)
+    raw_env = as_env(options.env)
+    env = limit_env(raw_env, options.max_episode_steps, options.skip_frames)
+    env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
+    buffer = _fit_buffer(options.buffer, agent, num_envs, update_every)
+    agent.check_run(
+        num_envs, update_every, buffer, {"noise": noise, "wait_end_path": wait_end_path}
+    )
     if noise is not None and raw_env.spec.action_space.sizes is not None:
         raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
-    if normalize_obs:
+    if options.normalize_obs:
         check_mask_is_kept(raw_env.spec)
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
@@ -76,131 +57,112 @@ def make_loop(
     limit = env.spec.max_episode_steps
     if wait_end_path:
         limit = min(limit or update_every, update_every)
-    if total_timesteps is not None:
-        num_updates = -(-total_timesteps // (num_envs * update_every))
+    if options.total_timesteps is not None:
+        num_updates = -(-options.total_timesteps // (num_envs * update_every))
     else:
-        num_updates = _longest(max_episodes, limit, num_envs, update_every, wait_end_path)
-    log_every = _log_every(log_every, num_updates)
+        num_updates = _longest(options.max_episodes, limit, num_envs, update_every, wait_end_path)
     before_learning = -(-update_after // (num_envs * update_every))
     first_update = max(before_learning - 1, 0)
-    _check_length(num_updates, num_envs * update_every, first_update, update_after, eval_every)
+    _check_length(num_updates, num_envs * update_every, first_update, options)
+    defaults = agent.run_defaults
     loop = Loop(
         env=env,
         agent=agent,
         buffer=buffer,
         rewarder=rewarder,
         noise=defaults.noise if noise is None else noise,
-        action_map=action_map(raw_env.spec, action_processor),
+        action_map=action_map(raw_env.spec, options.action_processor),
         num_envs=num_envs,
         update_every=update_every,
         num_updates=num_updates,
-        log_every=log_every,
+        log_every=_log_every(options.log_every, num_updates),
         first_update=first_update,
         random_rollouts=before_learning if defaults.random_start else 0,
-        max_episodes=max_episodes,
-        reset_each_episode=reset_each_episode,
+        max_episodes=options.max_episodes,
+        resets=options.resets,
+        reset_each_episode=options.reset_each_episode,
         wait_end_path=wait_end_path,
-        normalize_obs=normalize_obs,
-        stop_if_nonfinite=stop_if_nonfinite,
-        eval_every=eval_every,
-        eval_max_episodes=eval_max_episodes,
-        eval_max_episode_steps=eval_max_episode_steps or env.spec.max_episode_steps or 10_000,
+        normalize_obs=options.normalize_obs,
+        stop_if_nonfinite=options.stop_if_nonfinite,
+        eval_every=options.eval_every,
+        eval_max_episodes=options.eval_max_episodes,
+        eval_max_episode_steps=options.eval_max_episode_steps
+        or env.spec.max_episode_steps
+        or 10_000,
     )
-    return loop if num_devices == 1 else _divide(loop, num_devices)
+    return loop if options.num_devices == 1 else _divide(loop, options.num_devices)
 
 
-def _check_length(
-    num_updates: int, steps: int, first_update: int, update_after: int, eval_every: int | None
-) -> None:
+def _check_length(num_updates: int, steps: int, first_update: int, options: Options) -> None:
     """Raises ConfigError where the run is over before it has learned, or was evaluated."""
     if first_update >= num_updates:
         raise ConfigError(
-            f"update_after: got {update_after}, expected less than the run's "
+            f"update_after: got {options.update_after}, expected less than the run's "
             f"{num_updates * steps} steps: nothing would be learned"
         )
-    if eval_every is not None and eval_every > num_updates:
+    if options.eval_every is not None and options.eval_every > num_updates:
         raise ConfigError(
-            f"eval_every: got {eval_every}, expected at most {num_updates}, the updates of the run"
+            f"eval_every: got {options.eval_every}, expected at most {num_updates}, the updates of "
+            "the run"
         )
 
 
+def _with_options(function: F) -> F:
+    """Shows every field of `Options` among a function's parameters, and in its docstring."""
+    signature, fields = inspect.signature(function), field_options(Options)
+    first = [x for x in signature.parameters.values() if x.kind is not x.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    rest = [
+        inspect.Parameter(
+            name,
+            keyword,
+            default=None if name == "total_timesteps" else field.default,
+            annotation=field.type,
+        )
+        for name, field in fields.items()
+        if name not in signature.parameters
+    ]
+    function.__signature__ = signature.replace(parameters=[*first, *rest])  # type: ignore[attr-defined]
+    if function.__doc__ is not None:
+        texts = documented(Options) | {"key": "decides everything random in the run."}
+        names = [parameter.name for parameter in (*first, *rest)]
+        arguments = section("Args", {name: texts[name] for name in names})
+        function.__doc__ = inspect.cleandoc(function.__doc__).replace("ARGS", arguments)
+    return function
+
+
+@_with_options
+def make_loop(env: Any, agent: Agent, buffer: Buffer | None = None, **options: Any) -> Loop:
+    """Puts a run together, for those who scan its steps themselves.
+
+    ARGS
+
+    Raises:
+        ConfigError: arguments that can't be used, or don't fit together.
+    """
+    given = {"total_timesteps": None, **read_names(Options, options)}
+    return assemble(Options(env=env, agent=agent, buffer=buffer, **given))
+
+
+@_with_options
 def run(
     env: Any, agent: Agent, buffer: Buffer | None = None, *, key: jax.Array, **options: Any
 ) -> tuple[RunState, Metrics]:
     """Trains an agent in an environment: the whole of it one `lax.scan`.
 
-    Args:
-        env: a name, an `Env`, or a gymnax `Environment`.
-        agent: the agent.
-        buffer: what it learns from; None for the agent's own choice.
-        key: everything random in the run follows from it.
-        num_envs: N, environments side by side; None for the agent's default.
-        total_timesteps: environment steps in all, over all N; rounded up to whole updates. Steps
-            are decisions: with frame skip each of them is several frames.
-        max_episodes: the run is over with the update in which so many episodes have ended, over all
-            N: nothing changes in the state after that, and metrics are NaN. At least one of this
-            and `total_timesteps` is given; alone it needs a time limit, to know how long at most.
-            An episode that NaN or infinity broke off doesn't count. Schedules go by the episodes or
-            by the steps, whichever are nearer to their end.
-        update_every: T, steps of each environment between updates; None for the agent's default.
-        update_after: environment steps, over all N, before anything is learned; None for the
-            agent's default. Until then DDPG's actions are drawn from the action space, evenly
-            between its bounds.
-        rewarder: transforms the reward that is learned from.
-        noise: exploration noise for agents that act deterministically, added to their actions; what
-            they learn from are the sums. None for the agent's default.
-        action_processor: from the agent's action to the environment's, just before the step; the
-            buffer keeps the agent's own. None clips to a Box's bounds.
-        normalize_obs: floats, by running mean and variance over all environments.
-        stop_if_nonfinite: the run is over once NaN or infinity came from the environment or would
-            have come into the agent, or numbers beyond 1e15 into running statistics. Such an update
-            is always skipped, such numbers are kept out, and both are counted in the metrics; by
-            default the run goes on after it.
-        log_every: updates that make a row of metrics: means, minima, maxima and counts over all of
-            them. None for the fewest with which the run has no more than 10,000 rows, which is 1
-            for runs of up to 10,000 updates.
-        max_episode_steps: a time limit: sets `truncated`, never `terminated`.
-        skip_frames: how often each action is repeated; rewards are summed.
-        reset_each_episode: empty the buffer before each rollout.
-        wait_end_path: episodic rollouts: all environments are reset and play T steps, a time limit;
-            what follows the first end of each is not `valid`: losses over paths leave it out. None
-            for the agent's default.
-        eval_every: evaluate after every so many updates; None for never.
-        eval_max_episodes: episodes in each evaluation.
-        eval_max_episode_steps: an evaluation's episodes stop there; None for the environment's own
-            limit, or 10,000 where it has none.
-        num_devices: D, the devices (of all hosts) that the environments are spread over. Sizes stay
-            totals: each device has a D-th of the environments, of the buffer, of every batch and of
-            an evaluation's episodes. What is learned is the same on all.
+    At least one of `total_timesteps` and `max_episodes` is needed.
+
+    ARGS
 
     Returns:
         The run's final state, and metrics with a leading axis `[num_rows]`.
 
     Raises:
-        ConfigError: arguments that don't fit together.
+        ConfigError: arguments that can't be used, or don't fit together.
     """
     check_key(key)
-    loop = make_loop(env, agent, buffer, **_checked(options))
+    loop = make_loop(env, agent, buffer, **options)
     return loop.spread(loop.scan)(loop.start(key))
-
-
-def _check_agent(agent: Any) -> None:
-    if not isinstance(agent, Agent):
-        raise ConfigError(f"agent: got {shown(agent)}, expected an agent, such as purerl.PPO()")
-
-
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `run`, sizes as integers. Raises ConfigError: an unknown name, or no such size."""
-    known = inspect.signature(make_loop).parameters
-    checked = dict(options)
-    for name, value in options.items():
-        if name not in known:
-            raise ConfigError(f"run: no argument {name!r}; {suggest(name, known)}")
-        if value is not None and str(known[name].annotation).startswith("int"):
-            counter = name in ("total_timesteps", "max_episodes", "update_after")
-            least, most = int(name != "update_after"), INT64 if counter else INT32
-            checked[name] = check_count(name, value, at_least=least, at_most=most)
-    return checked
 
 
 def _divide(loop: Loop, num_devices: int) -> Loop:

@@ -1,7 +1,7 @@
 """`make_train`: from a config to a pure function that trains."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,11 +10,13 @@ from flax import struct
 
 from purerl.agents import Agent
 from purerl.experience.metrics import Metrics
+from purerl.records.draws import list_values
 from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.fields import INT32, check_key
 from purerl.statistics import final_returns
 from purerl.training.check import check_size
-from purerl.training.config import TrainConfig, check_hyperparams, with_hyperparams
+from purerl.training.config import TrainConfig
+from purerl.training.hyperparams import env_hyperparams, with_hyperparams
 from purerl.training.loop import Loop, RunState
 from purerl.training.policy import Interface, Policy
 
@@ -35,6 +37,7 @@ class TrainOutput:
         interface: what lies between the policy and the environment.
         log_every: updates in each row of metrics; the last row may be of fewer.
         planned_updates: how many updates the run was to have; None for `log_every` in every row.
+        env_params: parameters of the environment that were hyperparameters, by name.
     """
 
     state: RunState
@@ -44,15 +47,15 @@ class TrainOutput:
     interface: Interface = struct.field(pytree_node=False)
     log_every: int = struct.field(pytree_node=False, default=1)
     planned_updates: int | None = struct.field(pytree_node=False, default=None)
+    env_params: dict[str, jax.Array] = struct.field(default_factory=dict)
 
     @functools.cached_property
     def policy(self) -> Policy:
         """What was learned, apart from the run: `out.policy(obs)` are actions for observations
         `[B, *obs_shape]`, `out.policy.step(obs)` is one for an environment outside of JAX."""
         state = self.agent.for_acting(self.state.agent)
-        return Policy(
-            self.agent, state, self.state.obs_stats, self.interface, self.state.num_updates
-        )
+        stats, count = self.state.obs_stats, self.state.num_updates
+        return Policy(self.agent, state, stats, self.interface, self.env_params, count)
 
     def value(self, obs: PyTree, memory: PyTree = ()) -> jax.Array:
         """Values `[B]` of observations `[B, *obs_shape]`, as `Policy.value` has them."""
@@ -114,7 +117,9 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
 
     Returns:
         `train(key, hyperparams=None) -> TrainOutput`. `key` is a typed key (`jax.random.key`);
-        `hyperparams` gives float fields of the agent by name, such as `{"lr": 3e-4}`. Map over
+        `hyperparams` gives float fields of the run's parts by path: those of the agent by name,
+        such as `{"lr": 3e-4}`, of others as `"noise.sigma"`, `"rewarder.factor"` or
+        `"buffer.alpha"`, and float parameters of the environment as `"env.gravity"`. Map over
         either or both by `jax.vmap`: one program is compiled for all.
 
     Raises:
@@ -128,19 +133,26 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
         loop = config.make_loop(hyperparams)
         check_size(loop)
         state, metrics = loop.spread(loop.scan)(loop.start(key))
-        agent = with_hyperparams(config.agent, check_hyperparams(hyperparams))
-        return make_output(config, loop, state, metrics, agent)
+        parts = config.parts()
+        agent = with_hyperparams(parts, hyperparams).get("agent", config.agent)
+        env_params = env_hyperparams(parts, hyperparams)
+        return make_output(config, loop, state, metrics, agent, env_params)
 
     return train
 
 
 def make_output(
-    config: TrainConfig, loop: Loop, state: RunState, metrics: Metrics, agent: Agent
+    config: TrainConfig,
+    loop: Loop,
+    state: RunState,
+    metrics: Metrics,
+    agent: Agent,
+    env_params: dict[str, jax.Array],
 ) -> TrainOutput:
     """What training leaves, from its parts."""
     interface = Interface(loop.env.spec, config.action_processor)
-    updates = loop.log_every, loop.num_updates
-    return TrainOutput(state, metrics, agent, loop.steps_per_update, interface, *updates)
+    static = loop.steps_per_update, interface, loop.log_every, loop.num_updates
+    return TrainOutput(state, metrics, agent, *static, env_params)
 
 
 def list_seeds(seeds: Any) -> tuple[int, ...]:
@@ -170,19 +182,6 @@ def check_seed(name: str, seed: Any) -> int:
     if not right or not 0 <= seed < 2**32:
         raise ConfigError(f"{name}: got {shown(seed)}, expected an integer 0 <= s < 2**32")
     return int(seed)
-
-
-def list_values(what: str, values: Any) -> list[Any]:
-    """The values as Python's own; raises ConfigError unless there are some."""
-    if isinstance(values, (np.ndarray, jax.Array)):
-        if values.ndim != 1:
-            raise ConfigError(f"{what}: got an array of shape {values.shape}, expected [values]")
-        values = np.asarray(values).tolist()
-    if not isinstance(values, (Sequence, range)) or isinstance(values, (str, bytes)):
-        raise ConfigError(f"{what}: got {shown(values)}, expected a sequence of values")
-    if not values:
-        raise ConfigError(f"{what}: got no values, expected at least one")
-    return [x.item() if isinstance(x, np.generic) else x for x in values]
 
 
 def final_return(metrics: Metrics, num_rows: np.ndarray) -> np.ndarray:

@@ -1,0 +1,340 @@
+"""Parameters of an environment: their kinds, other values, and new ones for every episode."""
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.envs.base import Adapter, Dynamics, Env, EnvSource, PyTree, dynamics_of, typed
+from purerl.records.draws import Choice, Uniform, distribution
+from purerl.records.errors import ConfigError, raised, sentence, shown, suggest
+
+Values = dict[str, Any]
+FIXED = "it fixes the program: make an environment for each of its values"
+PREFIX = "env."  # of a parameter's name among hyperparameters, and on the command line
+
+
+def env_params(env: Env) -> Values:
+    """An environment's parameters by name, and their values; those of `randomize` are what they are
+    drawn from. `{}` of one that has none, such as an `Env` whose functions are a user's."""
+    dynamics = dynamics_of(env)
+    return {} if dynamics is None else dynamics.params()
+
+
+def check_params(name: str, known: Mapping[str, Any], values: Mapping[str, Any]) -> Values:
+    """Values for some of the parameters, in the kinds of those that are there.
+
+    Args:
+        name: the environment's.
+        known: its parameters; the kind of a value that is None is any.
+        values: what is given: a float parameter takes a float, which may be traced, or a
+            distribution, also as text: `"uniform(4.9, 9.8)"`.
+
+    Raises:
+        ConfigError: an unknown name, or a value of another kind.
+    """
+    for word in values:
+        if word not in known:
+            hint = suggest(word, known) if known else "it has none (purerl.register gives some)"
+            raise ConfigError(f"env: {name} has no parameter {shown(word)}; {hint}")
+    return {word: _checked(f"{PREFIX}{word}", x, known[word]) for word, x in values.items()}
+
+
+def _checked(where: str, value: Any, like: Any) -> Any:
+    """A value of the kind of another one."""
+    if is_float(like) or is_drawn(like):
+        return _checked_float(where, value)
+    kinds: tuple[tuple[Any, Any, str], ...] = (
+        ((bool, np.bool_), bool, "True or False"),
+        ((int, np.integer), int, "an integer"),
+        (str, str, "text"),
+    )
+    for kind, make, noun in kinds:
+        if isinstance(like, kind):
+            if noun == "an integer" and isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if not isinstance(value, kind) or (make is int and isinstance(value, bool)):
+                raise ConfigError(f"{where}: got {shown(value)}, expected {noun}")
+            return make(value)
+    if isinstance(like, (np.ndarray, jax.Array)) and _is_real(like.dtype):
+        return _checked_array(where, value, like)
+    return tuple(value) if isinstance(like, tuple) and isinstance(value, list) else value
+
+
+def _checked_float(where: str, value: Any) -> Any:
+    if isinstance(value, str) and "(" in value:
+        try:
+            value = distribution(value)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    if isinstance(value, Choice) and not any(isinstance(x, str) for x in value.options):
+        return Choice([_checked_float(where, x) for x in value.options])
+    if isinstance(value, Uniform):
+        return value
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        if value.shape:
+            raise ConfigError(
+                f"{where}: got an array of shape {value.shape}, expected a float; to sweep it, "
+                "give train its hyperparameters under jax.vmap"
+            )
+        if isinstance(value, jax.core.Tracer) and _is_real(value.dtype):
+            return value
+        value = value.item() if _is_real(value.dtype) else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise ConfigError(
+            f"{where}: got {shown(value)}, expected a float, or what it is drawn from for each "
+            "episode, such as uniform(0, 1)"
+        )
+    return float(value)
+
+
+def _checked_array(where: str, value: Any, like: Any) -> Any:
+    with sentence(f"{where}: got {shown(value)}, expected numbers of shape {like.shape}"):
+        array = jnp.asarray(value, like.dtype)
+    if array.shape != like.shape:
+        raise ConfigError(f"{where}: got shape {array.shape}, expected {like.shape}")
+    return array
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jax.dtypes.issubdtype(dtype, kind) for kind in (np.integer, np.floating))
+
+
+def is_float(value: Any) -> bool:
+    """Whether a parameter with this value is a float, and so may be a hyperparameter."""
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return value.shape == () and jax.dtypes.issubdtype(value.dtype, np.floating)
+    return isinstance(value, float)
+
+
+def is_drawn(value: Any) -> bool:
+    """Whether a parameter with this value is drawn for every episode."""
+    return isinstance(value, (Uniform, Choice))
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two values are equal: of arrays, in all their numbers."""
+    arrays = (np.ndarray, np.generic, jax.Array)
+    if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
+        return one is other
+    if not (isinstance(one, arrays) or isinstance(other, arrays)):
+        return type(one) is type(other) and bool(one == other)
+    dtypes = [getattr(x, "dtype", np.dtype(float)) for x in (one, other)]
+    if any(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) for dtype in dtypes):
+        return one is other
+    return bool(np.array_equal(np.asarray(one), np.asarray(other)))
+
+
+def differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple:
+    """Those values that aren't the defaults, as `EnvSource.params` has them."""
+    changed = {n: x for n, x in values.items() if n not in defaults or not is_same(x, defaults[n])}
+    return tuple(sorted((name, frozen(x)) for name, x in changed.items()))
+
+
+def frozen(value: Any) -> Any:
+    """Plain and hashable, where it has such a form: tuples for lists and arrays."""
+    array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
+    if array and _is_real(value.dtype):
+        value = np.asarray(value).tolist()
+    return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def replace_params(env: Env, values: Mapping[str, Any]) -> Env:
+    """The environment, and its spec as it is, with other values of float parameters.
+
+    Args:
+        env: the environment.
+        values: by name, scalars that may be traced.
+
+    Raises:
+        ConfigError: as `check_traceable`.
+    """
+    if not values:
+        return env
+    for name, x in values.items():
+        check_traceable(env, name, x)
+    dynamics = dynamics_of(env)
+    assert dynamics is not None
+    values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
+    return dynamics.replace_params(values).as_env(env.spec)
+
+
+def check_traceable(env: Env, name: str, value: Any = 0.0) -> None:
+    """Raises ConfigError unless a parameter is a float that can be traced, and this a scalar."""
+    known = env_params(env)
+    value = check_params(env.spec.name, known, {name: value})[name]
+    given, full = known[name], PREFIX + name
+    if is_drawn(given):
+        raise ConfigError(f"{full}: is drawn for every episode, from {given}")
+    if is_drawn(value):
+        raise ConfigError(f"{full}: got {value}, expected a float (purerl.randomize draws)")
+    if not is_float(given):
+        raise ConfigError(f"{full}: {shown(given)} is no float, so that {FIXED}")
+    why = _why_fixed(env, name)
+    if why:
+        raise ConfigError(f"{full}: {why}, so that {FIXED}")
+
+
+def is_traceable(env: Env, name: str) -> bool:
+    """Whether a parameter is a hyperparameter: a float that can be traced."""
+    return is_float(env_params(env).get(name)) and not _why_fixed(env, name)
+
+
+_found: weakref.WeakKeyDictionary[Dynamics, dict[str, str]] = weakref.WeakKeyDictionary()
+
+
+def _why_fixed(env: Env, name: str) -> str:
+    """Why a float parameter can't be traced; "" where it can. Found once for each environment."""
+    dynamics = dynamics_of(env)
+    assert dynamics is not None, "who has no parameters is asked for none"
+    found = _found.setdefault(dynamics, {})
+    if name not in found:
+        found[name] = _probe(dynamics, env, name)
+    return found[name]
+
+
+def _probe(dynamics: Dynamics, env: Env, name: str) -> str:
+    if dynamics.fixes_spec(name):
+        return f"the spec of {env.spec.name} follows from it"
+
+    def play(value: jax.Array, key: jax.Array) -> None:
+        made = dynamics.replace_params({name: value})
+        made.step(key, made.reset(key)[1], env.spec.action_space.sample(key))
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        jax.eval_shape(play, jax.ShapeDtypeStruct((), jnp.float32), key)
+    except Exception as error:  # of every kind, from a user's code
+        return f"{env.spec.name} can't be traced with it ({raised(error)})"
+    return ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made(Adapter):
+    """An environment as `make` makes it, under the spec that it has there.
+
+    Attributes:
+        env: the environment; its spec has the source.
+        own: the parameters of what makes it, and their values; the rest are those inside.
+        again: `(values) -> Env`, that is made with other values for some of its own.
+    """
+
+    exact = False  # for `check_env` to see it as it is
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    again: Callable[[Mapping[str, Any]], Env] | None = None
+
+    def identity(self) -> Values:
+        inner = dynamics_of(self.env)
+        found = {"env": self.env} if inner is None else inner.identity()
+        # An object of gymnax has them among its attributes.
+        return found | ({"make": dict(self.own)} if self.own and "gymnax" not in found else {})
+
+    def params(self) -> Values:
+        return {**super().params(), **self.own}
+
+    def fixes_spec(self, name: str) -> bool:
+        return name not in self.own and super().fixes_spec(name)
+
+    def replace_params(self, values: Mapping[str, Any]) -> Dynamics:
+        if not set(values) & set(self.own):
+            return super().replace_params(values)
+        assert self.again is not None
+        env = self.again(values)
+        if env.spec != self.env.spec:
+            raise ConfigError("its spec follows from it")
+        # With the source that it had: of traced values there is none.
+        return dataclasses.replace(self, env=env._replace(spec=self.env.spec))
+
+
+class RandomizedState(NamedTuple):
+    """State of an environment of `randomize`.
+
+    Attributes:
+        env: the inner state.
+        params: `[]` float32 each, those of this episode by name.
+    """
+
+    env: PyTree
+    params: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Randomized(Adapter):
+    """An environment whose parameters are drawn at each reset.
+
+    Attributes:
+        env: the environment.
+        sample: `(key) -> values by name`, or a distribution for each name.
+    """
+
+    sample: Any
+
+    def reset(self, key: jax.Array) -> tuple[PyTree, RandomizedState]:
+        sample_key, reset_key = jax.random.split(key)
+        drawn = {n: jnp.asarray(x, jnp.float32) for n, x in self.draw(sample_key).items()}
+        obs, state = self._with(drawn).reset(reset_key)
+        return obs, RandomizedState(state, drawn)
+
+    def step(
+        self, key: jax.Array, state: RandomizedState, action: jax.Array
+    ) -> tuple[RandomizedState, Any]:
+        inner, timestep = self._with(state.params).step(key, state.env, action)
+        return RandomizedState(inner, state.params), timestep
+
+    def draw(self, key: jax.Array) -> Values:
+        """Values for an episode, by name."""
+        if callable(self.sample):
+            return self.sample(key)
+        keys = jax.random.split(key, len(self.sample))
+        pairs = zip(keys, self.sample.items(), strict=True)
+        return {name: x.sample(key) for key, (name, x) in pairs}
+
+    def _with(self, values: Mapping[str, Any]) -> Dynamics:
+        inner = dynamics_of(self.env)
+        assert inner is not None, "checked by `randomize`"
+        return inner.replace_params(values)
+
+    def params(self) -> Values:
+        ranges = {} if callable(self.sample) else self.sample
+        return {**super().params(), **ranges}
+
+
+def randomized(env: Env, sample: Any) -> Env:
+    """`randomize`, of arguments that are one thing: a function, or distributions by name.
+
+    Raises:
+        ConfigError: see `randomize`.
+    """
+    adapter = Randomized(typed(env), sample)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with sentence("randomize: sample(key) can't be traced"):
+        drawn = jax.eval_shape(adapter.draw, key)
+    if not isinstance(drawn, Mapping) or not drawn:
+        raise ConfigError(
+            f"randomize: sample(key) gives {shown(drawn)}, expected values by name, such as "
+            '{"gravity": jax.random.uniform(key)}'
+        )
+    for name, x in drawn.items():
+        if x.shape != () or not _is_real(x.dtype):
+            raise ConfigError(
+                f"randomize: {name} is {x.dtype} of shape {x.shape}, expected one number"
+            )
+    for name in drawn:
+        check_traceable(env, name)
+    return adapter.as_env(env.spec._replace(source=None))
+
+
+def source_with(source: EnvSource | None, values: Mapping[str, Any]) -> EnvSource | None:
+    """The call of `make` with other values of some parameters, of which those that were traced are
+    float32; None where they are traced still, or are those of several runs."""
+    known = not any(isinstance(x, jax.core.Tracer) or np.shape(x) for x in values.values())
+    if source is None or not known:
+        return None
+    # As they are written: the float32 nearest to 1.6 is 1.60000002.
+    floats = {name: float(str(np.float32(x))) for name, x in values.items()}
+    return EnvSource(source.name, tuple(sorted({**dict(source.params), **floats}.items())))

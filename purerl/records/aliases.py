@@ -1,0 +1,96 @@
+"""Other names of fields: those of Stable-Baselines3, PureJaxRL, CleanRL, rejax and Brax.
+
+An alias is accepted wherever its field is, in Python, TOML and flags, where it means the same in
+the same unit. What resembles a field but means another quantity is only hinted at in an error.
+"""
+
+# By alias, the fields that it may stand for; a record takes the one that it has.
+ALIASES: dict[str, tuple[str, ...]] = {
+    # Agents.
+    "learning_rate": ("lr",),
+    "actor_learning_rate": ("actor_lr",),
+    "policy_learning_rate": ("actor_lr",),
+    "critic_learning_rate": ("critic_lr",),
+    "discount": ("gamma",),
+    "discount_factor": ("gamma",),
+    "discounting": ("gamma",),
+    "gae_lambda": ("lam",),
+    "clip_eps": ("eps_clip",),
+    "clip_range": ("eps_clip",),
+    "clip_coef": ("eps_clip",),
+    "clipping_epsilon": ("eps_clip",),
+    "clip_vloss": ("clip_value",),
+    "ent_coef": ("entropy_beta",),
+    "entropy_coef": ("entropy_beta",),
+    "entropy_cost": ("entropy_beta",),
+    "vf_coef": ("value_coef",),
+    "value_loss_coef": ("value_coef",),
+    "n_epochs": ("K_epochs",),
+    "num_epochs": ("K_epochs",),
+    "update_epochs": ("K_epochs",),
+    "num_updates_per_batch": ("K_epochs",),
+    "minibatch_size": ("batch_size",),
+    "buffer_batch_size": ("batch_size",),
+    "norm_adv": ("normalize_advantage",),
+    "normalize_advantages": ("normalize_advantage",),
+    "anneal_lr": ("anneal",),
+    "lr_linear_decay": ("anneal",),
+    "hidden_sizes": ("hidden",),
+    "hidden_layer_sizes": ("hidden",),
+    "exploration_initial_eps": ("epsilon_start",),
+    "exploration_final_eps": ("epsilon_end",),
+    "epsilon_finish": ("epsilon_end",),
+    "start_e": ("epsilon_start",),
+    "end_e": ("epsilon_end",),
+    "eps_start": ("epsilon_start",),
+    "eps_end": ("epsilon_end",),
+    # Runs.
+    "env_name": ("env",),
+    "env_id": ("env",),
+    "n_envs": ("num_envs",),
+    "n_steps": ("n_step", "update_every"),  # of returns, or of a rollout
+    "num_steps": ("update_every",),
+    "train_freq": ("update_every",),
+    "train_frequency": ("update_every",),
+    "timesteps": ("total_timesteps",),
+    "num_timesteps": ("total_timesteps",),
+    "learning_starts": ("update_after",),
+    "frame_skip": ("skip_frames",),
+    "action_repeat": ("skip_frames",),
+    "norm_obs": ("normalize_obs",),
+    "normalize_observations": ("normalize_obs",),
+    "norm_reward": ("normalize_reward",),
+    "normalize_rewards": ("normalize_reward",),
+    "action_noise": ("noise",),
+    "n_eval_episodes": ("eval_max_episodes",),
+    # Buffers and noises.
+    "buffer_size": ("maxlen",),
+    "capacity": ("maxlen",),
+    "std": ("sigma",),
+    "std_dev": ("sigma",),
+}
+# The nearest field, in another unit or of another meaning: for errors only.
+HINTS = {
+    "num_minibatches": "batch_size",  # their size, not their number
+    "eval_freq": "eval_every",  # in updates, not in steps
+    "training_interval": "update_every",  # of each environment, not of all
+    "target_update_interval": "target_update_every",  # in gradient steps
+    "target_network_frequency": "target_update_every",
+    "exploration_fraction": "epsilon_steps",  # in environment steps
+    "polyak": "tau",  # 1 - polyak
+    "exploration_noise": "noise",
+}
+
+
+def field_of(name: str, known: list[str]) -> str:
+    """The field among those known that a name stands for: itself, or the one that it is an alias
+    of; the name where it is none of either."""
+    if name in known:
+        return name
+    return next((field for field in ALIASES.get(name, ()) if field in known), name)
+
+
+def aliases_of(known: list[str]) -> dict[str, str]:
+    """Every alias of these fields, with its field."""
+    found = {alias: field_of(alias, known) for alias in ALIASES}
+    return {alias: field for alias, field in found.items() if field != alias}

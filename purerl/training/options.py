@@ -1,0 +1,182 @@
+"""The one list of a run's options: `TrainConfig` checks them, `run` takes them as arguments."""
+
+from collections.abc import Callable
+from typing import Any, Self, cast
+
+import jax
+
+from purerl.agents import PPO, Agent
+from purerl.agents.noise import Noise
+from purerl.envs.registry import as_env
+from purerl.envs.vector import parse_resets
+from purerl.experience.buffer import Buffer
+from purerl.experience.rewarders import Rewarder, RunningNormalize
+from purerl.records.errors import ConfigError
+from purerl.records.fields import Record, flag, integer, static, title, unchecked
+from purerl.training.hyperparams import Parts
+
+
+def _instance(base: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if isinstance(value, base):
+            return value
+        raise ValueError(f"call it: {value.__name__}()" if isinstance(value, type) else "")
+
+    return check
+
+
+def _function(value: Any) -> Any:
+    if not callable(value):
+        raise ValueError
+    return value
+
+
+def _rewarder(value: Any) -> Any:
+    if isinstance(value, type):
+        raise ValueError(f"call it: {value.__name__}()")
+    if not callable(value) or not callable(getattr(value, "init", None)):
+        raise ValueError("it has init(num_envs), and can be called")
+    return value
+
+
+def _resets(value: Any) -> str:
+    try:
+        kind, ratio = parse_resets(value)
+    except ConfigError as error:
+        hint = str(error).rpartition("; ")[2]
+        raise ValueError(hint if hint.startswith("did you mean") else "") from None
+    return kind if kind == "fresh" else f"{kind}({ratio})"
+
+
+class Options(Record):
+    """The options of a run, each checked alone. A new one is a field here, and its use.
+
+    Attributes:
+        env: a name such as `"CartPole-v1"`, a mapping of a name and parameters such as
+            `{"name": "CartPole-v1", "gravity": 1.6}`, a `purerl.Env`, a gymnax `Environment` or a
+            wrapper of one, or a pair of such a one and its parameters.
+        agent: an agent with its hyperparameters, such as `purerl.PPO(lr=3e-4)`.
+        total_timesteps: environment steps in all, over all N; rounded up to whole updates. Steps
+            are decisions: with frame skip each of them is several frames. None where
+            `max_episodes` ends the run.
+        max_episodes: the run is over with the update in which this many episodes have ended, over
+            all N: after it the state is frozen, and metrics are NaN. Alone, without
+            `total_timesteps`, it needs a time limit, so that the longest run is known. An episode
+            broken off by NaN or infinity doesn't count. Schedules follow the episodes or the steps,
+            whichever are nearer to their end.
+        num_envs: N, environments side by side; None for the agent's default.
+        update_every: T, steps of each environment between updates; None for the agent's default.
+        update_after: environment steps, over all N, before the first update; None for the agent's
+            default. Until then DDPG draws its actions uniformly from the action space.
+        buffer: the experience that is learned from; None for the agent's default.
+        normalize_obs: normalise observations by the running mean and variance over all
+            environments.
+        normalize_reward: divide rewards by the running standard deviation of the discounted return:
+            `rewarder=purerl.RunningNormalize()`.
+        stop_if_nonfinite: end the run once NaN or infinity came from the environment or would have
+            come into the agent, or numbers beyond 1e15 into running statistics. Such an update is
+            always skipped, such numbers are kept out, and both are counted in the metrics; by
+            default the run continues.
+        log_every: updates in a row of metrics: means, minima, maxima and counts over all of them.
+            None for the fewest with which the run has no more than 10,000 rows: 1 for runs of up to
+            10,000 updates.
+        rewarder: transforms the reward that is learned from.
+        noise: exploration noise for deterministic agents, added to their actions; the agent learns
+            from the sums. None for the agent's default.
+        action_processor: from the agent's actions `[N, *action_shape]` to the environment's, just
+            before the step; the buffer keeps the agent's. None clips to a Box's bounds.
+        max_episode_steps: a time limit below the environment's: sets `truncated`, never
+            `terminated`.
+        skip_frames: how often each action is repeated; rewards are summed.
+        resets: how first states of new episodes are drawn. "fresh": at every step one for each
+            environment, of which those are taken whose episode ended. "optimistic(16)" and
+            "spare(16)" draw N / 16 a step, faster where a reset costs as much as a step: see
+            `purerl.vector_env`.
+        reset_each_episode: empty the buffer before each rollout.
+        wait_end_path: episodic rollouts: all environments are reset and play T steps, a time limit;
+            steps after the first end of each are not `valid`, and losses over paths leave them out.
+            None for the agent's default.
+        eval_every: evaluate the greedy policy each time after this many updates; None for never.
+        eval_max_episodes: the number of episodes in each evaluation (it plays exactly this many).
+        eval_max_episode_steps: a time limit for an evaluation's episodes; None for the
+            environment's, or 10,000 where it has none.
+        num_devices: D, the devices (of all hosts) that the environments are spread over. Sizes stay
+            totals: each device has a D-th of `num_envs`, of the buffer, of every batch and of
+            `eval_max_episodes`, which D divides. What is learned is the same on all.
+    """
+
+    _title = "run"  # in errors, where it is no TrainConfig
+
+    env: Any = static()
+    agent: Agent = static(
+        default=PPO(),
+        check=_instance(Agent),
+        expected="an agent, such as purerl.PPO()",
+        optional=False,
+    )
+    total_timesteps: int | None = integer(default=500_000, at_least=1, optional=True, counter=True)
+    max_episodes: int | None = integer(default=None, at_least=1, optional=True, counter=True)
+    num_envs: int | None = integer(default=None, at_least=1, optional=True)
+    update_every: int | None = integer(default=None, at_least=1, optional=True)
+    update_after: int | None = integer(default=None, at_least=0, optional=True, counter=True)
+    buffer: Buffer | None = static(
+        default=None, check=_instance(Buffer), expected="a purerl.Buffer"
+    )
+    normalize_obs: bool = flag(default=False)
+    normalize_reward: bool = flag(default=False)
+    stop_if_nonfinite: bool = flag(default=False)
+    log_every: int | None = integer(default=None, at_least=1, at_most=2**30, optional=True)
+    rewarder: Rewarder | None = static(
+        default=None, check=_rewarder, expected="a rewarder, such as purerl.Scale(0.1)"
+    )
+    noise: Noise | None = static(
+        default=None,
+        check=_instance(Noise),
+        expected="a noise, such as purerl.GaussianNoise()",
+    )
+    action_processor: Callable[[jax.Array], jax.Array] | None = static(
+        default=None, check=_function, expected="a function of the action"
+    )
+    max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
+    skip_frames: int = integer(default=1, at_least=1)
+    resets: str = static(
+        default="fresh",
+        check=_resets,
+        expected="'fresh', 'optimistic(16)' or 'spare(16)', of any number",
+        optional=False,
+    )
+    reset_each_episode: bool = flag(default=False)
+    wait_end_path: bool | None = flag(default=None, optional=True)
+    eval_every: int | None = integer(default=None, at_least=1, at_most=2**30, optional=True)
+    eval_max_episodes: int = integer(default=10, at_least=1)
+    eval_max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
+    num_devices: int = integer(default=1, at_least=1)
+
+    def check(self) -> None:
+        super().check()
+        if self.normalize_reward and self.rewarder is not None:
+            name = title(type(self))
+            raise ConfigError(f"{name}.normalize_reward: can't be set together with rewarder")
+
+    def with_defaults(self) -> Self:
+        """The options with the sizes that the agent chooses where the user doesn't."""
+        defaults = self.agent.run_defaults
+        names = ("num_envs", "update_every", "update_after", "wait_end_path")
+        left = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
+        if self.normalize_reward:
+            left |= {"rewarder": RunningNormalize(), "normalize_reward": False}
+        return unchecked(self, **left)
+
+    def parts(self) -> Parts:
+        """The environment and the records that the run is made of, defaults filled in: their float
+        fields are hyperparameters, by the first word of their paths. None for what the run doesn't
+        have."""
+        whole, agent = self.with_defaults(), self.agent
+        default = agent.make_buffer(cast(int, whole.num_envs), cast(int, whole.update_every))
+        return {
+            "agent": agent,
+            "noise": agent.run_defaults.noise if self.noise is None else self.noise,
+            "rewarder": whole.rewarder,
+            "buffer": default if self.buffer is None else self.buffer,
+            "env": as_env(self.env),
+        }

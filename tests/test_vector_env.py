@@ -1,0 +1,258 @@
+"""How the first states of new episodes are drawn: each from the right distribution, few a step."""
+
+import pickle
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import Tiny, faulty, mostly_slow, quick_jit, walk
+
+import purerl
+from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, auto_reset, vector_env
+from purerl.envs.vector import parse_resets
+
+STRATEGIES = ["fresh", "optimistic(4)", "spare(4)"]
+
+
+class Chance(NamedTuple):
+    name: jax.Array
+    time: jax.Array
+
+
+def chancy(end=0.2):
+    """Episodes that carry a name, uniform in [0, 1), and end with a chance of some at each step; by
+    a time limit where the name is below a half."""
+
+    def observe(state):
+        return jnp.stack([state.name, state.time.astype(jnp.float32)])
+
+    def reset(key):
+        state = Chance(jax.random.uniform(key), jnp.int32(0))
+        return observe(state), state
+
+    def step(key, state, action):
+        state = Chance(state.name, state.time + 1)
+        over = jax.random.uniform(key) < end
+        died = over & (state.name >= 0.5)
+        timestep = TimeStep(observe(state), jnp.float32(1), died, over & ~died, {})
+        return state, timestep
+
+    return Env(reset, step, EnvSpec("chancy", Box(0.0, jnp.inf, (2,)), Discrete(2)))
+
+
+def play(env, resets, num_envs, num_steps, seed=0):
+    """What was acted on, what followed, what is acted on next, `[T, N, ...]`; and how many first
+    states were shared."""
+    many = vector_env(env, num_envs, resets)
+    assert many.num_envs == num_envs
+    keys = jax.random.split(jax.random.key(seed), (num_steps + 1, num_envs))
+
+    def step(state, keys):
+        new, timestep = many.step(keys, state, jnp.zeros(num_envs, jnp.int32))
+        return new, (state.obs, timestep, new.obs)
+
+    def run(keys):
+        obs, state = many.reset(keys[0])
+        state, seen = jax.lax.scan(step, state._replace(obs=obs), keys[1:])
+        return seen, getattr(state, "num_shared", 0)
+
+    return jax.tree.map(np.asarray, quick_jit(run)(keys))
+
+
+@pytest.mark.parametrize("resets", STRATEGIES)
+def test_the_successor_is_kept_and_every_start_is_acted_on(resets):
+    (before, timestep, after), _ = play(chancy(), resets, 8, 60)
+    done = timestep.terminated | timestep.truncated
+    assert timestep.terminated.any()
+    assert timestep.truncated.any()
+    assert not (timestep.terminated & timestep.truncated).any()
+    # The true successor is of the episode that ended: its name, and its last time.
+    np.testing.assert_array_equal(timestep.obs[..., 0], before[..., 0])
+    np.testing.assert_array_equal(timestep.obs[..., 1], before[..., 1] + 1)
+    # What is acted on next is that, or the start of another episode.
+    np.testing.assert_array_equal(before[1:], after[:-1])
+    np.testing.assert_array_equal(after[~done], timestep.obs[~done])
+    np.testing.assert_array_equal(after[done][:, 1], 0.0)
+    own = done & ~timestep.info.get("shared_start", np.zeros_like(done))
+    assert np.all(after[own][:, 0] != before[own][:, 0])
+
+
+def starts(resets, env=None, num_envs=40, num_steps=400):
+    """Names of new episodes, in order of steps and environments, those that are shared left out;
+    and the names and the lengths of the episodes that they follow."""
+    (before, timestep, after), _ = play(env or chancy(), resets, num_envs, num_steps)
+    done = timestep.terminated | timestep.truncated
+    own = done & ~timestep.info.get("shared_start", np.zeros_like(done))
+    return after[own][:, 0], before[own][:, 0], before[own][:, 1]
+
+
+@pytest.mark.parametrize("resets", [*STRATEGIES, "optimistic(40)", "spare(10)"])
+def test_starts_are_drawn_from_the_distribution_whatever_ended(resets):
+    names, names_before, lengths = starts(resets)
+    assert len(names) > (300 if "(40)" in resets else 1000)
+    assert len(np.unique(names)) >= len(names) - 3  # new ones, of 2**23 that there are
+    ordered, share = np.sort(names), np.arange(len(names)) / len(names)
+    # Kolmogorov and Smirnov's distance, at a chance of 1 in 10,000 to be above.
+    assert np.max(np.abs(ordered - share)) < 2.23 / np.sqrt(len(names))
+    # Independent of the episode before, of its length, and of one another.
+    bound = 4 / np.sqrt(len(names))
+    for other in (names_before, lengths, np.roll(names, 1)):
+        assert abs(np.corrcoef(names, other)[0, 1]) < bound
+
+
+def test_fresh_is_each_environment_with_resets_of_its_own():
+    env, num = chancy(), 6
+    many, plain = vector_env(env, num), purerl.vectorize(auto_reset(env))
+    keys = jax.random.split(jax.random.key(0), (2, num))
+    _, state = many.reset(keys[0])
+    action = jnp.zeros(num, jnp.int32)
+    found = many.step(keys[1], state, action)
+    expected = plain.step(keys[1], plain.reset(keys[0])[1], action)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_strategies_play_the_same_episodes_up_to_their_ends():
+    (obs, _, _), _ = play(walk(5), "fresh", 4, 5)
+    (others, _, _), _ = play(walk(5), "optimistic(2)", 4, 5)
+    np.testing.assert_array_equal(obs, others)
+
+
+def test_optimistic_shares_starts_only_where_more_end_than_are_drawn():
+    num, ratio, length = 12, 4, 3
+    (_, timestep, after), shared_in_all = play(walk(length), f"optimistic({ratio})", num, 9)
+    shared = timestep.info["shared_start"]
+    for t in range(9):
+        if (t + 1) % length:
+            assert not shared[t].any()
+            continue
+        names = after[t, :, 0]
+        # All 12 end, 3 starts are drawn: each goes to 4, and 9 of them are counted.
+        assert np.unique(names, return_counts=True)[1].tolist() == [ratio] * 3
+        assert shared[t].sum() == num - 3
+        assert len(np.unique(names[~shared[t]])) == 3
+    assert shared_in_all == 3 * (num - 3)
+    # Of one kind that ends alone none is shared.
+    (_, timestep, _), shared_in_all = play(chancy(0.02), "optimistic(4)", num, 50)
+    ends = (timestep.terminated | timestep.truncated).sum(1)
+    assert shared_in_all == np.maximum(ends - 3, 0).sum()
+
+
+def spare_by_hand(done, num_resets):
+    """Which ends `[T, N]` begin where the episode before began, by a plain loop."""
+    age = np.zeros(done.shape[1], int)
+    shared = np.zeros_like(done)
+    for t, ends in enumerate(done):
+        urgent = np.flatnonzero(ends & (age > 0))
+        rest = np.flatnonzero(~ends & (age > 0))
+        oldest = [sorted(x, key=lambda i: -age[i]) for x in (urgent, rest)]
+        for i in [*oldest[0], *oldest[1]][:num_resets]:
+            age[i] = 0
+        shared[t] = ends & (age > 0)
+        age = np.where(age > 0, age + 1, 0)
+        age[ends] = 1
+    return shared
+
+
+def test_spare_gives_every_environment_a_start_though_all_end_together():
+    num, ratio = 16, 8
+    (_, timestep, after), shared_in_all = play(walk(ratio), f"spare({ratio})", num, 5 * ratio)
+    names = after[ratio - 1 :: ratio, :, 0]
+    assert len(np.unique(names)) == names.size == 5 * num
+    assert shared_in_all == 0
+    assert not timestep.info["shared_start"].any()
+
+
+@pytest.mark.parametrize(("end", "ratio"), [(0.3, 12), (0.6, 4), (0.05, 4)])
+def test_spare_counts_where_an_environment_begins_as_it_did_before(end, ratio):
+    num = 12
+    (before, timestep, after), shared_in_all = play(chancy(end), f"spare({ratio})", num, 80)
+    done = timestep.terminated | timestep.truncated
+    expected = spare_by_hand(done, num // ratio)
+    shared = timestep.info["shared_start"]
+    np.testing.assert_array_equal(shared.sum(1), expected.sum(1))
+    assert shared_in_all == expected.sum()
+    for t, n in np.argwhere(done):
+        again = after[t, n, 0] == before[t, n, 0]
+        assert again == shared[t, n]
+    for t in range(80):  # never where another one begins
+        names = after[t, done[t], 0]
+        assert len(np.unique(names)) == len(names)
+
+
+@pytest.mark.parametrize("resets", STRATEGIES)
+def test_broken_simulations_are_cut_and_begun_again(resets):
+    (_, timestep, after), _ = play(faulty(walk(4), 0.3), resets, 8, 40)
+    broken = timestep.info["nonfinite"]
+    assert broken.any()
+    assert timestep.truncated[broken & ~timestep.terminated].all()
+    assert np.isfinite(after).all()
+
+
+def test_states_may_hold_keys_and_be_pickled():
+    base = walk(3)
+
+    def reset(key):
+        obs, state = base.reset(key)
+        return obs, (state, key)
+
+    def step(key, state, action):
+        inner, timestep = base.step(key, state[0], action)
+        return (inner, jax.random.split(state[1])[0]), timestep
+
+    for resets in STRATEGIES:
+        play(Env(reset, step, base.spec), resets, 4, 8)
+        env = vector_env(purerl.make("CartPole-v1"), 4, resets)
+        assert pickle.loads(pickle.dumps(env)).spec == env.spec
+
+
+@pytest.mark.parametrize(
+    ("resets", "message"),
+    [
+        ("optimstic(4)", "did you mean 'optimistic'"),
+        ("fresh(4)", r"got 'fresh.4.', expected 'fresh', 'optimistic"),
+        ("spare(0)", "resets: got 0, expected an integer >= 1"),
+        ("spare(x)", r"resets: got 'spare.x.', expected"),
+        (4, "resets: got 4, expected"),
+    ],
+)
+def test_what_is_no_strategy_is_said(resets, message):
+    with pytest.raises(purerl.ConfigError, match=message):
+        vector_env(walk(), 4, resets)
+
+
+@pytest.mark.parametrize("resets", mostly_slow(STRATEGIES[1:], ["spare(4)"]))
+def test_a_run_with_few_resets(resets, tmp_path):
+    options = {"num_envs": 8, "update_every": 8, "total_timesteps": 320}
+    config = purerl.TrainConfig(env=chancy(0.3), agent=Tiny(), resets=resets, **options)
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    outs = quick_jit(jax.vmap(purerl.make_train(config)))(keys)
+    assert outs.metrics.num_episodes.sum() > 50
+    data = np.asarray(outs.state.rollout.env.num_shared)
+    assert np.all((data > 0) & (data < outs.metrics.num_episodes.sum(1)))
+    # In chunks, and resumed, it is the same to the bit.
+    chunked = purerl.fit(config.replace(total_timesteps=128), tmp_path, seeds=[1])
+    chunked = purerl.fit(config, tmp_path, seeds=[1], report_every=0.0)
+    whole = jax.jit(jax.vmap(purerl.make_train(config)))(keys[1:])
+    for x, y in zip(jax.tree.leaves(whole.metrics), jax.tree.leaves(chunked.metrics), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_strategy_is_an_option():
+    config = purerl.TrainConfig(env="CartPole-v1", resets="spare( 4)")
+    assert config.resets == config.to_mapping()["resets"] == "spare(4)"
+    assert purerl.TrainConfig.from_mapping(config.to_mapping()).resets == "spare(4)"
+    assert purerl.TrainConfig(env="CartPole-v1").make_loop().resets == "fresh"
+    for wrong, words in (
+        ("spair(4)", "did you mean 'spare'"),
+        (4, "got 4, expected 'fresh', 'opt"),
+    ):
+        with pytest.raises(purerl.ConfigError, match=words):
+            purerl.TrainConfig(env="CartPole-v1", resets=wrong)
+
+
+def test_strategies_by_name():
+    assert parse_resets("spare") == ("spare", 16)
+    assert parse_resets("optimistic( 8 )") == ("optimistic", 8)
+    assert parse_resets("fresh") == ("fresh", 1)
