@@ -101,7 +101,7 @@ def _play(
 
     def choose(policy: Policy | None, obs: PyTree, index: jax.Array, drawn: jax.Array) -> jax.Array:
         if policy is None:
-            return env.spec.action_space.sample(drawn, env.spec.legal_actions(obs))
+            return env.spec.random_action(drawn, obs)
         batch = jax.tree.map(lambda x: x[None], obs)
         return policy.act(batch, None if key is None else jax.random.fold_in(key, index))[0]
 

@@ -117,7 +117,8 @@ def rollout(
             action = _perturb(env, action, drawn)
         if at_random is not None:
             any_key = jax.random.fold_in(keys[1], 1)  # the noise has drawn from the key itself
-            drawn = jax.vmap(env.spec.action_space.sample)(jax.random.split(any_key, num_envs))
+            keys_of_each = jax.random.split(any_key, num_envs)
+            drawn = jax.vmap(env.spec.random_action)(keys_of_each, obs)
             action = jnp.where(at_random, drawn.astype(action.dtype), action)
         env_state, timestep = env.step(keys[2], state.env, process_action(action))
         done = timestep.terminated | timestep.truncated
