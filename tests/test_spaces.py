@@ -178,7 +178,7 @@ def test_distributions_of_choices_against_numpy(space, masked):
 
 
 @pytest.mark.parametrize("space", CHOICES, ids=repr)
-@pytest.mark.parametrize("scale", [1.0, 1e4, 1e30])
+@pytest.mark.parametrize("scale", [1.0, 1e30])
 def test_gradients_under_masks(space, scale):
     """Of the log probability in closed form, the choice minus the probabilities; finite, and 0 for
     what is illegal, however large the logits."""

@@ -11,7 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from kit.environments import ALL, SIZES, category, doors, hidden_goal, locks
 from policies import make_policy, observations
-from toys import quick_jit, walk
+from toys import mostly_slow, quick_jit, walk
 
 import purerl
 from purerl import Box, Discrete, EnvSpec
@@ -188,7 +188,7 @@ def test_entries_that_nobody_reads():
 
 @pytest.mark.filterwarnings("ignore:.*symmetric and normalized")
 @pytest.mark.filterwarnings("ignore:.*infinity. This is probably too")
-@pytest.mark.parametrize("make", ALL)
+@pytest.mark.parametrize("make", mostly_slow(ALL, (doors, locks, hidden_goal)))
 def test_environments_with_everything_in_gymnasium_and_in_files(make, tmp_path):
     env = make()
     theirs, vector = purerl.to_gymnasium(env), purerl.to_gymnasium(env, 3)
@@ -213,13 +213,12 @@ def test_environments_with_everything_in_gymnasium_and_in_files(make, tmp_path):
     assert returns.min() > -7.0  # nothing illegal was done
     purerl.save_policy(policy, tmp_path / "policy")
     if make is locks:
-        with pytest.raises(purerl.RunError, match=r"locks.*lambda.*load_policy\(path, legal="):
-            purerl.load_policy(tmp_path / "policy")
-        loaded = purerl.load_policy(tmp_path / "policy", legal=env.spec.legal)
+        for other in (None, walk(), doors()):
+            with pytest.raises(purerl.RunError, match=r"locks.*lambda.*load_policy\(path, env="):
+                purerl.load_policy(tmp_path / "policy", env=other)
+        loaded = purerl.load_policy(tmp_path / "policy", env=env)
     else:
-        loaded = purerl.load_policy(tmp_path / "policy")
-        with pytest.raises(purerl.RunError, match=r"legal: got .*, expected None"):
-            purerl.load_policy(tmp_path / "policy", legal=locks().spec.legal)
+        loaded = purerl.load_policy(tmp_path / "policy", env=env)
     seen = observations(env.spec.observation_space, 16)
     np.testing.assert_array_equal(loaded(seen), policy(seen))
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.agents.noise import Noise
-from purerl.envs.spaces import Space
+from purerl.envs.base import EnvSpec
 from purerl.experience.experience import see
 from purerl.experience.normalize import RunningStats
 from purerl.records.errors import ConfigError, shown
@@ -106,13 +106,13 @@ def exploring(acting: Acting, noise: Noise | None, space: Any) -> Acting:
     )
 
 
-def at_random(acting: Acting, space: Space, condition: jax.Array) -> Acting:
-    """Acting by draws from the action space where a condition, `[]` bool, holds."""
+def at_random(acting: Acting, spec: EnvSpec, condition: jax.Array) -> Acting:
+    """Acting by draws from the legal actions where a condition, `[]` bool, holds."""
 
     def step(memory: Memory, obs: Obs, key: Any) -> tuple[Memory, jax.Array, Extras]:
         memory, action, extras = acting.step(memory, obs, key)
         keys = jax.random.split(jax.random.fold_in(key, 1), action.shape[0])
-        drawn = jax.vmap(space.sample)(keys).astype(action.dtype)
+        drawn = jax.vmap(spec.random_action)(keys, obs).astype(action.dtype)
         return memory, jnp.where(condition, drawn, action), extras
 
     return acting._replace(step=step)

@@ -174,7 +174,7 @@ def _policies(args: argparse.Namespace) -> dict[str, Policy]:
     """The policies that are meant, by name. Raises RunError."""
     target = _target(args)
     if _is_policy(target):
-        return {target.name: load_policy(target)}
+        return {target.name: load_policy(target, env=args.env)}
     view = RunView(target)
     seeds = view.seeds
     if args.of is not None and args.of not in map(str, seeds):

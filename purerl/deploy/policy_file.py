@@ -21,7 +21,7 @@ import numpy as np
 from purerl.agents import AGENTS, Agent
 from purerl.deploy.plain_space import count_elements, space_from_plain, space_to_plain
 from purerl.envs.base import EnvSpec
-from purerl.envs.registry import make, plain_source, source_from_plain
+from purerl.envs.registry import as_env, make, plain_source, source_from_plain
 from purerl.experience.metrics import Count
 from purerl.experience.normalize import init_stats
 from purerl.nn.defaults import (
@@ -110,7 +110,7 @@ def load_policy(
     agent: Agent | type[Agent] | None = None,
     *,
     action_processor: Callable[[jax.Array], jax.Array] | None = None,
-    legal: Callable[[PyTree], jax.Array] | None = None,
+    env: Any = None,
 ) -> Policy:
     """A policy that `save_policy` wrote; it acts as the one that was saved, bit for bit.
 
@@ -120,19 +120,19 @@ def load_policy(
             agent with them, such as `purerl.PPO(actor=MyActor)`; where the agent itself is your
             own, its class. All else comes from the file.
         action_processor: that of the run, where it had one.
-        legal: the environment's `EnvSpec.legal`, where that is a function and `purerl.make` doesn't
-            make the environment.
+        env: the environment, where it is your own and its `EnvSpec.legal` a function: a name, an
+            `Env`, or a gymnax `Environment`.
 
     Raises:
         RunError: the file can't be read, is damaged, is no policy's or another version's, or the
-            agent (or action_processor, or legal) has to be given, or is another than the file's.
+            agent (or action_processor, or env) has to be given, or is another than the file's.
     """
     path = check_path("path", path)
     with _opened(path) as archive:
         about = _read_about(path, archive)
         try:
             spec = _spec(about["spec"], archive)
-            spec = spec._replace(legal=_legal(path, about["spec"], spec, legal))
+            spec = spec._replace(legal=_legal(path, about["spec"], spec, env))
             made = _make_agent(path, _plausible(about["agent"], archive), agent)
             processor = about["action_processor"]
             if (processor is None) != (action_processor is None):
@@ -324,23 +324,24 @@ def _plain_legal(spec: EnvSpec) -> dict[str, Any] | None:
     return {"key": spec.legal} if isinstance(spec.legal, str) else {"function": _name(spec.legal)}
 
 
-def _legal(path: Path, plain: Mapping[str, Any], spec: EnvSpec, given: Any) -> Any:
-    """The `EnvSpec.legal` of the file: its key, or the function that is given, or that of the
-    environment by its name."""
+def _legal(path: Path, plain: Mapping[str, Any], spec: EnvSpec, env: Any) -> Any:
+    """The `EnvSpec.legal` of the file: its key, or the function of the environment that is given,
+    or of the one that has the name. A name of code is for the user to give: no file brings code.
+    """
     saved = plain.get("legal")  # which files of earlier versions don't have
-    function = None if saved is None else saved.get("function")
-    if given is not None and function is None:
-        raise RunError(f"legal: got {_name(given)}, expected None, as {path} has it")
-    if function is None:
+    if saved is None or "key" in saved:
         return None if saved is None else str(saved["key"])
-    if given is None and spec.source is not None:
-        given = make(spec.source.name, **dict(spec.source.params)).spec.legal
-    if given is None:
+    if env is None and spec.source is not None and ":" not in spec.source.name:
+        env = make(spec.source.name, **dict(spec.source.params))
+    found = None if env is None else as_env(env).spec
+    if found is None or found.legal is None or found.action_space != spec.action_space:
+        got = "" if found is None else f"; got {found.name}, which is another"
         raise RunError(
-            f"{path} is of an environment whose legal actions are given by {function}, whose code "
-            "isn't in the file: load it with load_policy(path, legal=...)"
+            f"{path} is of {spec.name}, whose legal actions follow from {saved['function']}, which "
+            "isn't in the file: give the environment, as load_policy(path, env=...) or by --env"
+            + got
         )
-    return given
+    return found.legal
 
 
 def _plausible(agent: dict[str, Any], archive: _Archive) -> dict[str, Any]:

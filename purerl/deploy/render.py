@@ -99,8 +99,7 @@ def _play(
     """
 
     def by_chance(obs: PyTree, key: jax.Array) -> tuple[jax.Array, dict]:
-        legal = env.spec.legal_actions(jax.tree.map(lambda x: x[0], obs))
-        return env.spec.action_space.sample(key, legal)[None], {}
+        return env.spec.random_action(key, jax.tree.map(lambda x: x[0], obs))[None], {}
 
     @jax.jit
     def play(policy: Policy | None, key: jax.Array) -> tuple:

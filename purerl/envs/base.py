@@ -90,6 +90,10 @@ class EnvSpec(NamedTuple):
         mask = obs[self.legal] if isinstance(self.legal, str) else self.legal(obs)
         return mask.astype(jnp.bool_)
 
+    def random_action(self, key: jax.Array, obs: PyTree) -> jax.Array:
+        """An action that is legal at one observation, uniformly drawn."""
+        return self.action_space.sample(key, self.legal_actions(obs))
+
     def _facts(self) -> tuple:
         spaces = self.observation_space, self.action_space
         return self.name, spaces, self.max_episode_steps, self.metrics

@@ -342,12 +342,7 @@ def _plain(x: Any) -> np.ndarray:
 def _start_and_step(env: Env, key: jax.Array) -> Any:
     reset_key, action_key, step_key = jax.random.split(key, 3)
     obs, state = env.reset(reset_key)
-    return obs, env.step(step_key, state, _random_action(env, action_key, obs))
-
-
-def _random_action(env: Env, key: jax.Array, obs: Any) -> jax.Array:
-    """A legal one."""
-    return env.spec.action_space.sample(key, env.spec.legal_actions(obs))
+    return obs, env.step(step_key, state, env.spec.random_action(action_key, obs))
 
 
 def _require_equal(x: Any, y: Any, message: str, exact: bool = False) -> None:
@@ -387,7 +382,7 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
     def step(carry: tuple) -> tuple:
         time, obs, state, seen = carry
         keys = jax.random.split(jax.random.fold_in(play_key, time), (2, EPISODES))
-        action = jax.vmap(lambda key, obs: _random_action(env, key, obs))(keys[0], obs)
+        action = jax.vmap(env.spec.random_action)(keys[0], obs)
         stuck = jax.vmap(lambda obs: _no_legal_action(env, obs))(obs)
         state, timestep = many.step(keys[1], state, action)
         valid = ~seen.over

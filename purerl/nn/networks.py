@@ -248,7 +248,9 @@ class Critic(nn.Module):
         assert self.action_space is not None
         return self.action_space.num_outputs
 
-    initial_memory = Actor.initial_memory
+    def initial_memory(self, batch: int) -> Any:
+        """As of an `Actor`."""
+        raise NotImplementedError(f"{type(self).__name__} has to implement initial_memory")
 
     def __call__(self, obs: Any, action: jax.Array | None = None, memory: Any = None) -> Any:
         """`[B]` values; `[B, n]` from a critic that gives those of all actions; of a network with a
@@ -505,7 +507,7 @@ def _create(network: Actor | Critic, obs: Any, memory: Any, **inputs: Any) -> tu
         raise ConfigError(f"{name}: has {what}")
     if memory is None:
         return network.create_network(seen, **inputs), None
-    out = network.create_network(seen, memory=memory, **inputs)
+    out = cast(Any, network).create_network(seen, memory=memory, **inputs)
     if not _is_pair(out):
         raise ConfigError(
             f"{name}.create_network: got {_shown(out)}, expected a pair: the output, and the memory"

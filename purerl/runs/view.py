@@ -256,7 +256,7 @@ class RunView:
         """
         files = [self.folder / POLICIES / f"seed-{seed}.policy" for seed in seeds]
         if not self._stale() and all(file.exists() for file in files):
-            return dict(zip(seeds, map(load_policy, files), strict=True))
+            return {seed: load_policy(x, env=env) for seed, x in zip(seeds, files, strict=True)}
         newest = self._newest_checkpoint()
         if newest is None:
             raise RunError(

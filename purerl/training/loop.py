@@ -287,7 +287,7 @@ class Loop:
         acting = exploring(acting, self.noise, space)
         if self.random_rollouts > 0:
             begun = Count.of(index).at_least(self.random_rollouts)
-            acting = at_random(acting, space, ~begun)
+            acting = at_random(acting, self.env.spec, ~begun)
         return acting
 
     def _running(self, state: RunState) -> jax.Array | None:
