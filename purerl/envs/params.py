@@ -220,28 +220,29 @@ class Made(Adapter):
 
     Attributes:
         env: the environment; its spec has the source.
-        own: the parameters of what makes it, and their values; the rest are those inside.
-        again: `(values) -> Env`, that is made with other values for some of its own.
+        arguments: the parameters of what makes it, and their values; the rest are those inside.
+        again: `(values) -> Env`, that is made with other values for some of its arguments.
     """
 
     exact = False  # for `check_env` to see it as it is
-    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     again: Callable[[Mapping[str, Any]], Env] | None = None
 
     def identity(self) -> Values:
         inner = dynamics_of(self.env)
         found = {"env": self.env} if inner is None else inner.identity()
-        # An object of gymnax has them among its attributes.
-        return found | ({"make": dict(self.own)} if self.own and "gymnax" not in found else {})
+        if not self.arguments or "gymnax" in found:  # which has them among its attributes
+            return found
+        return found | {"make": dict(self.arguments)}
 
     def params(self) -> Values:
-        return {**super().params(), **self.own}
+        return {**super().params(), **self.arguments}
 
     def fixes_spec(self, name: str) -> bool:
-        return name not in self.own and super().fixes_spec(name)
+        return name not in self.arguments and super().fixes_spec(name)
 
     def replace_params(self, values: Mapping[str, Any]) -> Dynamics:
-        if not set(values) & set(self.own):
+        if not set(values) & set(self.arguments):
             return super().replace_params(values)
         assert self.again is not None
         env = self.again(values)

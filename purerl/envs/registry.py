@@ -64,8 +64,8 @@ def make(name: str, /, **params: Any) -> Env:
         purerl.make("CartPole-v1", gravity=purerl.Uniform(4.9, 9.8))  # another for each episode
 
     Args:
-        name: one of `env_names()`, or `"module:name"` for an environment of one's own in a module
-            that can be imported: an `Env`, a gymnax `Environment`, or what returns one.
+        name: one of `env_names()`, or `"module:name"` for yours, in a module that can be
+            imported: an `Env`, a gymnax `Environment`, or what returns one.
         **params: parameters of the environment in place of its defaults: keyword arguments of what
             makes it, and fields of a gymnax environment's `EnvParams`. A distribution, such as
             `purerl.Uniform(4.9, 9.8)`, is drawn from for every episode.
@@ -102,26 +102,27 @@ class _Maker(NamedTuple):
 
 def _make(name: str, params: Mapping[str, Any]) -> Env:
     maker = _find(name)
-    own = {n: x for n, x in params.items() if maker.takes_all or n in maker.defaults}
-    own = {
-        **own,
-        **check_params(name, maker.defaults, {n: own[n] for n in maker.defaults if n in own}),
-    }
-    return _build(name, maker, own, {n: x for n, x in params.items() if n not in own})
+    known = {n: x for n, x in params.items() if n in maker.defaults}
+    rest = {n: x for n, x in params.items() if n not in maker.defaults}
+    arguments = check_params(name, maker.defaults, known)
+    if maker.takes_all:
+        arguments, rest = {**arguments, **rest}, {}
+    return _build(name, maker, arguments, rest)
 
 
-def _build(name: str, maker: _Maker, own: Mapping[str, Any], rest: Mapping[str, Any]) -> Env:
+def _build(name: str, maker: _Maker, arguments: Mapping[str, Any], rest: Mapping[str, Any]) -> Env:
     """An environment.
 
     Args:
         name: what it is called.
         maker: what makes it.
-        own: parameters of the maker.
+        arguments: those of its parameters that are given to the maker.
         rest: parameters of what it makes.
     """
-    drawn = {n: x for n, x in own.items() if is_drawn(x)}
-    with sentence(f"env: {name!r} can't be made" + (f" with {shown(dict(own))}" if own else "")):
-        made = maker.call(**{n: x for n, x in own.items() if n not in drawn})
+    drawn = {n: x for n, x in arguments.items() if is_drawn(x)}
+    given = f" with {shown(dict(arguments))}" if arguments else ""
+    with sentence(f"env: {name!r} can't be made{given}"):
+        made = maker.call(**{n: x for n, x in arguments.items() if n not in drawn})
     if isinstance(made, type) or not (isinstance(made, Env) or gymnax.is_gymnax(made)):
         made = as_env(made)  # says what is wrong with it
     usual = env_params(made) if isinstance(made, Env) else _usual(made)
@@ -130,9 +131,9 @@ def _build(name: str, maker: _Maker, own: Mapping[str, Any], rest: Mapping[str, 
     drawn |= {n: x for n, x in rest.items() if is_drawn(x)}
     fixed = {n: x for n, x in rest.items() if n not in drawn}
     env = _with(made, fixed, name if maker.known else None)
-    values = {**maker.defaults, **{n: x for n, x in own.items() if n not in drawn}}
-    again = _Again(name, maker, own, fixed)
-    changed = *differing(own, maker.defaults), *differing(rest, usual)
+    values = {**maker.defaults, **{n: x for n, x in arguments.items() if n not in drawn}}
+    again = _Again(name, maker, arguments, fixed)
+    changed = *differing(arguments, maker.defaults), *differing(rest, usual)
     traced = any(isinstance(x, jax.core.Tracer) for _, x in changed)
     source = None if traced else EnvSource(name, tuple(sorted(changed)))
     env = with_our_spaces(env)
@@ -151,14 +152,14 @@ class _Again:
 
     name: str
     maker: _Maker
-    own: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     rest: Mapping[str, Any]
 
     def __call__(self, values: Mapping[str, Any]) -> Env:
-        ours = {n: x for n, x in self.own.items() if not is_drawn(x)}
-        own = {**ours, **{n: x for n, x in values.items() if n in self.maker.defaults}}
-        rest = {**self.rest, **{n: x for n, x in values.items() if n not in own}}
-        return _build(self.name, self.maker, own, rest)
+        ours = {n: x for n, x in self.arguments.items() if not is_drawn(x)}
+        arguments = {**ours, **{n: x for n, x in values.items() if n in self.maker.defaults}}
+        rest = {**self.rest, **{n: x for n, x in values.items() if n not in arguments}}
+        return _build(self.name, self.maker, arguments, rest)
 
 
 def _usual(env: Any) -> Values:
@@ -209,7 +210,7 @@ def _maker(factory: Callable[..., Any]) -> _Maker:
 
 
 def _import(name: str) -> Any:
-    """What there is under a name in a user's own module."""
+    """What there is under a name in a user's module."""
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)

@@ -89,8 +89,8 @@ class SpareState(NamedTuple):
 def vector_env(env: Env, num_envs: int, resets: str = "fresh") -> VectorEnv:
     """N environments side by side, with a strategy for the first states of new episodes.
 
-    Every first state is drawn from the environment's own distribution, independently of why and
-    when the episode before it ended. With `optimistic` and `spare` some of them may be drawn once
+    Every first state is drawn from the environment's distribution, independently of why and when
+    the episode before it ended. With `optimistic` and `spare` some of them may be drawn once
     for several episodes; these are counted in `state.num_shared`, and True in
     `info["shared_start"]`:
 
