@@ -11,6 +11,7 @@
     make_train, fit, sweep           once; with checkpoints; over seeds and hyperparameters
     PPO, DQN, DDPG, ActorCritic, REINFORCE
     Actor, Critic, Agent, Env        to subclass, or to fill in; check_agent, check_env
+    fields                           real, integer, ...: the hyperparameters of an agent
     Policy, save_policy, export_policy, render, to_gymnasium
     plot_curves, plot_comparison, plot_sweep, statistics
 """
@@ -84,6 +85,7 @@ from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhN
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
+from purerl.records import fields  # noqa: E402
 from purerl.records.draws import Choice, LogUniform, Uniform  # noqa: E402
 from purerl.records.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
 from purerl.runs.console import console_sink  # noqa: E402
@@ -184,6 +186,7 @@ __all__ = [
     "evaluate",
     "evaluate_in_gymnasium",
     "export_policy",
+    "fields",
     "fit",
     "gae",
     "gymnax_env",

@@ -6,6 +6,8 @@ import inspect
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,6 +49,15 @@ def test_the_tour(capsys):
     returns = np.array([[float(x) for x in curve.groups()] for curve in curves if curve])
     assert len(returns) >= 5
     assert np.all(returns[:, 1] > returns[:, 0])
+
+
+def test_the_agent_to_copy_from_trains_with_its_temperature_mapped_over():
+    agent = load("own_agent").AWR()
+    config = purerl.TrainConfig("CartPole-v1", agent, num_envs=2, update_every=4)
+    train = jax.vmap(purerl.make_train(config), (None, 0))
+    out = jax.eval_shape(train, jax.random.key(0), {"temperature": jnp.ones(3)})
+    assert out.metrics.losses["policy_loss"].shape[0] == 3
+    assert set(out.metrics.losses) == {"loss", "policy_loss", "value_loss"}
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.py")), ids=lambda path: path.stem)

@@ -91,7 +91,7 @@ class Below(Above):
 def test_a_docstring_has_what_it_inherits():
     assert Below.__doc__ == (
         "Another.\n\nAttributes:\n    one, two: a pair.\n    three: said anew.\n"
-        "    four: over two lines.\n\nRaises:\n    ConfigError: never.\n"
+        "    four: over\n        two lines.\n\nRaises:\n    ConfigError: never.\n"
     )
     for record in [*purerl.AGENTS.values(), purerl.TrainConfig, purerl.OrnsteinUhlenbeckNoise]:
         assert set(field_options(record)) <= set(documented(record)), record

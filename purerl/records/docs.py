@@ -26,16 +26,18 @@ def complete(cls: type, fields: list[str]) -> str | None:
     """
     if cls.__doc__ is None:  # python -OO
         return None
+    here = {name for names, _ in _entries(cls.__doc__) for name in names}
     texts = documented(cls)
-    lines = {name: texts[name] for name in fields if name in texts}
-    doc = inspect.cleandoc(cls.__doc__)
-    before, title, rest = doc.partition("Attributes:\n")
-    after = re.split(r"\n(?=\S)", rest, maxsplit=1)[1:] if title else []
-    if not title:
-        before, raises, tail = doc.partition("Raises:\n")
-        after = [raises + tail] if raises else []
-    parts = [before.rstrip(), section("Attributes", lines) if lines else "", *after]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    missing = {name: texts[name] for name in fields if name in texts and name not in here}
+    if not missing:
+        return cls.__doc__
+    doc, inherited = inspect.cleandoc(cls.__doc__), section("Attributes", missing)
+    for title in ("Attributes:\n", "Raises:\n"):
+        before, found, after = doc.partition(title)
+        if found:
+            between = "\n" if title in inherited else f"\n\n{title}"
+            return f"{before}{inherited}{between}{after}\n"
+    return f"{doc}\n\n{inherited}\n"
 
 
 def section(title: str, entries: Mapping[str, str]) -> str:
