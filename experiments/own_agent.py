@@ -60,21 +60,28 @@ class AWR(purerl.Agent):
         params = {"actor": actor.init(actor_key, obs), "critic": critic.init(critic_key, obs)}
         return AWRState(params, self.optimizer().init(params), actor, critic)
 
-    def act(self, state, obs, key):
+    def acting(self, state, clock):
         """Actions `[N, *action_shape]`, and what `update` finds beside them in the buffer."""
-        distribution = state.actor.apply(state.params["actor"], obs)
-        return distribution.sample(key), {"value": self.value(state, obs)}
 
-    def policy(self, state, obs, key=None):
-        distribution = state.actor.apply(state.params["actor"], obs)
-        return distribution.mode() if key is None else distribution.sample(key)
+        def act(obs, key):
+            distribution = state.actor.apply(state.params["actor"], obs)
+            return distribution.sample(key), {"value": self.value(state, (), obs)}
 
-    def value(self, state, obs):
+        return purerl.memoryless(act)
+
+    def policy(self, state, *, sample=False):
+        def act(obs, key):
+            distribution = state.actor.apply(state.params["actor"], obs)
+            return distribution.sample(key) if sample else distribution.mode(), {}
+
+        return purerl.memoryless(act)
+
+    def value(self, state, memory, obs):
         return state.critic.apply(state.params["critic"], obs)
 
-    def update(self, state, buffer, buffer_state, key):
-        data = buffer.read(buffer_state)  # [T, N, ...] each
-        next_value = jax.vmap(lambda obs: self.value(state, obs))(data["next_obs"])
+    def update(self, state, experience, key, clock):
+        data = experience.read()  # [T, N, ...] each
+        next_value = jax.vmap(lambda obs: self.value(state, (), obs))(data["next_obs"])
         ends = data["terminated"], data["truncated"]
         advantage = purerl.gae(
             data["reward"], data["value"], next_value, *ends, self.gamma, self.lam
@@ -96,13 +103,14 @@ class AWR(purerl.Agent):
         def step(carry, _):
             params, opt_state = carry
             (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+            grads = clock.devices.mean(grads)  # of all, where the run is on several
             updates, opt_state = self.optimizer().update(grads, opt_state)
             return (optax.apply_updates(params, updates), opt_state), {"loss": loss, **losses}
 
         carry = state.params, state.opt_state
         (params, opt_state), losses = jax.lax.scan(step, carry, length=self.num_steps)
         losses = jax.tree.map(jnp.mean, losses)
-        return state.replace(params=params, opt_state=opt_state), buffer_state, losses
+        return state.replace(params=params, opt_state=opt_state), experience, losses
 
     def optimizer(self):
         return optax.chain(optax.clip_by_global_norm(0.5), optax.adam(self.lr))
