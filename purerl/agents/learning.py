@@ -1,7 +1,7 @@
 """What agents learn with: losses over paths, minibatches, replay."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import optax
 
 from purerl.accelerator.devices import ALONE, Devices
-from purerl.agents.gradients import Losses, descend, global_norm, mean_gradient, valid_count
+from purerl.agents.gradients import (
+    Losses,
+    descend,
+    global_norm,
+    mean_gradient,
+    moments,
+    standardize,
+    valid_count,
+)
+from purerl.envs.base import where
 from purerl.experience.buffer import Batch
 from purerl.experience.experience import Experience
 from purerl.nn.distributions import drawn_actions, log_prob_of
@@ -201,6 +210,79 @@ def _(value_fn: Callable, primals: tuple, tangents: tuple) -> tuple[jax.Array, j
         return jnp.where(cut.at[-1].set(True), seen, jnp.concatenate([value[1:], seen[-1:]]))
 
     return jax.jvp(look_at_all, primals, tangents)
+
+
+def minibatch_steps(
+    learn: Callable[[AgentState, Batch], tuple[AgentState, Losses]],
+    state: AgentState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    batch_size: int,
+    num_epochs: int,
+    standardized: Sequence[str] = (),
+    target_kl: jax.Array | float | None = None,
+    devices: Devices = ALONE,
+) -> tuple[AgentState, Losses]:
+    """Gradient steps on minibatches of a rollout, which is gone through in random order.
+
+    Args:
+        learn: from a state and a minibatch `[batch_size, ...]` to the state after one step, and
+            losses. In place of `valid` the minibatch has `weight`, of each row in means over the
+            valid ones (as `mean_gradient` takes it).
+        state: the agent's.
+        batch: entries `[T, N, ...]` by name, `valid` among them.
+        key: for the order.
+        batch_size: on each device; it divides T N.
+        num_epochs: how often the rollout is gone through.
+        standardized: entries that are shifted and scaled to mean 0 and standard deviation 1, over
+            the valid rows of each minibatch on all devices.
+        target_kl: nothing is learned any more once the loss `approx_kl` of a minibatch is larger;
+            None for never.
+        devices: those that the rollout is spread over.
+
+    Returns:
+        The state, and the losses' means.
+    """
+    num_steps, num_envs = batch["valid"].shape
+    batches = shuffle(key, num_steps, num_envs, batch_size, num_epochs)
+
+    # Of all minibatches at once: the devices ask each other once, not for each of them.
+    def known(blocks: jax.Array) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        entries, valid = batches.take(([batch[x] for x in standardized], batch["valid"]), blocks)
+        count = valid_count(valid, devices)
+        weight = valid.astype(jnp.float32) / count
+        return count, [moments(entry, weight, devices) for entry in entries]
+
+    def step(carry: tuple, minibatch: tuple) -> tuple[tuple, Losses]:
+        state, stopped = carry
+        blocks, (count, found) = minibatch
+        rows = batches.take(batch, blocks)
+        rows["weight"] = rows.pop("valid").astype(jnp.float32) / count
+        for name, moved in zip(standardized, found, strict=True):
+            rows[name] = standardize(rows[name], *moved)
+        new, losses = learn(state, rows)
+        if target_kl is None:
+            return (new, stopped), losses
+        stopped = stopped | (devices.mean(losses["approx_kl"]) > target_kl)
+        kept = where(stopped, state, new)
+        return (kept, stopped), {**losses, "stopped": stopped.astype(jnp.float32)}
+
+    minibatches = (batches.blocks, jax.vmap(known)(batches.blocks))
+    (state, _), losses = jax.lax.scan(step, (state, jnp.bool_(False)), minibatches)
+    return state, jax.tree.map(jnp.mean, losses)
+
+
+def explained_variance(
+    target: jax.Array, value: jax.Array, valid: jax.Array, devices: Devices = ALONE
+) -> jax.Array:
+    """1 - Var(target - value) / Var(target) over the valid entries, `[T, N]`, of all devices."""
+    weight = valid.astype(jnp.float32) / valid_count(valid, devices)
+    both = jnp.stack([target - value, target])
+    _, (residual, variance) = jax.vmap(
+        lambda x: moments(x.reshape(-1), weight.reshape(-1), devices)
+    )(both)
+    return 1.0 - residual / (variance + 1e-8)
 
 
 class Minibatches(NamedTuple):

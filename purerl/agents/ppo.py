@@ -22,12 +22,9 @@ from purerl.agents.gradients import (
     descend,
     global_norm,
     mean_gradient,
-    moments,
-    standardize,
-    valid_count,
 )
-from purerl.agents.learning import shuffle, successor_values
-from purerl.envs.base import EnvSpec, where
+from purerl.agents.learning import explained_variance, minibatch_steps, successor_values
+from purerl.envs.base import EnvSpec
 from purerl.experience import returns
 from purerl.experience.buffer import Buffer
 from purerl.experience.experience import Clock, Experience
@@ -149,41 +146,20 @@ class PPO(NetworkAgent):
         batch |= drawn_actions(data)
         batch |= {"advantage": advantage, "target": advantage + data["value"]}
 
-        num_steps, num_envs = advantage.shape
-        batch_size = self.batch_size or _quarter(num_steps * num_envs)
-        batches = shuffle(key, num_steps, num_envs, batch_size, self.K_epochs)
-
-        # Of all minibatches at once: the devices ask each other once, not for each of them.
-        def known(blocks: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            advantage, valid = batches.take((batch["advantage"], batch["valid"]), blocks)
-            count = valid_count(valid, clock.devices)
-            return count, moments(advantage, valid.astype(jnp.float32) / count, clock.devices)
-
-        def step(carry: tuple, minibatch: tuple) -> tuple[tuple, Losses]:
-            state, stopped = carry
-            blocks, (count, moved) = minibatch
-            rows = batches.take(batch, blocks)
-            rows["weight"] = rows.pop("valid").astype(jnp.float32) / count
-            if self.normalize_advantage:
-                rows["advantage"] = standardize(rows["advantage"], *moved)
-            new, losses = self._learn(state, rows, clock)
-            if self.target_kl is None:
-                return (new, stopped), losses
-            approx_kl = clock.devices.mean(losses["approx_kl"])
-            stopped = stopped | (approx_kl > self.target_kl)
-            kept = where(stopped, state, new)
-            return (kept, stopped), {**losses, "stopped": stopped.astype(jnp.float32)}
-
-        minibatches = (batches.blocks, jax.vmap(known)(batches.blocks))
-        (state, _), losses = jax.lax.scan(step, (state, jnp.bool_(False)), minibatches)
-        losses = jax.tree.map(jnp.mean, losses)
-        count = valid_count(batch["valid"], clock.devices)
-        weight = batch["valid"].astype(jnp.float32) / count
-        both = jnp.stack([batch["target"] - batch["value"], batch["target"]])
-        _, (residual, variance) = jax.vmap(
-            lambda x: moments(x.reshape(-1), weight.reshape(-1), clock.devices)
-        )(both)
-        losses["explained_variance"] = 1.0 - residual / (variance + 1e-8)
+        state, losses = minibatch_steps(
+            lambda state, rows: self._learn(state, rows, clock),
+            state,
+            batch,
+            key,
+            batch_size=self.batch_size or _quarter(advantage.size),
+            num_epochs=self.K_epochs,
+            standardized=("advantage",) if self.normalize_advantage else (),
+            target_kl=self.target_kl,
+            devices=clock.devices,
+        )
+        losses["explained_variance"] = explained_variance(
+            batch["target"], data["value"], data["valid"], clock.devices
+        )
         return state, experience, losses
 
     def _learn(
