@@ -220,3 +220,18 @@ def test_version():
 def test_a_run_is_known_by_names_that_moves_do_not_change():
     assert describe(purerl.DefaultQCritic) == "purerl.DefaultQCritic"
     assert describe(pathlib.PurePath) != describe(pathlib.Path)
+
+
+def test_no_file_of_the_package_is_ignored():
+    """What .gitignore names is in no clone, and in no wheel."""
+    repository = ROOT.parent
+    if not (repository / ".git").exists():
+        pytest.skip("no checkout")
+    done = subprocess.run(
+        ["git", "check-ignore", *map(str, ROOT.rglob("*.py"))],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == ""

@@ -45,8 +45,8 @@ from purerl.records.files import (
     write_arrays,
     write_whole,
 )
-from purerl.runs.folder import RUN
 from purerl.records.folders import EMPTY, LOCK, is_taken, list_checkpoints, locked, refuse_links
+from purerl.runs.folder import RUN
 
 PyTree = Any
 FORMAT = 2

@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.accelerator import devices
-from purerl.training.config import TrainConfig
-from purerl.training.hyperparams import check_hyperparams, env_hyperparams, with_hyperparams
+from purerl.accelerator.machine import check_memory, program_memory
 from purerl.envs.spaces import is_space
+from purerl.experience.metrics import Count, Metrics
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import unchecked
 from purerl.records.files import counted
+from purerl.training.config import TrainConfig
+from purerl.training.hyperparams import check_hyperparams, env_hyperparams, with_hyperparams
 from purerl.training.loop import Loop
-from purerl.accelerator.machine import check_memory
-from purerl.experience.metrics import Count, Metrics
-from purerl.accelerator.machine import program_memory
 from purerl.training.state import OWN
 from purerl.training.train import TrainOutput, list_seeds, make_output
 

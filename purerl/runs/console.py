@@ -18,10 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from purerl.training.config import TrainConfig
+from purerl.experience.metrics import Metrics
 from purerl.records.files import counted
 from purerl.runs.report import Report, means
-from purerl.experience.metrics import Metrics
+from purerl.training.config import TrainConfig
 
 # Of the losses, the live line has as many as fit beside the rest.
 LIVE_LOSSES = 2

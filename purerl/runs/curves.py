@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +13,6 @@ import numpy as np
 from purerl import statistics
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError, shown, suggest
-from purerl.records.fields import check_path
 from purerl.records.files import open_file, read_arrays, reason
 from purerl.runs.folder import METRICS, RUN
 from purerl.training.train import TrainOutput
@@ -136,8 +134,6 @@ class Curves:
         return statistics.bin_curves(x, self.returns, self.num_episodes, num_bins)
 
 
-
-
 def read_curves(folder: Path, name: str, check: Check) -> Curves:
     """The curves of a run's `metrics.csv`, also where no episode has ended.
 
@@ -198,12 +194,10 @@ def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
             ("num_episodes", curves.num_episodes[:, rows]),
         ):
             if not np.array_equal(found, piece[name], equal_nan=name == "episode_return"):
-                raise ValueError(f"rows {rows.start + 1} to {rows.stop} have another {name} than "
-                                 "was saved in metrics/")
-
-
-
-
+                raise ValueError(
+                    f"rows {rows.start + 1} to {rows.stop} have another {name} than "
+                    "was saved in metrics/"
+                )
 
 
 def _columns(rows: Any) -> dict[str, np.ndarray]:
@@ -252,8 +246,9 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
     log_every = np.diff(updates)[:-1].min(initial=updates[-1] - updates[0]) or 1
     place = np.ceil((table["update"] - updates[0]) / log_every).astype(np.int64)
     if len(seeds) * place.max() > len(place):  # before memory is taken for what isn't there
-        raise ValueError(f"{len(place)} rows are too few for {len(seeds)} seeds up to update "
-                         f"{updates[-1]:.0f}")
+        raise ValueError(
+            f"{len(place)} rows are too few for {len(seeds)} seeds up to update {updates[-1]:.0f}"
+        )
     rows = np.zeros((len(seeds), place.max() + 1), np.int64)
     np.add.at(rows, (seed, place), 1)
     num_rows = rows.shape[1]

@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.accelerator import devices
-from purerl.training.config import TrainConfig
+from purerl.deploy.plain_space import space_to_plain
+from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_count, check_path
 from purerl.runs.checkpoint import RunFolder
 from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
-from purerl.training.describe import describe
-from purerl.runs.identity import claim, refuse_to_begin
-from purerl.deploy.plain_space import space_to_plain
-from purerl.runs.report import Report
 from purerl.runs.folder import RunFiles
+from purerl.runs.identity import claim, refuse_to_begin
+from purerl.runs.report import Report
 from purerl.runs.sinks import Sink, list_sinks
-from purerl.experience.metrics import Metrics
+from purerl.training.config import TrainConfig
+from purerl.training.describe import describe
 from purerl.training.train import TrainOutput, list_seeds
 
 PyTree = Any

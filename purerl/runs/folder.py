@@ -21,16 +21,15 @@ import jax
 import numpy as np
 import tomli_w
 
-from purerl.training.config import TrainConfig, to_plain
+from purerl.deploy.policy_file import save_policy
 from purerl.records.errors import RunError
 from purerl.records.files import DAMAGED, checked, read_text, reason, sealed, write_whole
-from purerl.training.describe import versions
 from purerl.records.folders import refuse_links
-from purerl.deploy.policy_file import save_policy
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
-from purerl.training.train import final_return
-from purerl.training.train import TrainOutput
+from purerl.training.config import TrainConfig, to_plain
+from purerl.training.describe import versions
+from purerl.training.train import TrainOutput, final_return
 
 RUN = "run.json"
 CONFIG, METRICS, SUMMARY, POLICIES = "config.toml", "metrics.csv", "summary.json", "policies"

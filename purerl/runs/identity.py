@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from purerl.records.errors import ConfigError
+from purerl.records.folders import is_taken
 from purerl.runs.checkpoint import RunFolder
 from purerl.runs.folder import RUN
 from purerl.training.describe import differences, versions
-from purerl.records.folders import is_taken
 from purerl.training.loop import Loop
 
 

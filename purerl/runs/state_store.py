@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from purerl.records.files import by_path, digest, read_text, reason, sealed, unsealed, write_whole
 from purerl.accelerator.transfer import is_key
+from purerl.records.files import by_path, digest, read_text, reason, sealed, unsealed, write_whole
 
 PyTree = Any
 ABOUT, STATE = "about", "state"

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from purerl.training.config import TrainConfig
+from purerl.deploy.policy_file import load_policy
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path, read_names
 from purerl.records.files import DAMAGED, checked, read_text, reason
-from purerl.training.describe import describe, differences
 from purerl.records.folders import list_checkpoints
-from purerl.deploy.policy_file import load_policy
 from purerl.runs.curves import Curves, read_curves
 from purerl.runs.folder import CONFIG, METRICS, POLICIES, RUN, SUMMARY, curves_about
+from purerl.training.config import TrainConfig
+from purerl.training.describe import describe, differences
 from purerl.training.policy import Policy
 
 SWEEP, BEST = "sweep.json", "best"
@@ -385,4 +385,3 @@ def apart(folders: Iterable[Path], runs: list[Curves]) -> list[Curves]:
         run if count[run.name] == 1 else dataclasses.replace(run, name=f"{run.name}: {name}")
         for run, name in zip(runs, names, strict=True)
     ]
-

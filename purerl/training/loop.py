@@ -233,14 +233,6 @@ class Loop:
             stats = where(finite, seen, stats)
         bounded = left_out((stats, rewarder_state)) == left_out((state.obs_stats, state.rewarder))
         flawed = ~(finite & bounded)
-        evaluation = None
-        if self.eval_every is not None:
-            evaluation = jax.lax.cond(
-                index.plus(1).divides(self.eval_every, self.num_updates),
-                lambda: self._evaluate(agent_state, stats, state.eval_key, index),
-                # A function whose trace is not kept, nor its `missing`.
-                lambda: no_episodes(self.env.spec.metrics),
-            )
         new = RunState(
             agent=agent_state,
             buffer=stored,
@@ -257,7 +249,7 @@ class Loop:
             **episodes._asdict(),
             losses=losses,
             nonfinite_updates=flawed.astype(jnp.int32),
-            eval=evaluation,
+            eval=self._evaluation(agent_state, stats, state.eval_key, index),
         )
         return (new, metrics) if running is None else _freeze(running, new, state, metrics)
 
@@ -357,6 +349,19 @@ class Loop:
         if self.wait_end_path and (limit is None or limit > self.update_every):
             env = time_limit(env, self.update_every)  # so that every environment comes to an end
         return map_actions(vector_env(env, self.num_envs, self.resets), self.action_map)
+
+    def _evaluation(
+        self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count
+    ) -> Episodes | None:
+        """Episodes of the policy, where it is the turn of this update; None where it never is."""
+        if self.eval_every is None:
+            return None
+        return jax.lax.cond(
+            index.plus(1).divides(self.eval_every, self.num_updates),
+            lambda: self._evaluate(agent_state, stats, key, index),
+            # A function whose trace is not kept, nor its `missing`.
+            lambda: no_episodes(self.env.spec.metrics),
+        )
 
     def _evaluate(
         self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count
