@@ -151,9 +151,9 @@ class console_sink:  # noqa: N801 - called as a function
             line.append(f"return {_spread(returns)}")
         if "eval_return" in table and np.any(np.isfinite(table["eval_return"])):
             line.append(f"evaluation {_spread(table['eval_return'])}")
-        for name in list(report.metrics.info)[:LIVE_LOSSES]:
-            if np.any(np.isfinite(table[f"info/{name}"])):
-                line.append(f"{name} {_mean(table[f'info/{name}']):.3g}")
+        info = {name: table[f"info/{name}"] for name in list(report.metrics.info)[:LIVE_LOSSES]}
+        seen = {name: x for name, x in info.items() if np.any(np.isfinite(x))}
+        line += [f"{name} {_mean(x):.3g}" for name, x in seen.items()]
         losses = list(report.metrics.losses)[:LIVE_LOSSES]
         line += [f"{name.replace('_', ' ')} {_mean(table[name]):.3g}" for name in losses]
         if report.metrics.nonfinite_updates.any():
