@@ -93,14 +93,11 @@ def evaluate_in_gymnasium(
     if not made and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
         raise ConfigError(f"env: got {shown(env)}, expected an id or a gymnasium.Env")
     env = _make(gymnasium, env) if made else env
-    spec = None
     if isinstance(policy, Policy):
         _check_actions(policy.spec.action_space, env.action_space)
-        spec = policy.spec
     try:
-        played = [
-            _play(env, _player(policy), spec, seed + i, max_steps) for i in range(num_episodes)
-        ]
+        players = (_player(policy) for _ in range(num_episodes))
+        played = [_play(env, act, seed + i, max_steps) for i, act in enumerate(players)]
     finally:
         if made:
             env.close()
@@ -108,33 +105,22 @@ def evaluate_in_gymnasium(
     return np.array(returns, np.float64), np.array(lengths, np.int64)
 
 
-def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """From one observation to one action, through an episode: with a fresh memory, where the policy
-    has one."""
+def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any, dict], Any]:
+    """From one observation and its info to one action, through an episode: with a fresh memory,
+    where the policy has one."""
     if not isinstance(policy, Policy):
-        return policy
-    if not policy.has_memory:
-        return policy.step
-    memory = policy.memory()
+        return lambda obs, info: policy(obs)
+    remembers, memory = policy.has_memory, policy.memory()
 
-    def act(obs: Any) -> Any:
+    def act(obs: Any, info: dict) -> Any:
         nonlocal memory
+        obs = _with_mask(policy.spec, obs, info)
+        if not remembers:
+            return policy.step(obs)
         action, memory = policy.step(obs, memory=memory)
         return action
 
     return act
-
-
-def _play(
-    env: Any, act: Callable[[Any], Any], spec: EnvSpec | None, seed: int, max_steps: int
-) -> tuple[float, int]:
-    obs, info = env.reset(seed=seed)
-    total, length, over = 0.0, 0, False
-    while not over and length < max_steps:
-        obs = obs if spec is None else _with_mask(spec, obs, info)
-        obs, reward, terminated, truncated, info = env.step(act(obs))
-        total, length, over = total + float(reward), length + 1, terminated or truncated
-    return total, length
 
 
 def _with_mask(spec: EnvSpec, obs: Any, info: dict[str, Any]) -> Any:
@@ -150,6 +136,17 @@ def _with_mask(spec: EnvSpec, obs: Any, info: dict[str, Any]) -> Any:
     if there:
         return {**obs, key: mask}
     return {rest[0]: obs, key: mask} if len(rest) == 1 else obs
+
+
+def _play(
+    env: Any, act: Callable[[Any, dict], Any], seed: int, max_steps: int
+) -> tuple[float, int]:
+    obs, info = env.reset(seed=seed)
+    total, length, over = 0.0, 0, False
+    while not over and length < max_steps:
+        obs, reward, terminated, truncated, info = env.step(act(obs, info))
+        total, length, over = total + float(reward), length + 1, terminated or truncated
+    return total, length
 
 
 def _gymnasium() -> Any:

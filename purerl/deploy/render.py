@@ -98,16 +98,14 @@ def _play(
     T is `max_steps`; what follows the episode's end repeats it.
     """
 
-    def by_chance(obs: PyTree, key: jax.Array) -> tuple[jax.Array, dict]:
-        return env.spec.random_action(key, jax.tree.map(lambda x: x[0], obs))[None], {}
+    def choose(obs: PyTree, key: jax.Array) -> tuple[jax.Array, dict]:
+        return jax.vmap(env.spec.random_action)(key[None], obs), {}
+
+    by_chance = memoryless(choose)
 
     @jax.jit
     def play(policy: Policy | None, key: jax.Array) -> tuple:
-        acting = (
-            memoryless(by_chance)
-            if policy is None
-            else policy.acting(sample=sample_key is not None)
-        )
+        acting = by_chance if policy is None else policy.acting(sample=sample_key is not None)
         reset_key, play_key = jax.random.split(key)
         obs, state = env.reset(reset_key)
         start = (state, obs, jnp.float32(0), jnp.int32(0), jnp.bool_(False), acting.init(1))

@@ -138,7 +138,7 @@ class Policy:
             return known
 
         def act(obs: PyTree) -> tuple[Memory, jax.Array]:
-            return acting.step(acting.init(1), obs, None)[:2]
+            return acting.step(acting.init(jax.tree.leaves(obs)[0].shape[0]), obs, None)[:2]
 
         return without_unread(known, reads(act, known), is_space)
 
