@@ -33,6 +33,7 @@ def cases(purerl):
         "ppo-64x128": (cartpole, purerl.PPO(), 524_288, sizes),
         "ppo-2048x32": (cartpole, purerl.PPO(), 524_288, {"num_envs": 2048, "update_every": 32}),
         "ppo-breakout": (breakout, purerl.PPO(network="mlp"), 131_072, sizes),
+        "ppo-breakout-cnn": (breakout, purerl.PPO(), 32_768, sizes),
         "ppo-normalised": (
             pendulum,
             purerl.PPO(),
@@ -47,13 +48,18 @@ def cases(purerl):
 
 
 def work(tree, name):
-    """Compiles, says how long that took and what it holds, and trains once for each line."""
-    import jax
-
+    """A case with the purerl of a tree."""
     import purerl
 
     if not Path(purerl.__file__).is_relative_to(tree):
         raise SystemExit(f"purerl came from {purerl.__file__}, not from {tree}")
+    train_by_line(purerl, name)
+
+
+def train_by_line(purerl, name):
+    """Compiles, says how long that took and what it holds, and trains once for each line."""
+    import jax
+
     env, agent, steps, options = cases(purerl)[name]
     train = purerl.make_train(purerl.TrainConfig(env, agent, steps, **options))
     key = jax.random.key(0)
@@ -70,10 +76,16 @@ def work(tree, name):
 
 
 class Worker:
-    """A process that trains a case with the purerl of one tree."""
+    """A process that trains a case, with the purerl of a tree.
 
-    def __init__(self, tree, name):
-        command = [sys.executable, __file__, "--work", str(tree), name]
+    Args:
+        script: what it runs, which gets `--work` and the arguments.
+        tree: where it finds purerl.
+        *arguments: further ones.
+    """
+
+    def __init__(self, script, tree, *arguments):
+        command = [sys.executable, script, "--work", *map(str, arguments)]
         # No compiled programs from before: compiling is timed.
         environment = {**os.environ, "PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": ""}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -97,9 +109,9 @@ class Worker:
         self.process.wait()
 
 
-def compare(before, here, name, repeats):
-    """The row of a case."""
-    workers = old, new = [Worker(tree, name) for tree in (before, here)]
+def compare(old, new, name, repeats):
+    """The row of a case, of which one worker is compared with another."""
+    workers = old, new
     times = [(old.seconds(), new.seconds()) for _ in range(repeats)]
     for worker in workers:
         worker.end()
@@ -133,7 +145,8 @@ def main():
         before = unpack(args.against, folder)
         print(f"steps/s of {args.against} and here, their ratio; compiling; memory", flush=True)
         for name in names:
-            print(compare(before, HERE, name, args.repeats), flush=True)
+            workers = (Worker(__file__, tree, tree, name) for tree in (before, HERE))
+            print(compare(*workers, name, args.repeats), flush=True)
     return None
 
 
