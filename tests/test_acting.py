@@ -70,7 +70,7 @@ def test_many_at_once_are_as_each_alone(out):
 
 
 def test_a_run_that_was_broken_off_ends_in_the_same_state(tmp_path):
-    config = CONFIG.replace(update_every=15, total_timesteps=32 * 15 * 12)
+    config = CONFIG.replace(update_every=15, total_timesteps=32 * 15 * 13)
 
     def stop(report):
         if report.stop >= 4:

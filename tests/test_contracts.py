@@ -1,0 +1,65 @@
+"""What is rare, through everything: masks with several choices at once, masks for Q-learning,
+observations in dicts with a critic that sees more than the actor."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kit.environments import doors, hidden_goal, locks
+from toys import quick_jit
+
+import purerl
+
+SMALL = {"num_envs": 8, "update_every": 8, "total_timesteps": 8 * 8 * 10}
+CASES = {
+    "masks and MultiDiscrete": (locks, purerl.PPO(hidden=(16,)), SMALL),
+    "masks for Q": (doors, purerl.DQN(hidden=(16,), batch_size=32), SMALL | {"update_after": 64}),
+    "dict and privileged critic": (
+        hidden_goal,
+        purerl.PPO(hidden=(16,), actor_obs=("camera", "room", "wheel"), critic_obs="privileged"),
+        SMALL | {"normalize_obs": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_way_of_a_run(name, tmp_path):
+    make, agent, options = CASES[name]
+    env = make()
+    config = purerl.TrainConfig(env=env, agent=agent, eval_every=5, **options)
+    whole = quick_jit(jax.vmap(purerl.make_train(config)))(jax.vmap(jax.random.key)(np.arange(2)))
+    assert np.isfinite(whole.metrics.episode_return[:, -1]).all()
+
+    def stop(report):
+        if report.stop >= 3:
+            raise RuntimeError("enough")
+
+    fit = {"seeds": 2, "report_every": 1e-3}
+    with pytest.raises(RuntimeError, match="enough"):
+        purerl.fit(config, tmp_path / "run", callback=stop, **fit)
+    resumed = purerl.fit(config, tmp_path / "run", **fit)
+    straight = purerl.fit(config, **fit)
+    for x, y in zip(*(jax.tree.leaves(o.state.agent) for o in (straight, resumed)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+    policy = resumed.member(0).policy
+    episodes = purerl.evaluate(env, policy.act, jax.random.key(0), 16, 20)
+    assert int(episodes.num_episodes) == 16
+    assert float(episodes.episode_return_min) > -50  # nothing illegal was done
+    total, length = purerl.render(policy, env, tmp_path / "a.gif")
+    assert np.isfinite(total)
+    assert length == env.spec.max_episode_steps
+    returns, lengths = purerl.evaluate_in_gymnasium(policy, purerl.to_gymnasium(env), 3)
+    assert returns.min() > -50
+    assert set(lengths) == {env.spec.max_episode_steps}
+
+    purerl.export_policy(policy, tmp_path / "a.stablehlo", platforms=["cpu"])
+    exported = jax.export.deserialize(bytearray((tmp_path / "a.stablehlo").read_bytes()))
+    obs, _ = jax.vmap(env.reset)(jax.random.split(jax.random.key(1), 5))
+    asked = {n: x for n, x in obs.items() if n in policy.asks} if isinstance(obs, dict) else obs
+    assert not isinstance(asked, dict) or "privileged" not in asked
+    np.testing.assert_array_equal(exported.call(asked), policy.act(obs))
+    purerl.save_policy(policy, tmp_path / "a.policy")
+    more = {} if env.spec.legal is None else {"env": env}
+    loaded = purerl.load_policy(tmp_path / "a.policy", **more)
+    np.testing.assert_array_equal(loaded.act(jax.tree.map(jnp.asarray, asked)), policy.act(obs))
