@@ -20,6 +20,7 @@ from purerl.nn.defaults import DefaultActor, DefaultQCritic, DefaultQNetwork
 from purerl.nn.distributions import Categorical, MultiCategorical
 from purerl.nn.networks import apply, init_critic, init_network, q_values, uniform_action
 from purerl.nn.views import View
+from purerl.training.describe import describe
 
 CHOICES = [Discrete(5), Discrete(1), MultiDiscrete((3, 4, 2)), MultiDiscrete([[2, 3], [4, 2]])]
 SPACES = [
@@ -306,6 +307,15 @@ def test_check_env_finds_wrong_masks(legal, message):
     env = doors()
     with pytest.raises(purerl.ConfigError, match=message):
         purerl.check_env(env._replace(spec=env.spec._replace(legal=legal)))
+
+
+def test_a_run_is_known_by_its_mask_too():
+    spec = doors().spec
+    others = [
+        doors()._replace(spec=spec._replace(legal=x)) for x in ("mask", None, lambda obs: obs)
+    ]
+    assert len({json.dumps(describe(env)) for env in others}) == 3
+    assert describe(doors()) == describe(others[0])
 
 
 def test_masks_are_for_choices():

@@ -66,7 +66,8 @@ class Actor(nn.Module):
         """For subclasses.
 
         Args:
-            obs: `[B, *obs_shape]`, or a pytree of such.
+            obs: `[B, *obs_shape]`, or a pytree of such; `self.view.features(obs)` are its leaves as
+                the default networks take them, categories one-hot and without the mask.
 
         Returns:
             For Categorical and MultiCategorical `[B, action_dim]` logits. For Normal and TanhNormal
