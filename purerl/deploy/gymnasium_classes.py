@@ -47,7 +47,7 @@ def _mask(env: Env, obs: Any) -> Any:
     """The legal actions at one observation, as an action space of Gymnasium's samples by them:
     int8, `[n]`, or of several choices a tuple of such. None where all are legal."""
     legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
-    if legal is None:
+    if legal is None or sizes is None:
         return None
     ends = np.cumsum(sizes)[:-1]
     parts = tuple(x.astype(jnp.int8) for x in jnp.split(legal, ends))
@@ -204,15 +204,15 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         return info if mask is None else info | _masked(_with_mask({}, mask), every)
 
     def _info(self, timestep: TimeStep, done: np.ndarray) -> dict[str, Any]:
-        """As Gymnasium's own vectors have it: what an environment doesn't tell is masked."""
-        told: dict[str, Any] = jax.tree.map(np.array, timestep.info)
-        info = _masked(told, ~done)
+        """As Gymnasium's vectors have it: entries that an environment doesn't give are masked."""
+        given: dict[str, Any] = jax.tree.map(np.array, timestep.info)
+        info = _masked(given, ~done)
         if done.any():
             last = _on_host(self.observation_space, timestep.obs)
             final = np.full(self.num_envs, None, dtype=object)
             for i in np.flatnonzero(done):
                 final[i] = jax.tree.map(lambda x, i=i: x[i], last)
-            info |= _masked({"final_obs": final, "final_info": _masked(told, done)}, done)
+            info |= _masked({"final_obs": final, "final_info": _masked(given, done)}, done)
         return info
 
     def render(self) -> tuple[Any, ...] | None:

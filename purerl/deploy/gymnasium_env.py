@@ -25,7 +25,7 @@ def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | No
 
     With a number of them, a `gymnasium.vector.VectorEnv` that steps all at once. It resets in the
     very step that ends an episode (`AutoresetMode.SAME_STEP`): the last observation of an episode
-    is in `info["final_obs"]`, what else the step told in `info["final_info"]`.
+    is in `info["final_obs"]`, the rest of that step's info in `info["final_info"]`.
 
     Where the environment has illegal actions, the legal ones are in `info["action_mask"]` of every
     reset and step, as `env.action_space.sample(mask)` takes them: int8, of a `MultiDiscrete` a

@@ -29,7 +29,7 @@ def space_to_plain(space: Any, name: str) -> dict[str, Any]:
 
 
 def space_from_plain(plain: Any) -> Any:
-    """What `space_to_plain` was given."""
+    """The space that `space_to_plain` was given."""
     ((kind, value),) = plain.items()
     if kind in KINDS:
         return KINDS[kind].from_plain(value)

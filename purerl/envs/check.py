@@ -69,7 +69,7 @@ def check_env(
 
 
 class Traced(NamedTuple):
-    """Shapes and dtypes of what an environment's functions give."""
+    """Shapes and dtypes of the outputs of an environment's functions."""
 
     obs: Any
     state: Any
@@ -208,7 +208,7 @@ def dtype_name(dtype: Any) -> str:
 
 
 def _traced(function: Callable, *args: Any, what: str, strict: bool) -> Any:
-    """The shapes of what a function returns."""
+    """The shapes of a function's output."""
     leaks = jax.checking_leaks() if strict else contextlib.nullcontext()
     with sentence(f"{what} can't be traced by jax.jit", EnvError), leaks:
         return jax.eval_shape(function, *args)
@@ -294,7 +294,7 @@ def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
 
 
 def _kind(x: Any) -> str:
-    """A type in words; of a tuple, what is in it."""
+    """A type in words; of a tuple, the types in it."""
     if type(x) is tuple:
         return f"({', '.join(type(part).__name__ for part in x)})"
     return type(x).__name__
@@ -356,7 +356,7 @@ def _require_equal(x: Any, y: Any, message: str, exact: bool = False) -> None:
 
 
 class _Seen(NamedTuple):
-    """What was seen of episodes, each up to its end: `[E]`, and `[E, ...]` of observations."""
+    """Observed facts about episodes, each up to its end: `[E]`, and `[E, ...]` of observations."""
 
     over: jax.Array
     length: jax.Array
@@ -369,7 +369,7 @@ class _Seen(NamedTuple):
 
 
 def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
-    """First observations, and what was seen of episodes with random actions."""
+    """First observations, and observed facts about episodes with random legal actions."""
     many = vectorize(env)
     reset_key, play_key = jax.random.split(key)
     first, state = many.reset(jax.random.split(reset_key, EPISODES))

@@ -1,4 +1,4 @@
-"""Spaces: what an observation or an action may be. Static, hashable, comparable.
+"""Spaces, the sets of possible observations and actions. Static, hashable, comparable.
 
 A space answers for itself whatever depends on its kind: how many numbers a network gives for an
 action of it, how an action goes into a network, how it is drawn, clipped and written down. Nobody
@@ -87,7 +87,7 @@ class Space:
         return x
 
     def plain(self) -> Any:
-        """The value that `from_plain` makes the same space of, in what JSON has."""
+        """A value of JSON types, of which `from_plain` makes the same space."""
         raise NotImplementedError
 
     @classmethod
@@ -283,7 +283,7 @@ class Box(Space):
 
     def _sample_integer(self, key: jax.Array) -> jax.Array:
         # Drawn as int32 where that has room for it: one beyond the highest number of a small type
-        # is none of its own. Of larger types the very highest numbers are left out instead.
+        # has no place in it. Of larger types the very highest numbers are left out instead.
         size = self.dtype.itemsize
         small, left_out = size < 4, 1 if size < 8 else 2**11
         limits = np.iinfo(np.int32 if small else self.dtype)
@@ -338,7 +338,7 @@ def leaves_of(space: PyTree) -> tuple[list[Any], Any]:
 
 
 def map_spaces(function: Callable[[Space], Any], space: PyTree) -> PyTree:
-    """The pytree with what a function makes of each space in it."""
+    """The pytree with a function applied to each space in it."""
     return jax.tree.map(function, space, is_leaf=is_space)
 
 

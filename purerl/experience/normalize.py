@@ -13,7 +13,7 @@ BOUND = 1e15  # what is further from the mean stays out of the statistics: its s
 
 
 class RunningStats(NamedTuple):
-    """Mean and variance of all that was seen, over every axis but an observation's own.
+    """Mean and variance of all that was seen, over the axes that come before an observation's.
 
     Only floats are normalised: integers and bools are counts, categories, pixels or masks, which
     would be others. In the place of such a leaf the pytrees have None.
@@ -25,7 +25,7 @@ class RunningStats(NamedTuple):
         size: `[]` float32, how many were seen.
         offset: pytree of `[*shape]` float32, the mean of x - shift.
         var: pytree of `[*shape]` float32.
-        shift: pytree of `[*shape]` in an observation's own dtype.
+        shift: pytree of `[*shape]` in an observation's dtype.
         lost: what rounding has kept out of size, offset and var so far: small additions to large
             numbers would else be lost one by one.
         left_out: `[]` int32, batches with values that stayed out, since they were further than 1e15

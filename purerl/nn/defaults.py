@@ -148,8 +148,8 @@ class DefaultCritic(Critic):
 
 
 class DefaultQCritic(Critic):
-    """A Q critic, Q(s, a): dense layers on the action beside what a `Torso` makes of an image, or
-    beside the observation itself."""
+    """A Q critic, Q(s, a): dense layers on the action, beside a `Torso`'s features of an
+    image, or beside the observation itself."""
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"

@@ -1,7 +1,7 @@
-"""What an actor returns: distributions over actions, as pytrees.
+"""Distributions over actions, which actors return, as pytrees.
 
 Each has `sample(key)`, `mode()`, `log_prob(action)` and `entropy()`. Batch axes come first; the log
-probability of an array-valued action is the sum over its own axes.
+probability of an array-valued action is the sum over its axes.
 
 Illegal actions have a logit of minus infinity, which `purerl.envs.spaces.where_legal` gives them:
 they are never drawn, never the mode, add nothing to the entropy, and no derivative goes through
@@ -145,7 +145,7 @@ class Normal:
 
     Attributes:
         loc, scale: `[..., *action_shape]`, mean and standard deviation, of one shape.
-        event_ndim: number of the action's own axes.
+        event_ndim: number of the action's axes.
     """
 
     loc: jax.Array
@@ -183,7 +183,7 @@ class TanhNormal:
     Attributes:
         loc, scale: `[..., *action_shape]`, mean and standard deviation before the squashing.
         low, high: bounds, which broadcast to `action_shape`.
-        event_ndim: number of the action's own axes.
+        event_ndim: number of the action's axes.
     """
 
     loc: jax.Array

@@ -66,7 +66,8 @@ class Actor(nn.Module):
         """For subclasses.
 
         Args:
-            obs: `[B, *obs_shape]`, or a pytree of such.
+            obs: `[B, *obs_shape]`, or a pytree of such; `self.view.features(obs)` are its leaves as
+                the default networks take them, categories one-hot and without the mask.
 
         Returns:
             For Categorical and MultiCategorical `[B, action_dim]` logits. For Normal and TanhNormal
@@ -78,8 +79,8 @@ class Actor(nn.Module):
 
     @property
     def action_dim(self) -> int:
-        """How many numbers `create_network` has to return for each observation: of discrete
-        actions, one for each choice."""
+        """The number of outputs that `create_network` has to return for each observation: of
+        discrete actions, one for each choice."""
         return self.action_space.num_outputs
 
     def initial_memory(self, batch: int) -> Any:
@@ -166,7 +167,7 @@ class Actor(nn.Module):
             got = getattr(self.distribution, "__name__", self.distribution)
             raise ConfigError(
                 f"{self._name()}.distribution: got {got}, expected {words} for the action space "
-                f"{space}; for one of your own, override create_distribution"
+                f"{space}; for any other one, override create_distribution"
             )
         if self.distribution in (TanhNormal, None) and not space.bounded:
             raise ConfigError(
@@ -244,7 +245,7 @@ class Critic(nn.Module):
 
     @property
     def action_dim(self) -> int:
-        """How many numbers an action has; of a discrete one, how many choices there are."""
+        """The number of an action's entries; of discrete actions, the number of choices."""
         assert self.action_space is not None
         return self.action_space.num_outputs
 
@@ -335,7 +336,7 @@ def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:
 
 
 def trained(params: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """What is trained of networks' variables: floats, and of flax's collections only "params".
+    """The trained part of networks' variables: floats, and of flax's collections only "params".
 
     Args:
         params: variables of a network, or a pytree of such, or of arrays.
@@ -452,7 +453,7 @@ def apply(
     """The output of a network, or of another of its methods, for its inputs.
 
     Raises:
-        ConfigError: it changes variables of its own while it is applied, or draws random numbers.
+        ConfigError: it changes its variables while it is applied, or draws random numbers.
     """
     try:
         return network.apply(params, *inputs, method=method, **options)
@@ -499,8 +500,8 @@ def _batch_size(obs: Any) -> int:
 
 
 def _create(network: Actor | Critic, obs: Any, memory: Any, **inputs: Any) -> tuple[Any, Any]:
-    """What a network's `create_network` makes of the part that it sees, and the memory after the
-    step; None of a network without."""
+    """The output of a network's `create_network` for the part that it sees, and the memory after
+    the step; None of a network without."""
     name, seen = type(network).__name__, network.view.seen(obs)
     if takes_memory(type(network)) != (memory is not None):
         what = "no memory, and was given one" if memory is not None else "a memory, and got none"

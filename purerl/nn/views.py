@@ -1,4 +1,4 @@
-"""What a network sees of the observations, and which actions they leave open."""
+"""Views: the part of the observations that a network sees, and the actions that are legal there."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ Sees = str | tuple[str, ...] | Callable[[PyTree], PyTree] | None
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """How a network looks at the observations of an environment.
+    """A network's way of looking at the observations of an environment.
 
     Attributes:
         observation_space: the environment's; None where it isn't known.
@@ -165,7 +165,7 @@ def check_mask_is_kept(spec: EnvSpec) -> None:
             raise ConfigError(
                 f"normalize_obs: got True, expected False: the legal actions of {spec.name} follow "
                 f"from floats of the observation{jax.tree_util.keystr(path)}, which would be "
-                "normalised; give the mask a bool entry of its own"
+                "normalised; give the mask a separate bool entry"
             )
 
 

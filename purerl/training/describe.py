@@ -98,6 +98,7 @@ def _describe_env(env: Env, inside: tuple) -> dict[str, Any]:
         "env": spec.name,
         **dict(zip(("observation_space", "action_space"), map(_printed, spaces), strict=True)),
         "max_episode_steps": spec.max_episode_steps,
+        **({} if spec.legal is None else {"legal": describe(spec.legal)}),
         "dynamics": known,
     }
 
