@@ -7,6 +7,7 @@ import pytest
 from toys import Tiny, quick_jit
 
 import purerl
+from purerl.accelerator.devices import AXIS, Devices
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
 from purerl.experience.metrics import Count, Metrics, Row, no_episodes, pool, summarize
 from purerl.runs.curves import Curves
@@ -205,8 +206,9 @@ def test_pooled_info_is_that_of_all_episodes():
     ended[1] = False
 
     def one(returns, ended, x):
-        return pool(summarize(returns, jnp.ones((3, 5), jnp.int32), ended, {"x": x}), "d")
+        episodes = summarize(returns, jnp.ones((3, 5), jnp.int32), ended, {"x": x})
+        return pool(episodes, Devices(4))
 
-    pooled = jax.vmap(one, axis_name="d")(returns, ended, x)
+    pooled = jax.vmap(one, axis_name=AXIS)(returns, ended, x)
     np.testing.assert_allclose(pooled.info["x"], np.full(4, x[ended].mean()), rtol=1e-5)
     np.testing.assert_allclose(pooled.episode_return, np.full(4, returns[ended].mean()), rtol=1e-5)
