@@ -25,6 +25,7 @@ from purerl import load_policy, save_policy
 from purerl.deploy import policy_file
 from purerl.experience.metrics import Count
 from purerl.records import files
+from purerl.records.fields import unchecked
 from purerl.training.policy import Interface
 
 
@@ -105,9 +106,9 @@ def test_members(tmp_path):
     one = make_policy(agent, env)
     state = jax.tree.map(lambda x: jnp.stack([x, x + 1, x]), one.state)
     agents = jax.tree.map(lambda x: np.broadcast_to(np.float32(x), 3), agent)
-    agents = agents._with(lr=np.array([0.1, 0.2, 0.3], np.float32))
+    agents = unchecked(agents, lr=np.array([0.1, 0.2, 0.3], np.float32))
     many = Count(jnp.zeros(3, jnp.int32), jnp.arange(3))
-    policies = purerl.Policy(agents, state, None, Interface(env.spec), many)
+    policies = purerl.Policy(agents, state, None, Interface(env.spec), num_updates=many)
     with pytest.raises(purerl.ConfigError, match=r"policy: .*\(3,\) runs: choose one"):
         save_policy(policies, tmp_path / "policy")
     assert not os.listdir(tmp_path)
