@@ -49,7 +49,7 @@ def _mask(env: Env, obs: Any) -> Any:
     legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
     if legal is None or sizes is None:
         return None
-    ends = np.cumsum(sizes)[:-1]
+    ends = np.cumsum(np.array(sizes))[:-1]
     parts = tuple(x.astype(jnp.int8) for x in jnp.split(legal, ends))
     return parts[0] if env.spec.action_space.n is not None else parts
 
