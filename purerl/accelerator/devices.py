@@ -17,8 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purerl.accelerator.machine import COUNT_FLAG
 from purerl.records.errors import ConfigError
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 AXIS = "devices"
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-PyTree = Any
+from purerl.records.types import PyTree
 
 # Bytes that are worked on at once, before the loop and after it. More would leave a core's cache.
 MAX_BYTES = 1 << 20

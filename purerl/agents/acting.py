@@ -11,8 +11,8 @@ from purerl.envs.base import EnvSpec
 from purerl.experience.experience import see
 from purerl.experience.normalize import RunningStats
 from purerl.records.errors import ConfigError, shown
+from purerl.records.types import PyTree
 
-PyTree = Any
 Memory = PyTree
 Obs = PyTree
 Extras = dict[str, PyTree]

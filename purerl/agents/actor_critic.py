@@ -37,8 +37,7 @@ from purerl.nn.networks import (
     q_values,
 )
 from purerl.records.fields import flag, integer, real
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 class ActorCriticState(struct.PyTreeNode):

@@ -25,8 +25,8 @@ from purerl.nn.networks import (
 )
 from purerl.nn.views import Sees, View
 from purerl.records.fields import ConfigError, Record, choice, named, sizes, static
+from purerl.records.types import PyTree
 
-PyTree = Any
 AgentState = Any
 Losses = dict[str, jax.Array]
 

@@ -35,8 +35,7 @@ from purerl.nn.networks import (
     takes_action,
 )
 from purerl.records.fields import ConfigError, flag, integer, real
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 class DDPGState(struct.PyTreeNode):

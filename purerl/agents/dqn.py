@@ -34,8 +34,7 @@ from purerl.nn.networks import (
     uniform_action,
 )
 from purerl.records.fields import ConfigError, flag, integer, named, real
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 def q_target(q_next: jax.Array, target_q_next: jax.Array) -> jax.Array:

@@ -14,8 +14,8 @@ from purerl.accelerator.machine import num_cores
 from purerl.experience.normalize import safe_sqrt
 from purerl.nn.networks import trained
 from purerl.records.errors import ConfigError, sentence, shown
+from purerl.records.types import PyTree
 
-PyTree = Any
 Losses = dict[str, jax.Array]
 
 # Rows of a batch that a CPU core takes the gradient of at once: what it computes on the way stays

@@ -23,8 +23,8 @@ from purerl.experience.buffer import Batch
 from purerl.experience.experience import Experience
 from purerl.nn.distributions import drawn_actions, log_prob_of
 from purerl.nn.networks import Actor, apply
+from purerl.records.types import PyTree
 
-PyTree = Any
 AgentState = Any
 
 

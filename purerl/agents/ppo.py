@@ -32,8 +32,7 @@ from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw, drawn_actions, log_prob_of
 from purerl.nn.networks import Actor, Critic, apply, init_network, policy_and_value, value_of
 from purerl.records.fields import ConfigError, flag, integer, real
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 class PPOState(struct.PyTreeNode):

@@ -29,8 +29,7 @@ from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw
 from purerl.nn.networks import Actor, Critic, apply, init_network
 from purerl.records.fields import ConfigError, flag, integer, real
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 class REINFORCEState(struct.PyTreeNode):

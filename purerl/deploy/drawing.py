@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from purerl.envs.base import EnvSpec
+from purerl.records.types import PyTree
 
-PyTree = Any
 WIDTH, HEIGHT, TITLE = 400, 260, 28
 OVER = 2  # drawn so many times larger, then scaled down: smooth edges
 INK, FAINT, BLUE, RED, WOOD = "#222222", "#c8c8c8", "#3465a4", "#c0392b", "#ca9865"

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -10,9 +9,9 @@ from purerl.envs.spaces import map_spaces
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_path
 from purerl.records.files import reason, write_bytes
+from purerl.records.types import PyTree
 from purerl.training.policy import Policy
 
-PyTree = Any
 PLATFORMS = ("cpu", "cuda", "tpu")
 KNOWN_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

@@ -14,8 +14,8 @@ from purerl.deploy.drawing import draw
 from purerl.envs.base import Env, TimeStep, where
 from purerl.envs.spaces import is_space
 from purerl.records.errors import ConfigError
+from purerl.records.types import PyTree
 
-PyTree = Any
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}
 VECTOR_METADATA = {**METADATA, "autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
 

@@ -34,11 +34,11 @@ from purerl.nn.defaults import (
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path, field_names
 from purerl.records.files import by_path, open_file, plain_bytes, reason, write_bytes
+from purerl.records.types import PyTree
 from purerl.training.config import plain_value
 from purerl.training.describe import describe, versions
 from purerl.training.policy import Interface, Policy
 
-PyTree = Any
 FORMAT = 2
 KIND = "purerl policy"
 ABOUT = "about"

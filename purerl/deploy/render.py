@@ -16,10 +16,10 @@ from purerl.envs.registry import as_env
 from purerl.records.errors import ConfigError
 from purerl.records.fields import check_key, check_path
 from purerl.records.files import write_bytes
+from purerl.records.types import PyTree
 from purerl.training.policy import Policy
 from purerl.training.train import check_seed
 
-PyTree = Any
 MOST_FRAMES = 500  # and the first
 MILLISECONDS = 40  # a frame
 PAUSE = 1_000  # on the last one

@@ -16,8 +16,7 @@ import numpy as np
 from purerl.envs.spaces import Space, convert_spaces, is_space
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_count
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 E = TypeVar("E")  # an environment, of one or of many
 

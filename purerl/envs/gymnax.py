@@ -29,8 +29,7 @@ from purerl.envs.gymnax_wrappers import packed, unpacked, whole_step, without_re
 from purerl.envs.params import Made, differing, is_same
 from purerl.envs.spaces import Box, convert_spaces, is_space
 from purerl.records.errors import ConfigError, sentence, shown
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 NEEDS_DOWNLOAD = ("MNISTBandit-bsuite",)
 # Their observations leave the bounds that their spaces declare.

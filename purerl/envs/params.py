@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.envs.base import Adapter, Dynamics, Env, EnvSource, PyTree, dynamics_of, typed
+from purerl.envs.base import Adapter, Dynamics, Env, EnvSource, dynamics_of, typed
 from purerl.records.draws import Choice, Uniform, distribution
 from purerl.records.errors import ConfigError, raised, sentence, shown, suggest
+from purerl.records.types import PyTree
 
 Values = dict[str, Any]
 FIXED = "it fixes the program: make an environment for each of its values"

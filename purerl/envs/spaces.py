@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.records.errors import ConfigError, shown
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 class Space:

@@ -25,8 +25,8 @@ from purerl.records.fields import (
     real,
     suggest,
 )
+from purerl.records.types import PyTree
 
-PyTree = Any
 Batch = dict[str, PyTree]
 Writable = jax.Array | None  # `[]` bool; None for always
 

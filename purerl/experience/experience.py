@@ -1,7 +1,7 @@
 """What an update learns from, and when it is: `Experience` and `Clock`."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 from flax import struct
@@ -9,8 +9,7 @@ from flax import struct
 from purerl.accelerator.devices import ALONE, Devices
 from purerl.experience.buffer import Batch, Buffer, BufferState, Writable
 from purerl.experience.normalize import RunningStats, normalize
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 class Clock(NamedTuple):

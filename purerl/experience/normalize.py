@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl.accelerator.devices import ALONE, Devices
+from purerl.records.types import PyTree
 
-PyTree = Any
 BOUND = 1e15  # what is further from the mean stays out of the statistics: its square would be all
 
 

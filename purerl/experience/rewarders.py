@@ -18,8 +18,7 @@ from purerl.experience.normalize import (
 from purerl.experience.returns import n_step_return
 from purerl.experience.transition import Transition
 from purerl.records.fields import ConfigError, Record, flag, integer, real
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 class Rewarder(Protocol):

@@ -1,10 +1,10 @@
 """What passes between rooms."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 class Transition(NamedTuple):

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from purerl.nn.networks import Actor, Critic, apply, takes_memory
+from purerl.records.types import PyTree
 
-PyTree = Any
 Network = Actor | Critic
 
 

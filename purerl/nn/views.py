@@ -13,8 +13,8 @@ from jax.interpreters import partial_eval
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import is_space, leaves_of, map_spaces
 from purerl.records.errors import ConfigError, shown, suggest
+from purerl.records.types import PyTree
 
-PyTree = Any
 Sees = str | tuple[str, ...] | Callable[[PyTree], PyTree] | None
 
 

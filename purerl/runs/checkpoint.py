@@ -46,9 +46,9 @@ from purerl.records.files import (
     write_whole,
 )
 from purerl.records.folders import EMPTY, LOCK, is_taken, list_checkpoints, locked, refuse_links
+from purerl.records.types import PyTree
 from purerl.runs.folder import RUN
 
-PyTree = Any
 FORMAT = 2
 KIND = "purerl metrics"
 REMOVED = ".removed-"  # and the name of a checkpoint: one that is being removed

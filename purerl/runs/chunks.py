@@ -15,13 +15,13 @@ from purerl.experience.metrics import Count, Metrics
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import unchecked
 from purerl.records.files import counted
+from purerl.records.types import PyTree
 from purerl.training.config import TrainConfig
 from purerl.training.hyperparams import check_hyperparams, env_hyperparams, with_hyperparams
 from purerl.training.loop import Loop
 from purerl.training.state import OWN
 from purerl.training.train import TrainOutput, list_seeds, make_output
 
-PyTree = Any
 CHUNK_BYTES = 2**24  # of metrics, at most, between two looks from the host
 
 

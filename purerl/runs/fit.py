@@ -19,6 +19,7 @@ from purerl.deploy.plain_space import space_to_plain
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_count, check_path
+from purerl.records.types import PyTree
 from purerl.runs.checkpoint import RunFolder
 from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
 from purerl.runs.folder import RunFiles
@@ -29,7 +30,6 @@ from purerl.training.config import TrainConfig
 from purerl.training.describe import describe
 from purerl.training.train import TrainOutput, list_seeds
 
-PyTree = Any
 # orbax numbers what it does for the whole process: threads that save at once take each other's.
 _ONE_AT_A_TIME = threading.RLock()
 

@@ -31,8 +31,8 @@ import orbax.checkpoint as ocp
 
 from purerl.accelerator.transfer import is_key
 from purerl.records.files import by_path, digest, read_text, reason, sealed, unsealed, write_whole
+from purerl.records.types import PyTree
 
-PyTree = Any
 ABOUT, STATE = "about", "state"
 # What a folder is called before it is complete: NAME + this.
 PARTIAL = ".orbax-checkpoint-tmp"

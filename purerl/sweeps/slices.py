@@ -15,7 +15,6 @@ from purerl.accelerator.transfer import to_host
 from purerl.sweeps.plan import Group
 from purerl.training.train import TrainOutput, make_train
 
-PyTree = Any
 # Members that a core trains at once, unless memory allows fewer: with more of them what they touch
 # leaves its caches, and every step takes longer (benchmarks/sweep.py --slices).
 MEMBERS_PER_CORE = 4

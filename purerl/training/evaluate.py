@@ -1,7 +1,6 @@
 """Evaluation: whole episodes of a policy, on environments of its own."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ from purerl.envs.registry import as_env
 from purerl.experience.metrics import Episodes, summarize
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.fields import check_count, check_key
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 def evaluate(

@@ -29,11 +29,10 @@ from purerl.experience.metrics import (
 from purerl.experience.normalize import RunningStats, init_stats, left_out, update_stats
 from purerl.experience.rewarders import Rewarder, transform
 from purerl.experience.transition import Transition
+from purerl.records.types import PyTree
 from purerl.training.evaluate import play_episodes
 from purerl.training.rollout import RolloutState, init_rollout, rollout
 from purerl.training.state import OWN, RunState
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)

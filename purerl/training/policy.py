@@ -22,9 +22,8 @@ from purerl.experience.normalize import RunningStats
 from purerl.nn.views import filled, reads, without_unread
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_key
+from purerl.records.types import PyTree
 from purerl.training.run import action_map
-
-PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,7 @@ from purerl.envs.base import AutoResetState
 from purerl.envs.vector import FewResetsState, SpareState, VectorEnv
 from purerl.experience.metrics import Episodes, summarize
 from purerl.experience.transition import Transition
-
-PyTree = Any
+from purerl.records.types import PyTree
 
 
 class RolloutState(NamedTuple):

@@ -7,9 +7,8 @@ import jax
 from purerl.experience.buffer import BufferState
 from purerl.experience.metrics import Count
 from purerl.experience.normalize import RunningStats
+from purerl.records.types import PyTree
 from purerl.training.rollout import RolloutState
-
-PyTree = Any
 
 
 class RunState(NamedTuple):

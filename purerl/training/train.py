@@ -13,6 +13,7 @@ from purerl.experience.metrics import Metrics
 from purerl.records.draws import list_values
 from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.fields import INT32, check_key
+from purerl.records.types import PyTree
 from purerl.statistics import final_returns
 from purerl.training.check import check_size
 from purerl.training.config import TrainConfig
@@ -20,7 +21,6 @@ from purerl.training.hyperparams import env_hyperparams, with_hyperparams
 from purerl.training.loop import Loop, RunState
 from purerl.training.policy import Interface, Policy
 
-PyTree = Any
 Train = Callable[..., "TrainOutput"]
 
 
