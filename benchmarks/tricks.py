@@ -88,14 +88,19 @@ TRICKS = {
     "thin_product": plain_product,
     "patches": plain_convolution,
     "barriers": no_barriers,
-    "compiler_level": None,  # an environment variable
+    "compiler_level": None,  # these two are flags of XLA
+    "scheduler": None,
+}
+FLAGS = {
+    "compiler_level": "--xla_backend_optimization_level=3",
+    "scheduler": "--xla_cpu_enable_concurrency_optimized_scheduler=true",
 }
 
 
 def work(without, name):
     """A case without a trick; "nothing" for with all."""
-    if without == "compiler_level":
-        os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=3"
+    if without in FLAGS:
+        os.environ["XLA_FLAGS"] = FLAGS[without]
     import purerl
 
     if TRICKS.get(without) is not None:
