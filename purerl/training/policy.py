@@ -122,7 +122,7 @@ class Policy:
         memory = self._agents().init(1 if num_envs is None else num_envs)
         return jax.tree.map(lambda x: x[0], memory) if num_envs is None else memory
 
-    @property
+    @functools.cached_property
     def has_memory(self) -> bool:
         """Whether actions depend on what was seen before."""
         return bool(jax.tree.leaves(jax.eval_shape(lambda: self._agents().init(1))))
@@ -144,6 +144,8 @@ class Policy:
     def _filled(self, obs: PyTree, num_axes: int) -> PyTree:
         """The observation, with zeros for entries that are left out since acting needs them not."""
         known = self.spec.observation_space
+        if not isinstance(known, dict):
+            return obs
         structure: Any = jax.tree.structure(known, is_leaf=is_space)
         if jax.tree.structure(obs) == structure:
             return obs
