@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit.quick import quick_jit
 from kit.recurrent import Recurrent, recall_env
-from toys import quick_jit
 
 import purerl
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit.quick import quick_jit
 from rich.console import Console
-from toys import quick_jit
 
 import purerl
 from purerl.cli import COMMANDS, Parser, listing, training

@@ -24,7 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, push_env, quick_jit
+from kit.agents import Tiny
+from kit.environments import push_env
+from kit.quick import quick_jit
 
 import purerl
 from purerl.records.files import sealed, unsealed

@@ -3,7 +3,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import act, learn, push_env, quick_jit, target_env, walk
+from kit.agents import act, learn
+from kit.environments import push_env, target_env, walk
+from kit.quick import quick_jit
 
 import purerl
 

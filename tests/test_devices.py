@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import faulty, learn, mostly_slow, push_env, quick_jit, walk
+from kit.agents import learn
+from kit.environments import faulty, push_env, walk
+from kit.quick import mostly_slow, quick_jit
 
 import purerl
 from purerl.accelerator.devices import ALONE, AXIS, Devices
@@ -20,7 +22,6 @@ from purerl.experience.metrics import pool, summarize
 from purerl.experience.normalize import init_stats, update_stats
 from purerl.training.run import make_loop
 
-CHILD = pathlib.Path(__file__).parent / "spread.py"
 AGENTS = ["ppo", "reinforce", "actor_critic", "q_actor_critic", "ddpg", "dqn"]
 # Several devices on one: what `shard_map` does with devices, `vmap` does with rows.
 FOUR = Devices(4)
@@ -31,7 +32,8 @@ def child(*args, num_devices=2):
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     environ = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", str(CHILD), *map(str, args)],
+        [sys.executable, "-W", "error", "-m", "kit.spread", *map(str, args)],
+        cwd=pathlib.Path(__file__).parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

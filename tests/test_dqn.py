@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import scipy.stats
 from kit import values
+from kit.agents import act, learn
+from kit.environments import target_env, walk
+from kit.networks import LinearQ, LinearQs, LinearV
+from kit.quick import quick_jit
 from kit.trials import params
-from kit.values import LinearQ, LinearQs, LinearV
-from toys import act, learn, quick_jit, target_env, walk
 
 import purerl
 

@@ -14,8 +14,10 @@ import pytest
 from gymnax.environments.bsuite.deep_sea import DeepSea
 from gymnax.environments.classic_control.cartpole import CartPole, EnvParams
 from gymnax.wrappers import LogWrapper
-from policies import make_policy
-from toys import Tiny, quick_jit, walk
+from kit.agents import Tiny
+from kit.environments import walk
+from kit.policies import make_policy
+from kit.quick import quick_jit
 
 import purerl
 from purerl.cli.playing import environment

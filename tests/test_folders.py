@@ -9,7 +9,8 @@ import threading
 import filelock
 import numpy as np
 import pytest
-from toys import Tiny, push_env
+from kit.agents import Tiny
+from kit.environments import push_env
 
 import purerl
 from purerl.cli import training

@@ -13,7 +13,8 @@ from gymnax.environments.classic_control.cartpole import CartPole, EnvParams
 from gymnax.wrappers import FlattenObservationWrapper, LogWrapper, StickyActionWrapper
 from gymnax.wrappers.compat import LegacyStepAPIWrapper
 from gymnax.wrappers.purerl import GymnaxWrapper
-from toys import Tiny, mostly_slow, quick_jit
+from kit.agents import Tiny
+from kit.quick import mostly_slow, quick_jit
 
 import purerl
 from purerl.envs import Box, as_env

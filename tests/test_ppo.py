@@ -2,8 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit.agents import act, learn
+from kit.environments import reward_forever, target_env, walk
+from kit.quick import quick_jit
 from kit.values import VALUES
-from toys import act, learn, quick_jit, reward_forever, target_env, walk
 
 import purerl
 from purerl.agents.ppo import PPO

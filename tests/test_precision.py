@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, mostly_slow, push_env, quick_jit, walk
+from kit.agents import Tiny
+from kit.environments import push_env, walk
+from kit.quick import mostly_slow, quick_jit
 
 import purerl
 from purerl.agents.gradients import adam, descend, global_norm, standardize

@@ -3,17 +3,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import learn, quick_jit, reward_forever, walk
+from kit.agents import learn
+from kit.environments import reward_forever, walk
+from kit.networks import LinearActor
+from kit.quick import quick_jit
 
 import purerl
 
 quick_update = quick_jit(learn)
-
-
-class LinearActor(purerl.Actor):
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(self.action_dim, use_bias=False)(obs)
 
 
 class LinearCritic(purerl.Critic):

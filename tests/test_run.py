@@ -2,7 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, faulty, push_env, quick_jit, reward_forever, target_env, walk
+from kit.agents import Tiny
+from kit.environments import faulty, push_env, reward_forever, target_env, walk
+from kit.quick import quick_jit
+from kit.trees import equal
 
 import purerl
 from purerl.agents.noise import Noise
@@ -11,15 +14,6 @@ from purerl.experience.normalize import normalize
 from purerl.records.fields import real
 
 OPTIONS = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
-
-
-def equal(x, y):
-    def data(leaf):
-        key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(leaf) if key else leaf
-
-    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
-    return all(np.array_equal(data(a), data(b), equal_nan=True) for a, b in pairs)
 
 
 def jitted_run(*args, key, **options):

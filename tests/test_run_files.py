@@ -6,18 +6,14 @@ import tomllib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import quick_jit, target_env, walk
+from kit.environments import target_env, walk
 
 import purerl
 from purerl.cli.flags import read_config
-from purerl.runs.chunks import Program
 from purerl.runs.folder import config_text
 from purerl.training.train import final_return
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def config(**options):

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, faulty, mostly_slow, quick_jit, walk
+from kit.agents import Tiny
+from kit.environments import faulty, walk
+from kit.quick import mostly_slow, quick_jit
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, auto_reset, vector_env

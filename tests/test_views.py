@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from kit.environments import ALL, SIZES, category, doors, hidden_goal, locks
-from policies import make_policy, observations
-from toys import mostly_slow, quick_jit, walk
+from kit.environments import ALL, SIZES, category, doors, hidden_goal, locks, walk
+from kit.policies import make_policy, observations
+from kit.quick import mostly_slow, quick_jit
 
 import purerl
 from purerl import Box, Discrete, EnvSpec
