@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kit.agents import act, learn
+from kit.agents import act, after_a_rollout, learn
 from kit.environments import push_env, walk
-from kit.networks import LinearActor, LinearQ, LinearQs, LinearV
+from kit.networks import LinearActor, LinearQ, LinearQs, LinearV, kernel
 from kit.oracles import numpy_gae, numpy_lambda_return
 from kit.quick import quick_jit
 
@@ -64,21 +64,6 @@ def made_up(agent):
     return state, purerl.Buffer(maxlen=T * N, gamma=GAMMA, lam=LAM), stored
 
 
-def play(agent, env, **options):
-    """An agent after one rollout, and its buffer, filled."""
-    loop = purerl.make_loop(env, agent, total_timesteps=10 * T * N, **options)
-
-    @quick_jit
-    def start(key):
-        state = loop.init(key)
-        key = jax.random.fold_in(key, 1)
-        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, jnp.int32(0))
-        return state.agent, loop.buffer.push(state.buffer, transitions)
-
-    state, stored = start(jax.random.key(0))
-    return state, loop.buffer, stored
-
-
 def update(agent, state, buffer, stored):
     return quick_update(agent, state, buffer, stored, jax.random.key(2))
 
@@ -86,10 +71,6 @@ def update(agent, state, buffer, stored):
 def moment(opt_state):
     """The gradient that Adam saw first: 0.1 of it is the first moment."""
     return 10.0 * np.asarray(opt_state[1][0].mu)
-
-
-def kernel(params):
-    return np.asarray(jax.tree.leaves(params)[0], np.float64)
 
 
 def policy_probs(state, obs):
@@ -224,7 +205,7 @@ def test_learning_rates_go_down_to_zero():
 @pytest.mark.parametrize("critic", [LinearV, LinearQ])
 def test_in_whole_episodes_what_follows_the_end_changes_nothing(critic):
     agent = actor_critic(critic=critic, normalize_advantage=True, entropy_beta=0.1)
-    state, buffer, stored = play(agent, walk(3), wait_end_path=True)
+    state, buffer, stored = after_a_rollout(agent, walk(3), wait_end_path=True)
     late = ~stored.data["valid"]
     np.testing.assert_array_equal(late, np.tile(np.arange(T)[:, None] >= 3, (1, N)))
     other = {

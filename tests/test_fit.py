@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.environments import faulty, walk
+from kit.folders import contents
 from kit.quick import mostly_slow, quick_jit
 from kit.runs import PRIORITIES, RUNS, small, start, stop_at, updates
 from kit.trees import assert_equal
@@ -117,11 +118,6 @@ def interrupted(tmp_path, config=None, update=4, **options):
     return tmp_path
 
 
-def contents(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path: path.read_bytes() for path in files}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -209,14 +205,14 @@ def test_training_starts_from_the_checkpoint_before_a_damaged_one(tmp_path):
     newest = tmp_path / "checkpoints" / str(steps[-1])
     for file in newest.glob("state/ocdbt.process_0/d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    damaged = {path.relative_to(newest): data for path, data in contents(newest).items()}
+    damaged = contents(newest)
     seen = []
     warning = rf"checkpoint .*/{steps[-1]} is damaged .* starts from that of update {steps[-2]}$"
     with pytest.warns(UserWarning, match=warning):
         assert_equal(purerl.fit(config, tmp_path, callback=seen.append), whole)
     assert seen[0].start == steps[-2]
     aside = newest.with_name(f"{newest.name}.aside")  # nothing of it is lost
-    assert {path.relative_to(aside): data for path, data in contents(aside).items()} == damaged
+    assert contents(aside) == damaged
     assert_equal(purerl.fit(config, tmp_path), whole)
 
 

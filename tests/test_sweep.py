@@ -16,7 +16,7 @@ from kit.agents import Tiny
 from kit.environments import push_env
 from kit.quick import quick_jit
 from kit.sweeps import LRS, config, sweep
-from kit.trees import assert_close
+from kit.trees import assert_close, assert_equal
 
 import purerl
 from purerl.accelerator.machine import free_memory, num_cores
@@ -353,8 +353,7 @@ def test_goes_on_from_what_is_there(compiled, tmp_path, monkeypatch):
     again = sweep(config(), **options)
     assert again.effort.slices == 0
     assert len(compiled) == programs
-    for x, y in zip(jax.tree.leaves(again.metrics), jax.tree.leaves(result.metrics), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert_equal(again.metrics, result.metrics)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "flip", "wrong shape", "place"])

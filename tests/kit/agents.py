@@ -7,6 +7,8 @@ import purerl
 from purerl.envs import Discrete
 from purerl.records.fields import flag, integer, real
 
+from .quick import quick_jit
+
 
 def act(acting, obs, key=None):
     """Actions and extras of an `Acting` without a memory."""
@@ -18,6 +20,21 @@ def learn(agent, state, buffer, stored, key, clock=purerl.Clock()):  # noqa: B00
     experience = purerl.Experience(buffer, stored, clock)
     state, experience, losses = agent.update(state, experience, key, clock)
     return state, experience.state, losses
+
+
+def after_a_rollout(agent, env, total_timesteps=360, **options):
+    """An agent after one rollout, and its buffer, filled."""
+    loop = purerl.make_loop(env, agent, total_timesteps=total_timesteps, **options)
+
+    @quick_jit
+    def start(key):
+        state = loop.init(key)
+        key = jax.random.fold_in(key, 1)
+        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, jnp.int32(0))
+        return state.agent, loop.buffer.push(state.buffer, transitions)
+
+    state, stored = start(jax.random.key(0))
+    return state, loop.buffer, stored
 
 
 class Tiny(purerl.Agent):

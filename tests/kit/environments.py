@@ -143,42 +143,37 @@ def discrete_env():
     return Env(reset, step, EnvSpec("places", Discrete(3), Discrete(2), None))
 
 
-def dict_env():
-    """`push_env` with observations `{"x": [1], "sign": []}`, and a spec that has no hash."""
-    base = push_env()
-
-    def observe(obs):
-        return {"x": obs, "sign": jnp.sign(obs[0]).astype(jnp.int32)}
+def seen_as(env: Env, observe, space) -> Env:
+    """The environment with observations that a function makes of its."""
 
     def reset(key):
-        obs, state = base.reset(key)
+        obs, state = env.reset(key)
         return observe(obs), state
 
     def step(key, state, action):
-        state, timestep = base.step(key, state, action)
+        state, timestep = env.step(key, state, action)
         return state, timestep._replace(obs=observe(timestep.obs))
 
-    spaces = {"x": base.spec.observation_space, "sign": Box(-1, 1, (), int)}
-    return Env(reset, step, base.spec._replace(observation_space=spaces))
+    return Env(reset, step, env.spec._replace(observation_space=space))
 
 
-def pytree_env():
+def dict_env() -> Env:
+    """`push_env` with observations `{"x": [1], "sign": []}`, one of them whole numbers."""
+    env = push_env()
+    return seen_as(
+        env,
+        lambda obs: {"x": obs, "sign": jnp.sign(obs[0]).astype(jnp.int32)},
+        {"x": env.spec.observation_space, "sign": Box(-1, 1, (), int)},
+    )
+
+
+def pytree_env() -> Env:
     """`walk` with observations `{"name": [1], "time": []}`."""
-    base = walk(3)
-
-    def split(obs):
-        return {"name": obs[:1], "time": obs[1]}
-
-    def reset(key):
-        obs, state = base.reset(key)
-        return split(obs), state
-
-    def step(key, state, action):
-        state, timestep = base.step(key, state, action)
-        return state, timestep._replace(obs=split(timestep.obs))
-
-    space = {"name": Box(0.0, 1.0, (1,)), "time": Box(0.0, 10.0, ())}
-    return Env(reset, step, EnvSpec("tree", space, Discrete(2)))
+    return seen_as(
+        walk(3),
+        lambda obs: {"name": obs[:1], "time": obs[1]},
+        {"name": Box(0.0, 1.0, (1,)), "time": Box(0.0, 10.0, ())},
+    )
 
 
 class Round(NamedTuple):
