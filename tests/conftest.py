@@ -7,8 +7,10 @@ import tempfile
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from kit.quick import quick_jit
 
 import purerl
+from purerl.runs.chunks import Program
 
 
 def pytest_configure(config):
@@ -43,10 +45,6 @@ def compile_once(tmp_path_factory):
     for name, value in options.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    from toys import quick_jit
-
-    from purerl.runs.chunks import Program
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Program, "jit", staticmethod(quick_jit))
         yield
@@ -56,16 +54,18 @@ def compile_once(tmp_path_factory):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """Runs the command in a folder of its own: exit code, standard output and standard error."""
-    from toys import quick_jit
+def quick_programs(monkeypatch):
+    """What `fit` compiles, it compiles quickly."""
+    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
 
+
+@pytest.fixture
+def command(capsys, monkeypatch, quick_programs, tmp_path):
+    """Runs the command in a folder of its own: exit code, standard output and standard error."""
     from purerl.cli import main
-    from purerl.runs.chunks import Program
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # nothing is written beside the folder
-    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
 
     def run(*argv):
         code = main([str(word) for word in argv])

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit.quick import quick_jit
 from kit.recurrent import Recurrent, recall_env
-from toys import quick_jit
+from kit.trees import assert_close, assert_equal
 
 import purerl
 
@@ -63,8 +64,8 @@ def test_many_at_once_are_as_each_alone(out):
     train, keys = purerl.make_train(config), jax.random.split(jax.random.key(1), 3)
     together = quick_jit(jax.vmap(train))(keys)
     alone = quick_jit(train)(keys[1])
-    pairs = (together.member(1).state.agent.params, alone.state.agent.params)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), *pairs)
+    params = (out.state.agent.params for out in (together.member(1), alone))
+    assert_close(*params, 1e-3, 1e-5)
     with pytest.raises(purerl.ConfigError, match="this is the output of"):
         together.policy.acting()
 
@@ -82,10 +83,7 @@ def test_a_run_that_was_broken_off_ends_in_the_same_state(tmp_path):
         purerl.fit(config, tmp_path, callback=stop, **options)
     resumed = purerl.fit(config, tmp_path, **options)
     assert np.abs(np.asarray(resumed.state.rollout.memory)).max() > 0.0
-    for x, y in zip(*(jax.tree.leaves(o.state) for o in (whole, resumed)), strict=True):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(x, y)
+    assert_equal(whole.state, resumed.state)
 
 
 def test_a_policy_with_a_memory_is_played_with_it(out):

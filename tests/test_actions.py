@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, act, push_env, quick_jit, target_env, walk
+from kit.agents import Tiny, act
+from kit.environments import push_env, target_env, walk
+from kit.quick import quick_jit
 
 import purerl
 from purerl.envs import Box, Env, EnvSpec, TimeStep

@@ -1,9 +1,12 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import act, learn, push_env, quick_jit, walk
+from kit.agents import act, after_a_rollout, learn
+from kit.environments import push_env, walk
+from kit.networks import LinearActor, LinearQ, LinearQs, LinearV, kernel
+from kit.oracles import numpy_gae, numpy_lambda_return
+from kit.quick import quick_jit
 
 import purerl
 
@@ -12,30 +15,6 @@ quick_update = quick_jit(learn)
 quick_act = quick_jit(lambda agent, state, *rest: act(agent.acting(state, purerl.Clock()), *rest))
 init = quick_jit(purerl.ActorCritic.init, static_argnums=2)
 SPEC = walk().spec
-
-
-class LinearActor(purerl.Actor):
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(self.action_dim, use_bias=False)(obs)
-
-
-class LinearV(purerl.Critic):
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(1, use_bias=False)(obs)
-
-
-class LinearQ(purerl.Critic):
-    @nn.compact
-    def create_network(self, obs, action):
-        return jnp.sum(nn.Dense(self.action_dim, use_bias=False)(obs) * action, axis=-1)
-
-
-class LinearQs(purerl.Critic):
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(self.action_dim, use_bias=False)(obs)
 
 
 CRITICS = [LinearV, LinearQ, LinearQs]
@@ -85,21 +64,6 @@ def made_up(agent):
     return state, purerl.Buffer(maxlen=T * N, gamma=GAMMA, lam=LAM), stored
 
 
-def play(agent, env, **options):
-    """An agent after one rollout, and its buffer, filled."""
-    loop = purerl.make_loop(env, agent, total_timesteps=10 * T * N, **options)
-
-    @quick_jit
-    def start(key):
-        state = loop.init(key)
-        key = jax.random.fold_in(key, 1)
-        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, jnp.int32(0))
-        return state.agent, loop.buffer.push(state.buffer, transitions)
-
-    state, stored = start(jax.random.key(0))
-    return state, loop.buffer, stored
-
-
 def update(agent, state, buffer, stored):
     return quick_update(agent, state, buffer, stored, jax.random.key(2))
 
@@ -107,10 +71,6 @@ def update(agent, state, buffer, stored):
 def moment(opt_state):
     """The gradient that Adam saw first: 0.1 of it is the first moment."""
     return 10.0 * np.asarray(opt_state[1][0].mu)
-
-
-def kernel(params):
-    return np.asarray(jax.tree.leaves(params)[0], np.float64)
 
 
 def policy_probs(state, obs):
@@ -127,33 +87,6 @@ def numpy_v(state, obs):
 def numpy_q(state, obs, action):
     value = obs @ kernel(state.critic_params)
     return np.take_along_axis(value, action[..., None], -1)[..., 0]
-
-
-def backwards(data, next_value, last, step):
-    """A loop from every path's last step to its first."""
-    out = np.zeros((T, N))
-    for env in range(N):
-        for t in reversed(range(T)):
-            beyond = 0.0 if data["terminated"][t, env] else next_value[t, env]
-            ended = data["terminated"][t, env] or data["truncated"][t, env] or t == T - 1
-            later = last(beyond) if ended else out[t + 1, env]
-            out[t, env] = step(t, env, beyond, later)
-    return out
-
-
-def numpy_gae(data, value, next_value):
-    def step(t, env, beyond, later):
-        delta = data["reward"][t, env] + GAMMA * beyond - value[t, env]
-        return delta + GAMMA * LAM * later
-
-    return backwards(data, next_value, lambda beyond: 0.0, step)
-
-
-def numpy_lambda_return(data, next_value):
-    def step(t, env, beyond, later):
-        return data["reward"][t, env] + GAMMA * ((1 - LAM) * beyond + LAM * later)
-
-    return backwards(data, next_value, lambda beyond: beyond, step)
 
 
 def policy_ascent(state, data, weight):
@@ -207,17 +140,19 @@ def test_both_gradients_are_plain_loops(critic, normalize):
     after, stored, losses = update(agent, state, buffer, stored)
     data = {name: np.asarray(x) for name, x in stored.data.items()}
     value, next_value = (numpy_v(state, data[name]) for name in ("obs", "next_obs"))
+    ends = data["terminated"], data["truncated"]
     if state.is_q:
         predicted = numpy_q(state, data["obs"], data["action"])
         advantage = predicted - value
     else:
-        predicted, advantage = value, numpy_gae(data, value, next_value)
+        predicted = value
+        advantage = numpy_gae(data["reward"], value, next_value, *ends, GAMMA, LAM)
     if normalize:
         advantage = (advantage - advantage.mean()) / advantage.std()
     expected = policy_ascent(state, data, advantage)
     np.testing.assert_allclose(-moment(after.actor_opt), expected.ravel(), rtol=1e-3, atol=1e-5)
 
-    error = predicted - numpy_lambda_return(data, next_value)
+    error = predicted - numpy_lambda_return(data["reward"], next_value, *ends, GAMMA, LAM)
     assert float(losses["value_loss"]) == pytest.approx(0.5 * np.mean(error**2), rel=1e-4)
     feature = np.eye(2)[data["action"]] if state.is_q else np.ones((T, N, 1))
     terms = data["obs"][..., None] * feature[..., None, :] * error[..., None, None]
@@ -270,7 +205,7 @@ def test_learning_rates_go_down_to_zero():
 @pytest.mark.parametrize("critic", [LinearV, LinearQ])
 def test_in_whole_episodes_what_follows_the_end_changes_nothing(critic):
     agent = actor_critic(critic=critic, normalize_advantage=True, entropy_beta=0.1)
-    state, buffer, stored = play(agent, walk(3), wait_end_path=True)
+    state, buffer, stored = after_a_rollout(agent, walk(3), wait_end_path=True)
     late = ~stored.data["valid"]
     np.testing.assert_array_equal(late, np.tile(np.arange(T)[:, None] >= 3, (1, N)))
     other = {

@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 import scipy.stats
 from jax.experimental.key_reuse._core import check_key_reuse
-from toys import (
-    act,
-    faulty,
-    image_env,
-    mostly_slow,
-    push_env,
-    quick_jit,
-    reward_forever,
-    target_env,
-    walk,
-)
+from kit.agents import act
+from kit.environments import faulty, image_env, push_env, reward_forever, target_env, walk
+from kit.quick import mostly_slow, quick_jit
 
 import purerl
 from purerl.agents import gradients

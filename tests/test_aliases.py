@@ -3,7 +3,8 @@
 import argparse
 
 import pytest
-from toys import Tiny, target_env
+from kit.agents import Tiny
+from kit.environments import target_env
 
 import purerl
 from purerl.cli.flags import add_config_flags, config_from

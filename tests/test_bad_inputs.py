@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, push_env, quick_jit, walk
+from kit.agents import Tiny
+from kit.environments import push_env, walk
+from kit.quick import quick_jit
 
 import purerl
 from purerl.envs import Box, Discrete, Env
@@ -294,8 +296,8 @@ ENVS = [
     ),
     (
         "make-module",
-        lambda g: purerl.make("toys:walk", lenght=3),
-        "toys:walk has no parameter 'lenght'; did you mean 'length'",
+        lambda g: purerl.make("kit.environments:walk", lenght=3),
+        "kit.environments:walk has no parameter 'lenght'; did you mean 'length'",
     ),
     ("make-no-env", lambda g: purerl.make("bad-3"), "env: got 3, expected a name, a purerl.Env"),
     (
@@ -312,13 +314,13 @@ ENVS = [
     ("env-no-module", lambda g: tiny("no_such:thing"), "env: can't import 'no_such'"),
     (
         "env-no-attribute",
-        lambda g: tiny("toys:wolk"),
-        "env: 'toys' has no 'wolk'; did you mean 'walk",
+        lambda g: tiny("kit.environments:wolk"),
+        "env: 'kit.environments' has no 'wolk'; did you mean 'walk",
     ),
     (
         "env-factory-raises",
-        lambda g: tiny("toys:faulty"),
-        "env: 'toys:faulty' can't be made: TypeError",
+        lambda g: tiny("kit.environments:faulty"),
+        "env: 'kit.environments:faulty' can't be made: TypeError",
     ),
     ("env-only-colon", lambda g: tiny(":"), "env: can't import ''"),
     ("make-number", lambda g: purerl.make(3), "env: got 3, expected a name"),

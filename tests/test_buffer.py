@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_returns import numpy_gae, numpy_n_step, paths
-from test_sumtree import assert_proportional, assert_sums
-from toys import quick_jit
+from kit.oracles import assert_proportional, assert_sums, numpy_gae, numpy_n_step, paths
+from kit.quick import quick_jit
+from kit.trees import assert_equal
 
 import purerl
 from purerl.experience.buffer import Buffer
@@ -67,10 +67,6 @@ def random_full(buffer, rng):
     state = push(buffer, empty(buffer), random_steps(rng, num_rows))
     error = rng.normal(size=num_rows * N).astype(np.float32)
     return update_priorities(buffer, state, np.arange(num_rows * N), error), error
-
-
-def assert_same(x, y):
-    jax.tree.map(np.testing.assert_array_equal, x, y)
 
 
 def test_the_ring_keeps_the_newest():
@@ -194,10 +190,10 @@ def test_indices_choose_transitions_and_keys_their_entries(priorities):
     assert set(batch) == {*data, "indices", "weight"}
     np.testing.assert_array_equal(batch["indices"], indices)
     expected = jax.tree.map(lambda x: np.asarray(x)[indices // N, indices % N], data)
-    assert_same({name: batch[name] for name in data}, expected)
+    assert_equal({name: batch[name] for name in data}, expected)
     some = sample(buffer, state, indices=indices, keys=("obs", "value"))
     assert set(some) == {"obs", "value", "indices", "weight"}
-    assert_same(some, {name: batch[name] for name in some})
+    assert_equal(some, {name: batch[name] for name in some})
     discounted = sample(buffer.replace(gamma=0.9), state, indices=indices, keys=("obs",))
     assert set(discounted) == {"obs", "indices", "weight", "discount"}
 
@@ -327,11 +323,11 @@ def test_a_buffer_that_is_not_writable_stays_as_it_is(priorities):
         operations.append((update_priorities, error))
     for operation, arguments in operations:
         kept = operation(buffer, state, *arguments, jnp.bool_(False))
-        assert_same(kept, state)
+        assert_equal(kept, state)
         written = operation(buffer, state, *arguments, jnp.bool_(True))
-        assert_same(written, operation(buffer, state, *arguments))
+        assert_equal(written, operation(buffer, state, *arguments))
         with pytest.raises(AssertionError):
-            assert_same(written, state)
+            assert_equal(written, state)
 
 
 def numpy_look_ahead(history, newest, t, env, gamma, n):
@@ -369,10 +365,10 @@ def test_n_step_samples_are_a_plain_loop(n):
             np.testing.assert_allclose(batch["discount"], discount, rtol=1e-5)
             for name in ("next_obs", "terminated", "truncated"):
                 entry = getattr(history, name)
-                assert_same(batch[name], jax.tree.map(lambda x, t=last, e=env: x[t, e], entry))
+                assert_equal(batch[name], jax.tree.map(lambda x, t=last, e=env: x[t, e], entry))
             for name in ("obs", "action", "episode"):  # those of the first step
                 entry = getattr(history, name)
-                assert_same(batch[name], jax.tree.map(lambda x, t=first, e=env: x[t, e], entry))
+                assert_equal(batch[name], jax.tree.map(lambda x, t=first, e=env: x[t, e], entry))
 
 
 def held_bytes(state):
@@ -398,7 +394,7 @@ def test_errors_that_are_not_finite_are_not_noted():
     error = jnp.array([jnp.nan, 3.0, jnp.inf, -jnp.inf])
     after = update_priorities(buffer, state, jnp.arange(4), error)
     alone = update_priorities(buffer, state, jnp.array([1]), jnp.array([3.0]))
-    jax.tree.map(np.testing.assert_array_equal, after, alone)
+    assert_equal(after, alone)
     assert float(after.max_priority) > 1.0
 
 

@@ -5,7 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from toys import reward_forever, target_env, walk
+from kit.environments import reward_forever, target_env, walk
 
 import purerl
 from purerl.training.config import TrainConfig

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.environments import doors, hidden_goal, locks
-from toys import quick_jit
+from kit.quick import quick_jit
 
 import purerl
 

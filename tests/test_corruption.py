@@ -24,7 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, push_env, quick_jit
+from kit.agents import Tiny
+from kit.environments import push_env
+from kit.folders import contents
+from kit.quick import quick_jit
 
 import purerl
 from purerl.records.files import sealed, unsealed
@@ -355,10 +358,6 @@ def numbers(folder):
     return sorted(int(x.name) for x in folder.glob("checkpoints/*") if x.name.isdigit())
 
 
-def contents(folder):
-    return {x: x.read_bytes() for x in sorted(folder.rglob("*")) if x.is_file()}
-
-
 @pytest.mark.parametrize("name", ["run", "sweep"])
 def test_damage_is_mended_or_told_in_a_line(name, subjects):
     found = list(campaign(subjects[name][0], 12, 11, 1, subjects[name][1]))
@@ -390,11 +389,11 @@ def test_nothing_that_may_be_a_checkpoint_is_deleted_for_being_damaged(run):
     newest = folder / "checkpoints" / str(numbers(folder)[-1])
     for file in list(newest.rglob("*.json")):
         file.unlink()
-    before = {x.relative_to(newest): data for x, data in contents(newest).items()}
+    before = contents(newest)
     with pytest.warns(UserWarning, match="put aside, training starts from that of update"):
         assert trained(folder) == subject.whole
     aside = newest.with_name(f"{newest.name}.aside")
-    assert {x.relative_to(aside): data for x, data in contents(aside).items()} == before
+    assert contents(aside) == before
 
 
 def test_of_three_checkpoints_one_is_enough(run):

@@ -3,7 +3,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import act, learn, push_env, quick_jit, target_env, walk
+from kit.agents import act, learn
+from kit.buffers import everything, holding
+from kit.environments import push_env, target_env, walk
+from kit.quick import quick_jit
 
 import purerl
 
@@ -58,10 +61,7 @@ def filled(**options):
         valid=jnp.ones((T, N), bool),
         extras={},
     )
-    buffer = purerl.Buffer(maxlen=T * N, gamma=GAMMA, **options)
-    return buffer, buffer.push(
-        buffer.init(jax.tree.map(lambda x: x[0], transitions), N), transitions
-    )
+    return holding(transitions, gamma=GAMMA, **options)
 
 
 def numbers(params):
@@ -83,10 +83,6 @@ def numpy_td_error(state, data):
         scaled = (a - (LOW + HIGH) / 2) / ((HIGH - LOW) / 2)
         errors[at] = y - (own_u * s + own_w * s * scaled)
     return errors
-
-
-def everything(buffer, stored):
-    return buffer.sample(stored, indices=jnp.arange(T * N))
 
 
 def test_the_target_ends_with_death_and_goes_on_beyond_a_time_limit():

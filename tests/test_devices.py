@@ -10,7 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import faulty, learn, mostly_slow, push_env, quick_jit, walk
+from kit.agents import learn
+from kit.environments import faulty, push_env, walk
+from kit.quick import mostly_slow, quick_jit
+from kit.trees import assert_close
 
 import purerl
 from purerl.accelerator.devices import ALONE, AXIS, Devices
@@ -20,7 +23,6 @@ from purerl.experience.metrics import pool, summarize
 from purerl.experience.normalize import init_stats, update_stats
 from purerl.training.run import make_loop
 
-CHILD = pathlib.Path(__file__).parent / "spread.py"
 AGENTS = ["ppo", "reinforce", "actor_critic", "q_actor_critic", "ddpg", "dqn"]
 # Several devices on one: what `shard_map` does with devices, `vmap` does with rows.
 FOUR = Devices(4)
@@ -31,7 +33,8 @@ def child(*args, num_devices=2):
     flags = f"--xla_force_host_platform_device_count={num_devices}"
     environ = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        [sys.executable, "-W", "error", str(CHILD), *map(str, args)],
+        [sys.executable, "-W", "error", "-m", "kit.spread", *map(str, args)],
+        cwd=pathlib.Path(__file__).parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -236,8 +239,7 @@ def test_an_update_over_devices_is_that_of_the_whole_batch(name, key):
     assert jax.tree.all(jax.tree.map(equal, got))
     moved = jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), expected, before)
     assert max(jax.tree.leaves(moved)) > 1e-4
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x[0], y, rtol=1e-3, atol=2e-6)
+    assert_close(jax.tree.map(lambda x: x[0], got), expected, 1e-3, 2e-6)
     for loss, value in losses.items():
         np.testing.assert_allclose(got_losses[loss][0], value, rtol=1e-3, atol=1e-5, err_msg=loss)
 
@@ -259,9 +261,8 @@ def test_a_step_on_shares_of_a_batch_is_one_on_the_whole(name, key):
     expected, _, _ = quick_jit(agent._learn)(state, batch, purerl.Clock())
     step = several(lambda *args: agent._learn(*args, purerl.Clock(devices=FOUR)), in_axes=(None, 0))
     got, _, _ = quick_jit(step)(state, jax.tree.map(lambda x: x.reshape(4, 8, *x.shape[1:]), batch))
-    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert equal(x)
-        np.testing.assert_allclose(x[0], y, rtol=1e-3, atol=2e-6)
+    assert all(equal(x) for x in jax.tree.leaves(got))
+    assert_close(jax.tree.map(lambda x: x[0], got), expected, 1e-3, 2e-6)
 
 
 def test_importance_weights_are_over_the_largest_of_all_devices():

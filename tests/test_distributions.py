@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from toys import quick_jit
+from kit.quick import quick_jit
 
 from purerl.nn.distributions import Categorical, Normal, TanhNormal, draw, log_prob_of
 

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import scipy.stats
 from kit import values
+from kit.agents import act, learn
+from kit.buffers import everything, holding
+from kit.environments import target_env, walk
+from kit.networks import LinearQ, LinearQs, LinearV, kernel
+from kit.quick import quick_jit
 from kit.trials import params
-from kit.values import LinearQ, LinearQs, LinearV
-from toys import act, learn, quick_jit, target_env, walk
 
 import purerl
 
@@ -46,18 +49,7 @@ def filled(**options):
         valid=jnp.ones((T, N), bool),
         extras={},
     )
-    buffer = purerl.Buffer(maxlen=T * N, gamma=GAMMA, **options)
-    return buffer, buffer.push(
-        buffer.init(jax.tree.map(lambda x: x[0], transitions), N), transitions
-    )
-
-
-def everything(buffer, stored):
-    return buffer.sample(stored, indices=jnp.arange(T * N))
-
-
-def kernel(params):
-    return np.asarray(jax.tree.leaves(params)[0], np.float64)
+    return holding(transitions, gamma=GAMMA, **options)
 
 
 def double(q, target_q):

@@ -14,8 +14,11 @@ import pytest
 from gymnax.environments.bsuite.deep_sea import DeepSea
 from gymnax.environments.classic_control.cartpole import CartPole, EnvParams
 from gymnax.wrappers import LogWrapper
-from policies import make_policy
-from toys import Tiny, quick_jit, walk
+from kit.agents import Tiny
+from kit.environments import walk
+from kit.policies import make_policy
+from kit.quick import quick_jit
+from kit.trees import assert_equal
 
 import purerl
 from purerl.cli.playing import environment
@@ -113,7 +116,7 @@ def test_a_config_pickles_and_trains_to_the_same_bits():
     ]
     for config in configs:
         there = pickle.loads(pickle.dumps(config))
-        jax.tree.map(np.testing.assert_array_equal, final(config), final(there))
+        assert_equal(final(config), final(there))
         assert there.env.spec == config.env.spec
 
 
@@ -141,7 +144,7 @@ def test_a_spawned_process_takes_a_config():
     process.start()
     there = queue.get(timeout=240)
     process.join()
-    jax.tree.map(np.testing.assert_array_equal, there, final(config))
+    assert_equal(there, final(config))
 
 
 LIGHT = (CartPole(), EnvParams(gravity=1.0))

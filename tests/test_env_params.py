@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from gymnax.environments.bsuite.deep_sea import DeepSea
 from gymnax.environments.classic_control.cartpole import CartPole, EnvParams
-from toys import Tiny, quick_jit, walk
+from kit.agents import Tiny
+from kit.environments import walk
+from kit.quick import quick_jit
 
 import purerl
 from purerl.cli import main

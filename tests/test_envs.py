@@ -3,7 +3,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import mostly_slow, reward_forever, target_env, walk
+from kit.environments import pytree_env, reward_forever, target_env, walk
+from kit.quick import mostly_slow
 
 import purerl
 from purerl.envs import (
@@ -195,31 +196,13 @@ def test_register():
 
 
 @pytest.mark.parametrize("env", [reward_forever(), walk(), walk(5, limit=3), target_env()])
-def test_toys_keep_the_contract(env):
+def test_the_small_ones_keep_the_contract(env):
     purerl.check_env(env)
     purerl.check_env(purerl.action_repeat(env, 2))
 
 
 def test_pytree_observations_keep_the_contract():
     purerl.check_env(pytree_env())
-
-
-def pytree_env():
-    base = walk(3)
-
-    def split(obs):
-        return {"name": obs[:1], "time": obs[1]}
-
-    def reset(key):
-        obs, state = base.reset(key)
-        return split(obs), state
-
-    def step(key, state, action):
-        state, timestep = base.step(key, state, action)
-        return state, timestep._replace(obs=split(timestep.obs))
-
-    space = {"name": Box(0.0, 1.0, (1,)), "time": Box(0.0, 10.0, ())}
-    return Env(reset, step, EnvSpec("tree", space, Discrete(2)))
 
 
 def test_specs_with_dicts_are_hashable():

@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from toys import faulty, reward_forever, walk
+from kit.environments import faulty, reward_forever, walk
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep

@@ -9,9 +9,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from policies import AGENTS, actions, make_policy, observations, trained
-from test_policy import dict_env
-from toys import push_env, walk
+from kit.environments import dict_env, push_env, walk
+from kit.policies import AGENTS, actions, make_policy, observations, trained
 
 import purerl
 

@@ -2,88 +2,26 @@
 
 import json
 import os
-import pathlib
 import resource
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, faulty, mostly_slow, push_env, quick_jit, walk
+from kit.environments import faulty, walk
+from kit.folders import contents
+from kit.quick import mostly_slow, quick_jit
+from kit.runs import PRIORITIES, RUNS, small, start, stop_at, updates
+from kit.trees import assert_equal
 
 import purerl
 from purerl.records.files import sealed, unsealed
 
-PRIORITIES = purerl.Buffer(maxlen=64, priority_sampling=True)
-REPLAY = {"num_envs": 4, "update_every": 2, "buffer": PRIORITIES, "update_after": 16}
-NOISE = purerl.OrnsteinUhlenbeckNoise(noise_decay=0.9)
-EVERYTHING = {
-    "normalize_obs": True,
-    "normalize_reward": True,
-    "eval_every": 2,
-    "eval_max_episodes": 2,
-}
-# Every agent, and whatever of the options it can take: 12 updates each.
-RUNS = {
-    "PPO": (walk(5, limit=3), purerl.PPO(), {"num_envs": 4, "update_every": 8}),
-    "REINFORCE": (
-        walk(5, limit=3),
-        purerl.REINFORCE(n_episodes=4, episode_length=8, baseline=True),
-        {},
-    ),
-    "REINFORCE, no baseline": (push_env(), purerl.REINFORCE(n_episodes=4, episode_length=8), {}),
-    "ActorCritic, V": (push_env(), purerl.ActorCritic(n_episodes=4, episode_length=8), {}),
-    "ActorCritic, Q": (
-        walk(5, limit=3),
-        purerl.ActorCritic(n_episodes=4, episode_length=8, critic=purerl.DefaultQCritic),
-        {},
-    ),
-    "DQN": (walk(5, limit=3), purerl.DQN(batch_size=8), REPLAY),
-    "DDPG": (push_env(), purerl.DDPG(batch_size=8), {**REPLAY, "noise": NOISE}),
-}
-
-
-# For what doesn't depend on the agent.
-TINY = (push_env(), Tiny(), {"num_envs": 4, "update_every": 8})
-
-
 pytestmark = pytest.mark.usefixtures("compile_once")
-
-
-def small(name=None, num_updates=12, **options):
-    env, agent, own = RUNS[name] if name else TINY
-    options = {**own, **EVERYTHING, **options}
-    agent = options.pop("agent", agent)
-    loop = purerl.TrainConfig(env, agent, **options).make_loop()
-    return purerl.TrainConfig(
-        env, agent, total_timesteps=num_updates * loop.steps_per_update, **options
-    )
-
-
-def assert_equal(x, y):
-    def data(leaf):
-        key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if key else leaf)
-
-    assert jax.tree.structure(x) == jax.tree.structure(y)
-    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
-        np.testing.assert_array_equal(data(a), data(b))
-
-
-def stop_at(update, number=signal.SIGINT):
-    """A callback that sends a signal to this process in the chunk that reaches an update."""
-
-    def callback(report):
-        if report.start < update <= report.stop:
-            os.kill(os.getpid(), number)
-
-    return callback
 
 
 def test_fit_is_make_train_bit_for_bit():
@@ -180,11 +118,6 @@ def interrupted(tmp_path, config=None, update=4, **options):
     return tmp_path
 
 
-def contents(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path: path.read_bytes() for path in files}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -272,14 +205,14 @@ def test_training_starts_from_the_checkpoint_before_a_damaged_one(tmp_path):
     newest = tmp_path / "checkpoints" / str(steps[-1])
     for file in newest.glob("state/ocdbt.process_0/d/*"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    damaged = {path.relative_to(newest): data for path, data in contents(newest).items()}
+    damaged = contents(newest)
     seen = []
     warning = rf"checkpoint .*/{steps[-1]} is damaged .* starts from that of update {steps[-2]}$"
     with pytest.warns(UserWarning, match=warning):
         assert_equal(purerl.fit(config, tmp_path, callback=seen.append), whole)
     assert seen[0].start == steps[-2]
     aside = newest.with_name(f"{newest.name}.aside")  # nothing of it is lost
-    assert {path.relative_to(aside): data for path, data in contents(aside).items()} == damaged
+    assert contents(aside) == damaged
     assert_equal(purerl.fit(config, tmp_path), whole)
 
 
@@ -396,23 +329,6 @@ def test_skipped_updates_are_told():
     with pytest.warns(UserWarning, match=r"updates were skipped \(of each seed: \["):
         out = purerl.fit(config, seeds=2)
     assert out.state.nonfinite_updates.shape == (2,)
-
-
-def start(name, folder, *arguments, num_devices=1):
-    """A process that trains in a folder."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    script = str(pathlib.Path(__file__).with_name("killed.py"))
-    command = [sys.executable, script, name, str(folder), *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def updates(output):
-    return [int(line) for line in output.splitlines() if line.isdigit()]
 
 
 @pytest.mark.slow

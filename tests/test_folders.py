@@ -9,7 +9,9 @@ import threading
 import filelock
 import numpy as np
 import pytest
-from toys import Tiny, push_env
+from kit.agents import Tiny
+from kit.environments import push_env
+from kit.folders import contents
 
 import purerl
 from purerl.cli import training
@@ -23,18 +25,6 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 def config(num_updates=4, env=None):
     env = env or push_env()
     return purerl.TrainConfig(env, Tiny(), 32 * num_updates, num_envs=4, update_every=8)
-
-
-def contents(folder):
-    """All that is in a folder, links as links."""
-    return {
-        str(path.relative_to(folder)): os.readlink(path)
-        if path.is_symlink()
-        else path.read_bytes()
-        if path.is_file()
-        else None
-        for path in sorted(folder.rglob("*"))
-    }
 
 
 def foreign_folder(folder):

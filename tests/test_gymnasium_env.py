@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from policies import make_policy, trained
-from test_policy import dict_env, discrete_env
-from toys import push_env, walk
+from kit.environments import dict_env, discrete_env, push_env, walk
+from kit.policies import make_policy, trained
 
 import purerl
 from purerl import Box

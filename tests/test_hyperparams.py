@@ -5,7 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, push_env, quick_jit, target_env
+from kit.agents import Tiny
+from kit.environments import push_env, target_env
+from kit.quick import quick_jit
+from kit.trees import assert_close
 
 import purerl
 from purerl.sweeps.plan import configure, make_plan
@@ -29,11 +32,6 @@ def replay_run(actor_lr=1e-3, sigma=0.1, factor=0.1, alpha=1.0):
     )
 
 
-def close(x, y, tolerance=1e-5):
-    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-
-
 def test_every_part_is_mapped_over_in_one_trace_and_is_what_a_config_says():
     train = purerl.make_train(replay_run())
     chex.clear_trace_counter()
@@ -50,8 +48,8 @@ def test_every_part_is_mapped_over_in_one_trace_and_is_what_a_config_says():
     others = replay_run(*VALUES.values())
     alone = quick_jit(purerl.make_train(others))(key)
     named = quick_jit(train)(key, VALUES)
-    close(named.metrics, alone.metrics)
-    close(named.state.agent.params, alone.state.agent.params)
+    assert_close(named.metrics, alone.metrics, 1e-5)
+    assert_close(named.state.agent.params, alone.state.agent.params, 1e-5)
 
 
 def test_fit_takes_paths_and_keeps_them(tmp_path):
@@ -61,7 +59,7 @@ def test_fit_takes_paths_and_keeps_them(tmp_path):
     mapped = {"noise.sigma": jnp.array([0.1, 0.4]), "lr": jnp.full(2, 0.3)}
     train, keys = purerl.make_train(config), jnp.stack([jax.random.key(i) for i in range(2)])
     expected = quick_jit(jax.vmap(train))(keys, mapped | {"rewarder.factor": jnp.full(2, 2.0)})
-    close(out.metrics, expected.metrics)
+    assert_close(out.metrics, expected.metrics, 1e-5)
     with pytest.raises(purerl.ConfigError, match=r"noise\.sigma"):
         purerl.fit(config, tmp_path, seeds=2, hyperparams={**values, "noise.sigma": 0.1})
     with pytest.raises(purerl.ConfigError, match=r"Scale\.factor: got inf"):
@@ -85,7 +83,7 @@ def test_sweep_maps_over_paths_and_fixes_programs_by_static_ones():
     assert (last.noise.sigma, last.agent.lr) == (0.4, 0.3)
     assert last.rewarder.factor == result.table["rewarder.factor"][3]
     alone = quick_jit(purerl.make_train(last))(jax.random.key(0))
-    close(result.member(3).metrics, alone.metrics)
+    assert_close(result.member(3).metrics, alone.metrics, 1e-5)
     plan = make_plan(config, 1, {"buffer.priority_sampling": [False, True]}, None, None, None)
     assert [g.config.buffer.priority_sampling for g in plan.groups] == [False, True]
 

@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 import pytest
-from test_fit import RUNS, assert_equal, small, start, updates
+from kit.runs import RUNS, small, start, updates
+from kit.trees import assert_equal
 
 import purerl
 

@@ -1,9 +1,11 @@
 """Drawing ahead: the same numbers, and only what follows from keys alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from kit.trees import assert_close
 
 from purerl.accelerator.lean_scan import lean_scan
 
@@ -26,21 +28,16 @@ def step(carry, keys):
     }
 
 
+# Fused otherwise, an operation on the same numbers may differ in its last digit.
+assert_same = functools.partial(assert_close, rtol=1e-6, atol=1e-7)
+
+
 def start(seed):
     return jnp.zeros(3), jax.random.key(100 + seed)
 
 
 def keys(seed):
     return tuple(jax.random.split(key, NUM_STEPS) for key in jax.random.split(jax.random.key(seed)))
-
-
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        # Fused otherwise, an operation on the same numbers may differ in its last digit.
-        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(

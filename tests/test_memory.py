@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import quick_jit, walk
+from kit.environments import walk
+from kit.quick import quick_jit
 
 import purerl
 from purerl import Actor, ActorCriticNetwork, Critic, Discrete

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, quick_jit
+from kit.agents import Tiny
+from kit.quick import quick_jit
 
 import purerl
 from purerl.accelerator.devices import AXIS, Devices

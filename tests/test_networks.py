@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import quick_jit, walk
+from kit.environments import walk
+from kit.quick import quick_jit
+from kit.trees import assert_close
 
 import purerl
 from purerl.envs import Box, Discrete
@@ -217,8 +219,7 @@ def test_the_last_layers_gradient_is_a_plain_products(key, members):
     transforms = (lambda f: f, lambda f: jax.grad(f, (0, 1)), forward, lambda f: jax.hessian(f, 1))
     for transform in transforms:
         found, expected = both(transform)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

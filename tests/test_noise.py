@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import quick_jit
+from kit.quick import quick_jit
 
 from purerl.agents.noise import GaussianNoise, NoiseState, OrnsteinUhlenbeckNoise
 from purerl.records.fields import ConfigError

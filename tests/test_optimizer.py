@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from policies import make_policy, observations
-from toys import push_env, quick_jit, target_env, walk
+from kit.environments import push_env, target_env, walk
+from kit.policies import make_policy, observations
+from kit.quick import quick_jit
 
 import purerl
 from purerl.agents.gradients import descend, make_optimizer

@@ -5,7 +5,9 @@ import inspect
 import jax
 import numpy as np
 import pytest
-from toys import Tiny, quick_jit, target_env
+from kit.agents import Tiny
+from kit.environments import target_env
+from kit.quick import quick_jit
 
 import purerl
 from purerl.records.docs import documented

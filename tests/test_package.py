@@ -195,6 +195,17 @@ def test_no_import_goes_in_a_circle():
     assert not arrows, f"a circle among {sorted(arrows)}"
 
 
+TESTS = pathlib.Path(__file__).parent
+
+
+def test_no_test_imports_a_test():
+    """What several need is in the kit, also for the programs that tests write."""
+    form = re.compile(r"^\s*(?:from|import)\s+(?:tests\.)?(test_\w+|conftest)\b", re.MULTILINE)
+    assert form.findall("import test_fit\n  from test_run import equal") == ["test_fit", "test_run"]
+    for path in TESTS.rglob("*.py"):
+        assert not form.findall(path.read_text()), path.name
+
+
 def test_rooms_are_those_of_the_readers_map():
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert rooms == set(ROOMS) - {"statistics"}

@@ -14,8 +14,8 @@ import matplotlib.text
 import numpy as np
 import pytest
 import scipy.stats
+from kit.environments import walk
 from PIL import Image
-from toys import walk
 
 import purerl
 from purerl.plots import figures

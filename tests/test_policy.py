@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from policies import AGENTS, make_policy, observations, trained
-from toys import push_env, quick_jit, target_env, walk
+from kit.environments import dict_env, discrete_env, push_env, target_env, walk
+from kit.policies import AGENTS, make_policy, observations, trained
+from kit.quick import quick_jit
 
 import purerl
-from purerl import Box, Discrete, Env, EnvSpec, TimeStep
 from purerl.runs.chunks import Program
 from purerl.training.policy import Interface
 
@@ -131,39 +131,6 @@ def test_one_compilation_for_all_steps(outs):
         for dtype in (np.float32, np.float64, np.float32):
             out.policy.step(np.zeros(2, dtype))
     assert traces == [(1, 2)]
-
-
-def discrete_env():
-    """The observation is where a walk over 3 places stands."""
-
-    def reset(key):
-        return jnp.int32(0), jnp.int32(0)
-
-    def step(key, state, action):
-        state = (state + action) % 3
-        false = jnp.bool_(False)
-        return state, TimeStep(state, jnp.float32(1), state == 2, false, {})
-
-    return Env(reset, step, EnvSpec("places", Discrete(3), Discrete(2), None))
-
-
-def dict_env():
-    """`push_env` with observations `{"x": [1], "sign": []}`, and a spec that has no hash."""
-    base = push_env()
-
-    def observe(obs):
-        return {"x": obs, "sign": jnp.sign(obs[0]).astype(jnp.int32)}
-
-    def reset(key):
-        obs, state = base.reset(key)
-        return observe(obs), state
-
-    def step(key, state, action):
-        state, timestep = base.step(key, state, action)
-        return state, timestep._replace(obs=observe(timestep.obs))
-
-    spaces = {"x": base.spec.observation_space, "sign": Box(-1, 1, (), int)}
-    return Env(reset, step, base.spec._replace(observation_space=spaces))
 
 
 def test_discrete_and_pytree_observations():

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from policies import AGENTS, actions, make_policy, observations, trained
-from test_policy import dict_env, discrete_env
-from toys import push_env, walk
+from kit.environments import dict_env, discrete_env, push_env, walk
+from kit.policies import AGENTS, actions, make_policy, observations, trained
+from kit.trees import assert_equal
 
 import purerl
 from purerl import load_policy, save_policy
@@ -117,8 +117,7 @@ def test_members(tmp_path):
     loaded = load_policy(tmp_path / "policy")
     assert int(loaded.num_updates) == 1
     assert np.float32(loaded.agent.lr) == np.float32(0.2)
-    for x, y in zip(jax.tree.leaves(member.state), jax.tree.leaves(loaded.state), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert_equal(member.state, loaded.state)
 
 
 @pytest.mark.parametrize("env", [dict_env, discrete_env])

@@ -2,8 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit.agents import act, learn
+from kit.environments import reward_forever, target_env, walk
+from kit.quick import quick_jit
+from kit.trees import assert_equal
 from kit.values import VALUES
-from toys import act, learn, quick_jit, reward_forever, target_env, walk
 
 import purerl
 from purerl.agents.ppo import PPO
@@ -141,8 +144,7 @@ def test_target_kl_stops_an_update_and_nothing_moves_after():
     assert int(moved.opt_state[1][0].count) == 80
     never, _, losses = update(free.replace(target_kl=1e9), state, buffer, stored, key)
     assert float(losses["stopped"]) == 0.0
-    for x, y in zip(jax.tree.leaves(never.params), jax.tree.leaves(moved.params), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert_equal(never.params, moved.params)
 
 
 def test_lr_goes_down_to_zero():

@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, mostly_slow, push_env, quick_jit, walk
+from kit.agents import Tiny
+from kit.environments import push_env, walk
+from kit.quick import mostly_slow, quick_jit
+from kit.trees import assert_close
 
 import purerl
 from purerl.agents.gradients import adam, descend, global_norm, standardize
@@ -311,8 +314,7 @@ def test_derivatives_of_successor_values(share):
     primals = (jnp.arange(3.0) / 3, value, obs)
     for transform in (lambda f: jax.grad(f, (0, 1, 2)), jax.hessian):
         found, expected = (quick_jit(transform(f))(*primals) for f in (ours, plain))
-        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        assert_close(found, expected, 1e-5, 1e-6)
     tangents = jax.tree.map(jnp.cos, primals)
     found, expected = (jax.jvp(f, primals, tangents) for f in (ours, plain))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -349,8 +351,7 @@ def test_adam_is_that_of_optax(key):
         mine, state = descend(ours, grads, state, mine)
         updates, their_state = theirs.update(grads, their_state)
         other = optax.apply_updates(other, updates)
-    for x, y in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
+    assert_close(mine, other, 1e-6, 1e-7)
 
 
 def test_constant_rewards_can_be_differentiated():

@@ -3,17 +3,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import learn, quick_jit, reward_forever, walk
+from kit.agents import after_a_rollout, learn
+from kit.environments import reward_forever, walk
+from kit.networks import LinearActor, kernel
+from kit.quick import quick_jit
 
 import purerl
 
 quick_update = quick_jit(learn)
-
-
-class LinearActor(purerl.Actor):
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(self.action_dim, use_bias=False)(obs)
 
 
 class LinearCritic(purerl.Critic):
@@ -26,21 +23,6 @@ def reinforce(**changes):
     plain = {"normalize_advantage": False, "max_grad_norm": 1e9, "entropy_beta": 0.0, "gamma": 0.9}
     options = plain | changes
     return purerl.REINFORCE(n_episodes=4, episode_length=8, actor=LinearActor, **options)
-
-
-def play(agent, env):
-    """An agent after one rollout, and its buffer, filled."""
-    loop = purerl.make_loop(env, agent, total_timesteps=10 * 4 * 8)
-
-    @quick_jit
-    def start(key):
-        state = loop.init(key)
-        key = jax.random.fold_in(key, 1)
-        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, jnp.int32(0))
-        return state.agent, loop.buffer.push(state.buffer, transitions)
-
-    state, stored = start(jax.random.key(0))
-    return state, loop.buffer, stored
 
 
 def update(agent, state, buffer, stored):
@@ -67,11 +49,11 @@ def reward_to_go(data, gamma, beyond=0.0):
 
 def gradient(state, data, weight):
     """Of a linear softmax policy: the mean over valid steps of (onehot - pi) obs weight."""
-    kernel = np.asarray(jax.tree.leaves(state.actor_params)[0], np.float64)
+    weights = kernel(state.actor_params)
     terms = []
     for t, env in zip(*np.nonzero(data["valid"]), strict=True):
         obs = data["obs"][t, env]
-        probs = np.exp(obs @ kernel) / np.exp(obs @ kernel).sum()
+        probs = np.exp(obs @ weights) / np.exp(obs @ weights).sum()
         onehot = np.eye(len(probs))[data["action"][t, env]]
         terms.append(np.outer(obs, onehot - probs) * weight[t, env])
     return np.mean(terms, axis=0)
@@ -79,7 +61,7 @@ def gradient(state, data, weight):
 
 @pytest.fixture(scope="module")
 def walked():
-    state, buffer, stored = play(reinforce(), walk(3))
+    state, buffer, stored = after_a_rollout(reinforce(), walk(3))
     return state, buffer, stored, jax.tree.map(np.asarray, stored.data)
 
 
@@ -113,7 +95,7 @@ def test_what_follows_the_first_end_changes_nothing():
         normalize_advantage=True,
         entropy_beta=0.1,
     )
-    state, buffer, stored = play(agent, walk(3))
+    state, buffer, stored = after_a_rollout(agent, walk(3))
     after, _, losses = update(agent, state, buffer, stored)
     assert int(after.critic_opt[1][0].count) == agent.train_v_iters == 7
     assert int(after.actor_opt[1][0].count) == 1
@@ -145,18 +127,18 @@ def test_the_entropy_bonus_is_the_gradient_of_the_entropy(walked):
         ascent(state, update(reinforce(entropy_beta=beta), state, buffer, stored)[0])
         for beta in (0.0, 0.5)
     )
-    kernel = np.asarray(jax.tree.leaves(state.actor_params)[0], np.float64)
+    weights = kernel(state.actor_params)
 
-    def entropy(kernel):
-        logits = data["obs"][data["valid"]] @ kernel
+    def entropy(weights):
+        logits = data["obs"][data["valid"]] @ weights
         probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         return -(probs * np.log(probs)).sum(-1).mean()
 
-    numeric = np.zeros_like(kernel)
-    for at in np.ndindex(*kernel.shape):
-        shift = np.zeros_like(kernel)
+    numeric = np.zeros_like(weights)
+    for at in np.ndindex(*weights.shape):
+        shift = np.zeros_like(weights)
         shift[at] = 1e-5
-        numeric[at] = (entropy(kernel + shift) - entropy(kernel - shift)) / 2e-5
+        numeric[at] = (entropy(weights + shift) - entropy(weights - shift)) / 2e-5
     np.testing.assert_allclose(bonus - plain, np.ravel(0.5 * numeric), rtol=1e-3, atol=1e-5)
 
 
@@ -172,7 +154,7 @@ def test_the_baseline_is_subtracted_and_stands_for_what_is_cut_off():
     for baseline, beyond in ((True, 3.0), (False, 0.0)):
         critic = LinearCritic if baseline else None
         agent = reinforce(baseline=baseline, critic=critic, train_v_iters=1)
-        state, buffer, stored = play(agent, reward_forever(100))
+        state, buffer, stored = after_a_rollout(agent, reward_forever(100))
         data = jax.tree.map(np.asarray, stored.data)
         assert data["valid"].all()
         assert data["truncated"][-1].all()
@@ -188,7 +170,7 @@ def test_the_baseline_is_subtracted_and_stands_for_what_is_cut_off():
 
 def test_a_time_limit_inside_the_rollout_is_bootstrapped_too():
     agent = reinforce(baseline=True, critic=LinearCritic)
-    state, buffer, stored = play(agent, reward_forever(5))
+    state, buffer, stored = after_a_rollout(agent, reward_forever(5))
     data = jax.tree.map(np.asarray, stored.data)
     np.testing.assert_array_equal(data["valid"], np.tile(np.arange(8)[:, None] < 5, (1, 4)))
     after, _, _ = update(agent, state, buffer, stored)

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit.environments import dict_env, faulty, image_env, push_env, walk
+from kit.policies import make_policy
 from PIL import Image
-from policies import make_policy
-from test_policy import dict_env
-from toys import faulty, image_env, push_env, walk
 
 import purerl
 from purerl.deploy import render as module

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_returns import numpy_n_step, paths
+from kit.oracles import numpy_n_step, paths
 
 from purerl.experience.rewarders import Clip, Identity, NStep, RunningNormalize, Scale, transform
 from purerl.experience.transition import Transition

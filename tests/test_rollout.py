@@ -1,7 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from toys import quick_jit, walk
+from kit.environments import walk
+from kit.quick import quick_jit
 
 import purerl
 from purerl.training.rollout import init_rollout, rollout

@@ -6,7 +6,8 @@ import tomllib
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import quick_jit, target_env, walk
+from kit.environments import target_env, walk
+from kit.quick import quick_jit
 
 import purerl
 from purerl.cli.flags import read_config
@@ -14,22 +15,28 @@ from purerl.runs.chunks import Program
 from purerl.runs.folder import config_text
 from purerl.training.train import final_return
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def config(**options):
     options = {"num_envs": 4, "update_every": 8, "total_timesteps": 320, **options}
-    env, agent = options.pop("env", walk(5, limit=3)), options.pop("agent", purerl.PPO())
+    env = options.pop("env", walk(5, limit=3))
+    agent = options.pop("agent", purerl.PPO(hidden=(8,)))
     return purerl.TrainConfig(env, agent, **options)
 
 
-def test_the_summary_is_that_of_the_run(tmp_path):
-    run = config(env=target_env())
-    out = purerl.fit(run, tmp_path, seeds=[4, 9])
-    summary = json.loads((tmp_path / "summary.json").read_text())
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A run of two seeds: its config, its folder and what `fit` returned."""
+    run, folder = config(env=target_env()), tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Program, "jit", staticmethod(quick_jit))
+        return run, folder, purerl.fit(run, folder, seeds=[4, 9])
+
+
+def test_the_summary_is_that_of_the_run(ran):
+    run, folder, out = ran
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["seeds"] == [4, 9]
     assert summary["agent"] == "PPO"
     assert summary["finished"] is True
@@ -43,15 +50,15 @@ def test_the_summary_is_that_of_the_run(tmp_path):
     np.testing.assert_allclose(summary["final_return"]["std"], returns.std(ddof=1))
     assert summary["seconds"] > 0
     # The same again: nothing was trained, and what it took is still known.
-    purerl.fit(run, tmp_path, seeds=[4, 9])
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    purerl.fit(run, folder, seeds=[4, 9])
+    assert json.loads((folder / "summary.json").read_text()) == summary
 
 
-def test_each_seed_has_its_policy(tmp_path):
-    out = purerl.fit(config(), tmp_path, seeds=[4, 9])
-    obs = jnp.ones((3, 2))
+def test_each_seed_has_its_policy(ran):
+    _, folder, out = ran
+    obs = jnp.linspace(0.0, 1.0, 3)[:, None]
     for i, seed in enumerate((4, 9)):
-        policy = purerl.load_policy(tmp_path / "policies" / f"seed-{seed}.policy")
+        policy = purerl.load_policy(folder / "policies" / f"seed-{seed}.policy")
         np.testing.assert_array_equal(policy(obs), out.member(i).policy(obs))
         np.testing.assert_array_equal(policy.value(obs), out.member(i).policy.value(obs))
 

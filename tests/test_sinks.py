@@ -4,18 +4,15 @@ import csv
 
 import numpy as np
 import pytest
-from toys import Tiny, quick_jit, walk
+from kit.agents import Tiny
+from kit.environments import walk
 
 import purerl
 from purerl.experience.metrics import Episodes, Metrics
 from purerl.runs import report as reports
-from purerl.runs.chunks import Program
 from purerl.runs.sinks import csv_sink, tensorboard_sink
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def made_up(start, stop, seeds=(3, 7), seconds=1.0, evaluated=False):

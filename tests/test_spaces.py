@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from kit.environments import SIZES, dials, doors, locks
-from toys import Tiny, quick_jit, target_env, walk
+from kit.agents import Tiny
+from kit.environments import SIZES, dials, doors, locks, target_env, walk
+from kit.quick import quick_jit
 
 import purerl
 from purerl import Box, Discrete, MultiDiscrete, where_legal

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_fit
-from toys import Tiny, quick_jit
+from kit.agents import Tiny
+from kit.quick import quick_jit
+from kit.runs import RUNS, small, stop_at
 
 import purerl
 from purerl.accelerator.transfer import is_key
@@ -165,9 +166,9 @@ def random_bits(rng, x):
     return drawn.view(x.dtype)[..., 0]
 
 
-@pytest.mark.parametrize("name", test_fit.RUNS)
+@pytest.mark.parametrize("name", RUNS)
 def test_every_agents_state_comes_back_bit_for_bit(name, tmp_path):
-    program = Program(test_fit.small(name), seed_keys(2)[0], {})
+    program = Program(small(name), seed_keys(2)[0], {})
     state = random_like(np.random.default_rng(0), program.state_like)
     save(tmp_path / "s", state)
     assert_same_bits(read_state(tmp_path / "s", program.state_like), state)
@@ -197,7 +198,7 @@ def test_a_run_whose_state_is_any_pytree_resumes_bit_for_bit(tmp_path, monkeypat
     options = {"report_every": 0.0, "checkpoint_every": 0.0}
     whole = purerl.fit(config)
     with pytest.raises(purerl.Interrupted):
-        purerl.fit(config, tmp_path, callback=test_fit.stop_at(4), **options)
+        purerl.fit(config, tmp_path, callback=stop_at(4), **options)
     seen = []
     assert_same_bits(purerl.fit(config, tmp_path, callback=seen.append).state, whole.state)
     assert seen[0].start > 0

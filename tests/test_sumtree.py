@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import chisquare
-from toys import quick_jit
+from kit.oracles import assert_proportional, assert_sums
+from kit.quick import quick_jit
 
 from purerl.experience import sumtree
 
@@ -11,29 +11,6 @@ BEYOND = 2**30  # the index of what is to be dropped
 
 write = quick_jit(sumtree.write)
 sample = quick_jit(sumtree.sample, static_argnums=2)
-
-
-def assert_proportional(drawn, weight):
-    """Draws in proportion to the weights, by a chi-square test."""
-    weight = np.asarray(weight, np.float64)
-    count = np.bincount(drawn, minlength=len(weight))
-    assert len(count) == len(weight)
-    assert not count[weight == 0].any()
-    expected = len(drawn) * weight / weight.sum()
-    rare = expected < 5  # too few for the test to hold: one cell for all of them
-    cells = [np.append(x[~rare], x[rare].sum()) for x in (count, expected)]
-    observed, expected = (x[cells[1] > 0] for x in cells)
-    assert len(observed) == 1 or chisquare(observed, expected).pvalue > 1e-4
-
-
-def assert_sums(tree, **close):
-    """Every level is what numpy sums up from the leaves, zeros behind it."""
-    sums = np.asarray(tree[0], np.float64)
-    for level in tree[1:]:
-        sums = sums.reshape(-1, sumtree.FANOUT).sum(axis=1)
-        sums = np.pad(sums, (0, len(level) - len(sums)))
-        np.testing.assert_allclose(level, sums, **close)
-    np.testing.assert_allclose(sumtree.total(tree), sums.sum(), **close)
 
 
 def built(weight):

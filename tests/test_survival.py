@@ -16,8 +16,9 @@ import time
 
 import numpy as np
 import pytest
-from test_fit import assert_equal
-from toys import Tiny, mostly_slow, push_env
+from kit.quick import mostly_slow
+from kit.runs import config
+from kit.trees import assert_equal
 
 import purerl
 from purerl.runs.chunks import Program
@@ -27,12 +28,6 @@ QUICKLY = {"report_every": 0.0, "checkpoint_every": 0.0}
 
 
 pytestmark = pytest.mark.usefixtures("compile_once")
-
-
-def config(num_updates=12):
-    return purerl.TrainConfig(
-        push_env(), Tiny(), 32 * num_updates, num_envs=4, update_every=8, max_episode_steps=3
-    )
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +367,7 @@ master, slave = pty.openpty()
 os.dup2(slave, 1), os.dup2(slave, 2), os.close(slave)
 import purerl
 from purerl.runs.console import console_sink, show_curve
-from test_survival import config
+from kit.runs import config
 
 def hang_up(report):
     if report.stop == 3:

@@ -12,25 +12,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, push_env, quick_jit, target_env
+from kit.agents import Tiny
+from kit.environments import push_env
+from kit.quick import quick_jit
+from kit.sweeps import LRS, config, sweep
+from kit.trees import assert_close, assert_equal
 
 import purerl
 from purerl.accelerator.machine import free_memory, num_cores
-from purerl.accelerator.transfer import is_key
 from purerl.records.files import read_arrays, write_arrays
 from purerl.sweeps import slices
 from purerl.sweeps import subprocess as sweep_apart
 from purerl.sweeps import sweep as host_sweep
 from purerl.sweeps.plan import configure, make_plan
 from purerl.training.train import final_return
-
-SMALL = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
-LRS = [0.3, 1.0]  # of Tiny, for which they make a difference
-
-
-def config(env=None, agent=None, **changes):
-    agent = agent or Tiny()
-    return purerl.TrainConfig(env=env or target_env(), agent=agent, **{**SMALL, **changes})
 
 
 @pytest.fixture
@@ -47,18 +42,6 @@ def compiled(monkeypatch):
 
     monkeypatch.setattr(slices, "map_members", map_members)
     return programs
-
-
-def sweep(*args, **options):
-    return purerl.sweep(*args, **{"all_cores": False, **options})
-
-
-def assert_close(x, y, tolerance=1e-4):
-    leaves = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
-    for a, b in leaves:
-        if is_key(a):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -370,8 +353,7 @@ def test_goes_on_from_what_is_there(compiled, tmp_path, monkeypatch):
     again = sweep(config(), **options)
     assert again.effort.slices == 0
     assert len(compiled) == programs
-    for x, y in zip(jax.tree.leaves(again.metrics), jax.tree.leaves(result.metrics), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert_equal(again.metrics, result.metrics)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "flip", "wrong shape", "place"])
@@ -461,7 +443,7 @@ import sys
 import threading
 sys.path.insert(0, sys.argv[2])
 import purerl
-from test_sweep import config
+from kit.sweeps import config
 
 if __name__ == "__main__":
     purerl.sweep(config(**{long}), run_dir=sys.argv[1], {options})
@@ -527,7 +509,7 @@ def test_several_devices_train_the_same(compiled):
 import purerl, numpy as np
 {first}
 import jax
-from test_sweep import LRS, config, sweep
+from kit.sweeps import LRS, config, sweep
 result = sweep(config(), seeds=5, grid={{"lr": LRS}}, all_cores={apart}, slice_size=6)
 print(result.effort.devices, jax.local_device_count(), result.effort.slices)
 print(*result.metrics.episode_return.reshape(-1).tolist())

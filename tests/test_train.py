@@ -3,8 +3,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_envs import pytree_env
-from toys import Tiny, quick_jit, target_env
+from kit.agents import Tiny
+from kit.environments import pytree_env, target_env
+from kit.quick import quick_jit
+from kit.trees import assert_close
 
 import purerl
 from purerl.training.train import TrainOutput
@@ -15,11 +17,6 @@ SMALL = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
 def make(env="CartPole-v1", agent=None, **changes):
     config = purerl.TrainConfig(env=env, agent=agent or purerl.PPO(), **{**SMALL, **changes})
     return purerl.make_train(config)
-
-
-def close(x, y, tolerance):
-    for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_timesteps_are_rounded_up_and_told(key):
@@ -33,7 +30,7 @@ def test_timesteps_are_rounded_up_and_told(key):
 def test_a_key_decides_everything(key):
     train = quick_jit(make())
     first, again, other = train(key), train(key), train(jax.random.key(1))
-    close(first.state.agent.params, again.state.agent.params, 0)
+    assert_close(first.state.agent.params, again.state.agent.params, 0)
     leaves = zip(
         jax.tree.leaves(first.state.agent.params),
         jax.tree.leaves(other.state.agent.params),
@@ -59,12 +56,12 @@ def test_one_trace_for_a_whole_sweep_and_each_member_as_alone():
     for i in range(2):
         for j in range(3):
             one = alone(keys[j], {"lr": lrs[i], "gamma": gammas[i]})
-            close(outs.member(i, j).state.agent.params, one.state.agent.params, 1e-4)
-            close(outs.member(i, j).metrics, one.metrics, 1e-3)
+            assert_close(outs.member(i, j).state.agent.params, one.state.agent.params, 1e-4)
+            assert_close(outs.member(i, j).metrics, one.metrics, 1e-3)
     # And alone with a hyperparameter is alone with an agent that has it.
     agent = purerl.PPO(lr=float(lrs[1]), gamma=float(gammas[1]))
     same = quick_jit(make(target_env(), agent))(keys[2])
-    close(outs.member(1, 2).state.agent.params, same.state.agent.params, 1e-4)
+    assert_close(outs.member(1, 2).state.agent.params, same.state.agent.params, 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +144,7 @@ def test_members_are_counted_as_python_does(key):
     outs = train(jax.random.split(key, 3), {"lr": jnp.array([0.1, 0.2])})
     for index, same in (((1, 2), (1, 2)), ((-1, -1), (1, 2)), ((np.int64(0), -3), (0, 0))):
         member, expected = outs.member(*index), jax.tree.map(lambda x, at=same: x[at], outs)
-        close(member.state.agent, expected.state.agent, 0)
+        assert_close(member.state.agent, expected.state.agent, 0)
     assert outs.member(1, 2).policy.step(np.ones(1)).shape == (1,)
     with pytest.raises(purerl.ConfigError, match=r"got \(1\), expected 2 integers: .*\(2, 3\)"):
         outs.member(1)

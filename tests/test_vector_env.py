@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import Tiny, faulty, mostly_slow, quick_jit, walk
+from kit.agents import Tiny
+from kit.environments import faulty, walk
+from kit.quick import mostly_slow, quick_jit
+from kit.trees import assert_equal
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, auto_reset, vector_env
@@ -110,7 +113,7 @@ def test_fresh_is_each_environment_with_resets_of_its_own():
     action = jnp.zeros(num, jnp.int32)
     found = many.step(keys[1], state, action)
     expected = plain.step(keys[1], plain.reset(keys[0])[1], action)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert_equal(found, expected)
 
 
 def test_strategies_play_the_same_episodes_up_to_their_ends():
@@ -235,8 +238,7 @@ def test_a_run_with_few_resets(resets, tmp_path):
     chunked = purerl.fit(config.replace(total_timesteps=128), tmp_path, seeds=[1])
     chunked = purerl.fit(config, tmp_path, seeds=[1], report_every=0.0)
     whole = jax.jit(jax.vmap(purerl.make_train(config)))(keys[1:])
-    for x, y in zip(jax.tree.leaves(whole.metrics), jax.tree.leaves(chunked.metrics), strict=True):
-        np.testing.assert_array_equal(x, y)
+    assert_equal(whole.metrics, chunked.metrics)
 
 
 def test_the_strategy_is_an_option():

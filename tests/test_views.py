@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from kit.environments import ALL, SIZES, category, doors, hidden_goal, locks
-from policies import make_policy, observations
-from toys import mostly_slow, quick_jit, walk
+from kit.environments import ALL, SIZES, category, doors, hidden_goal, locks, walk
+from kit.policies import make_policy, observations
+from kit.quick import mostly_slow, quick_jit
+from kit.trees import assert_equal
 
 import purerl
 from purerl import Box, Discrete, EnvSpec
@@ -372,7 +373,7 @@ def test_one_network_for_policy_and_value(network, space):
     params = {"actor": init_network(both, jax.random.key(0), obs), "critic": {}}
     distribution, value = policy_and_value(both, None, params, obs)
     alone = apply(both, params["actor"], obs)
-    jax.tree.map(np.testing.assert_array_equal, distribution, alone)
+    assert_equal(distribution, alone)
     np.testing.assert_array_equal(value_of(both, None, params, obs), value)
     assert value.shape == (5,)
     assert value.dtype == jnp.float32

@@ -1,4 +1,5 @@
-"""Small environments with what few have: masks, several choices at once, observations in dicts."""
+"""Small environments: with known values, that show what was done to them, and with what few have
+(masks, several choices at once, observations in dicts)."""
 
 from typing import NamedTuple
 
@@ -9,6 +10,170 @@ import purerl
 from purerl import Box, Discrete, Env, EnvSpec, MultiDiscrete, TimeStep
 
 FALSE = jnp.zeros((), bool)
+
+
+def reward_forever(horizon: int = 10, *, deadly: bool = False) -> Env:
+    """Reward 1 at every step, one observation only; cut (or, if deadly, ended) at the horizon.
+
+    With discount 0.9 the value is 10 if a time limit cuts the episode. If it dies there, the first
+    state is worth 10 (1 - 0.9^10) = 6.5 and every other one less."""
+
+    def reset(key):
+        return jnp.ones(1), jnp.int32(0)
+
+    def step(key, time, action):
+        end = time + 1 >= horizon
+        terminated, truncated = (end, FALSE) if deadly else (FALSE, end)
+        return time + 1, TimeStep(jnp.ones(1), jnp.float32(1), terminated, truncated, {})
+
+    return Env(reset, step, EnvSpec("forever", Box(0.0, 1.0, (1,)), Discrete(2), horizon))
+
+
+class Walk(NamedTuple):
+    """State of `walk`: a number drawn at the reset, which names the episode, and the time."""
+
+    name: jax.Array
+    time: jax.Array
+
+
+def walk(length: int = 3, *, limit: int | None = None) -> Env:
+    """Episodes of `length` steps that carry their name in the observation `[name, time]`, reward
+    the time. The last step terminates; with `limit`, `truncated` cuts before."""
+
+    def observe(state):
+        return jnp.stack([state.name, state.time.astype(jnp.float32)])
+
+    def reset(key):
+        state = Walk(jax.random.uniform(key), jnp.int32(0))
+        return observe(state), state
+
+    def step(key, state, action):
+        state = Walk(state.name, state.time + 1)
+        terminated = state.time >= length
+        reward = state.time.astype(jnp.float32)
+        return state, TimeStep(observe(state), reward, terminated, FALSE, {})
+
+    env = Env(reset, step, EnvSpec("walk", Box(0.0, jnp.inf, (2,)), Discrete(2)))
+    return env if limit is None else purerl.time_limit(env, limit)
+
+
+def target_env(low: float = -2.0, high: float = 2.0, shape: tuple[int, ...] = (1,)) -> Env:
+    """One step, continuous: the reward is minus the squared distance of the action to the middle of
+    the upper half; the observation is constant; info has the action that came in."""
+    goal = low + 0.75 * (high - low)
+
+    def reset(key):
+        return jnp.ones(1), jnp.float32(0)
+
+    def step(key, state, action):
+        reward = -jnp.mean(((action - goal) / (high - low)) ** 2)
+        return state, TimeStep(jnp.ones(1), reward, ~FALSE, FALSE, {"action": action})
+
+    return Env(reset, step, EnvSpec("target", Box(0.0, 1.0, (1,)), Box(low, high, shape)))
+
+
+def image_env() -> Env:
+    """A light in one of 5 x 6 cells; moving right with action 1, it leaves after some steps."""
+
+    def observe(column):
+        return jnp.zeros((5, 6, 2)).at[2, column, 0].set(1.0)
+
+    def reset(key):
+        column = jax.random.randint(key, (), 0, 3)
+        return observe(column), column
+
+    def step(key, column, action):
+        column = column + action
+        timestep = TimeStep(observe(column), action.astype(jnp.float32), column >= 6, FALSE, {})
+        return column, timestep
+
+    env = Env(reset, step, EnvSpec("image", Box(0.0, 1.0, (5, 6, 2)), Discrete(2)))
+    return purerl.time_limit(env, 20)
+
+
+def push_env() -> Env:
+    """Continuous: the action in [-2, 2] pushes a point, the reward is minus its squared distance to
+    0. It ends beyond 3, and is cut after 6 steps."""
+
+    def reset(key):
+        x = jax.random.uniform(key, (1,), minval=-1.0, maxval=1.0)
+        return x, x
+
+    def step(key, x, action):
+        x = x + 0.5 * action
+        return x, TimeStep(x, -jnp.sum(x**2), jnp.abs(x[0]) > 3.0, FALSE, {})
+
+    env = Env(reset, step, EnvSpec("push", Box(-jnp.inf, jnp.inf, (1,)), Box(-2.0, 2.0, (1,))))
+    return purerl.time_limit(env, 6)
+
+
+def faulty(env: Env, share: float) -> Env:
+    """The environment, with a share of its steps broken: NaN in the observation, or infinity in
+    the reward, and a state that stays NaN until it is reset."""
+
+    def step(key, state, action):
+        fault_key, which_key, key = jax.random.split(key, 3)
+        after, timestep = env.step(key, state, action)
+        broken = jax.random.uniform(fault_key) < share
+        in_reward = jax.random.bernoulli(which_key)
+
+        def spoil(x, where, value):
+            floating = jnp.issubdtype(x.dtype, jnp.floating)
+            return jnp.where(where, value, x).astype(x.dtype) if floating else x
+
+        obs = jax.tree.map(lambda x: spoil(x, broken & ~in_reward, jnp.nan), timestep.obs)
+        reward = spoil(timestep.reward, broken & in_reward, jnp.inf)
+        after = jax.tree.map(lambda x: spoil(x, broken, jnp.nan), after)
+        return after, timestep._replace(obs=obs, reward=reward)
+
+    return Env(env.reset, step, env.spec)
+
+
+def discrete_env():
+    """The observation is where a walk over 3 places stands."""
+
+    def reset(key):
+        return jnp.int32(0), jnp.int32(0)
+
+    def step(key, state, action):
+        state = (state + action) % 3
+        false = jnp.bool_(False)
+        return state, TimeStep(state, jnp.float32(1), state == 2, false, {})
+
+    return Env(reset, step, EnvSpec("places", Discrete(3), Discrete(2), None))
+
+
+def seen_as(env: Env, observe, space) -> Env:
+    """The environment with observations that a function makes of its."""
+
+    def reset(key):
+        obs, state = env.reset(key)
+        return observe(obs), state
+
+    def step(key, state, action):
+        state, timestep = env.step(key, state, action)
+        return state, timestep._replace(obs=observe(timestep.obs))
+
+    return Env(reset, step, env.spec._replace(observation_space=space))
+
+
+def dict_env() -> Env:
+    """`push_env` with observations `{"x": [1], "sign": []}`, one of them whole numbers."""
+    env = push_env()
+    return seen_as(
+        env,
+        lambda obs: {"x": obs, "sign": jnp.sign(obs[0]).astype(jnp.int32)},
+        {"x": env.spec.observation_space, "sign": Box(-1, 1, (), int)},
+    )
+
+
+def pytree_env() -> Env:
+    """`walk` with observations `{"name": [1], "time": []}`."""
+    return seen_as(
+        walk(3),
+        lambda obs: {"name": obs[:1], "time": obs[1]},
+        {"name": Box(0.0, 1.0, (1,)), "time": Box(0.0, 10.0, ())},
+    )
 
 
 class Round(NamedTuple):
@@ -179,4 +344,3 @@ def category(num: int = 6, limit: int = 8) -> Env:
 
 
 ALL = (doors, locks, dials, hidden_goal, category)
-__all__ = ["ALL", "SIZES", "category", "dials", "doors", "hidden_goal", "locks", "purerl"]

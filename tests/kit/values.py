@@ -1,14 +1,15 @@
 """Values known in closed form, learned by whole agents: a Markov decision process, a time limit."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from toys import quick_jit, reward_forever
 
 import purerl
 from purerl.nn.networks import q_values
 
+from .environments import reward_forever
+from .networks import LinearQ, LinearQs, LinearV
+from .quick import quick_jit
 from .trials import Trial
 
 GAMMA = 0.9
@@ -58,24 +59,6 @@ def uniform_v() -> np.ndarray:
 def uniform_q() -> np.ndarray:
     """`[4, 2]`, Q of random actions."""
     return R + GAMMA * (1 - END) * (P @ uniform_v())
-
-
-class LinearQs(purerl.Critic):
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(self.action_dim, use_bias=False)(obs)
-
-
-class LinearQ(purerl.Critic):
-    @nn.compact
-    def create_network(self, obs, action):
-        return jnp.sum(nn.Dense(self.action_dim, use_bias=False)(obs) * action, axis=-1)
-
-
-class LinearV(purerl.Critic):
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(1, use_bias=False)(obs)
 
 
 class Uniform(purerl.Actor):

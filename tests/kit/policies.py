@@ -5,11 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from toys import image_env, push_env, quick_jit, walk
 
 import purerl
 from purerl.experience.normalize import init_stats, update_stats
 from purerl.training.policy import Interface
+
+from .environments import image_env, push_env, walk
+from .quick import quick_jit
 
 AGENTS = {
     "ppo": (purerl.PPO(), walk),

@@ -1,6 +1,6 @@
 """Trains in a folder, as a process that a test kills.
 
-    python killed.py RUN FOLDER NUM_UPDATES [COORDINATOR NUM_PROCESSES PROCESS_ID]
+    python -m kit.killed RUN FOLDER NUM_UPDATES [COORDINATOR NUM_PROCESSES PROCESS_ID]
 
 With the last three it is one of several, which train over two devices together. Prints each update
 that was reached, and at the end what tells states apart.
@@ -29,11 +29,11 @@ def digest(out):
 def main(name, folder, num_updates, coordinator=None, num_processes="1", process_id="0"):
     if int(num_processes) > 1:
         devices.start_hosts(coordinator, int(num_processes), int(process_id), heartbeat_seconds=10)
-    import test_fit  # these start JAX
-    from toys import quick_jit
+    from .quick import quick_jit  # these start JAX
+    from .runs import small
 
     Program.jit = staticmethod(quick_jit)
-    config = test_fit.small(name, int(num_updates))
+    config = small(name, int(num_updates))
     out = purerl.fit(
         config if coordinator is None else config.replace(num_devices=2),
         folder,

@@ -1,6 +1,6 @@
 """A run over devices, for the tests to start in processes of its own:
 
-    python tests/spread.py AGENT [COORDINATOR NUM_PROCESSES PROCESS_ID [forever]]
+    python -m kit.spread AGENT [COORDINATOR NUM_PROCESSES PROCESS_ID [forever]]
 
 Prints what it has seen as one line of JSON. The devices are those of XLA_FLAGS, and of all the
 processes where there are several.
@@ -18,11 +18,10 @@ SMALL = {"hidden": (8,)}
 REPLAY = {"num_envs": 4, "update_every": 4, "update_after": 32}
 
 
-def configs(toys):
+def configs(push, walk):
     """Each agent with all that could tell one device from another."""
     buffer = purerl.Buffer(maxlen=256, priority_sampling=True)
     normal = {"normalize_obs": True, "normalize_reward": True}
-    push, walk = toys.push_env(), toys.walk()
     paths = {"n_episodes": 4, "episode_length": 8, **SMALL}
     q_critic = purerl.DefaultQCritic
     return {
@@ -77,15 +76,17 @@ def main(agent, coordinator=None, num_processes=None, process_id=None, forever=N
         devices.start_hosts(coordinator, int(num_processes), int(process_id), heartbeat_seconds=10)
     import jax
     import numpy as np
-    import toys
 
-    table, normal = configs(toys)
+    from .environments import push_env, walk
+    from .quick import quick_jit
+
+    table, normal = configs(push_env(), walk())
     env, agent, options = table[agent]
     num_devices = jax.device_count()
     config = purerl.TrainConfig(
         env=env, agent=agent, num_devices=num_devices, total_timesteps=160, **normal, **options
     )
-    train = toys.quick_jit(jax.vmap(purerl.make_train(config)))
+    train = quick_jit(jax.vmap(purerl.make_train(config)))
     keys = jax.random.split(jax.random.key(0), 2)
     out = jax.block_until_ready(train(keys))
     print(json.dumps(report(jax, np, out)), flush=True)
