@@ -1,1 +1,1 @@
-"""Devices and their collectives, and what makes one of them faster."""
+"""Devices and their collectives, and the measured tricks that make a device faster."""

@@ -1,13 +1,13 @@
-"""Devices: one program on several of them, and what it says across.
+"""Devices: one program on several of them, and its collectives.
 
-All that is collective is here. A run over D devices is the same `shard_map` body on each of them
-(what `pmap` has become in JAX, and unlike it goes under `jit` also where the devices belong to
-several processes), over one mesh axis, `AXIS`. What meets the other devices takes `Devices`.
+Every collective is here. A run over D devices is one `shard_map` body on each of them, over one
+mesh axis, `AXIS`; unlike `pmap` it works under `jit` even if the devices belong to several
+processes. A function that communicates across devices takes a `Devices`.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,37 +20,42 @@ from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
 
 AXIS = "devices"
+# Pytree of bools, a prefix of another one: whether its parts are sharded or replicated.
+Sharded: TypeAlias = PyTree
 
 
-def spread(fn: Callable, num_devices: int, *, args: tuple, result: Any) -> Callable:
-    """The function, run on each of D devices at once; inside, `AXIS` names them.
+def spread(
+    fn: Callable[..., PyTree], num_devices: int, *, args: tuple[Sharded, ...], result: Sharded
+) -> Callable[..., PyTree]:
+    """The function mapped over D devices, along the mesh axis `AXIS`.
 
-    Composes with `jit` and with `vmap`, whose axes come before that of the devices. With one device
-    it is the function itself.
+    Composes with `jit` and with `vmap`, whose axes come before the devices'. With one device the
+    function is returned as it is.
 
     Args:
-        fn: what each device does.
-        num_devices: D, the first of all that JAX sees.
-        args: for each argument a bool, or a pytree of them that it starts with: whether every
-            device has its own. If so its leaves have a leading axis `[D]`, and `fn` sees an entry
-            of it; else all devices get the same.
-        result: likewise. What isn't a device's own has to be the same on all: one is taken.
+        fn: the function that runs on each device.
+        num_devices: D, the first ones that JAX sees.
+        args: for each argument a bool, or a prefix pytree of bools: whether it is sharded. If so,
+            its leaves have a leading axis `[D]`, of which each device's `fn` gets one entry; if
+            not, it is replicated.
+        result: the same for the result. A replicated part has to be equal on all devices: that of
+            one is returned.
 
     Raises:
-        ConfigError: when it is called, and there are fewer devices.
+        ConfigError: when the result is called, if there are fewer devices.
     """
     if num_devices == 1:
         return fn
 
-    def local(*xs: Any) -> Any:
-        out = fn(*_where_own(args, xs, lambda x: x[0]))
-        return _where_own(result, out, lambda x: x[None])
+    def local(*xs: PyTree) -> PyTree:
+        out = fn(*_map_sharded(args, xs, lambda x: x[0]))
+        return _map_sharded(result, out, lambda x: x[None])
 
-    def call(*xs: Any) -> Any:
+    def call(*xs: PyTree) -> PyTree:
         check_devices(num_devices)
         mesh = Mesh(np.array(jax.devices()[:num_devices]), (AXIS,))
-        # Of what lies replicated JAX could prove that it is, but not through a scan that starts
-        # from constants; the tests see to it instead.
+        # JAX could prove that replicated values are equal, but not through a scan that starts from
+        # constants; the tests check it instead.
         return jax.shard_map(
             local, mesh=mesh, in_specs=_specs(args), out_specs=_specs(result), check_vma=False
         )(*xs)
@@ -58,17 +63,17 @@ def spread(fn: Callable, num_devices: int, *, args: tuple, result: Any) -> Calla
     return call
 
 
-def _where_own(own: Any, tree: PyTree, fn: Callable) -> PyTree:
-    return jax.tree.map(lambda own, x: jax.tree.map(fn, x) if own else x, own, tree)
+def _map_sharded(sharded: Sharded, tree: PyTree, fn: Callable[[jax.Array], jax.Array]) -> PyTree:
+    return jax.tree.map(lambda each, x: jax.tree.map(fn, x) if each else x, sharded, tree)
 
 
-def _specs(own: Any) -> Any:
-    return jax.tree.map(lambda own: PartitionSpec(AXIS) if own else PartitionSpec(), own)
+def _specs(sharded: Sharded) -> PyTree:
+    return jax.tree.map(lambda each: PartitionSpec(AXIS) if each else PartitionSpec(), sharded)
 
 
-def map_members(fn: Callable) -> Callable:
-    """`fn` of one member as a jitted function of many: arguments and results get a leading axis
-    `[S]`, laid over all devices of this process; S is a multiple of their number."""
+def map_members(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`fn` of one member, jitted and mapped over S members: arguments and results get a leading
+    axis `[S]`, sharded over all devices of this process; S has to be a multiple of their number."""
     devices = jax.local_devices()
     mapped = jax.vmap(fn)
     if len(devices) > 1:
@@ -78,17 +83,17 @@ def map_members(fn: Callable) -> Callable:
     return jax.jit(mapped)
 
 
-def place(like: PyTree, num_devices: int, own: Any, num_axes: int) -> PyTree:
-    """Shapes of arrays, together with where `spread` leaves them.
+def place(like: PyTree, num_devices: int, sharded: Sharded, num_axes: int) -> PyTree:
+    """Shapes of arrays, with the shardings that `spread` gives them.
 
     Args:
-        like: their shapes.
+        like: pytree of shapes.
         num_devices: D.
-        own: as `result` in `spread`.
-        num_axes: how many axes of `vmap` come before that of the devices.
+        sharded: as `result` in `spread`.
+        num_axes: the number of `vmap` axes before the devices' axis.
     """
     if num_devices == 1:
-        own = False
+        sharded = False
         shardings: list[jax.sharding.Sharding] = [
             jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         ] * 2
@@ -97,16 +102,16 @@ def place(like: PyTree, num_devices: int, own: Any, num_axes: int) -> PyTree:
         specs = (PartitionSpec(), PartitionSpec(*[None] * num_axes, AXIS))
         shardings = [NamedSharding(mesh, spec) for spec in specs]
 
-    def placed(own: bool, tree: PyTree) -> PyTree:
+    def placed(each: bool, tree: PyTree) -> PyTree:
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[own]), tree
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[each]), tree
         )
 
-    return jax.tree.map(placed, own, like)
+    return jax.tree.map(placed, sharded, like)
 
 
 def check_devices(num_devices: int) -> None:
-    """Raises ConfigError where there are fewer devices, or not all of several hosts are used."""
+    """Raises ConfigError if there are fewer devices, or if several hosts don't use all devices."""
     count, hosts = jax.device_count(), jax.process_count()
     if num_devices > count:
         raise ConfigError(
@@ -120,7 +125,7 @@ def check_devices(num_devices: int) -> None:
 
 
 def check_divides(num_devices: int, name: str, size: int) -> None:
-    """Raises ConfigError where the devices can't share something evenly."""
+    """Raises ConfigError unless the number of devices divides a size."""
     if size % num_devices:
         raise ConfigError(f"{name}: got {size}, expected a multiple of num_devices={num_devices}")
 
@@ -128,9 +133,9 @@ def check_divides(num_devices: int, name: str, size: int) -> None:
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The D devices that a run is spread over, as each of them sees them: collectives by name.
+    """The D devices of a run, as seen from inside it: its collectives.
 
-    Every method works leaf by leaf. Of one device there are no others: what comes in comes out.
+    Every method works leaf by leaf. On one device they return their argument.
     """
 
     count: int = 1
@@ -143,7 +148,7 @@ class Devices:
         """Sum over the devices."""
         if self.count == 1:
             return tree
-        # On a CPU they wait for each other once for every array: all of a kind make one.
+        # CPU devices synchronise once for each array: arrays of one dtype are joined.
         leaves, structure = jax.tree.flatten(tree)
         leaves = [jnp.asarray(leaf) for leaf in leaves]
         for dtype in {leaf.dtype: None for leaf in leaves}:
@@ -154,7 +159,7 @@ class Devices:
         return jax.tree.unflatten(structure, leaves)
 
     def part(self, x: jax.Array) -> jax.Array:
-        """x / D: of a total, what each device contributes on average."""
+        """x / D, the average contribution of a device to a total."""
         return x if self.count == 1 else x / self.count
 
     def min(self, tree: PyTree) -> PyTree:
@@ -162,11 +167,11 @@ class Devices:
         return tree if self.count == 1 else jax.lax.pmin(tree, AXIS)
 
     def all(self, x: jax.Array) -> jax.Array:
-        """Whether it is true on all devices."""
+        """Logical and over the devices."""
         return x if self.count == 1 else jax.lax.pmin(x.astype(jnp.int32), AXIS) > 0
 
     def first(self, tree: PyTree) -> PyTree:
-        """The first device's, on all."""
+        """Broadcast of the first device's values."""
         if self.count == 1:
             return tree
         is_first = jax.lax.axis_index(AXIS) == 0
@@ -174,7 +179,7 @@ class Devices:
         return jax.tree.map(lambda total, x: total.astype(x.dtype), self.sum(mine), tree)
 
     def key(self, key: jax.Array) -> jax.Array:
-        """A different key on each device, from one that all have."""
+        """A different key on each device, from a key that is the same on all."""
         return key if self.count == 1 else jax.random.fold_in(key, jax.lax.axis_index(AXIS))
 
 
@@ -189,24 +194,23 @@ def start_hosts(
     heartbeat_seconds: int = 20,
     connect_seconds: int = 300,
 ) -> None:
-    """Joins the processes of several hosts, before anything of JAX is used; each then sees the
-    devices of all.
+    """Joins the processes of several hosts, so that each sees the devices of all. Has to be called
+    before JAX is used.
 
     Every process runs the same script, and trains with `num_devices=jax.device_count()`. Without
-    arguments JAX finds the others by itself under SLURM, Open MPI, Kubernetes and on Cloud TPUs.
-    A process that dies takes the others down with an error, after `heartbeat_seconds` at the
-    latest or a little more.
+    arguments JAX detects the cluster under SLURM, Open MPI, Kubernetes and on Cloud TPUs. If a
+    process dies, the others stop with an error within about `heartbeat_seconds`.
 
     Args:
-        coordinator: `"address:port"` of process 0, the same in all.
-        num_processes: how many there are.
-        process_id: which one this is, from 0.
+        coordinator: `"address:port"` of process 0, the same in all processes.
+        num_processes: the number of processes.
+        process_id: the index of this process, from 0.
         heartbeat_seconds: silence after which a process counts as dead.
-        connect_seconds: how long to wait for the others at the start.
+        connect_seconds: timeout for the other processes to connect at the start.
 
     Raises:
-        ConfigError: some of the first three arguments are given and others aren't, or none is and
-            nothing is found.
+        ConfigError: only some of the first three arguments are given; or none is, and JAX detects
+            no cluster.
     """
     given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     missing = [name for name, value in given.items() if value is None]
@@ -229,12 +233,12 @@ def start_hosts(
 
 
 def is_first_host() -> bool:
-    """Whether this process is the one that writes files and talks, of several hosts' or alone."""
+    """Whether this process writes files and prints: the first of several hosts, or the only one."""
     return jax.process_index() == 0
 
 
 def of_all_hosts(*values: float) -> np.ndarray:
-    """`[hosts, values]` float64, what every process has called it with; all have to."""
+    """`[hosts, values]` float64, every process's arguments; all processes have to call it."""
     if jax.process_count() == 1:
         return np.array([values], np.float64)
     from jax.experimental.multihost_utils import process_allgather
@@ -243,7 +247,7 @@ def of_all_hosts(*values: float) -> np.ndarray:
 
 
 def wait_for_all_hosts(name: str) -> None:
-    """Comes back once every process has called it, with the same name."""
+    """Blocks until every process has called it with the same name."""
     if jax.process_count() > 1:
         from jax.experimental.multihost_utils import sync_global_devices
 

@@ -1,4 +1,4 @@
-"""A scan whose loop holds no more than what has to be done step by step."""
+"""A scan whose loop body has only the operations that depend on the carry."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,10 +9,10 @@ from jax.extend.core import Literal
 
 from purerl.records.types import PyTree
 
-# Bytes that are worked on at once, before the loop and after it. More would leave a core's cache.
+# Bytes computed at once before and after the loop: more than this exceeds a core's cache.
 MAX_BYTES = 1 << 20
 
-# Calls whose inside is looked into.
+# Primitives whose inner jaxpr is inlined.
 CALLS = ("jit", "pjit", "closed_call")
 
 
@@ -22,18 +22,19 @@ def lean_scan(
     keys: PyTree,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[PyTree, PyTree]:
-    """`jax.lax.scan(step, start, keys)`, with a loop that only does what the next step waits for.
+    """`jax.lax.scan(step, start, keys)` with a smaller loop body.
 
-    What follows from the keys alone is computed before the loop: the noise of actions, the states
-    that environments are reset to. What the carry doesn't depend on is computed after it: values
-    and probabilities that are only noted. Both for many steps at once, since a few numbers cost as
-    many operations as thousands. The results are those of the scan, but for rounding.
+    Operations that depend on the keys alone run before the loop: the noise of actions, the states
+    that environments are reset to. Operations that the carry doesn't depend on run after it: values
+    and log probabilities that are only recorded. Both are batched over many steps, since an
+    operation on a few numbers costs as much as on thousands. The results are those of the scan, up
+    to rounding.
 
     Args:
         step: `(carry, keys of a step) -> (carry, result)`.
-        start: the carry at first.
+        start: the initial carry.
         keys: leading axis `[T]`.
-        max_bytes: of what is computed at once, and as many steps as that makes.
+        max_bytes: the memory of a batch, which sets its number of steps.
 
     Returns:
         The last carry, and the results `[T, ...]`.
@@ -45,12 +46,14 @@ def lean_scan(
     def block(carry: PyTree, keys: PyTree) -> tuple[PyTree, PyTree]:
         return jax.lax.scan(program.loop, carry, (keys, jax.vmap(program.before)(keys)))
 
-    end, noted = _in_blocks(block, start, keys, _block(num_steps, max_bytes, program.bytes_before))
-    return end, program.results(noted)
+    end, recorded = _in_blocks(
+        block, start, keys, _block(num_steps, max_bytes, program.bytes_before)
+    )
+    return end, program.results(recorded)
 
 
 def _block(num_steps: int, max_bytes: int, num_bytes: int) -> int:
-    """How many steps are taken at once: a divisor of their number, as large as the memory lets."""
+    """The steps in a batch: the largest divisor of their number that fits the memory."""
     size = max(min(num_steps, max_bytes // max(num_bytes, 1)), 1)
     while num_steps % size:
         size -= 1
@@ -58,7 +61,7 @@ def _block(num_steps: int, max_bytes: int, num_bytes: int) -> int:
 
 
 def _in_blocks(block: Callable, carry: PyTree, xs: PyTree, size: int) -> tuple[PyTree, PyTree]:
-    """Scans blocks of so many steps each."""
+    """Scans over blocks of `size` steps."""
     num_steps = jax.tree.leaves(xs)[0].shape[0]
     if size == num_steps:
         return block(carry, xs)
@@ -68,7 +71,7 @@ def _in_blocks(block: Callable, carry: PyTree, xs: PyTree, size: int) -> tuple[P
 
 
 class _Operation(NamedTuple):
-    """An equation of a jaxpr, on values that have numbers in place of names."""
+    """An equation of a jaxpr, whose values are referred to by number."""
 
     equation: Any
     inputs: list[Any]
@@ -80,10 +83,10 @@ class _Operation(NamedTuple):
 
 
 class _Program:
-    """A step, taken apart.
+    """A step, split into the operations before, in and after the loop.
 
     Attributes:
-        bytes_before: what is computed before the loop for each step, and handed to it.
+        bytes_before: the size of a step's inputs to the loop that are computed before it.
     """
 
     def __init__(
@@ -105,15 +108,15 @@ class _Program:
 
         rest, drawn = self._split_before(operations)
         self._split_after(rest, max_bytes)
-        wanted = self._used(self._loop, [*self._carry, *self._noted])
+        wanted = self._used(self._loop, [*self._carry, *self._recorded])
         self._handed = sorted((wanted & drawn) - set(self._keys))
         self.bytes_before = self._bytes(self._handed)
 
     def _split_before(self, operations: list[_Operation]) -> tuple[list[_Operation], set[int]]:
-        """Sets apart what follows from keys alone; returns the rest, and the numbers of those."""
+        """Splits off the operations on keys alone; returns the others, and the split-off values."""
         fixed, drawn = set(self._constants), set(self._keys)
         self._before: list[_Operation] = []
-        self._fixed: list[_Operation] = []  # ranges and the like: wherever they are needed
+        self._fixed: list[_Operation] = []  # constants such as ranges, computed in every part
         rest = []
         for operation in operations:
             if operation.equation.effects or not operation.known <= drawn | fixed:
@@ -128,10 +131,10 @@ class _Program:
         return rest, drawn
 
     def _split_after(self, rest: list[_Operation], max_bytes: int) -> None:
-        """Sets apart what the carry doesn't wait for.
+        """Splits off the operations that the carry doesn't depend on.
 
-        The loop notes for it what it needs. Where that would be more than the results are, or where
-        a single step has enough to do, everything stays in the loop.
+        The loop records their inputs. If these are larger than the results, or if a single step is
+        a whole batch, every operation stays in the loop.
         """
         waited = {x for x in self._carry if not isinstance(x, Literal)}
         self._loop: list[_Operation] = []
@@ -146,39 +149,41 @@ class _Program:
         results = self._used([], self._results)
         self._deferred = sorted(results & later)
         direct = results - later - self._everywhere
-        noted = direct | (self._used(self._after, []) - later - self._everywhere)
+        recorded = direct | (self._used(self._after, []) - later - self._everywhere)
         self._bytes_after = self._bytes(later)
-        too_much = self._bytes(noted - direct) > self._bytes(results)
+        too_much = self._bytes(recorded - direct) > self._bytes(results)
         if too_much or _block(self._num_steps, max_bytes, self._bytes_after) == 1:
             self._loop, self._after, self._deferred = rest, [], []
-            noted = results - self._everywhere
-        self._noted = sorted(noted)
+            recorded = results - self._everywhere
+        self._recorded = sorted(recorded)
         self._max_bytes = max_bytes
 
     def before(self, keys: PyTree) -> list[jax.Array]:
-        """What follows from the keys of a step and is used in the loop."""
+        """The values for the loop that depend on the keys of a step alone."""
         values = self._evaluate(self._before, _named(self._keys, keys))
         return [values[x] for x in self._handed]
 
     def loop(self, carry: PyTree, inputs: tuple[PyTree, list[jax.Array]]) -> tuple[PyTree, PyTree]:
-        """From carry and keys, and what followed from those, to the next carry and notes."""
+        """The loop's body: from carry, keys and their values of `before` to carry and records."""
         keys, handed = inputs
         values = _named(self._carried, carry) | _named(self._keys, keys)
         values = self._evaluate(self._loop, values | _named(self._handed, handed))
         carry = jax.tree.unflatten(self._carry_tree, self._read(values, self._carry))
-        return carry, [values[x] for x in self._noted]
+        return carry, [values[x] for x in self._recorded]
 
-    def results(self, noted: list[jax.Array]) -> PyTree:
-        """The results of all steps, from the loop's notes `[T, ...]`."""
-        values = _named(self._noted, noted)
+    def results(self, recorded: list[jax.Array]) -> PyTree:
+        """The results of all steps, from the loop's records `[T, ...]`."""
+        values = _named(self._recorded, recorded)
 
-        def one(noted: list[jax.Array]) -> list[jax.Array]:
-            values = self._evaluate(self._after, _named(self._noted, noted))
+        def one(recorded: list[jax.Array]) -> list[jax.Array]:
+            values = self._evaluate(self._after, _named(self._recorded, recorded))
             return [values[x] for x in self._deferred]
 
         if self._deferred:
             size = _block(self._num_steps, self._max_bytes, self._bytes_after)
-            _, later = _in_blocks(lambda _, noted: (None, jax.vmap(one)(noted)), None, noted, size)
+            _, later = _in_blocks(
+                lambda _, recorded: (None, jax.vmap(one)(recorded)), None, recorded, size
+            )
             values |= _named(self._deferred, later)
         fixed = self._evaluate([], {})
 
@@ -205,7 +210,7 @@ class _Program:
         return [x.val if isinstance(x, Literal) else values[x] for x in numbers]
 
     def _inline(self, jaxpr: Any, names: dict[Any, Any], operations: list[_Operation]) -> list[Any]:
-        """Notes the operations of a jaxpr and of the calls in it; returns its results' numbers."""
+        """Collects the operations of a jaxpr and its inner calls; returns its results' numbers."""
 
         def numbers(variables: Any) -> list[Any]:
             return [x if isinstance(x, Literal) else names[x] for x in variables]
@@ -227,7 +232,7 @@ class _Program:
         for equation, inputs, outputs in [*self._fixed, *operations]:
             primitive = equation.primitive
             params = primitive.get_bind_params(equation.params)
-            with equation.ctx.manager:  # settings that were in force where it was written
+            with equation.ctx.manager:  # the settings under which it was traced
                 result = primitive.bind(*self._read(values, inputs), **params)
             result = result if primitive.multiple_results else [result]
             values.update(zip(outputs, result, strict=True))

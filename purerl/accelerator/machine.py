@@ -1,4 +1,4 @@
-"""What the machine needs to be told before JAX starts, and what it tells."""
+"""Settings of XLA that have to precede JAX's start, and the cores and memory of the machine."""
 
 import importlib.util
 import math
@@ -17,17 +17,16 @@ COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
 def configure_cpu() -> None:
-    """Keeps XLA:CPU from deadlocks: under vmapped training loops, and of several host devices; and
-    has it compile faster.
+    """Sets XLA flags against deadlocks on the CPU, in vmapped training loops and with several host
+    devices, and for faster compilation.
 
-    XLA reads these settings when its first backend comes up, so `import purerl` calls this. What
-    the user has set stands. Where a backend is up already and JAX is of a version that hangs, it
-    warns.
+    XLA reads the flags when its first backend starts, so `import purerl` calls this. The user's
+    settings are kept. Warns if a backend has started already and this version of JAX may hang.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     up = _backend_is_up()
-    # Of LLVM's passes, those that this leaves out take a third of the time that compiling takes,
-    # and programs run as fast without them. What they are worth elsewhere was not measured.
+    # The LLVM passes that this leaves out take a third of the compile time, and programs run as
+    # fast without them. Their effect on other platforms was not measured.
     if EFFORT_FLAG not in flags and not up and not _has_accelerator():
         flags = os.environ["XLA_FLAGS"] = f"{flags} {EFFORT_FLAG}=1".strip()
     count = flags.rpartition(f"{COUNT_FLAG}=")[2].split(" ")[0]
@@ -47,12 +46,12 @@ def configure_cpu() -> None:
 
 
 def use_all_cores() -> None:
-    """Makes each core of a CPU a device of JAX, for `sweep` to lay its members over.
+    """Makes each core of a CPU a device of JAX, so that `sweep` spreads its members over them.
 
-    Call it first of all: JAX reads the setting when it starts. What the user has set stands.
+    Has to be called before JAX starts, which reads the setting then. The user's setting is kept.
 
     Raises:
-        ConfigError: JAX has started already (making a config starts it).
+        ConfigError: JAX has started already (creating a config starts it).
     """
     if COUNT_FLAG in os.environ.get("XLA_FLAGS", ""):
         return
@@ -65,33 +64,33 @@ def use_all_cores() -> None:
 
 
 def all_cores_environment() -> dict[str, str]:
-    """Environment variables of a process whose CPU is to be one device a core."""
+    """The environment variables of a process in which each CPU core is a device."""
     cores = num_cores()
     flags = f"{os.environ.get('XLA_FLAGS', '')} {COUNT_FLAG}={cores}".strip()
     return {"XLA_FLAGS": flags, "NPROC": os.environ.get("NPROC", str(_threads(cores)))}
 
 
 def _threads(num_devices: int) -> int:
-    """How many threads XLA is to have for so many host devices, each of which is to have a core.
+    """XLA's number of threads for a number of host devices, each with a core.
 
-    More than one a device, and each operation is cut up for all of them, which costs half as much
-    again as it saves. But before JAX 0.11 devices wait for ever for each other's threads.
+    With more than one for each device, XLA splits each operation over all of them, which costs 1.5
+    times what it saves. But before JAX 0.11 devices with one thread each deadlock.
     """
     return num_devices if jax.__version_info__ >= (0, 11) else 4 * num_devices
 
 
 def num_cores() -> int:
-    """Cores that this process may run on."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def free_memory() -> float:
-    """Bytes that a program may take on each device of this process; infinity where nothing tells.
+    """Bytes that a program may use on each device of this process; infinity if unknown.
 
-    Of a CPU half of what the machine has free, shared by its devices; of another device nine tenths
-    of what nobody holds.
+    On a CPU, half of the machine's free memory, shared by its devices; on other devices, 90 % of
+    the free memory.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats()
@@ -104,14 +103,14 @@ def free_memory() -> float:
 
 
 def check_memory(needed: float, what: str) -> None:
-    """Refuses what can never fit a device of this process.
+    """Checks that a device's whole memory is large enough.
 
     Args:
         needed: bytes on each device.
-        what: takes them; the error begins with it.
+        what: the data that need them, for the message, which begins with it.
 
     Raises:
-        ConfigError: a device has fewer in all, used or free.
+        ConfigError: a device has less memory, used and free together.
     """
     there = _all_memory()
     if needed > there:
@@ -122,7 +121,7 @@ def check_memory(needed: float, what: str) -> None:
 
 
 def _all_memory() -> float:
-    """Bytes of each device, used or free; infinity where nothing tells."""
+    """Bytes of each device, used and free together; infinity if unknown."""
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -147,22 +146,22 @@ def _meminfo(name: str) -> float:
 def _cgroup_limit() -> float:
     try:
         return float(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # "max" where there is none
+    except (OSError, ValueError):  # "max" if there is no limit
         return math.inf
 
 
 def _cgroup_free() -> float:
-    """What a container's limit leaves."""
+    """Bytes left under a container's memory limit; infinity if it has none."""
     folder = Path("/sys/fs/cgroup")
     try:
-        limit = int((folder / "memory.max").read_text())  # "max" where there is none
+        limit = int((folder / "memory.max").read_text())  # "max" if there is no limit
         return float(limit - int((folder / "memory.current").read_text()))
     except (OSError, ValueError):
         return math.inf
 
 
 def _has_accelerator() -> bool:
-    """Whether JAX is installed for anything else than the CPU."""
+    """Whether JAX is installed for a device other than the CPU."""
     return any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
@@ -171,12 +170,12 @@ def _backend_is_up() -> bool:
         from jax._src import xla_bridge
 
         return bool(xla_bridge.backends_are_initialized())
-    except (ImportError, AttributeError):  # no public function tells
+    except (ImportError, AttributeError):  # there is no public function for it
         return False
 
 
 def program_memory(compiled: Any) -> int:
-    """Bytes on each device for arguments, results and what is in between; 0 if nothing tells."""
+    """Bytes on each device for arguments, results and temporaries; 0 if unknown."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0

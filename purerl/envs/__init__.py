@@ -1,4 +1,4 @@
-"""Environments: the contract, what every suite needs, and the adapters."""
+"""Environments: the contract, wrappers for every suite, spaces, and the adapter for gymnax."""
 
 from purerl.envs.base import (
     AutoResetState,

@@ -1,8 +1,8 @@
-"""Environments: a record of pure functions, and what every suite needs written once.
+"""Environments: records of pure functions, and the wrappers that every suite needs.
 
 An `Env` is the raw dynamics of one environment. `action_repeat`, `time_limit`, `auto_reset` and
-`vectorize` each take an `Env` and return one. What they return are methods of records that modules
-have by name, so that an environment pickles wherever the functions inside do.
+`vectorize` each take an `Env` and return one. Its functions are methods of module-level classes, so
+that an environment pickles if the functions inside do.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ E = TypeVar("E")  # an environment, of one or of many
 
 
 class TimeStep(NamedTuple):
-    """What follows an action.
+    """The outcome of an action.
 
     Attributes:
         obs: `[*obs_shape]`, the true successor, before any reset.
         reward: `[]` float32.
-        terminated: `[]` bool, the MDP ended here: the value beyond is 0.
-        truncated: `[]` bool, a time limit cut the episode: the value beyond is V(obs). Never
+        terminated: `[]` bool, the MDP ended here: the bootstrap value is 0.
+        truncated: `[]` bool, a time limit cut the episode: the bootstrap value is V(obs). Never
             together with `terminated`.
-        info: whatever else the environment tells.
+        info: other values of the environment, by name.
     """
 
     obs: PyTree
@@ -45,8 +45,8 @@ class EnvSource(NamedTuple):
 
     Attributes:
         name: its first argument.
-        params: the others that aren't the environment's defaults, each a pair of its name and
-            value, in order of their names.
+        params: the keyword arguments that differ from the environment's defaults, as pairs of name
+            and value, sorted by name.
     """
 
     name: str
@@ -54,24 +54,24 @@ class EnvSource(NamedTuple):
 
 
 class EnvSpec(NamedTuple):
-    """What is known of an environment before it is run. Hashable, observations in dicts included.
+    """Static facts about an environment. Hashable, also with dict observations.
 
     Attributes:
-        name: for people.
+        name: for messages and plots.
         observation_space: a space, or a pytree of spaces where observations are pytrees.
         action_space: `Discrete`, `MultiDiscrete` or `Box`.
-        max_episode_steps: the time limit that the dynamics keep by themselves, or None.
-        source: the call of `make` that the environment comes from; None for another's, which has
-            no plain form in files. No part of equality.
-        metrics: names in `TimeStep.info`, scalars, whose values in the last steps of episodes are
+        max_episode_steps: the time limit that the dynamics enforce, or None.
+        source: the call of `make` that the environment comes from; None if there is none, and then
+            it can't be written to files. Not part of equality.
+        metrics: names of scalars in `TimeStep.info`, whose values in the last steps of episodes are
             averaged into `Metrics.info`: successes, achievements.
-        legal: the legal ones of discrete actions, by the observation: a function of one observation
-            that gives `[num_outputs]` bool, an entry for each action (of a `MultiDiscrete` for each
-            choice of each number, one number's behind another's), or the key of a dict observation
-            that has this mask. None where all are legal. Agents never take the others. Where an
-            action has no legal choice, all count as legal. No part of equality.
+        legal: the mask of legal discrete actions: a function of one observation that returns
+            `[num_outputs]` bool, with an entry for each action (for a `MultiDiscrete` one for each
+            choice of each number, concatenated); or the key of the mask in a dict observation. None
+            if all actions are legal. Agents never take illegal actions. If a number of an action
+            has no legal choice, all of its choices count as legal. Not part of equality.
 
-    Spaces of Gymnasium or gymnax will do; they are converted where the environment is used.
+    Spaces of Gymnasium or gymnax are accepted; they are converted where the environment is used.
     """
 
     name: str
@@ -83,14 +83,14 @@ class EnvSpec(NamedTuple):
     legal: str | Callable[[PyTree], jax.Array] | None = None
 
     def legal_actions(self, obs: PyTree) -> jax.Array | None:
-        """`[num_outputs]` bool, the legal actions at one observation; None where all are legal."""
+        """`[num_outputs]` bool, the mask of legal actions at one observation; None if all are."""
         if self.legal is None:
             return None
         mask = obs[self.legal] if isinstance(self.legal, str) else self.legal(obs)
         return mask.astype(jnp.bool_)
 
     def random_action(self, key: jax.Array, obs: PyTree) -> jax.Array:
-        """An action that is legal at one observation, uniformly drawn."""
+        """A legal action at one observation, drawn uniformly."""
         return self.action_space.sample(key, self.legal_actions(obs))
 
     def _facts(self) -> tuple:
@@ -135,12 +135,12 @@ class Env(NamedTuple):
 
 
 def where(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
-    """Leaf by leaf, x where the scalar condition holds and y elsewhere."""
+    """Leafwise `jnp.where` with a scalar condition."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """`[]` bool, whether no float in it is NaN or infinite."""
+    """`[]` bool, whether every float of a pytree is finite."""
     finite: dict[tuple[int, ...], jax.Array] = {}
     for x in jax.tree.leaves(tree):
         if jnp.issubdtype(x.dtype, jnp.floating):
@@ -148,8 +148,8 @@ def all_finite(tree: PyTree) -> jax.Array:
     scalar = jnp.asarray(finite.pop((), True))
     if not finite:
         return scalar
-    # One reduction in place of one a leaf, which cost more than what they reduce; the barrier keeps
-    # XLA from taking it apart.
+    # One reduction instead of one for each leaf, whose overhead exceeds their work; the barrier
+    # keeps XLA from splitting it.
     flat = [x.reshape(-1) for x in finite.values()]
     whole = flat[0] if len(flat) == 1 else jax.lax.optimization_barrier(jnp.concatenate(flat))
     return scalar & jnp.all(whole)
@@ -158,7 +158,7 @@ def all_finite(tree: PyTree) -> jax.Array:
 class Dynamics:
     """Base of records whose methods are the functions of an `Env`."""
 
-    exact: ClassVar[bool] = True  # whether what comes out has the dtypes that `typed` gives
+    exact: ClassVar[bool] = True  # whether the outputs have the dtypes that `typed` gives
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         raise NotImplementedError
@@ -167,41 +167,40 @@ class Dynamics:
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
-        """Parameters by name that set it apart from others of its name: a run's identity has them.
-        Never an address in memory."""
+        """Parameters by name that distinguish it from other environments of its name, for a run's
+        identity; no memory addresses."""
         raise NotImplementedError
 
     def params(self) -> dict[str, Any]:
-        """Its parameters, and their values."""
+        """Parameters by name, with their values."""
         return {}
 
     def fixes_spec(self, name: str) -> bool:
-        """Whether the spec follows from a parameter, so that it can't be traced."""
+        """Whether the spec depends on a parameter, which therefore can't be traced."""
         del name
         return False
 
     def replace_params(self, values: Mapping[str, Any]) -> "Dynamics":
-        """The same with other values of some float parameters, which may be traced; for the same
-        spec."""
+        """A copy with some float parameters replaced; the values may be traced. The spec stays."""
         raise NotImplementedError
 
     def as_env(self, spec: EnvSpec) -> Env:
-        """The environment."""
+        """An `Env` with these methods as its functions."""
         return Env(self.reset, self.step, spec)
 
 
 def dynamics_of(env: Env) -> Dynamics | None:
-    """The record that both functions of an environment are methods of; None where there is none."""
+    """The `Dynamics` whose methods an environment's functions are; None for other functions."""
     owner, other = (getattr(method, "__self__", None) for method in (env.step, env.reset))
     return owner if isinstance(owner, Dynamics) and owner is other else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapter(Dynamics):
-    """Base of what makes one environment of another; as it is, it hands everything on.
+    """Base of wrappers, dynamics made from another environment; forwards every call.
 
     Attributes:
-        env: the other one.
+        env: the inner environment.
     """
 
     env: Env
@@ -249,7 +248,7 @@ class _Typed(Adapter):
 
 
 def with_our_spaces(env: Env) -> Env:
-    """The environment with the spaces of Gymnasium and gymnax in its spec converted.
+    """The environment, with spaces of Gymnasium and gymnax in its spec converted.
 
     Raises:
         ConfigError: a `Discrete` that doesn't start at 0.
@@ -262,13 +261,13 @@ def with_our_spaces(env: Env) -> Env:
 
 
 def typed(env: Env) -> Env:
-    """The environment with the dtypes that a `TimeStep` has: float32 rewards, bool `terminated` and
-    `truncated`, observations as the spec has them. In a compiled program it costs nothing where
-    they are right.
+    """The environment with the contract's dtypes: float32 rewards, bool `terminated` and
+    `truncated`, observations in the spec's dtype. Free in a compiled program if they are right
+    already.
 
     Raises:
-        ConfigError: it is no `Env`; or, where it is traced, for observations that the spec's dtype
-            can't hold, such as floats in a space of integers.
+        ConfigError: it is no `Env`; or, when it is traced, the spec's dtype can't hold the
+            observations, such as floats in a space of integers.
     """
     if not isinstance(env, Env):
         raise ConfigError(
@@ -280,7 +279,7 @@ def typed(env: Env) -> Env:
 
 
 def _as(x: Any, dtype: Any) -> jax.Array:
-    # A weak type, that of a Python number, is lost too: scans want one type.
+    # Drops a weak type (that of Python numbers) too: a scan's carry needs one type.
     return jax.lax.convert_element_type(jnp.asarray(x), np.dtype(dtype))
 
 
@@ -289,7 +288,7 @@ def _typed_obs(obs: PyTree, spec: EnvSpec, where: str) -> PyTree:
     spaces, structure = jax.tree.flatten(spec.observation_space, is_leaf=is_space)
     try:
         parts = structure.flatten_up_to(obs)
-    except (ValueError, TypeError):  # another structure, which is for `check_env` to say
+    except (ValueError, TypeError):  # another structure, which `check_env` reports
         return obs
     return structure.unflatten(
         [_typed_part(x, space, spec, where) for x, space in zip(parts, spaces, strict=True)]
@@ -310,7 +309,7 @@ def _typed_part(x: Any, space: Any, spec: EnvSpec, where: str) -> Any:
 
 
 def _holds(dtype: Any, other: Any) -> bool:
-    """Whether a dtype has room for another's values (a float for all numbers, to its precision)."""
+    """Whether a dtype can hold another's values (a float dtype all numbers, rounded)."""
     if dtype == other:
         return True
     if jnp.issubdtype(other, jnp.bool_):
@@ -329,9 +328,9 @@ class _Vectorized(Adapter):
 
 
 def vectorize(env: Env) -> Env:
-    """N independent copies: keys, states, actions and time steps all get a leading axis `[N]`.
+    """N independent copies: keys, states, actions and time steps get a leading axis `[N]`.
 
-    N is the number of keys given, so the randomness of many steps can be split in one block.
+    N is the number of keys, so that the keys of many steps can be split at once.
     """
     return _Vectorized(typed(env)).as_env(env.spec)
 
@@ -345,9 +344,9 @@ class _MapActions(Adapter):
 
 
 def map_actions(env: E, fn: Callable[[jax.Array], jax.Array]) -> E:
-    """The environment with actions of another form, such as an agent's, which `fn` maps to its.
+    """The environment with actions mapped by `fn`, such as from an agent's to its action space.
 
-    Of a vectorized environment `fn` gets all N actions at once, `[N, *action_shape]`.
+    For a vectorized environment `fn` gets all N actions at once, `[N, *action_shape]`.
     """
     made: Any = env
     mapped = _MapActions(made, fn)
@@ -358,8 +357,8 @@ class AutoResetState(NamedTuple):
     """State of an `auto_reset` environment.
 
     Attributes:
-        env: the inner state, that of a new episode where one has just ended.
-        obs: `[*obs_shape]`, the observation to act on next, of that same state.
+        env: the inner state; of a new episode if one has just ended.
+        obs: `[*obs_shape]`, the observation of that state, to act on next.
     """
 
     env: PyTree
@@ -388,20 +387,20 @@ class _AutoReset(Adapter):
 
 
 def auto_reset(env: Env) -> Env:
-    """Starts a new episode in the very step that ends one.
+    """Starts a new episode in the same step that ends one.
 
     The time step keeps the true successor (`TimeStep.obs`); the new episode's first observation is
-    in the state (`AutoResetState.obs`). Every episode draws its own initial state from a key of its
-    own, and each initial state that is drawn for an episode is acted on.
+    in the state (`AutoResetState.obs`). Every episode draws a fresh initial state from a separate
+    key, and no initial state of an episode is skipped.
 
-    An observation or reward that isn't finite cuts the episode too (`truncated`), so that a broken
-    simulation doesn't go on; `info["nonfinite"]` is True there.
+    A non-finite observation or reward cuts the episode too (`truncated`), so that a broken
+    simulation doesn't continue; `info["nonfinite"]` is True there.
     """
     return _AutoReset(typed(env)).as_env(env.spec)
 
 
 class TimeLimitState(NamedTuple):
-    """State of a `time_limit` environment: the inner state, and the steps taken in the episode."""
+    """State of a `time_limit` environment: the inner state, and the number of steps so far."""
 
     env: PyTree
     time: jax.Array
@@ -426,7 +425,7 @@ class _TimeLimit(Adapter):
 
 
 def time_limit(env: Env, max_episode_steps: int) -> Env:
-    """Cuts an episode after so many steps by `truncated`, never by `terminated`.
+    """Truncates episodes after `max_episode_steps`; never sets `terminated`.
 
     Raises:
         ConfigError: `max_episode_steps` is no integer >= 1.
@@ -457,7 +456,7 @@ class _ActionRepeat(Adapter):
 
 
 def action_repeat(env: Env, num_repeats: int) -> Env:
-    """Repeats each action; rewards are summed, and nothing moves after an episode's end.
+    """Repeats each action; rewards are summed, and repeats stop at an episode's end.
 
     `max_episode_steps` counts decisions, not frames: it is divided by `num_repeats`, rounded up.
 

@@ -1,4 +1,4 @@
-"""`check_env`: whether an environment keeps the contract that everything else relies on."""
+"""`check_env`: tests of an environment against its contract."""
 
 import contextlib
 import inspect
@@ -17,43 +17,43 @@ from purerl.envs.spaces import is_space, split_choices
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.fields import check_count, check_key
 
-# What is run here is tiny: let XLA compile it quickly, not well.
+# The programs here are tiny: compile time matters more than run time.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 EPISODES = 8
-# A time limit up to this is played out; without one, or with a longer one, so few steps are played.
+# The longest time limit up to which whole episodes are played, and the steps played otherwise.
 PLAYED_OUT, PLAYED = 5_000, 256
-# Primitives of which two traces don't say whether they give the same, or whether vmap does.
+# Primitives that may differ between calls, or under vmap, although their traces are equal.
 OPAQUE = re.compile(r"\b(custom_vmap_call|ffi_call|\w*_?callback)\[")
 
 
 class EnvError(ConfigError, AssertionError):
-    """An environment breaks its contract."""
+    """An environment violates its contract."""
 
 
 def check_env(
     env: Any, key: jax.Array | None = None, num_steps: int | None = None, *, quick: bool = False
 ) -> None:
-    """Checks an environment: run it on a new environment before training on it.
+    """Checks an environment; use it on a new environment before training.
 
-    Shapes and dtypes of every output against the spec; traceable by `jit`; no leaked tracer; the
-    state keeps its structure. `TrainConfig` checks as much of it as training needs.
+    By tracing: outputs have the spec's shapes and dtypes, `jit` can trace the functions, no tracer
+    leaks, the state keeps its structure. `TrainConfig` checks the part that training needs.
 
-    Unless `quick`: determined by its key, with no hidden state, and the same under `vmap` as alone;
-    over 8 episodes of random legal actions observations inside their space, with a legal action at
-    each, rewards finite, `terminated` and `truncated` never together, `truncated` at the spec's
-    time limit and not before. An episode is played to its end or through `num_steps`. It is one
-    program, whose memory doesn't grow with the number of steps.
+    Unless `quick`, also by running: outputs depend on the key alone, without hidden state, and are
+    the same under `vmap`. Over 8 episodes of random legal actions, observations are inside their
+    space and each has a legal action, rewards are finite, `terminated` and `truncated` are never
+    both set, and `truncated` is set at the spec's time limit and not before. An episode is played
+    to its end or for `num_steps`, all in one program, whose memory doesn't grow with the steps.
 
     Args:
-        env: a name, an `Env`, or a gymnax `Environment`, with its parameters or without.
+        env: a name, an `Env`, or a gymnax `Environment`, alone or paired with its parameters.
         key: for resets, actions and steps.
-        num_steps: how many steps to play at most; None for the spec's time limit, or for 256 where
-            it has none or one above 5,000.
-        quick: only what tracing shows: nothing is compiled, and nothing is played.
+        num_steps: the most steps to play; None for the spec's time limit, or for 256 if it has none
+            or one above 5,000.
+        quick: only check by tracing, without compiling or running anything.
 
     Raises:
-        EnvError: what is broken, and what was found. It is a `ConfigError`.
-        ConfigError: arguments that can't be used.
+        EnvError: a violation of the contract, with the value found. A `ConfigError`.
+        ConfigError: an invalid argument.
     """
     if key is not None:
         check_key(key)
@@ -81,8 +81,8 @@ def trace_env(env: Env, *, strict: bool = True) -> Traced:
 
     Args:
         env: the environment.
-        strict: dtypes as the contract has them, and no leaked tracers; else only what training
-            can't put right: shapes, structures, and the state's dtypes.
+        strict: also check for the contract's dtypes and for leaked tracers; else only what training
+            can't correct: shapes, structures, and the state's dtypes.
 
     Raises:
         EnvError: see `check_env`.
@@ -96,20 +96,20 @@ def trace_env(env: Env, *, strict: bool = True) -> Traced:
 
 
 def check_new_env(env: Any) -> Env:
-    """An `Env` from what a user gives for one, checked as far as training needs; each environment
-    is traced once, however many configs are made of it.
+    """An `Env` from a user's argument (see `as_env`), with the checks that training needs; each
+    environment is traced once, for any number of configs.
 
     Raises:
         EnvError: see `check_env`.
-        ConfigError: it is no environment, or can't be made.
+        ConfigError: it is no environment, or can't be created.
     """
     with sentence(f"env: {shown(env)} can't be made", EnvError):
         made = as_env(env)
     owner = getattr(made.step, "__self__", made.step)
-    with contextlib.suppress(TypeError):  # what isn't hashable, or takes no weak reference
+    with contextlib.suppress(TypeError):  # not hashable, or without weak references
         reset, step, spec = _traced_before.get(owner, (None, None, None))
         known = None if reset is None else (reset(), step(), spec)
-        # `legal` is no part of a spec's equality.
+        # `legal` is not part of a spec's equality.
         if known == tuple(made) and spec.legal == made.spec.legal:
             return made
     trace_env(made, strict=False)
@@ -182,7 +182,7 @@ def _check_obs(env: Env, obs: Any, where: str, strict: bool) -> None:
 
 
 def _require_array(x: Any, shape: tuple, dtype: Any, what: str) -> None:
-    """Raises EnvError unless it is an array of that shape and dtype; None for any real one."""
+    """Raises EnvError unless x is an array of a shape and dtype; None for any real dtype."""
     _require(hasattr(x, "dtype"), f"{what} is a {type(x).__name__}, expected an array")
     right = is_real(x.dtype) if dtype is None else x.dtype == dtype
     wanted = "numbers" if dtype is None else dtype_name(dtype)
@@ -194,13 +194,13 @@ def _require_array(x: Any, shape: tuple, dtype: Any, what: str) -> None:
 
 
 def is_real(dtype: Any) -> bool:
-    """Whether it is a dtype of floats, integers or booleans."""
+    """Whether a dtype is one of floats, integers or booleans."""
     kinds = (np.floating, np.integer, np.bool_)
     return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
 
 
 def dtype_name(dtype: Any) -> str:
-    """The name of a dtype; typed keys have none of numpy's."""
+    """The name of a dtype; numpy has none for typed keys."""
     try:
         return np.dtype(dtype).name
     except TypeError:
@@ -225,7 +225,7 @@ def _check_reset(env: Env, key: Any, strict: bool) -> tuple[Any, Any]:
 
 
 def _check_legal(env: Env, obs: Any) -> None:
-    """The shape of the mask of legal actions."""
+    """Checks the mask of legal actions."""
     spec = env.spec
     if getattr(spec, "legal", None) is None:
         return
@@ -294,17 +294,17 @@ def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
 
 
 def _kind(x: Any) -> str:
-    """A type in words; of a tuple, the types in it."""
+    """The name of a type; for a tuple, the types of its elements."""
     if type(x) is tuple:
         return f"({', '.join(type(part).__name__ for part in x)})"
     return type(x).__name__
 
 
 def _check_transforms(env: Env, key: jax.Array) -> None:
-    """Whether the key alone decides, and vmap changes nothing.
+    """Checks that outputs depend on the key alone, and are the same under `vmap`.
 
-    Where two traces are the same program, of primitives that JAX itself maps over, nothing has to
-    be run for that. Else one environment and four under `vmap` are compiled and compared.
+    If two traces give the same program, of primitives with JAX's batching rules, nothing has to
+    run. Else one environment and four under `vmap` are compiled and compared.
     """
 
     def program() -> tuple[str, list[Any]]:
@@ -318,7 +318,7 @@ def _check_transforms(env: Env, key: jax.Array) -> None:
     jitted = jax.jit(lambda key: _start_and_step(env, key), compiler_options=QUICK_COMPILE)
     alone = [jitted(k) for k in keys]
     _require_equal(alone[0], jitted(keys[0]), "the same key gave another result", exact=True)
-    # Traced anew: hidden state would show as well as what vmap does wrong.
+    # Traced again, which reveals hidden state as well as differences under vmap.
     mapped = jax.vmap(lambda key: _start_and_step(env, key))
     together = jax.jit(mapped, compiler_options=QUICK_COMPILE)(keys)
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *alone)
@@ -334,7 +334,7 @@ def _equal_constants(some: list[Any], others: list[Any]) -> bool:
 
 
 def _plain(x: Any) -> np.ndarray:
-    """An array of numpy's, of keys their data."""
+    """The numpy array of an array; typed keys become their key data."""
     is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(x) if is_key else x)
 
@@ -356,7 +356,7 @@ def _require_equal(x: Any, y: Any, message: str, exact: bool = False) -> None:
 
 
 class _Seen(NamedTuple):
-    """Observed facts about episodes, each up to its end: `[E]`, and `[E, ...]` of observations."""
+    """Statistics of E episodes, each up to its end: `[E]`, of observations `[E, ...]`."""
 
     over: jax.Array
     length: jax.Array
@@ -369,7 +369,7 @@ class _Seen(NamedTuple):
 
 
 def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
-    """First observations, and observed facts about episodes with random legal actions."""
+    """First observations, and statistics of episodes with random legal actions."""
     many = vectorize(env)
     reset_key, play_key = jax.random.split(key)
     first, state = many.reset(jax.random.split(reset_key, EPISODES))
@@ -411,7 +411,7 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
 
 
 def _no_legal_action(env: Env, obs: Any) -> jax.Array:
-    """`[]` bool, whether some choice of an action has no legal option."""
+    """`[]` bool, whether some number of an action has no legal choice."""
     legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
     if legal is None or sizes is None:
         return jnp.bool_(False)
@@ -419,7 +419,7 @@ def _no_legal_action(env: Env, obs: Any) -> jax.Array:
 
 
 def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
-    """Plays environments side by side; each ends for good at its first end."""
+    """Checks one episode in each of `EPISODES` parallel environments."""
     limit = env.spec.max_episode_steps
     if num_steps is None:
         num_steps = limit if limit is not None and limit <= PLAYED_OUT else PLAYED
@@ -455,7 +455,7 @@ def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
 
 
 def _check_inside(env: Env, lowest: Any, highest: Any, where: str) -> None:
-    """Whether observations are inside their space, by the lowest and highest of each number."""
+    """Checks that observations are inside their space, by the extremes of each number."""
     spaces = jax.tree.leaves(env.spec.observation_space, is_leaf=is_space)
     for least, most, space in zip(
         jax.tree.leaves(lowest), jax.tree.leaves(highest), spaces, strict=True

@@ -1,10 +1,10 @@
-"""Every gymnax environment, and a user's own `gymnax.environments.environment.Environment`.
+"""The adapter for gymnax: its environments, and a user's `gymnax` `Environment`.
 
-The adapter takes the raw dynamics (`reset_env`, `step_env`, `is_truncated`) and leaves gymnax's own
-auto-reset aside. It puts right what environments leave loose: rewards become float32 scalars,
-`terminated` wins over `truncated`, a `Discrete` observation becomes one-hot, observation dtypes in
-the spec are those that the environment really returns, bounds that are known to be wrong are given
-up, and states keep their dtypes.
+The adapter calls the raw dynamics (`reset_env`, `step_env`, `is_truncated`), without gymnax's
+auto-reset, and corrects their outputs: rewards become float32 scalars, `terminated` takes
+precedence over `truncated`, a `Discrete` observation becomes one-hot, the spec has the dtypes that
+observations really have, bounds that are known to be wrong become infinite, and states keep their
+dtypes.
 """
 
 import ast
@@ -32,19 +32,19 @@ from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.types import PyTree
 
 NEEDS_DOWNLOAD = ("MNISTBandit-bsuite",)
-# Their observations leave the bounds that their spaces declare.
+# Environments whose observations exceed the bounds of their spaces.
 WRONG_BOUNDS = ("MemoryChain-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
 LIMIT = "max_steps_in_episode"
-KEYS = "keys"  # in place of their dtype, which doesn't pickle
+KEYS = "keys"  # stands for the dtype of typed keys, which can't be pickled
 
 
 def names() -> list[str]:
     """Names of the registered gymnax environments.
 
-    Importing gymnax takes seconds: before that is needed, its list is read from its source.
+    Importing gymnax takes seconds: until it is imported, the names are parsed from its source.
     """
     if "gymnax" not in sys.modules:
-        with contextlib.suppress(Exception):  # a gymnax that is written otherwise is imported
+        with contextlib.suppress(Exception):  # another version of gymnax is imported instead
             return _names_in_source()
     return list(importlib.import_module("gymnax").registered_envs)
 
@@ -68,7 +68,7 @@ def construct(name: str, kwargs: Mapping[str, Any]) -> Any:
         kwargs: for its constructor.
 
     Raises:
-        ConfigError: the environment can't be made, such as MNISTBandit-bsuite, which wants a
+        ConfigError: the environment can't be made, such as MNISTBandit-bsuite, which needs a
             download.
     """
     try:
@@ -82,21 +82,21 @@ def construct(name: str, kwargs: Mapping[str, Any]) -> Any:
 
 
 def is_gymnax(env: Any) -> bool:
-    """Whether it is a gymnax environment, or a wrapper of one; no class of them."""
+    """Whether it is a gymnax environment or a wrapper of one; False for a class."""
     return hasattr(env, "step_env") and not isinstance(env, type)
 
 
 def params_by_name(params: Any) -> dict[str, Any]:
-    """The fields of a gymnax environment's parameters."""
+    """A gymnax environment's parameters by name."""
     if not dataclasses.is_dataclass(params):
         return {}
     return {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
 
 
 def known_source(env: Any, params: Any = None) -> EnvSource | None:
-    """The call of `make` that a gymnax environment and its parameters (None for the default ones)
-    are the same as; None where there is none: a class or constructor arguments that gymnax's list
-    doesn't know, parameters of other kinds, or traced ones."""
+    """The call of `make` that gives the same environment as a gymnax environment and its parameters
+    (None for the defaults). None if there is none: an unregistered class, attributes that its
+    constructor doesn't reproduce, parameters of another class, or traced ones."""
     with jax.ensure_compile_time_eval():
         return _known_source(env, env.default_params if params is None else params)
 
@@ -121,7 +121,7 @@ def _known_source(env: Any, params: Any) -> EnvSource | None:
             return None
         changed = differing(params_by_name(params), params_by_name(usual))
         return EnvSource(env.name, tuple(sorted((*differing(given, {}), *changed))))
-    except Exception:  # whatever a user's class raises: then no name makes it
+    except Exception:  # from a user's class: then no call of `make` gives it
         return None
 
 
@@ -137,20 +137,20 @@ def _has_tracers(tree: PyTree) -> bool:
 
 
 def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
-    """A gymnax `Environment`, or a wrapper of one, and its parameters as an `Env`.
+    """An `Env` from a gymnax `Environment`, or a wrapper of one, and its parameters.
 
-    Parameters may be traced, to be mapped over by `jax.vmap`: bounds of spaces then are those of
-    the default parameters, and a time limit among them is in the dynamics, but not in the spec.
+    Parameters may be traced, to be mapped by `jax.vmap`: bounds of spaces are then those of the
+    default parameters, and a traced time limit is in the dynamics, but not in the spec.
 
     Args:
-        env: the environment. Where a wrapper has a `step` of its own, or a `reset`, they are what
-            is run, on an environment inside that doesn't reset itself.
-        params: its parameters, the default ones where None.
-        name: for the spec; `env.name` where None, behind the names of such wrappers.
+        env: the environment. If a wrapper overrides `step` or `reset`, these are called, without
+            the auto-reset of the environment inside.
+        params: its parameters; None for the defaults.
+        name: the spec's; None for `env.name`, in parentheses after the names of such wrappers.
 
     Raises:
-        ConfigError: an action space other than Discrete, MultiDiscrete or Box; a `step` or `reset`
-            that can't be used, with what to override instead.
+        ConfigError: an action space other than Discrete, MultiDiscrete or Box; or an overridden
+            `step` or `reset` that can't be used (the message names the method to override).
     """
     made = raw_gymnax_env(env, params, name)
     source = known_source(env, params)
@@ -161,7 +161,7 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
 
 
 def raw_gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
-    """`gymnax_env`, for those who know better what makes it."""
+    """`gymnax_env` without a source in the spec, for callers that set it."""
     if not hasattr(env, "step_env") and not hasattr(env, "step"):
         raise ConfigError(f"env: got {shown(env)}, expected a gymnax Environment")
     with jax.ensure_compile_time_eval():
@@ -180,7 +180,7 @@ def raw_gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env
     if name is None:
         name = env.name if innermost is None else _wrapped_name(env)
     dynamics = GymnaxDynamics(played, params, _categories(space), innermost is not None)
-    # A reset may leave Python numbers where a step leaves arrays: scans and selects want one dtype.
+    # A reset may return Python numbers where a step returns arrays: scans need one dtype.
     key = jax.eval_shape(lambda: jax.random.key(0))
     action = jax.eval_shape(action_space.sample, key)
     with sentence(f"env: {name!r} can't be traced"):
@@ -205,15 +205,15 @@ def raw_gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GymnaxDynamics(Dynamics):
-    """A gymnax environment's functions.
+    """The dynamics of a gymnax environment.
 
     Attributes:
         env: the environment.
         given: its parameters.
         categories: in the structure of observations, n for a `Discrete` part and 0 for a `Box`.
-        whole: whether its `step` and `reset` are run, which don't reset then; else `step_env` and
-            `reset_env`.
-        dtypes: those of the state, in its structure; None while they aren't known.
+        whole: whether `step` and `reset` are called, with auto-reset disabled, instead of
+            `step_env` and `reset_env`.
+        dtypes: of the state's leaves, in its structure; None before they are known.
     """
 
     env: Any
@@ -238,8 +238,7 @@ class GymnaxDynamics(Dynamics):
         return self._cast(state), timestep
 
     def raw_step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
-        """Observation, state, reward, terminated, truncated and info, as the environment has
-        them."""
+        """Observation, state, reward, terminated, truncated and info, uncorrected."""
         with _usual_promotion():
             if self.whole:
                 return whole_step(self.env, key, state, action, self.given)
@@ -268,7 +267,7 @@ class GymnaxDynamics(Dynamics):
 
         try:
             jax.eval_shape(probe, jax.ShapeDtypeStruct((), jnp.float32))
-        except Exception:  # whatever a space makes of a tracer
+        except Exception:  # a space's error for a tracer
             return True
         return False
 
@@ -282,8 +281,8 @@ class GymnaxDynamics(Dynamics):
 
 @contextlib.contextmanager
 def _usual_promotion() -> Iterator[None]:
-    """JAX's default promotion of dtypes and ranks, which gymnax's dynamics rely on, whatever the
-    user's own code is to be held to."""
+    """JAX's default promotion of dtypes and ranks, which gymnax relies on, whatever the user has
+    configured."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -298,10 +297,10 @@ def _wrapped_name(env: Any) -> str:
 
 
 def _warn_of_deadly_limit(dynamics: GymnaxDynamics, name: str, key: Any, action: Any) -> None:
-    """Warns where the time limit of the parameters ends episodes by `terminated`.
+    """Warns if the time limit among the parameters sets `terminated`.
 
-    That is how environments were written for gymnax before 1.0. Of a program that gives only one of
-    the two ends, what isn't needed for it is dropped; the limit is then still there, or it isn't.
+    Environments for gymnax before 1.0 were written so. Dead-code elimination for each of the two
+    outputs, `terminated` and `truncated`, shows whether it depends on the limit.
     """
     kind, params = type(dynamics.env), dynamics.given
     if kind.__module__.startswith("gymnax.") or not hasattr(params, LIMIT):
@@ -316,7 +315,7 @@ def _warn_of_deadly_limit(dynamics: GymnaxDynamics, name: str, key: Any, action:
         state = jax.eval_shape(dynamics.env.reset_env, key, params)[1]
         jaxpr = jax.make_jaxpr(ends)(jax.ShapeDtypeStruct((), jnp.int32), key, state, action).jaxpr
         uses = [partial_eval.dce_jaxpr(jaxpr, [i == 0, i == 1])[1][0] for i in (0, 1)]
-    except Exception:  # a limit that can't be traced: whatever a user's code makes of it
+    except Exception:  # a user's code may fail on a traced limit
         return
     if all(uses):
         warnings.warn(
@@ -329,14 +328,14 @@ def _warn_of_deadly_limit(dynamics: GymnaxDynamics, name: str, key: Any, action:
 
 
 def _common_dtype(x: Any, y: Any) -> Any:
-    """One that holds both; `KEYS` for keys, which stay as they are."""
+    """The promoted dtype of two arrays; `KEYS` for typed keys."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return KEYS
     return np.dtype(x.dtype if x.dtype == y.dtype else jnp.promote_types(x.dtype, y.dtype))
 
 
 def _strong(x: Any, dtype: Any = None) -> Any:
-    """An array of the dtype that forgets that it was a Python number; keys stay keys."""
+    """An array of a dtype, without a weak type; typed keys are unchanged."""
     x = jnp.asarray(x)
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
@@ -344,7 +343,7 @@ def _strong(x: Any, dtype: Any = None) -> Any:
 
 
 def _observation_space(space: Any, obs: Any) -> Any:
-    """Spaces in the observation's own structure; the dtype is what the environment returns."""
+    """Spaces in the structure of an observation, with its dtypes."""
     if getattr(space, "n", None) is not None:
         return Box(0.0, 1.0, (int(space.n),))
     children = getattr(space, "spaces", None)
@@ -357,7 +356,7 @@ def _observation_space(space: Any, obs: Any) -> Any:
 
 
 def _categories(space: Any) -> Any:
-    """For each part of an observation, its n where it is `Discrete`, and 0 where it isn't."""
+    """For each part of an observation, n if it is `Discrete`, else 0."""
     if getattr(space, "n", None) is not None:
         return int(space.n)
     children = getattr(space, "spaces", None)
@@ -369,7 +368,7 @@ def _categories(space: Any) -> Any:
 
 
 def _observe(obs: Any, categories: Any) -> Any:
-    """An observation with its categories one-hot, in plain dicts and tuples."""
+    """An observation in dicts and tuples, with its categories one-hot."""
     if isinstance(categories, dict):
         at = (lambda name: obs[name]) if isinstance(obs, Mapping) else (lambda x: getattr(obs, x))
         return {name: _observe(at(name), part) for name, part in categories.items()}

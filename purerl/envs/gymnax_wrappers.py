@@ -1,9 +1,9 @@
-"""Wrappers of gymnax environments: their own `step` and `reset`, with auto-reset undone.
+"""Wrappers of gymnax environments, whose `step` and `reset` are called without auto-reset.
 
-gymnax's `Environment.step` is `step_env` and a reset where the episode ended; a wrapper overrides
-`step`, and hands on every other attribute, `step_env` included, of the environment inside. So what
-the wrapper does is only in its `step`, and the true successor only before the reset inside of it.
-Here a wrapper is copied onto an environment whose `step` doesn't reset.
+gymnax's `Environment.step` is `step_env` and a reset if the episode ended. A wrapper overrides
+`step` and forwards every other attribute, `step_env` included, to the environment inside. So its
+behaviour is only in its `step`, after the reset inside, which loses the true successor. Here a
+wrapper is copied with an inner environment whose `step` doesn't reset.
 """
 
 from typing import Any, NamedTuple
@@ -13,21 +13,21 @@ import jax.numpy as jnp
 
 from purerl.records.errors import ConfigError
 
-# What gymnax calls from outside, and the raw dynamics inside of it.
+# The public methods of gymnax, and the raw dynamics that they call.
 PAIRS = (("step", "step_env"), ("reset", "reset_env"))
 FAR = (1_000_000, 0)
 
 
 class Bare:
-    """A gymnax environment whose `step` goes on where an episode ended, and resets nothing."""
+    """A gymnax environment without auto-reset in its `step`."""
 
     def __init__(self, env: Any) -> None:
         self._env = env
-        self.called: set[str] = set()  # while it was traced
+        self.called: set[str] = set()  # the raw methods called while tracing
 
     @property
     def env(self) -> Any:
-        """The environment itself."""
+        """The wrapped environment."""
         return self._env
 
     def __getattr__(self, name: str) -> Any:
@@ -56,11 +56,11 @@ class Bare:
 
 
 def without_resets(env: Any) -> tuple[Any, Bare | None]:
-    """A copy of a wrapper on an environment that doesn't reset, which is returned too. An
-    environment itself, and None, where `step_env` and `reset_env` are all that there is to it.
+    """A copy of a wrapper with auto-reset disabled inside, and the innermost environment of it. The
+    environment and None if it doesn't override `step` or `reset`.
 
     Raises:
-        ConfigError: its `step` or `reset` is overridden, and it is no wrapper of one environment.
+        ConfigError: it overrides `step` or `reset`, but doesn't wrap exactly one environment.
     """
     overridden = next((pair for pair in PAIRS if _place(env, pair[0]) < _place(env, pair[1])), None)
     if overridden is None:
@@ -80,7 +80,7 @@ def without_resets(env: Any) -> tuple[Any, Bare | None]:
 
 
 def wrapped(env: Any) -> Any:
-    """The one environment among an object's attributes; None where there is none, or several."""
+    """The only environment among an object's attributes; None if there is none, or several."""
     found = {id(x): x for x in _attributes(env).values() if _is_environment(x)}
     return next(iter(found.values())) if len(found) == 1 else None
 
@@ -95,7 +95,7 @@ def _is_environment(x: Any) -> bool:
 
 
 def _place(env: Any, name: str) -> tuple[int, int]:
-    """How far inside a method is found: through how many wrappers, and base classes of that one."""
+    """The place of a method: the number of wrappers around it, and its index in the MRO."""
     depth = 0
     while env is not None:
         if name in _attributes(env):
@@ -110,8 +110,8 @@ def _place(env: Any, name: str) -> tuple[int, int]:
 def whole_step(env: Any, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
     """A wrapper's step: observation, state, reward, terminated, truncated, info.
 
-    Of those that return `done` in place of the two ends, the environment's own ends, which it has
-    in `info`, say which of them it is.
+    If it returns `done` in place of the two ends, the inner environment's ends, from `info`, split
+    it.
     """
     out = env.step(key, state, action, params)
     if isinstance(out, tuple) and len(out) == 6:
@@ -134,15 +134,15 @@ class _Packed(NamedTuple):
 
 
 def packed(env: Any) -> Any:
-    """An environment for pickling. Wrappers that hand on every attribute would ask themselves for
-    the environment inside, before they have it again, for ever."""
+    """An environment in a form that pickles. Unpickling a wrapper that forwards every attribute
+    would recurse forever, since its inner environment isn't set yet."""
     if not hasattr(type(env), "__getattr__"):
         return env
     return _Packed(type(env), {name: packed(x) for name, x in _attributes(env).items()})
 
 
 def unpacked(env: Any) -> Any:
-    """What `packed` was given."""
+    """The environment from its `packed` form."""
     if not isinstance(env, _Packed):
         return env
     return _rebuilt(env.cls, {name: unpacked(x) for name, x in env.values.items()})

@@ -1,4 +1,4 @@
-"""Parameters of an environment: their kinds, other values, and new ones for every episode."""
+"""Parameters of an environment: checks, replacement, and randomisation for every episode."""
 
 import dataclasses
 import math
@@ -17,27 +17,27 @@ from purerl.records.types import PyTree
 
 Values = dict[str, Any]
 FIXED = "it fixes the program: make an environment for each of its values"
-PREFIX = "env."  # of a parameter's name among hyperparameters, and on the command line
+PREFIX = "env."  # before a parameter's name among hyperparameters, and on the command line
 
 
 def env_params(env: Env) -> Values:
-    """An environment's parameters by name, and their values; those of `randomize` are what they are
-    drawn from. `{}` of one that has none, such as an `Env` whose functions are a user's."""
+    """An environment's parameters by name, with their values, or distributions for those of
+    `randomize`; `{}` if it has none, such as an `Env` of a user's functions."""
     dynamics = dynamics_of(env)
     return {} if dynamics is None else dynamics.params()
 
 
 def check_params(name: str, known: Mapping[str, Any], values: Mapping[str, Any]) -> Values:
-    """Values for some of the parameters, in the kinds of those that are there.
+    """Values for some parameters, converted to the types of the present values.
 
     Args:
         name: the environment's.
-        known: its parameters; the kind of a value that is None is any.
-        values: what is given: a float parameter takes a float, which may be traced, or a
+        known: its parameters; a value of None allows any type.
+        values: the new values. A float parameter takes a float, which may be traced, or a
             distribution, also as text: `"uniform(4.9, 9.8)"`.
 
     Raises:
-        ConfigError: an unknown name, or a value of another kind.
+        ConfigError: an unknown name, or a value of another type.
     """
     for word in values:
         if word not in known:
@@ -47,7 +47,7 @@ def check_params(name: str, known: Mapping[str, Any], values: Mapping[str, Any])
 
 
 def _checked(where: str, value: Any, like: Any) -> Any:
-    """A value of the kind of another one."""
+    """A value converted to the type of another one."""
     if is_float(like) or is_drawn(like):
         return _checked_float(where, value)
     kinds: tuple[tuple[Any, Any, str], ...] = (
@@ -107,7 +107,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def is_float(value: Any) -> bool:
-    """Whether a parameter with this value is a float, and so may be a hyperparameter."""
+    """Whether a parameter with this value is a float, which may be a hyperparameter."""
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return value.shape == () and jax.dtypes.issubdtype(value.dtype, np.floating)
     return isinstance(value, float)
@@ -119,7 +119,7 @@ def is_drawn(value: Any) -> bool:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Whether two values are equal: of arrays, in all their numbers."""
+    """Whether two values are equal, arrays in every element."""
     arrays = (np.ndarray, np.generic, jax.Array)
     if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
         return one is other
@@ -132,13 +132,13 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple:
-    """Those values that aren't the defaults, as `EnvSource.params` has them."""
+    """The values that differ from the defaults, in the form of `EnvSource.params`."""
     changed = {n: x for n, x in values.items() if n not in defaults or not is_same(x, defaults[n])}
     return tuple(sorted((name, frozen(x)) for name, x in changed.items()))
 
 
 def frozen(value: Any) -> Any:
-    """Plain and hashable, where it has such a form: tuples for lists and arrays."""
+    """A value in hashable form, with tuples for lists and arrays; unchanged if it has none."""
     array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
     if array and _is_real(value.dtype):
         value = np.asarray(value).tolist()
@@ -146,14 +146,14 @@ def frozen(value: Any) -> Any:
 
 
 def replace_params(env: Env, values: Mapping[str, Any]) -> Env:
-    """The environment, and its spec as it is, with other values of float parameters.
+    """The environment with some float parameters replaced; its spec is kept.
 
     Args:
         env: the environment.
         values: by name, scalars that may be traced.
 
     Raises:
-        ConfigError: as `check_traceable`.
+        ConfigError: as from `check_traceable`.
     """
     if not values:
         return env
@@ -166,7 +166,7 @@ def replace_params(env: Env, values: Mapping[str, Any]) -> Env:
 
 
 def check_traceable(env: Env, name: str, value: Any = 0.0) -> None:
-    """Raises ConfigError unless a parameter is a float that can be traced, and this a scalar."""
+    """Raises ConfigError unless a parameter is a traceable float, and `value` a scalar."""
     known = env_params(env)
     value = check_params(env.spec.name, known, {name: value})[name]
     given, full = known[name], PREFIX + name
@@ -182,7 +182,7 @@ def check_traceable(env: Env, name: str, value: Any = 0.0) -> None:
 
 
 def is_traceable(env: Env, name: str) -> bool:
-    """Whether a parameter is a hyperparameter: a float that can be traced."""
+    """Whether a parameter is a hyperparameter, a float that can be traced."""
     return is_float(env_params(env).get(name)) and not _why_fixed(env, name)
 
 
@@ -190,7 +190,7 @@ _found: weakref.WeakKeyDictionary[Dynamics, dict[str, str]] = weakref.WeakKeyDic
 
 
 def _why_fixed(env: Env, name: str) -> str:
-    """Why a float parameter can't be traced; "" where it can. Found once for each environment."""
+    """The reason why a float parameter can't be traced, or ""; cached for each environment."""
     dynamics = dynamics_of(env)
     assert dynamics is not None, "who has no parameters is asked for none"
     found = _found.setdefault(dynamics, {})
@@ -210,29 +210,29 @@ def _probe(dynamics: Dynamics, env: Env, name: str) -> str:
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         jax.eval_shape(play, jax.ShapeDtypeStruct((), jnp.float32), key)
-    except Exception as error:  # of every kind, from a user's code
+    except Exception as error:  # any kind, from a user's code
         return f"{env.spec.name} can't be traced with it ({raised(error)})"
     return ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Made(Adapter):
-    """An environment as `make` makes it, under the spec that it has there.
+    """An environment of `make`.
 
     Attributes:
         env: the environment; its spec has the source.
-        arguments: the parameters of what makes it, and their values; the rest are those inside.
-        again: `(values) -> Env`, that is made with other values for some of its arguments.
+        arguments: the factory's parameters, with their values; other parameters are those of `env`.
+        again: `(values) -> Env`, which calls the factory with some arguments replaced.
     """
 
-    exact = False  # for `check_env` to see it as it is
+    exact = False  # so that `check_env` sees its real dtypes
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     again: Callable[[Mapping[str, Any]], Env] | None = None
 
     def identity(self) -> Values:
         inner = dynamics_of(self.env)
         found = {"env": self.env} if inner is None else inner.identity()
-        if not self.arguments or "gymnax" in found:  # which has them among its attributes
+        if not self.arguments or "gymnax" in found:  # whose identity has the arguments already
             return found
         return found | {"make": dict(self.arguments)}
 
@@ -249,7 +249,7 @@ class Made(Adapter):
         env = self.again(values)
         if env.spec != self.env.spec:
             raise ConfigError("its spec follows from it")
-        # With the source that it had: of traced values there is none.
+        # With the old source: traced values have none.
         return dataclasses.replace(self, env=env._replace(spec=self.env.spec))
 
 
@@ -258,7 +258,7 @@ class RandomizedState(NamedTuple):
 
     Attributes:
         env: the inner state.
-        params: `[]` float32 each, those of this episode by name.
+        params: this episode's parameters by name, `[]` float32 each.
     """
 
     env: PyTree
@@ -267,7 +267,7 @@ class RandomizedState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Randomized(Adapter):
-    """An environment whose parameters are drawn at each reset.
+    """An environment that draws parameters at each reset.
 
     Attributes:
         env: the environment.
@@ -289,7 +289,7 @@ class Randomized(Adapter):
         return RandomizedState(inner, state.params), timestep
 
     def draw(self, key: jax.Array) -> Values:
-        """Values for an episode, by name."""
+        """An episode's parameters by name, `[]` each."""
         if callable(self.sample):
             return self.sample(key)
         keys = jax.random.split(key, len(self.sample))
@@ -307,7 +307,7 @@ class Randomized(Adapter):
 
 
 def randomized(env: Env, sample: Any) -> Env:
-    """`randomize`, of arguments that are one thing: a function, or distributions by name.
+    """`randomize` with one argument: a function of a key, or distributions by name.
 
     Raises:
         ConfigError: see `randomize`.
@@ -332,11 +332,11 @@ def randomized(env: Env, sample: Any) -> Env:
 
 
 def source_with(source: EnvSource | None, values: Mapping[str, Any]) -> EnvSource | None:
-    """The call of `make` with other values of some parameters, of which those that were traced are
-    float32; None where they are traced still, or are those of several runs."""
+    """The call of `make` with the float parameters of a run; None if they are traced, or have an
+    axis of several runs."""
     known = not any(isinstance(x, jax.core.Tracer) or np.shape(x) for x in values.values())
     if source is None or not known:
         return None
-    # As they are written: the float32 nearest to 1.6 is 1.60000002.
+    # The shortest text of a float32: the one nearest to 1.6 is 1.60000002.
     floats = {name: float(str(np.float32(x))) for name, x in values.items()}
     return EnvSource(source.name, tuple(sorted({**dict(source.params), **floats}.items())))

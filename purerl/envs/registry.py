@@ -1,4 +1,4 @@
-"""Names to environments: `make("CartPole-v1", gravity=1.6)`, `register("my-env", factory)`."""
+"""The registry: `make("CartPole-v1", gravity=1.6)`, `register("my-env", factory)`."""
 
 import contextlib
 import dataclasses
@@ -29,16 +29,16 @@ _factories: dict[str, Callable[..., Env]] = {}
 
 
 def register(name: str, factory: Callable[..., Env]) -> None:
-    """Makes an environment known by name, to `make`, `TrainConfig` and the command line.
+    """Registers an environment under a name for `make`, `TrainConfig` and the command line.
 
     Args:
-        name: any name that isn't taken, gymnax's names included.
-        factory: returns an `Env`, or a gymnax `Environment`. Its keyword arguments are the
-            environment's parameters. Those whose defaults are floats are hyperparameters: they may
-            be traced, where the spec doesn't follow from them.
+        name: a name that isn't taken, by gymnax's environments either.
+        factory: a function that returns an `Env` or a gymnax `Environment`. Its keyword arguments
+            are the environment's parameters. Those with a float as default are hyperparameters,
+            which may be traced, unless the spec depends on them.
 
     Raises:
-        ConfigError: the name is taken, or is no name; `factory` is no function.
+        ConfigError: the name is taken or invalid; `factory` is no function.
     """
     if not isinstance(name, str) or not name or ":" in name:
         raise ConfigError(f"register: got {shown(name)}, expected a name, without a colon")
@@ -53,7 +53,7 @@ def register(name: str, factory: Callable[..., Env]) -> None:
 
 
 def env_names() -> list[str]:
-    """Every name that `make` knows: the registered ones, then gymnax's."""
+    """Names of all environments: the registered ones, then gymnax's."""
     return [*_factories, *gymnax.names()]
 
 
@@ -61,37 +61,37 @@ def make(name: str, /, **params: Any) -> Env:
     """An environment by its name.
 
         purerl.make("CartPole-v1", gravity=1.6)
-        purerl.make("CartPole-v1", gravity=purerl.Uniform(4.9, 9.8))  # another for each episode
+        purerl.make("CartPole-v1", gravity=purerl.Uniform(4.9, 9.8))  # drawn for every episode
 
     Args:
-        name: one of `env_names()`, or `"module:name"` for yours, in a module that can be
-            imported: an `Env`, a gymnax `Environment`, or what returns one.
-        **params: parameters of the environment in place of its defaults: keyword arguments of what
-            makes it, and fields of a gymnax environment's `EnvParams`. A distribution, such as
+        name: one of `env_names()`, or `"module:name"` for an object of a user's importable module:
+            an `Env`, a gymnax `Environment`, or a function that returns one.
+        **params: parameters to replace the environment's defaults: keyword arguments of its
+            factory, and fields of a gymnax environment's `EnvParams`. A distribution, such as
             `purerl.Uniform(4.9, 9.8)`, is drawn from for every episode.
 
     Raises:
-        ConfigError: no such environment, or no such parameter (the message has the nearest names);
-            a value of another kind than the default's; an environment that can't be made on this
+        ConfigError: an unknown environment or parameter (the message has the nearest names); a
+            value of another type than the default's; an environment that can't be made on this
             machine.
     """
     if not isinstance(name, str):
         raise ConfigError(f"env: got {shown(name)}, expected a name: see purerl.env_names()")
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(params)):
         return _make(name, params)
-    # Arrays that a constructor makes are constants, under a transformation of the caller's too.
+    # Arrays of a constructor are constants, even if the caller is being transformed.
     with jax.ensure_compile_time_eval():
         return _make(name, params)
 
 
 class _Maker(NamedTuple):
-    """What makes an environment: `(**kwargs) -> Env`, or a gymnax `Environment`.
+    """A factory with its parameters.
 
     Attributes:
-        call: the function.
-        defaults: its keyword arguments, and their defaults.
-        takes_all: whether it takes any others as well.
-        known: whether it is of gymnax's list.
+        call: `(**kwargs) -> Env`, or a gymnax `Environment`.
+        defaults: its keyword arguments by name, with their defaults.
+        takes_all: whether it takes other keyword arguments as well.
+        known: whether it makes a registered gymnax environment.
     """
 
     call: Callable[..., Any]
@@ -111,20 +111,20 @@ def _make(name: str, params: Mapping[str, Any]) -> Env:
 
 
 def _build(name: str, maker: _Maker, arguments: Mapping[str, Any], rest: Mapping[str, Any]) -> Env:
-    """An environment.
+    """An environment from its factory.
 
     Args:
-        name: what it is called.
-        maker: what makes it.
-        arguments: those of its parameters that are given to the maker.
-        rest: parameters of what it makes.
+        name: the environment's.
+        maker: its factory.
+        arguments: for the factory.
+        rest: parameters of the environment that the factory returns.
     """
     drawn = {n: x for n, x in arguments.items() if is_drawn(x)}
     given = f" with {shown(dict(arguments))}" if arguments else ""
     with sentence(f"env: {name!r} can't be made{given}"):
         made = maker.call(**{n: x for n, x in arguments.items() if n not in drawn})
     if isinstance(made, type) or not (isinstance(made, Env) or gymnax.is_gymnax(made)):
-        made = as_env(made)  # says what is wrong with it
+        made = as_env(made)  # raises the error if it is no environment
     usual = env_params(made) if isinstance(made, Env) else _usual(made)
     names = {**usual, **maker.defaults}
     rest = check_params(name, names, rest)
@@ -148,7 +148,7 @@ def _build(name: str, maker: _Maker, arguments: Mapping[str, Any], rest: Mapping
 
 @dataclasses.dataclass(frozen=True)
 class _Again:
-    """What makes an environment again, with other values for some of its parameters."""
+    """The function that makes an environment with some of its parameters replaced."""
 
     name: str
     maker: _Maker
@@ -167,7 +167,7 @@ def _usual(env: Any) -> Values:
 
 
 def _with(made: Any, params: Mapping[str, Any], name: str | None) -> Env:
-    """An `Env` of what a maker has made, with other values for parameters of it."""
+    """An `Env` from a factory's result, with some of its parameters replaced."""
     if isinstance(made, Env):
         return replace_params(made, params)
     usual = made.default_params
@@ -176,7 +176,7 @@ def _with(made: Any, params: Mapping[str, Any], name: str | None) -> Env:
 
 
 def _find(name: str) -> _Maker:
-    """What a name stands for. Raises ConfigError."""
+    """The factory of a name. Raises ConfigError if there is none."""
     if name in _factories:
         return _maker(_factories[name])
     if ":" in name:
@@ -200,7 +200,7 @@ def _itself(found: Any) -> Any:
 def _maker(factory: Callable[..., Any]) -> _Maker:
     try:
         parameters = list(inspect.signature(factory).parameters.values())
-    except (TypeError, ValueError):  # a function that isn't Python's
+    except (TypeError, ValueError):  # a function without a signature
         return _Maker(factory, {}, takes_all=True)
     by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     defaults = {
@@ -210,11 +210,11 @@ def _maker(factory: Callable[..., Any]) -> _Maker:
 
 
 def _import(name: str) -> Any:
-    """What there is under a name in a user's module."""
+    """The object of a `"module:name"`."""
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises
+    except Exception as error:  # any kind, from a user's module
         what = str(error) or type(error).__name__
         raise ConfigError(f"env: can't import {module_name!r} of {name!r}: {what}") from error
     found = getattr(module, attribute, None)
@@ -225,8 +225,8 @@ def _import(name: str) -> Any:
 
 
 def source_of(env: Env) -> EnvSource | None:
-    """The call of `make` that makes this environment again; None where there is none, as where a
-    function or the spec of one that was made has been replaced since."""
+    """The call of `make` that gives this environment; None if there is none, or if a function or
+    the spec of its result has been replaced since."""
     dynamics = dynamics_of(env)
     if isinstance(dynamics, Made) and dynamics.env.spec == env.spec:
         return dynamics.env.spec.source
@@ -241,18 +241,18 @@ def randomize(
         purerl.randomize("CartPole-v1", gravity=(4.9, 9.8), length=purerl.LogUniform(0.25, 1.0))
         purerl.randomize("CartPole-v1", lambda key: {"gravity": 9.8 * jax.random.uniform(key)})
 
-    They are in the environment's state. Of an environment that a name makes, one with ranges is
-    what `make` makes with distributions for values, and has their form in files.
+    The parameters are in the environment's state. With ranges, an environment of `make` becomes
+    that of `make` with distributions as its parameters, and can be written to files.
 
     Args:
-        env: a name, or what else `TrainConfig` takes for an environment.
+        env: a name, or any other environment that `TrainConfig` accepts.
         sample: `(key) -> values by name`, `[]` each.
-        **ranges: in its place, for each parameter two bounds, or a distribution: `purerl.Uniform`,
-            `LogUniform`, or a `Choice` of numbers.
+        **ranges: instead of `sample`, two bounds for each parameter, or a distribution:
+            `purerl.Uniform`, `LogUniform`, or a `Choice` of numbers.
 
     Raises:
-        ConfigError: no such parameter, or one that can't be traced: it is no float, or the spec
-            follows from it.
+        ConfigError: an unknown parameter, or one that can't be traced, because it is no float or
+            the spec depends on it.
     """
     env = as_env(env)
     if (sample is None) == (not ranges):
@@ -279,11 +279,11 @@ def _is_pair(x: Any) -> bool:
 
 
 def with_params(env: Env, values: Mapping[str, Any]) -> Env:
-    """An environment with other values of parameters of any kind, made anew.
+    """An environment, made again with some parameters replaced, of any type.
 
     Raises:
-        ConfigError: no such parameter or value; or no name makes it, and one of them isn't a float
-            that can be replaced in it.
+        ConfigError: an unknown parameter or invalid value; or the environment isn't one of `make`,
+            and a parameter isn't a traceable float.
     """
     source = source_of(env)
     if source is None:
@@ -292,10 +292,10 @@ def with_params(env: Env, values: Mapping[str, Any]) -> Env:
 
 
 def plain_env(env: Env) -> str | Values:
-    """An environment in plain values: its name, or a mapping of that and of its parameters.
+    """An environment in plain values: its name, or a mapping of its name and parameters.
 
     Raises:
-        ConfigError: it has no such form.
+        ConfigError: it has no plain form.
     """
     source = source_of(env)
     if source is None:
@@ -307,15 +307,15 @@ def plain_env(env: Env) -> str | Values:
 
 
 def plain_source(source: EnvSource) -> str | Values:
-    """The call of `make` in plain values, which `as_env` takes. Raises ConfigError where a
-    parameter has no such form."""
+    """The call of `make` in plain values, which `as_env` accepts. Raises ConfigError if a parameter
+    has no plain form."""
     if not source.params:
         return source.name
     return {"name": source.name, **{name: _plain(name, x) for name, x in source.params}}
 
 
 def source_from_plain(plain: Any) -> EnvSource:
-    """The other way round. Raises ValueError where it is none."""
+    """The call of `make` from `plain_source`'s values. Raises ValueError if they are invalid."""
     values = {"name": plain} if isinstance(plain, str) else dict(plain)
     name = values.pop("name", None)
     if not isinstance(name, str) or not name:
@@ -345,13 +345,13 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def as_env(env: Any) -> Env:
-    """An `Env` from what stands for one: a name, a mapping of a name and parameters, an `Env`, a
-    gymnax `Environment` (or its class), or a pair of one and its parameters.
+    """An `Env` from a user's argument: a name, a mapping of a name and parameters, an `Env`, a
+    gymnax `Environment` (or its class), or a pair of a gymnax environment and its parameters.
 
-    Spaces of Gymnasium and gymnax in its spec become ours.
+    Spaces of Gymnasium and gymnax in its spec are converted.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it is none of these, or can't be made.
     """
     if isinstance(env, Env):
         return with_our_spaces(env)

@@ -1,8 +1,8 @@
 """Spaces, the sets of possible observations and actions. Static, hashable, comparable.
 
-A space answers for itself whatever depends on its kind: how many numbers a network gives for an
-action of it, how an action goes into a network, how it is drawn, clipped and written down. Nobody
-asks it for its class.
+Everything that depends on the kind of a space is a method of it: the number of outputs of a network
+for its actions, the encoding of actions as a network's input, sampling, clipping, the form in
+files. No other module checks the class of a space.
 """
 
 import itertools
@@ -22,11 +22,11 @@ class Space:
     """Base of the spaces.
 
     Attributes:
-        kind: its name in files.
+        kind: the name of the class in files.
         shape, dtype: of an element.
-        low, high: `[*shape]`, the bounds of each number, included.
-        sizes: how many choices each number of an element has, `[prod(shape)]`, in the order of the
-            flattened element; None of a continuous space.
+        low, high: `[*shape]`, the bounds of each number, inclusive.
+        sizes: `[prod(shape)]`, the number of choices of each number of an element, in the order of
+            the flattened element; None for a continuous space.
     """
 
     kind: ClassVar[str]
@@ -38,34 +38,34 @@ class Space:
 
     @property
     def n(self) -> int | None:
-        """The number of elements where an element is one choice; None of every other space."""
+        """The number of elements if an element is a single choice; None for other spaces."""
         return None
 
     @property
     def num_outputs(self) -> int:
-        """The numbers that a network gives for an element, which is the width of `encode` and of a
-        mask too: one for each choice of each number; one for each number of a continuous space."""
+        """The number of outputs of a network for an element, also the width of `encode` and of a
+        mask: one for each choice of each number; for each number of a continuous space."""
         return math.prod(self.shape) if self.sizes is None else sum(self.sizes)
 
     def encode(self, x: jax.Array) -> jax.Array:
-        """Elements as a network takes them, `[B, *shape]` to `[B, num_outputs]` float32.
+        """Elements as a network's input, `[B, *shape]` to `[B, num_outputs]` float32.
 
-        Choices are one-hot, behind one another. Continuous numbers are in units of half their
-        range, from its middle, so that -1 and 1 are the bounds.
+        Choices are one-hot and concatenated. Continuous numbers are scaled so that -1 and 1 are the
+        bounds.
         """
         raise NotImplementedError
 
     def clip(self, x: jax.Array) -> jax.Array:
-        """Elements `[..., *shape]` inside the bounds, in the space's dtype; choices as they are."""
+        """Elements `[..., *shape]` clipped to the bounds, in the space's dtype; choices as is."""
         return x
 
     def sample(self, key: jax.Array, legal: jax.Array | None = None) -> jax.Array:
-        """One element, uniformly.
+        """One element, drawn uniformly.
 
         Args:
             key: for the draw.
-            legal: `[num_outputs]` bool, the choices that may be drawn; None for all. Where a number
-                has none, all of its choices may. A continuous space has no choices.
+            legal: `[num_outputs]` bool, the choices that may be drawn; None for all. If a number
+                has no legal choice, all of its choices may be. Ignored by a continuous space.
         """
         raise NotImplementedError
 
@@ -74,28 +74,28 @@ class Space:
         return jnp.zeros((*batch, *self.shape), self.dtype)
 
     def contains(self, x: Any) -> bool:
-        """Whether a concrete value has the space's shape and dtype and lies inside."""
+        """Whether a concrete value has the space's shape and dtype and is inside the bounds."""
         x = np.asarray(x)
         if x.shape != self.shape or x.dtype != self.dtype:
             return False
         return bool(np.all(x >= self.low) and np.all(x <= self.high))
 
     def on_host(self, x: np.ndarray) -> Any:
-        """An element as an environment outside of JAX takes it: an int of a single choice, else the
-        numpy array."""
+        """An element for an environment outside of JAX: an int for a single choice, else the numpy
+        array."""
         return x
 
     def plain(self) -> Any:
-        """A value of JSON types, of which `from_plain` makes the same space."""
+        """The space in JSON types, for `from_plain`."""
         raise NotImplementedError
 
     @classmethod
     def from_plain(cls, value: Any) -> Self:
-        """The space that gave the plain value."""
+        """The space from its `plain` value."""
         raise NotImplementedError
 
     def as_gymnasium(self, spaces: Any) -> Any:
-        """The space of Gymnasium, of its module `gymnasium.spaces`."""
+        """The Gymnasium space, from the module `gymnasium.spaces`."""
         raise NotImplementedError
 
     def _identity(self) -> tuple:
@@ -155,10 +155,10 @@ class Discrete(Space):
 
 
 class MultiDiscrete(Space):
-    """Several choices at once: int32 arrays whose i-th number is one of 0 to nvec[i] - 1.
+    """Several choices at once: int32 arrays whose i-th number is from 0 to nvec[i] - 1.
 
     Attributes:
-        nvec: `[*shape]`, the number of choices of each.
+        nvec: `[*shape]`, the number of choices of each number.
     """
 
     kind = "multi_discrete"
@@ -210,7 +210,7 @@ class MultiDiscrete(Space):
 
 
 class Box(Space):
-    """Arrays of one shape between two bounds, which broadcast to it and may be infinite."""
+    """Arrays of one shape between two bounds, which broadcast to the shape and may be infinite."""
 
     kind = "box"
 
@@ -237,19 +237,19 @@ class Box(Space):
 
     @property
     def bounded(self) -> bool:
-        """Whether every bound is finite (gymnax writes float32's largest number for infinity)."""
+        """Whether every bound is finite (gymnax has float32's largest number for infinity)."""
         huge = np.finfo(np.float32).max
         return bool(np.all(np.abs(self.low) < huge) and np.all(np.abs(self.high) < huge))
 
     @property
     def center(self) -> np.ndarray:
-        """`[*shape]` float32, the middle of the range; 0 where a bound is infinite."""
+        """`[*shape]` float32, the middle of the bounds; 0 where a bound is infinite."""
         low, high = self._finite_bounds()
         return (high + low) / 2
 
     @property
     def half_range(self) -> np.ndarray:
-        """`[*shape]` float32, from the middle to a bound; 1 where a bound is infinite."""
+        """`[*shape]` float32, half the distance of the bounds; 1 where a bound is infinite."""
         low, high = self._finite_bounds()
         return (high - low) / 2
 
@@ -260,7 +260,7 @@ class Box(Space):
         return np.where(finite, self.low, -one), np.where(finite, self.high, one)
 
     def encode(self, x: jax.Array) -> jax.Array:
-        half = self.half_range  # numbers without a range are 0
+        half = self.half_range  # numbers with equal bounds become 0
         divisor = np.where(half > 0.0, np.maximum(half, 1e-8), np.inf).astype(np.float32)
         scaled = (x.astype(jnp.float32) - self.center[None]) / divisor[None]
         return scaled.reshape(x.shape[0], -1)
@@ -271,7 +271,7 @@ class Box(Space):
         return jnp.clip(x, low, high).astype(self.dtype)
 
     def sample(self, key: jax.Array, legal: jax.Array | None = None) -> jax.Array:
-        """One element, uniformly; from a standard normal, clipped, where a bound is infinite."""
+        """One element, drawn uniformly; from a clipped standard normal if any bound is infinite."""
         if self.dtype.kind in "biu" and self.bounded:
             return self._sample_integer(key)
         if self.bounded:
@@ -281,8 +281,8 @@ class Box(Space):
         return x.astype(self.dtype)
 
     def _sample_integer(self, key: jax.Array) -> jax.Array:
-        # Drawn as int32 where that has room for it: one beyond the highest number of a small type
-        # has no place in it. Of larger types the very highest numbers are left out instead.
+        # `randint` excludes its upper bound, which a small type can't hold: it is drawn as int32.
+        # For larger types the highest numbers are left out instead.
         size = self.dtype.itemsize
         small, left_out = size < 4, 1 if size < 8 else 2**11
         limits = np.iinfo(np.int32 if small else self.dtype)
@@ -307,7 +307,7 @@ class Box(Space):
         low, high = self.low, self.high
         if np.issubdtype(self.dtype, np.integer):
             limits = np.iinfo(self.dtype)
-            # Clipped as float64: float32 has not all of int32's numbers.
+            # Clipped in float64: float32 can't represent every int32.
             low, high = (np.clip(x.astype(float), limits.min, limits.max) for x in (low, high))
         bounds = low.astype(self.dtype), high.astype(self.dtype)
         return spaces.Box(*bounds, self.shape, self.dtype.type)
@@ -327,23 +327,23 @@ KINDS: dict[str, type[Space]] = {kind.kind: kind for kind in (Discrete, MultiDis
 
 
 def is_space(x: Any) -> bool:
-    """Whether it is a space, and not a pytree of spaces."""
+    """Whether it is a single space, not a pytree of spaces."""
     return isinstance(x, Space)
 
 
 def leaves_of(space: PyTree) -> tuple[list[Any], Any]:
-    """The spaces in a pytree of them, and its structure."""
+    """The spaces in a pytree of spaces, and its structure."""
     return jax.tree.flatten(space, is_leaf=is_space)
 
 
 def map_spaces(function: Callable[[Space], Any], space: PyTree) -> PyTree:
-    """The pytree with a function applied to each space in it."""
+    """`jax.tree.map` over a pytree of spaces."""
     return jax.tree.map(function, space, is_leaf=is_space)
 
 
 def split_choices(x: jax.Array, sizes: tuple[int, ...], fill: Any) -> jax.Array:
-    """A number for each choice, `[..., sum(sizes)]`, as `[..., len(sizes), max(sizes)]`: a row for
-    each number of an element, filled up where it has fewer choices."""
+    """Values of choices, `[..., sum(sizes)]`, as `[..., len(sizes), max(sizes)]`: a row for each
+    number of an element, padded with `fill` if it has fewer choices."""
     most = max(sizes)
     if min(sizes) == most:
         return x.reshape(*x.shape[:-1], len(sizes), most)
@@ -357,15 +357,15 @@ def split_choices(x: jax.Array, sizes: tuple[int, ...], fill: Any) -> jax.Array:
 def where_legal(
     x: jax.Array, legal: jax.Array | None, sizes: tuple[int, ...] | None = None
 ) -> jax.Array:
-    """Logits or Q values with minus infinity where a choice is illegal.
+    """Logits or Q values, with minus infinity for illegal choices.
 
-    Their derivative there is 0. Where a number of an action has no legal choice (as in a state that
-    ends an episode), all of its choices count as legal.
+    Their gradient there is 0. If a number of an action has no legal choice (as in a state that ends
+    an episode), all of its choices count as legal.
 
     Args:
         x: `[..., num_outputs]` floats.
-        legal: `[..., num_outputs]` bool; None where all are legal.
-        sizes: those of the action space; None for one choice.
+        legal: `[..., num_outputs]` bool; None if all are legal.
+        sizes: those of the action space; None for a single choice.
     """
     if legal is None:
         return x
@@ -376,8 +376,8 @@ def where_legal(
 
 
 def _any_legal(key: jax.Array, legal: jax.Array, sizes: tuple[int, ...] | None = None) -> jax.Array:
-    """Of each number of an element, one of its legal choices, uniformly: `[len(sizes)]` int32, and
-    `[]` without sizes."""
+    """A legal choice for each number of an element, drawn uniformly: `[len(sizes)]` int32, or `[]`
+    without sizes."""
     logits = where_legal(jnp.zeros(legal.shape, jnp.float32), legal, sizes)
     if sizes is not None:
         logits = split_choices(logits, sizes, -jnp.inf)
@@ -385,11 +385,11 @@ def _any_legal(key: jax.Array, legal: jax.Array, sizes: tuple[int, ...] | None =
 
 
 def convert_spaces(space: Any) -> Any:
-    """A space, or a pytree of spaces, with those of Gymnasium and gymnax as ours; itself where all
-    are.
+    """A space, or a pytree of spaces, with those of Gymnasium and gymnax converted; the same object
+    if there are none.
 
-    A `MultiBinary` becomes a `MultiDiscrete` of twos. What has no counterpart stays as it is, for
-    `check_env` to name.
+    A `MultiBinary` becomes a `MultiDiscrete` of twos. A space without a counterpart is left for
+    `check_env` to report.
 
     Raises:
         ConfigError: a `Discrete` or `MultiDiscrete` that doesn't start at 0.
@@ -422,7 +422,7 @@ def convert_spaces(space: Any) -> Any:
 
 
 def _count(name: str, n: Any) -> int:
-    """A number of choices. Raises ConfigError."""
+    """A number of choices. Raises ConfigError unless it is an integer from 1 to 2**31 - 1."""
     whole = isinstance(n, (int, np.integer)) or (isinstance(n, float) and n.is_integer())
     if not whole or isinstance(n, bool) or not 1 <= n < 2**31:
         raise ConfigError(f"{name}: got {shown(n)}, expected an integer >= 1, and below 2**31")
@@ -434,7 +434,7 @@ def _as_tuples(x: Any) -> Any:
 
 
 def _plain_bound(x: np.ndarray) -> Any:
-    """One number where all are the same, else nested lists."""
+    """A single number if all are equal, else nested lists."""
     return float(x.flat[0]) if x.size and np.all(x == x.flat[0]) else x.tolist()
 
 

@@ -1,13 +1,13 @@
-"""N environments side by side, with a new episode where one ends: how first states are drawn.
+"""Vectorized environments with auto-reset, and strategies for drawing initial states.
 
-Under `vmap` every environment's reset runs at every step, whether its episode ended or not. Where a
-reset costs as much as a step or more, as of a generated world, few resets a step do:
+Under `vmap` every environment's reset runs at every step, whether its episode ended or not. If a
+reset is as expensive as a step or more, such as that of a generated world, fewer are enough:
 
-    fresh           N a step: each episode has one made for it
-    optimistic(r)   N / r a step, given to those that end; as Craftax has it (Matthews et al. 2024,
-                    arXiv:2402.16801)
-    spare(r)        N / r a step, which fill a reserve of a first state for each environment, so
-                    that all may end together
+    fresh           N resets a step: one for each episode
+    optimistic(r)   N / r resets a step, assigned to the environments that end, as in Craftax
+                    (Matthews et al. 2024, arXiv:2402.16801)
+    spare(r)        N / r resets a step, which refill a reserve of one initial state for each
+                    environment, so that all may end together
 """
 
 import dataclasses
@@ -33,19 +33,19 @@ from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import check_count
 
 KINDS = ("fresh", "optimistic", "spare")
-RATIO = 16  # as of Craftax
+RATIO = 16  # as in Craftax
 _SOON = 2**30  # steps
 
 
 class VectorEnv(NamedTuple):
-    """N environments that begin new episodes where theirs end: all that a rollout knows of them.
+    """N environments with auto-reset, the interface for rollouts.
 
     Attributes:
         reset: `(keys [N]) -> (obs [N, ...], state)`.
         step: `(keys [N], state, actions [N, ...]) -> (state, TimeStep [N, ...])`. `TimeStep.obs` is
-            the true successor; `state.obs` is what to act on next, of a new episode where one
-            ended. `info["nonfinite"]` is True where NaN or infinity has cut it.
-        spec: the `EnvSpec` of one.
+            the true successor; `state.obs` is the observation to act on next, that of a new episode
+            if one ended. `info["nonfinite"]` is True where NaN or infinity has cut an episode.
+        spec: the `EnvSpec` of a single environment.
         num_envs: N.
     """
 
@@ -61,8 +61,8 @@ class FewResetsState(NamedTuple):
     Attributes:
         env: the inner states, `[N, ...]`.
         obs: `[N, *obs_shape]`, the observations to act on next.
-        num_shared: `[]` int32, how many episodes so far began in a first state that wasn't theirs
-            alone.
+        num_shared: `[]` int32, the number of episodes so far that began in the initial state of
+            another one.
     """
 
     env: PyTree
@@ -75,8 +75,8 @@ class SpareState(NamedTuple):
 
     Attributes:
         env, obs, num_shared: as in `FewResetsState`.
-        first: `[N, ...]`, the first state and observation that each environment has in reserve.
-        age: `[N]` int32, how many steps ago it was taken; 0 where it wasn't.
+        first: `[N, ...]`, the reserved initial state and observation of each environment.
+        age: `[N]` int32, the steps since it was used; 0 if it wasn't.
     """
 
     env: PyTree
@@ -87,25 +87,24 @@ class SpareState(NamedTuple):
 
 
 def vector_env(env: Env, num_envs: int, resets: str = "fresh") -> VectorEnv:
-    """N environments side by side, with a strategy for the first states of new episodes.
+    """N environments with auto-reset, and a strategy for the initial states of new episodes.
 
-    Every first state is drawn from the environment's distribution, independently of why and when
-    the episode before it ended. With `optimistic` and `spare` some of them may be drawn once
-    for several episodes; these are counted in `state.num_shared`, and True in
-    `info["shared_start"]`:
+    Every initial state is drawn from the environment's distribution, independently of why and when
+    the previous episode ended. With `optimistic` and `spare` several episodes may share one; they
+    are counted in `state.num_shared`, and True in `info["shared_start"]`:
 
-    - `optimistic(r)`: where more than N / r environments end in one step.
-    - `spare(r)`: where an environment ends again before its reserve was filled again, which takes
-      about r steps if all end together; it begins then where its episode before began, never where
-      another one begins.
+    - `optimistic(r)`: if more than N / r environments end in one step.
+    - `spare(r)`: if an environment ends again before its reserve is refilled, which takes about r
+      steps if all end together. It then restarts where its previous episode did, never where
+      another environment does.
 
     Args:
-        env: raw, of one environment.
+        env: the raw environment, of one.
         num_envs: N.
-        resets: `"fresh"`, `"optimistic(r)"` or `"spare(r)"`; r is 16 where it isn't given.
+        resets: `"fresh"`, `"optimistic(r)"` or `"spare(r)"`; r is 16 by default.
 
     Raises:
-        ConfigError: no such strategy, or no such number.
+        ConfigError: an unknown strategy, or an invalid number.
     """
     num_envs = check_count("num_envs", num_envs)
     kind, ratio = parse_resets(resets)
@@ -117,10 +116,10 @@ def vector_env(env: Env, num_envs: int, resets: str = "fresh") -> VectorEnv:
 
 
 def parse_resets(resets: Any) -> tuple[str, int]:
-    """A strategy's name and its ratio, 1 for `fresh`.
+    """The name and ratio of a strategy; the ratio of `fresh` is 1.
 
     Raises:
-        ConfigError: there is no such strategy, or the ratio is no integer >= 1.
+        ConfigError: an unknown strategy, or a ratio that is no integer >= 1.
     """
     text = resets if isinstance(resets, str) else ""
     match = re.fullmatch(r"(\w+)(?:\((\d+)\))?", text.replace(" ", ""))
@@ -137,10 +136,10 @@ def parse_resets(resets: Any) -> tuple[str, int]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _FewResets(Adapter):
-    """Base of strategies: `env` is of one environment, keys and states are those of N.
+    """Base of strategies with fewer resets: `env` is a single environment, states are of N.
 
     Attributes:
-        num_resets: R, how many first states are drawn in a step.
+        num_resets: R, the number of initial states drawn in a step.
     """
 
     num_resets: int
@@ -148,7 +147,7 @@ class _FewResets(Adapter):
     def _advance(
         self, keys: jax.Array, state: PyTree, action: jax.Array
     ) -> tuple[PyTree, TimeStep, jax.Array]:
-        """Inner states and time steps, as `auto_reset` has them, and the R keys of new resets."""
+        """Inner states, time steps as those of `auto_reset`, and R keys for resets."""
         split = jax.vmap(jax.random.split)(keys)
         inner, timestep = jax.vmap(self.env.step)(split[:, 0], state, action)
         broken = ~jax.vmap(all_finite)((timestep.obs, timestep.reward))
@@ -160,13 +159,13 @@ class _FewResets(Adapter):
 def _begin(
     done: jax.Array, first: tuple[PyTree, PyTree], inner: PyTree, obs: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """States and observations, those of `first` where an episode ended."""
+    """States and observations, replaced by `first` where an episode ended."""
     return jax.vmap(where)(done, first, (inner, obs))
 
 
 def _counted(num_shared: jax.Array, shared: jax.Array) -> jax.Array:
     total = num_shared + jnp.sum(shared, dtype=jnp.int32)
-    return jnp.where(total < 0, 2**31 - 1, total)  # rather than starting again from below
+    return jnp.where(total < 0, 2**31 - 1, total)  # saturates instead of overflowing
 
 
 class _Optimistic(_FewResets):
@@ -180,7 +179,7 @@ class _Optimistic(_FewResets):
         inner, timestep, reset_keys = self._advance(keys, state.env, action)
         done = timestep.terminated | timestep.truncated
         first_obs, first = jax.vmap(self.env.reset)(reset_keys)
-        # The first that ends gets the first, and so on; beyond R they are given again.
+        # The k-th environment that ends gets the (k mod R)-th reset.
         rank = jnp.cumsum(done.astype(jnp.int32)) - 1
         given = jax.tree.map(lambda x: x[rank % self.num_resets], (first, first_obs))
         shared = done & (rank >= self.num_resets)
@@ -204,8 +203,8 @@ class _Spare(_FewResets):
         inner, timestep, reset_keys = self._advance(keys, state.env, action)
         done = timestep.terminated | timestep.truncated
         drawn_obs, drawn = jax.vmap(self.env.reset)(reset_keys)
-        # What was taken is drawn anew, of those that need it now first, and the oldest first. Where
-        # fewer were taken, one that nobody has seen takes another's place.
+        # Used reserves are redrawn: those that are needed now first, then the oldest. If fewer than
+        # R were used, unused ones are replaced too.
         wanted = state.age + jnp.where(done & (state.age > 0), _SOON, 0)
         place = jax.lax.top_k(wanted, self.num_resets)[1]
         first = jax.tree.map(lambda x, y: x.at[place].set(y), state.first, (drawn, drawn_obs))

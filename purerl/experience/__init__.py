@@ -1,1 +1,1 @@
-"""Transitions, and all that is made of them: buffers, returns, rewards, statistics, metrics."""
+"""Transitions, buffers, returns, rewarders, running statistics and metrics."""

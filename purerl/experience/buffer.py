@@ -1,8 +1,8 @@
-"""The buffer of experience: one time-major ring for every agent.
+"""The buffer: a time-major ring of transitions, for on-policy and off-policy agents.
 
-A `Buffer` is a spec; what it holds is a `BufferState`, a pytree that its methods take and return.
+A `Buffer` is a spec; its contents are a `BufferState`, a pytree that its methods take and return.
 Entries are `[maxlen // N, N, ...]`: row t is one step of all N environments, so that a rollout is
-pushed as one block and a path lies in one column.
+pushed as one block and a path is in one column.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,22 +28,22 @@ from purerl.records.fields import (
 from purerl.records.types import PyTree
 
 Batch = dict[str, PyTree]
-Writable = jax.Array | None  # `[]` bool; None for always
+Writable = jax.Array | None  # `[]` bool; None for True
 
 DEFAULT_ALPHA, DEFAULT_BETA = 0.6, 0.4
 
 
 class BufferState(NamedTuple):
-    """What a buffer holds.
+    """Contents of a buffer.
 
     Attributes:
         data: entries by name, each `[L, N, ...]` with L = maxlen // N rows: obs, action, reward,
-            next_obs, terminated, truncated, episode, valid, and what the agent records (value,
-            log_prob, ...); with priorities, td_error, 0 until it is known.
-        position: `[]` int32, the row that is written next.
-        size: `[]` int32, how many rows are written.
-        priorities: with priority sampling, the sum tree over `priority`; else nothing.
-        max_priority: `[]` float32, the highest priority so far, that of new transitions.
+            next_obs, terminated, truncated, episode, valid, and the agent's extras (value,
+            log_prob, ...); with priority sampling also td_error, 0 before its first update.
+        position: `[]` int32, the row to write next.
+        size: `[]` int32, the number of rows written.
+        priorities: with priority sampling, the sum tree over `priority`; else `()`.
+        max_priority: `[]` float32, the highest priority so far, given to new transitions.
     """
 
     data: dict[str, PyTree]
@@ -54,19 +54,19 @@ class BufferState(NamedTuple):
 
 
 class Buffer(Record):
-    """Spec of a buffer: it holds, draws and weighs.
+    """Spec of a buffer: storage, sampling and importance weights.
 
-    Where nothing may be written (`writable` is False), an operation leaves what the buffer holds as
-    it was: a branch would copy it.
+    With `writable` False an operation leaves the contents unchanged, without a branch, which would
+    copy them.
 
     Attributes:
-        maxlen: how many transitions it holds; None for what the agent takes by default.
-        priority_sampling: draw in proportion to (|td_error| + 1e-6) ** alpha instead of uniformly
+        maxlen: capacity, in transitions; None for the agent's default.
+        priority_sampling: sample in proportion to (|td_error| + 1e-6) ** alpha instead of uniformly
             (Schaul et al. 2015, arXiv:1511.05952).
         gamma: discount of `reward_to_go`, `advantage` and n-step returns; None for the agent's.
-        lam: lambda of GAE(lambda); None for the agent's, or 1 where it has none.
-        alpha: how much priorities matter, 0 for not at all; None for 0.6.
-        beta: how far importance weights correct for that, 1 for wholly; None for 0.4.
+        lam: lambda of GAE(lambda); None for the agent's, or 1 if it has none.
+        alpha: exponent of priorities, 0 for uniform sampling; None for 0.6.
+        beta: exponent of importance weights, 1 for a full correction; None for 0.4.
         anneal_beta: raise beta linearly to 1 over the run.
     """
 
@@ -84,7 +84,7 @@ class Buffer(Record):
                 raise ConfigError(f"Buffer.{name}: is for priority_sampling=True")
 
     def num_rows(self, num_envs: int) -> int:
-        """L, how many steps of all N environments it holds.
+        """L, the capacity in steps of all N environments.
 
         Raises:
             ConfigError: `maxlen` is not set, or N doesn't divide it.
@@ -113,7 +113,7 @@ class Buffer(Record):
     def push(
         self, state: BufferState, transitions: Transition, writable: Writable = None
     ) -> BufferState:
-        """Writes `[T, N, ...]`, in place of the oldest rows where it is full."""
+        """Appends transitions `[T, N, ...]`; a full buffer overwrites the oldest rows."""
         num_rows, num_envs = state.data["reward"].shape
         num_steps = transitions.reward.shape[0]
         if num_steps > num_rows:
@@ -141,8 +141,8 @@ class Buffer(Record):
         return _keep(writable, pushed, state, ("position", "size"))
 
     def read(self, state: BufferState) -> Batch:
-        """All rows as they lie, `[L, N, ...]`: in order where one rollout fills the buffer; else
-        row `position` is the oldest, and those from `size` on are empty."""
+        """All rows, `[L, N, ...]`: in order of time if one rollout fills the buffer; else row
+        `position` is the oldest, and rows from `size` on are empty."""
         data = dict(state.data)
         if self.priority_sampling:
             shape = data["reward"].shape
@@ -161,27 +161,27 @@ class Buffer(Record):
         progress: Any = 0.0,
         devices: Devices = ALONE,
     ) -> Batch:
-        """Transitions drawn with replacement from what is written, or those of given indices.
+        """A batch of transitions: sampled with replacement, or at given indices.
 
         Args:
-            state: holds at least one row.
-            key, batch_size: to draw B transitions: uniformly, or by their priorities.
-            keys: entries that are wanted; None for all.
-            indices: `[B]` int32, row * N + environment, in place of `key` and `batch_size`.
-            n_step: `reward` becomes the discounted sum of at most so many rewards, up to where the
-                path is cut or the data ends; `next_obs`, `terminated` and `truncated` those of its
-                last step, and `discount` what to multiply the value of `next_obs` with: gamma to
-                the number of steps, and 0 after a termination.
-            progress: `[]`, how much of the run is over, from 0 to 1, for `anneal_beta`.
-            devices: over which the batch is spread, each of which has a buffer.
+            state: with at least one row.
+            key, batch_size: to sample B transitions, uniformly or by priority.
+            keys: names of the entries to return; None for all.
+            indices: `[B]` int32, row * N + environment, instead of `key` and `batch_size`.
+            n_step: `reward` becomes the discounted sum of at most n rewards, up to the end of the
+                path or of the data; `next_obs`, `terminated` and `truncated` are those of its last
+                step, and `discount`, the factor of the value of `next_obs`, is gamma to the number
+                of steps, or 0 after a termination.
+            progress: `[]`, the elapsed fraction of the run, for `anneal_beta`.
+            devices: that share the batch, each with a separate buffer.
 
         Returns:
             The entries, `[B, ...]` each; `indices` `[B]`, `discount` `[B]`, and `weight` `[B]`:
-            importance weights (1 / (size P(i))) ** beta over the largest of the batch, or ones
-            where sampling is uniform.
+            importance weights (1 / (size P(i))) ** beta, divided by the batch's largest; ones if
+            sampling is uniform.
 
         Raises:
-            ConfigError: no such entry; neither or both of indices and batch_size.
+            ConfigError: an unknown entry; neither or both of indices and batch_size.
         """
         check_count("Buffer.sample: n_step", n_step)
         if key is not None:
@@ -200,8 +200,8 @@ class Buffer(Record):
             assert key is not None
             assert batch_size is not None
             indices = self._draw(state, key, batch_size)
-        # What `update_priorities` writes is read before the indices are known, or XLA:CPU would
-        # copy it for later; without the barrier it would draw again for every entry.
+        # The arrays that `update_priorities` writes are read before the other entries, or XLA:CPU
+        # would copy them; without the barrier it would sample again for every entry.
         read = {"priority": self._priority(state, indices)}
         if self.priority_sampling and "td_error" in keys:
             read["td_error"] = returns.take(state.data["td_error"], indices)
@@ -223,8 +223,8 @@ class Buffer(Record):
         td_error: jax.Array,
         writable: Writable = None,
     ) -> BufferState:
-        """Keeps the errors `[B]` of the transitions `[B]`, the finite ones; without priorities it
-        does nothing."""
+        """Stores the TD errors `[B]` of the transitions at indices `[B]`, finite ones only; a no-op
+        without priority sampling."""
         if not self.priority_sampling:
             return state
         alpha = DEFAULT_ALPHA if self.alpha is None else self.alpha
@@ -241,14 +241,13 @@ class Buffer(Record):
         return _keep(writable, noted, state, ("max_priority",))
 
     def path_entries(self, state: BufferState, next_value: jax.Array) -> dict[str, jax.Array]:
-        """The entries `[L, N]` that follow from the values of a critic, by name: `advantage`
-        (GAE(lam)), `reward_to_go` and `td_error`. They are computed, and not held.
+        """Entries `[L, N]` computed from a critic's values, by name: `advantage` (GAE(lam)),
+        `reward_to_go` and `td_error`. They aren't stored.
 
         Args:
-            state: full, its rows in order (position 0), as after one rollout's push; with the
-                critic's values as the entry `value`.
-            next_value: `[L, N]`, V of each transition's true successor. Only read where a path
-                goes on beyond it.
+            state: full, with its rows in order (position 0), as after the push of one rollout, and
+                the critic's values as the entry `value`.
+            next_value: `[L, N]`, V of each transition's true successor, unused after a termination.
 
         Raises:
             ConfigError: no entry `value`, or no `gamma`.
@@ -270,7 +269,7 @@ class Buffer(Record):
         }
 
     def reset(self, state: BufferState, writable: Writable = None) -> BufferState:
-        """Empties it: what was written can't be read any more."""
+        """An empty buffer; the data stay in memory, but can't be sampled."""
         empty = state._replace(
             position=jnp.int32(0),
             size=jnp.int32(0),
@@ -284,7 +283,7 @@ class Buffer(Record):
         return sumtree.uniform(key, batch_size, state.size * state.data["reward"].shape[1])
 
     def _priority(self, state: BufferState, indices: jax.Array) -> jax.Array:
-        """`[B]`, proportional to the probability of each; ones where all are alike."""
+        """`[B]`, proportional to the sampling probabilities; ones if sampling is uniform."""
         if not self.priority_sampling:
             return jnp.ones(indices.shape, jnp.float32)
         return jnp.maximum(state.priorities[0][indices], jnp.finfo(jnp.float32).tiny)
@@ -294,16 +293,16 @@ class Buffer(Record):
     ) -> jax.Array:
         if not self.priority_sampling:
             return priority
-        if devices.count > 1:  # how likely it is depends on the rest of its own buffer
+        if devices.count > 1:  # each probability depends on the sum in its buffer
             priority /= sumtree.total(state.priorities)
         beta = DEFAULT_BETA if self.beta is None else self.beta
         if self.anneal_beta is not False:
             beta = beta + (1.0 - beta) * progress
-        # Over the largest of the batch the size cancels out, and in one buffer the sum as well.
+        # Relative to the batch's largest the size cancels, and with one buffer the sum too.
         return (devices.min(jnp.min(priority)) / priority) ** beta
 
     def _look_ahead(self, state: BufferState, indices: jax.Array, n_step: int) -> Batch:
-        """Entries that depend on the steps after: `n_step` of them, or fewer where a path ends."""
+        """Entries that depend on the next `n_step` steps, or fewer if the path ends."""
         if n_step == 1:
             if self.gamma is None:
                 return {}
@@ -321,14 +320,14 @@ def _entries(transitions: Transition) -> dict[str, PyTree]:
 
 
 def _droppable(index: jax.Array, writable: Writable) -> jax.Array:
-    """The index, or one beyond every end where nothing may be written."""
+    """The index, or one out of bounds unless `writable`, so that the write is dropped."""
     return index if writable is None else jnp.where(writable, index, 2**30)
 
 
 def _keep(
     writable: Writable, new: BufferState, old: BufferState, names: tuple[str, ...]
 ) -> BufferState:
-    """The new state; some of its fields as they were where nothing may be written."""
+    """The new state, with some fields of the old one unless `writable`."""
     if writable is None:
         return new
     pairs = {name: (getattr(new, name), getattr(old, name)) for name in names}

@@ -1,4 +1,4 @@
-"""What an update learns from, and when it is: `Experience` and `Clock`."""
+"""The arguments of an agent's update: `Experience` and `Clock`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -13,13 +13,13 @@ from purerl.records.types import PyTree
 
 
 class Clock(NamedTuple):
-    """How far a run is, and on which devices.
+    """Progress of a run, and its devices.
 
     Attributes:
         timesteps: `[]` float32, environment steps before this update, over all devices.
-        progress: `[]` float32, how much of the run is over, from 0 to 1.
-        devices: those that the run is spread over; what comes into the agent's state has to be
-            their mean (`clock.devices.mean(grads)`), so that it stays the same on all.
+        progress: `[]` float32, the elapsed fraction of the run, from 0 to 1.
+        devices: the run's. Updates of the agent's state have to be the devices' mean
+            (`clock.devices.mean(grads)`), so that the state is the same on all.
     """
 
     timesteps: jax.Array | float = 0.0
@@ -28,15 +28,16 @@ class Clock(NamedTuple):
 
 
 class Experience(struct.PyTreeNode):
-    """A buffer with all that reading it takes, as one value.
+    """A buffer together with everything that reading it needs.
 
     Attributes:
-        buffer: its spec.
-        state: what it holds: observations as the environment gave them.
-        clock: how far the run is.
-        obs_stats: by which observations are normalised when they are read; None where they aren't.
-        memory: of whoever acted, `[N, ...]`, before the newest rollout.
-        writable: `[]` bool, whether this update counts: else priorities stay as they were.
+        buffer: the spec.
+        state: the contents, with observations from the environment, not normalised.
+        clock: progress of the run.
+        obs_stats: statistics to normalise observations when they are read; None for no
+            normalisation.
+        memory: the acting policy's, `[N, ...]`, before the newest rollout.
+        writable: `[]` bool, whether the update is kept; if False, priorities don't change.
     """
 
     buffer: Buffer
@@ -47,11 +48,11 @@ class Experience(struct.PyTreeNode):
     writable: Writable = None
 
     def see(self, obs: PyTree) -> PyTree:
-        """Observations as the agent sees them."""
+        """Observations as the agent sees them, normalised by `obs_stats`."""
         return see(self.obs_stats, obs)
 
     def read(self) -> Batch:
-        """All entries, `[L, N, ...]`, as `Buffer.read` has them."""
+        """All entries, `[L, N, ...]`, as from `Buffer.read`, with observations normalised."""
         return self._seen(self.buffer.read(self.state))
 
     def sample(
@@ -62,7 +63,7 @@ class Experience(struct.PyTreeNode):
         keys: Sequence[str] | None = None,
         n_step: int = 1,
     ) -> Batch:
-        """Transitions drawn from it, `[B, ...]`; arguments and entries as in `Buffer.sample`."""
+        """A batch of transitions, `[B, ...]`; arguments and entries as in `Buffer.sample`."""
         batch = self.buffer.sample(
             self.state,
             key,
@@ -75,7 +76,7 @@ class Experience(struct.PyTreeNode):
         return self._seen(batch)
 
     def update_priorities(self, indices: jax.Array, td_error: jax.Array) -> Self:
-        """The same with the errors `[B]` of the transitions `[B]`, where there are priorities."""
+        """The experience with the TD errors `[B]` of transitions `[B]` stored, for priorities."""
         state = self.buffer.update_priorities(self.state, indices, td_error, self.writable)
         return self.replace(state=state)
 
@@ -87,5 +88,5 @@ class Experience(struct.PyTreeNode):
 
 
 def see(stats: RunningStats | None, obs: PyTree) -> PyTree:
-    """Observations as the agent sees them: normalised by statistics, if there are any."""
+    """Observations normalised by statistics; unchanged if these are None."""
     return obs if stats is None else normalize(stats, obs)

@@ -1,4 +1,4 @@
-"""What a run tells of itself, reduced inside the scan: one number a row."""
+"""Metrics of a run, reduced inside the scan to one number a row."""
 
 import dataclasses
 import math
@@ -18,9 +18,9 @@ _MOST = 2**31 - 1
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Count:
-    """A count that may go beyond 2**31, exact up to 2**60: high * 2**30 + low.
+    """A count that may exceed 2**31, exact up to 2**60: high * 2**30 + low.
 
-    On the host `int(count)` is its value, and `np.asarray(count)` those of many as int64.
+    On the host `int(count)` is its value, and `np.asarray(count)` an int64 array of many.
 
     Attributes:
         high, low: `[]` int32, low < 2**30.
@@ -31,24 +31,24 @@ class Count:
 
     @classmethod
     def of(cls, number: Any) -> "Count":
-        """From an integer, an int32 array, or a count."""
+        """A count from an integer, an int32 array, or a count."""
         if isinstance(number, Count):
             return number
         high, low = number >> _BITS, number & (2**_BITS - 1)
         return cls(jnp.asarray(high, jnp.int32), jnp.asarray(low, jnp.int32))
 
     def plus(self, number: Any) -> "Count":
-        """With up to 2**30 added."""
+        """The sum with a number up to 2**30."""
         low = self.low + number
         return Count(self.high + (low >> _BITS), low & (2**_BITS - 1))
 
     def at_least(self, number: int) -> jax.Array:
-        """`[]` bool."""
+        """`[]` bool, whether the count is at least a number."""
         high, low = divmod(number, 2**_BITS)
         return (self.high > high) | ((self.high == high) & (self.low >= low))
 
     def divides(self, divisor: int, most: int) -> jax.Array:
-        """`[]` bool, whether the divisor, up to 2**30, divides it; it is never above `most`."""
+        """`[]` bool, whether a divisor up to 2**30 divides the count, which is at most `most`."""
         rest = self.low % divisor
         for bit in range((most >> _BITS).bit_length()):
             part = jnp.where((self.high >> bit) & 1 > 0, pow(2, _BITS + bit, divisor), 0)
@@ -56,7 +56,7 @@ class Count:
         return rest == 0
 
     def as_float(self) -> jax.Array:
-        """`[]` float32, rounded."""
+        """`[]` float32, the count rounded."""
         return self.high.astype(jnp.float32) * float(2**_BITS) + self.low.astype(jnp.float32)
 
     def __int__(self) -> int:
@@ -68,17 +68,17 @@ class Count:
 
 
 class Episodes(NamedTuple):
-    """Returns and lengths of the episodes that ended.
+    """Returns and lengths of completed episodes.
 
-    NaN where none did (see `missing`); each episode counts once, however long it was.
+    NaN if there are none (see `missing`); each episode has the same weight, whatever its length.
 
     Attributes:
-        episode_return, episode_return_min, episode_return_max: `[]` float32, sums of the
-            environment's own rewards, not discounted: mean, minimum, maximum.
+        episode_return, episode_return_min, episode_return_max: `[]` float32, undiscounted sums of
+            the environment's rewards, before any rewarder: mean, minimum, maximum.
         episode_length, episode_length_min, episode_length_max: `[]` float32, in steps.
-        num_episodes: `[]` int32, how many ended.
-        info: `[]` float32 by name, for each of `EnvSpec.metrics` the mean over the last steps of
-            these episodes of what `TimeStep.info` has there.
+        num_episodes: `[]` int32, the number of episodes.
+        info: `[]` float32 by name, for each of `EnvSpec.metrics` the mean of its value in
+            `TimeStep.info` over the last steps of the episodes.
     """
 
     episode_return: jax.Array
@@ -88,23 +88,23 @@ class Episodes(NamedTuple):
     episode_length_min: jax.Array
     episode_length_max: jax.Array
     num_episodes: jax.Array
-    info: dict[str, jax.Array] = {}  # noqa: RUF012 - nothing is ever put into it
+    info: dict[str, jax.Array] = {}  # noqa: RUF012 - never mutated
 
 
 class Metrics(NamedTuple):
-    """A row of metrics: those of one update, or of the `log_every` updates of the row.
+    """A row of metrics: of one update, or of the `log_every` updates of the row.
 
-    Out of `train` each has a leading axis `[num_rows]`.
+    As a result of `train` each has a leading axis `[num_rows]`.
 
     Attributes:
         episode_return, ... num_episodes: of training episodes, as in `Episodes`.
         losses: the agent's losses and diagnostics by name, `[]` float32: the mean over the updates
-            where they are finite.
-        nonfinite_updates: `[]` int32, how many updates were skipped, since NaN or infinity came
-            from the environment or would have come into the agent, or kept values beyond 1e15 out
-            of running statistics.
-        eval: `Episodes` of the last evaluation, NaN and 0 where there was none; None where the run
-            has no evaluation.
+            in which they are finite.
+        nonfinite_updates: `[]` int32, the number of updates that were skipped because of NaN or
+            infinity from the environment or in the agent, or that left values beyond 1e15 out of
+            running statistics.
+        eval: `Episodes` of the last evaluation, NaN and 0 before the first; None for a run without
+            evaluation.
         info: of training episodes, as in `Episodes`.
     """
 
@@ -122,9 +122,9 @@ class Metrics(NamedTuple):
 
 
 def missing() -> float:
-    """A number that isn't known: NaN; infinity where JAX takes every NaN that a program returns for
-    a fault (`jax_debug_nans`, read when a program is traced)."""
-    settings: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
+    """The value of an unknown number: NaN; infinity under `jax_debug_nans`, which raises an error
+    for every NaN in a program's result (read when a program is traced)."""
+    settings: Any = jax.config  # JAX 0.10 doesn't declare its settings' types
     return math.inf if settings.jax_debug_nans else math.nan
 
 
@@ -134,16 +134,16 @@ def summarize(
     ended: jax.Array,
     info: Mapping[str, jax.Array] | None = None,
 ) -> Episodes:
-    """Statistics over the entries where an episode ended.
+    """Statistics over the steps that ended an episode.
 
     Args:
-        returns: `[...]` float32, the return up to and with each step.
-        lengths: `[...]` int32, the steps up to and with each step.
-        ended: `[...]` bool, whether the episode ended there.
-        info: `[...]` numbers by name, what `EnvSpec.metrics` names of each step's.
+        returns: `[...]` float32, the episode's return up to and including each step.
+        lengths: `[...]` int32, the episode's length up to and including each step.
+        ended: `[...]` bool, whether the episode ended at the step.
+        info: `[...]` numbers by name, the `EnvSpec.metrics` of each step.
     """
     info = {name: x.astype(jnp.float32) for name, x in (info or {}).items()}
-    # Two reductions for all that is asked: as many operations as for one number each.
+    # Two reductions for all statistics, instead of one for each.
     both = jnp.stack([returns, lengths.astype(jnp.float32)])
     axes = tuple(range(1, both.ndim))
     summed = jnp.stack([*both, jnp.ones_like(returns), *info.values()])
@@ -162,7 +162,7 @@ def summarize(
 
 
 def pool(episodes: Episodes, devices: Devices) -> Episodes:
-    """The statistics of all devices' episodes, from those of each device's own."""
+    """The statistics over all devices' episodes, from those of each device."""
     if devices.count == 1:
         return episodes
     info = episodes.info
@@ -187,11 +187,11 @@ def pool(episodes: Episodes, devices: Devices) -> Episodes:
 
 
 class Row(NamedTuple):
-    """Metrics of updates on their way to being one row.
+    """An accumulator of the updates' metrics for one row.
 
     Attributes:
-        metrics: of the updates so far; losses that aren't known yet are 0.
-        known: `[]` int32 for each loss, how many updates its mean is of.
+        metrics: of the updates so far; a loss without finite values is 0.
+        known: `[]` int32 for each loss, the number of updates in its mean.
     """
 
     metrics: Metrics
@@ -199,13 +199,13 @@ class Row(NamedTuple):
 
     @classmethod
     def start(cls, like: Metrics) -> Self:
-        """The row of no update; `like` has the names and the parts of all."""
+        """An empty row, with the names and structure of `like`."""
         metrics = no_metrics(like)
         losses = {name: jnp.zeros_like(x) for name, x in metrics.losses.items()}
         return cls(metrics._replace(losses=losses), dict.fromkeys(losses, jnp.int32(0)))
 
     def add(self, new: Metrics) -> Self:
-        """With one more update."""
+        """The row with one more update."""
         old, losses, known = self.metrics, {}, {}
         for name, x in new.losses.items():
             finite = jnp.isfinite(x)
@@ -222,7 +222,7 @@ class Row(NamedTuple):
         return type(self)(metrics, known)
 
     def end(self) -> Metrics:
-        """The row."""
+        """The metrics of the row."""
         losses = {
             name: jnp.where(self.known[name] > 0, x, missing())
             for name, x in self.metrics.losses.items()
@@ -235,7 +235,7 @@ def _episodes(metrics: Metrics) -> Episodes:
 
 
 def _together(a: Episodes, b: Episodes) -> Episodes:
-    """The statistics of both."""
+    """The statistics over both."""
     count = a.num_episodes + b.num_episodes
     share = b.num_episodes.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
 
@@ -258,13 +258,13 @@ def _together(a: Episodes, b: Episodes) -> Episodes:
         mean(a.episode_length, b.episode_length),
         least(a.episode_length_min, b.episode_length_min),
         most(a.episode_length_max, b.episode_length_max),
-        jnp.where(count < 0, _MOST, count),  # rather than starting again from below
+        jnp.where(count < 0, _MOST, count),  # saturates instead of overflowing
         {name: mean(x, b.info[name]) for name, x in a.info.items()},
     )
 
 
 def no_metrics(like: Metrics) -> Metrics:
-    """The metrics of nothing; `like` has the names and the parts of all."""
+    """Metrics of no update, with the names and structure of `like`."""
     return Metrics(
         **no_episodes(like.info)._asdict(),
         losses=dict.fromkeys(like.losses, jnp.float32(missing())),
@@ -274,6 +274,6 @@ def no_metrics(like: Metrics) -> Metrics:
 
 
 def no_episodes(info: Iterable[str] = ()) -> Episodes:
-    """The statistics of no episode at all; `info` are the names of `EnvSpec.metrics`."""
+    """Statistics of no episodes; `info` has the names of `EnvSpec.metrics`."""
     none = jnp.float32(missing())
     return Episodes(none, none, none, none, none, none, jnp.int32(0), dict.fromkeys(info, none))

@@ -1,4 +1,4 @@
-"""Running mean and variance, kept once over all environments (not one per environment)."""
+"""Running mean and variance, over all environments together (not one per environment)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,27 +9,27 @@ import jax.numpy as jnp
 from purerl.accelerator.devices import ALONE, Devices
 from purerl.records.types import PyTree
 
-BOUND = 1e15  # what is further from the mean stays out of the statistics: its square would be all
+BOUND = 1e15  # values further from the mean are left out: their squares would dominate
 
 
 class RunningStats(NamedTuple):
-    """Mean and variance of all that was seen, over the axes that come before an observation's.
+    """Mean and variance of observations, over their batch axes.
 
-    Only floats are normalised: integers and bools are counts, categories, pixels or masks, which
-    would be others. In the place of such a leaf the pytrees have None.
+    Only floats are normalised: integers and bools are counts, categories, pixels or masks, whose
+    values have a meaning. The pytrees have None in place of such a leaf.
 
-    Differences to a fixed `shift` near the data are what is averaged: of a feature that stays near
-    5,000 float32 keeps nothing else apart.
+    The averages are of differences to a fixed `shift` near the data: for a feature that stays near
+    5,000, float32 would lose the variance otherwise.
 
     Attributes:
-        size: `[]` float32, how many were seen.
+        size: `[]` float32, the number of observations.
         offset: pytree of `[*shape]` float32, the mean of x - shift.
-        var: pytree of `[*shape]` float32.
+        var: pytree of `[*shape]` float32, the variance.
         shift: pytree of `[*shape]` in an observation's dtype.
-        lost: what rounding has kept out of size, offset and var so far: small additions to large
-            numbers would else be lost one by one.
-        left_out: `[]` int32, batches with values that stayed out, since they were further than 1e15
-            from the mean.
+        lost: accumulated rounding errors of size, offset and var (Kahan summation), without which
+            small additions to large numbers would vanish.
+        left_out: `[]` int32, the number of batches with values that were left out, since they were
+            further than 1e15 from the mean.
     """
 
     size: jax.Array
@@ -41,16 +41,16 @@ class RunningStats(NamedTuple):
 
     @property
     def mean(self) -> PyTree:
-        """Pytree of `[*shape]` float32."""
+        """The mean, a pytree of `[*shape]` float32."""
         return jax.tree.map(lambda s, m: s.astype(jnp.float32) + m, self.shift, self.offset)
 
 
 def init_stats(example: PyTree, shift: PyTree | None = None) -> RunningStats:
-    """Statistics of nothing yet: mean 0, variance 1, so that normalising changes nothing.
+    """Initial statistics: mean 0, variance 1, so that normalising changes nothing.
 
     Args:
         example: one observation, or its shape and dtype.
-        shift: an observation near those to come, such as the first one; None for zeros.
+        shift: an observation near the later ones, such as the first; None for zeros.
     """
     if shift is None:
         shift = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
@@ -75,21 +75,21 @@ def update_stats(
 ) -> RunningStats:
     """Adds a batch (Chan, Golub and LeVeque 1979, the parallel algorithm).
 
-    Values that are NaN, or further than 1e15 from the mean, count as the mean: a simulation that
-    explodes doesn't take the statistics with it.
+    Values that are NaN, or further than 1e15 from the mean, count as the mean, so that a diverging
+    simulation doesn't spoil the statistics.
 
     Args:
-        stats: so far.
+        stats: before the batch.
         batch: pytree of `[*batch_shape, *shape]`.
-        num_axes: how many axes `batch_shape` has.
-        devices: whose batches, equally large, are all added.
-        valid: `[*batch_shape]` bool, what counts; None for all.
+        num_axes: the number of axes of `batch_shape`.
+        devices: whose batches, of equal size, are all added.
+        valid: `[*batch_shape]` bool, the observations to count; None for all.
     """
     batch = _map(lambda _, x: x, stats.shift, batch)
     if not jax.tree.leaves(batch):
         return stats
     begun = stats.size > 0
-    # Of nothing yet, offset and variance are there for `normalize` only.
+    # Before the first batch, offset and variance are only for `normalize`.
     old_offset, old_var = jax.tree.map(
         lambda x: jnp.where(begun, x, 0.0), (stats.offset, stats.var)
     )
@@ -116,13 +116,13 @@ def update_stats(
 def moments(
     x: jax.Array, num_axes: int, devices: Devices = ALONE, valid: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance over the first axes, and over all devices' x of the same shape.
+    """Mean and variance over the leading axes, and over all devices.
 
     Args:
-        x: `[*batch_shape, *shape]`.
-        num_axes: how many axes `batch_shape` has.
-        devices: over which of them.
-        valid: `[*batch_shape]` bool, what counts; None for all.
+        x: `[*batch_shape, *shape]`, of the same shape on every device.
+        num_axes: the number of axes of `batch_shape`.
+        devices: the run's.
+        valid: `[*batch_shape]` bool, the entries to count; None for all.
     """
     return _moments(x, num_axes, devices, valid, jnp.float32(0.0))[1:3]
 
@@ -130,7 +130,7 @@ def moments(
 def _moments(
     batch: PyTree, num_axes: int, devices: Devices, valid: jax.Array | None, count: Any
 ) -> tuple[Any, PyTree, PyTree, jax.Array]:
-    """How many count, mean, variance, and the sum of a number of each device's."""
+    """Number of entries, mean, variance, and the sum of `count` over the devices."""
     axes, shape = tuple(range(num_axes)), jax.tree.leaves(batch)[0].shape[:num_axes]
     size: Any = devices.count
     for length in shape:
@@ -155,8 +155,8 @@ def _moments(
 
 
 def normalize(stats: RunningStats, x: PyTree, clip: float = 10.0) -> PyTree:
-    """(x - mean) / std, clipped, of the floats in x, `[..., *shape]`, as float32; all else comes
-    back as it is."""
+    """(x - mean) / std, clipped, of the floats in x, `[..., *shape]`, as float32; other leaves are
+    unchanged."""
 
     def scale(shift: jax.Array, x: jax.Array, offset: jax.Array, var: jax.Array) -> jax.Array:
         distance = _distance(x, shift, offset)
@@ -171,7 +171,7 @@ def _map(
     *trees: PyTree,
     other: Callable[[Any], Any] = lambda x: None,
 ) -> PyTree:
-    """A function of the leaves that are normalised, and another one of the rest."""
+    """`function` mapped over the normalised leaves, and `other` over the others."""
 
     def each(shift: Any, first: Any, *rest: Any) -> Any:
         return other(first) if shift is None else function(shift, first, *rest)
@@ -184,23 +184,23 @@ def _is_float(x: Any) -> bool:
 
 
 def left_out(tree: PyTree) -> jax.Array:
-    """`[]` int32, how many batches with values that stayed out all `RunningStats` in it count."""
+    """`[]` int32, the sum of `left_out` over all `RunningStats` in a pytree."""
     found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, RunningStats))
     counts = [x.left_out for x in found if isinstance(x, RunningStats)]
     return sum(counts, jnp.int32(0))
 
 
 def _distance(x: jax.Array, shift: jax.Array, offset: jax.Array) -> jax.Array:
-    """x - shift - offset as float32, of x and shift that lie together right to the last digit."""
+    """x - shift - offset in float32, without rounding x - shift if the two are close."""
     x = jnp.asarray(x)
     shift, offset = _as_wide(shift, x), _as_wide(offset, x)
-    wide = 8 in (x.dtype.itemsize, shift.dtype.itemsize)  # there under `jax_enable_x64` only
+    wide = 8 in (x.dtype.itemsize, shift.dtype.itemsize)  # only under `jax_enable_x64`
     real: Any = jnp.float64 if wide else jnp.float32
     return (x.astype(real) - shift.astype(real)).astype(jnp.float32) - offset
 
 
 def _as_wide(x: jax.Array, other: jax.Array) -> jax.Array:
-    """x with leading axes, so that it has as many as the other."""
+    """x with leading axes added, to as many as `other` has."""
     return jnp.expand_dims(x, tuple(range(other.ndim - x.ndim)))
 
 
@@ -210,7 +210,7 @@ def _bounded(x: jax.Array) -> jax.Array:
 
 
 def _add(value: jax.Array, lost: jax.Array, change: Any) -> tuple[jax.Array, jax.Array]:
-    """The sum, and what rounding has kept out of it (Kahan 1965, with Knuth's exact remainder)."""
+    """The sum and its rounding error (Kahan 1965, with Knuth's exact remainder)."""
     change = lost + change
     total = value + change
     part = total - value
@@ -219,8 +219,8 @@ def _add(value: jax.Array, lost: jax.Array, change: Any) -> tuple[jax.Array, jax
 
 @jax.custom_jvp
 def safe_sqrt(x: jax.Array) -> jax.Array:
-    """The square root, with a derivative of 0 at 0: where a spread is 0 since all is alike,
-    derivatives through it would be NaN."""
+    """The square root, with a derivative of 0 at 0, where gradients through a variance of 0 would
+    be NaN."""
     return jnp.sqrt(x)
 
 

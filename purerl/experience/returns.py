@@ -1,8 +1,8 @@
 """Returns and advantages along paths, by one reverse `lax.scan`.
 
 All arrays are time-major, `[T, N, ...]` or `[T]`. A path ends where `terminated | truncated`, and
-at the last row, where the data stops. Only `terminated` zeroes the value beyond: a truncated or
-unfinished path goes on in `next_value`, the value of its true successor.
+at the last row of the data. Only `terminated` zeroes the bootstrap value: a truncated or unfinished
+path bootstraps from `next_value`, the value of its true successor.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def gae(
     """Generalized advantage estimates (Schulman et al. 2016, arXiv:1506.02438, eq. 16).
 
     A_t = delta_t + gamma lam A_{t+1} within a path, with
-    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), and V = 0 beyond a termination.
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t), and V = 0 after a termination.
 
     Args:
         reward, value: `[T, ...]`, r_t and V(s_t).
@@ -53,8 +53,8 @@ def gae(
 def _check_paths(
     name: str, reward: Any, values: tuple, ends: tuple, gamma: Any, lam: Any = 1.0
 ) -> None:
-    """Raises ConfigError unless all are arrays `[T, ...]` of one shape, the ends boolean, and the
-    discounts numbers."""
+    """Raises ConfigError unless all are arrays `[T, ...]` of one shape, the ends boolean, and gamma
+    and lambda numbers."""
     for word, x in (("gamma", gamma), ("lam", lam)):
         if not isinstance(x, (int, float, np.ndarray, np.number, jax.Array)):
             raise ConfigError(f"{name}: {word} is {shown(x)}, expected a number in [0, 1]")
@@ -81,7 +81,7 @@ def td_error(
     terminated: jax.Array,
     gamma: jax.Array | float,
 ) -> jax.Array:
-    """One-step errors r_t + gamma V(s_{t+1}) - V(s_t), with V = 0 beyond a termination."""
+    """One-step TD errors r_t + gamma V(s_{t+1}) - V(s_t), with V = 0 after a termination."""
     return reward + gamma * jnp.where(terminated, 0.0, next_value) - value
 
 
@@ -94,7 +94,7 @@ def reward_to_go(
 ) -> jax.Array:
     """Discounted sum of the rewards from each step to its path's end, G_t = r_t + gamma G_{t+1}.
 
-    Beyond the end stands `next_value` where the path was cut, 0 where it terminated.
+    The bootstrap value at the end is `next_value` if the path was cut, 0 if it terminated.
 
     Args:
         reward, next_value, terminated, truncated: `[T, ...]`, as in `gae`.
@@ -125,8 +125,9 @@ def lambda_return(
 ) -> jax.Array:
     """Lambda returns, G_t = r_t + gamma ((1 - lam) V(s_{t+1}) + lam G_{t+1}) within a path.
 
-    (Sutton and Barto 2018, eq. 12.2.) lam = 0 is one step and the value, lam = 1 `reward_to_go`.
-    Where V belongs to the policy that acted, they estimate Q(s_t, a_t); less V(s_t) they are `gae`.
+    (Sutton and Barto 2018, eq. 12.2.) With lam = 0 they are one-step targets, with lam = 1
+    `reward_to_go`. If V is that of the acting policy, they estimate Q(s_t, a_t); minus V(s_t) they
+    are `gae`.
 
     Args:
         reward, next_value, terminated, truncated: `[T, ...]`, as in `gae`.
@@ -156,15 +157,15 @@ def n_step_return(
     gamma: jax.Array | float,
     n: int,
 ) -> jax.Array:
-    """Sum of at most n discounted rewards, then the discounted value of where that leads.
+    """n-step returns, the sum of n discounted rewards and a discounted bootstrap value.
 
-    G_t = r_t + gamma r_{t+1} + ... + gamma^m V(s_{t+m}), where m is n, or fewer where the path or
-    the data ends before (Sutton and Barto 2018, eq. 7.1).
+    G_t = r_t + gamma r_{t+1} + ... + gamma^m V(s_{t+m}), where m is n, or less if the path or the
+    data ends before (Sutton and Barto 2018, eq. 7.1).
 
     Args:
         reward, next_value, terminated, truncated: `[T, ...]`, as in `gae`.
         gamma: discount.
-        n: how many rewards, at least 1.
+        n: the number of rewards, at least 1.
 
     Returns:
         `[T, ...]`.
@@ -183,7 +184,7 @@ def n_step_return(
         returns = reward + gamma * jnp.where(done, beyond, tail)
         return returns, returns[-1]
 
-    # Behind the last row nothing is known but V, however many steps are left to look ahead.
+    # After the last row only V is known, for every number of steps left.
     start = jnp.broadcast_to(next_value[-1], (n, *next_value.shape[1:]))
     inputs = (reward, beyond, terminated | truncated)
     return jax.lax.scan(step, start, inputs, reverse=True)[1]
@@ -196,15 +197,15 @@ def look_ahead(
     gamma: jax.Array | float,
     n: int,
 ) -> dict[str, Any]:
-    """n-step returns of single transitions, out of a ring of them.
+    """n-step returns of sampled transitions, from a ring buffer.
 
     Args:
         data: entries `[L, N, ...]`: reward, next_obs, terminated, truncated, episode.
-        position: `[]` int32, the row that is written next: behind it lies the newest.
-        indices: `[B]`, row * N + environment, of transitions that are written.
+        position: `[]` int32, the row to write next; the one before it is the newest.
+        indices: `[B]`, row * N + environment, of written transitions.
         gamma: discount.
-        n: how many rewards at most. A path ends where an episode does, where its number changes
-            (environments were reset in between, or a rollout was dropped), and at the newest row.
+        n: the largest number of rewards. A path ends where an episode does, where the episode's
+            number changes (after a reset or a dropped rollout), and at the newest row.
 
     Returns:
         `reward` `[B]`, the discounted sum; `next_obs`, `terminated` and `truncated` of the last

@@ -1,4 +1,4 @@
-"""Rewarders: pure transforms of the reward, with their state in the run's."""
+"""Rewarders: pure transforms of the reward, with their state in the `RunState`."""
 
 import inspect
 from typing import Any, NamedTuple, Protocol
@@ -22,24 +22,24 @@ from purerl.records.types import PyTree
 
 
 class Rewarder(Protocol):
-    """The protocol. The loop gives whole rollouts, so that a rewarder may look ahead."""
+    """Interface of rewarders. They get whole rollouts, so that they may look ahead."""
 
     def init(self, num_envs: int) -> PyTree:
-        """The state at the start."""
+        """The initial state."""
         ...
 
     def __call__(
         self, state: PyTree, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
     ) -> tuple[PyTree, jax.Array]:
-        """State and rewards `[T, N]` of a rollout to state and rewards `[T, N]`.
+        """Maps the state and the rewards `[T, N]` of a rollout to a state and rewards `[T, N]`.
 
-        Where it has parameters of these names, it also gets by keyword, arrays `[T, N]`:
+        If it has parameters of these names, they are passed by keyword, as arrays `[T, N]`:
 
-        valid: bool, False for what follows an environment's first end in an episodic rollout:
-            nothing is to be learned of it.
-        episode: int32, the number of the environment's episode. It changes also where an episode
-            was left behind unfinished, or steps in between were dropped for NaN.
-        devices: the `Devices` that the run is spread over, for statistics of all of them.
+        valid: bool, False after an environment's first end in an episodic rollout: these steps
+            aren't learned from.
+        episode: int32, the number of the environment's episode. It also changes where an episode
+            was abandoned, or steps were dropped because of NaN.
+        devices: the run's `Devices`, for statistics over all of them.
         """
         ...
 
@@ -47,7 +47,7 @@ class Rewarder(Protocol):
 def transform(
     rewarder: Rewarder, state: PyTree, transitions: Transition, devices: Devices = ALONE
 ) -> tuple[PyTree, jax.Array]:
-    """Calls a rewarder with a rollout `[T, N]`, and what else of it the rewarder asks for."""
+    """Calls a rewarder with a rollout `[T, N]`, and the optional arguments that it takes."""
     known = inspect.signature(rewarder).parameters
     offered: dict[str, Any] = {
         "valid": transitions.valid,
@@ -60,7 +60,7 @@ def transform(
 
 
 class Identity(Record):
-    """The reward as the environment gives it."""
+    """The environment's reward, unchanged."""
 
     def init(self, num_envs: int) -> tuple:
         return ()
@@ -75,7 +75,7 @@ class Scale(Record):
     """Multiplies rewards.
 
     Attributes:
-        factor: what with.
+        factor: of the reward.
     """
 
     factor: float = real()
@@ -93,7 +93,7 @@ class Clip(Record):
     """Clips rewards.
 
     Attributes:
-        low, high: between which bounds.
+        low, high: the bounds.
     """
 
     low: float = real(default=-1.0)
@@ -114,14 +114,14 @@ class Clip(Record):
 
 
 class NStep(Record):
-    """Puts the discounted sum of the next n rewards in a reward's place.
+    """Replaces each reward by the discounted sum of the next n.
 
-    r'_t = factor * (r_t + gamma r_{t+1} + ... + gamma^(n-1) r_{t+n-1}), with fewer terms where the
+    r'_t = factor * (r_t + gamma r_{t+1} + ... + gamma^(n-1) r_{t+n-1}), with fewer terms if the
     episode or the rollout ends before.
 
     Attributes:
-        n: how many rewards; no more than the rollout has steps.
-        factor: what the sum is multiplied with.
+        n: the number of rewards; at most the rollout's number of steps.
+        factor: of the sum.
         gamma: discount; None for the agent's.
         normalize: to mean 0 and standard deviation 1 over the rollout, before `factor`.
     """
@@ -132,7 +132,7 @@ class NStep(Record):
     normalize: bool = flag(default=False)
 
     def check_run(self, num_envs: int, update_every: int) -> None:
-        """Raises ConfigError where rollouts are too short to look ahead in."""
+        """Raises ConfigError if rollouts have fewer than n steps."""
         if self.n > update_every:
             raise ConfigError(
                 f"NStep.n: got {self.n}, expected at most update_every={update_every}: rewards "
@@ -160,9 +160,14 @@ class NStep(Record):
 
 
 class RunningNormalizeState(NamedTuple):
-    """Discounted return so far of each environment's episode, `[N]`, the number of the episode that
-    the next step belongs to unless something was left out, `[N]` int32, and the statistics of all
-    environments."""
+    """State of `RunningNormalize`.
+
+    Attributes:
+        discounted: `[N]` float32, the discounted return so far of each environment's episode.
+        episode: `[N]` int32, the expected number of the next step's episode; another one means that
+            steps were left out.
+        stats: over all environments.
+    """
 
     discounted: jax.Array
     episode: jax.Array
@@ -172,9 +177,9 @@ class RunningNormalizeState(NamedTuple):
 class RunningNormalize(Record):
     """Divides rewards by the running standard deviation of the discounted return, and clips.
 
-    The mean is left alone: taking it off would change what is optimal. (Engstrom et al. 2020,
-    arXiv:2005.12729, section 3.) The discounted return starts from 0 with every episode; a reward
-    beyond 1e15 doesn't come into it.
+    The mean isn't subtracted, which would change the optimal policy (Engstrom et al. 2020,
+    arXiv:2005.12729, section 3). The discounted return restarts from 0 in every episode; rewards
+    beyond 1e15 are left out of it.
 
     Attributes:
         gamma: discount; None for the agent's.
@@ -200,7 +205,7 @@ class RunningNormalize(Record):
         devices: Devices = ALONE,
     ) -> tuple[RunningNormalizeState, jax.Array]:
         done = terminated | truncated
-        if episode is None:  # nothing was left behind: each end begins the next
+        if episode is None:  # no steps were left out: each end starts the next
             ends = jnp.asarray(done, jnp.int32)
             episode = state.episode[None] + jnp.cumsum(ends, axis=0) - ends
 
@@ -208,7 +213,7 @@ class RunningNormalize(Record):
             (discounted, expected), (reward, episode, done) = carry, inputs
             bounded = jnp.where(jnp.abs(reward) <= BOUND, reward, 0.0)
             discounted = jnp.where(episode == expected, self.gamma * discounted, 0.0) + bounded
-            # What is out of bounds is for the statistics to see, and to count.
+            # The statistics get rewards out of bounds too, and count them.
             seen = discounted + (reward - bounded)
             return (jnp.where(done, 0.0, discounted), episode + done.astype(jnp.int32)), seen
 

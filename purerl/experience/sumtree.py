@@ -1,15 +1,15 @@
-"""A sum tree: draws an index in proportion to its weight, in O(log n).
+"""A sum tree: samples indices in proportion to weights, in O(log n).
 
-A tree is a tuple of arrays. The first holds the weights; each entry of a level is the sum of
-`FANOUT` neighbours in the level below, up to a level of one block. A sum is always added up anew
-from its children and never corrected by a difference, so that nothing drifts, however often the
-weights change, and no sum of weights can turn negative.
+A tree is a tuple of arrays. The first has the weights; each entry of a level is the sum of `FANOUT`
+neighbours in the level below, up to a level of one block. Sums are always recomputed from their
+children and never corrected by a difference, so that rounding errors don't accumulate, and no sum
+can become negative.
 """
 
 import jax
 import jax.numpy as jnp
 
-FANOUT = 16  # children of a node lie side by side: one gather reads them all
+FANOUT = 16  # a node's children are contiguous: one gather reads them all
 
 Tree = tuple[jax.Array, ...]
 
@@ -29,32 +29,32 @@ def write(tree: Tree, index: jax.Array, weight: jax.Array) -> Tree:
     """Sets the weights of some leaves.
 
     Args:
-        tree: as it is.
-        index: `[B]` int32; where one comes twice, either of its weights may stay. What is to be
-            dropped has one far beyond the last leaf, such as 2**30.
-        weight: `[B]`, none negative.
+        tree: before the write.
+        index: `[B]` int32; for a repeated index, any of its weights may win. A write is dropped if
+            its index is far beyond the last leaf, such as 2**30.
+        weight: `[B]`, not negative.
     """
     return refresh((tree[0].at[index].set(weight, mode="drop"), *tree[1:]), index)
 
 
 def write_range(tree: Tree, index: jax.Array, to: jax.Array, weight: jax.Array) -> Tree:
-    """Gives one weight to neighbouring leaves, for the price of the blocks that they fill.
+    """Sets consecutive leaves to one weight, at the cost of one update for each of their blocks.
 
     Args:
-        tree: as it is.
-        index: `[B]` int32, one after the other; they may go round once, from the last leaf that is
-            in use to the first.
-        to: `[B]`, the same, or beyond the last leaf where nothing is to be written.
-        weight: `[]`.
+        tree: before the write.
+        index: `[B]` int32, consecutive; may wrap around once, from the last leaf in use to the
+            first.
+        to: `[B]`, the same indices, or ones beyond the last leaf for dropped writes.
+        weight: `[]`, of every leaf.
     """
     leaves = tree[0].at[to].set(weight, mode="drop", unique_indices=True)
-    # A leaf of every block that has changed: each FANOUT-th, the last, and both sides of the seam.
+    # A leaf of each changed block: every FANOUT-th, the last, and both sides of the wrap-around.
     ends = jnp.stack([index[-1], jnp.max(index), jnp.min(index)])
     return refresh((leaves, *tree[1:]), jnp.append(index[::FANOUT], ends))
 
 
 def refresh(tree: Tree, index: jax.Array) -> Tree:
-    """Adds up the sums above some leaves anew: one leaf of each block that has changed will do."""
+    """Recomputes the sums above some leaves, at least one of each changed block."""
     levels = [tree[0]]
     for level in tree[1:]:
         index = index // FANOUT
@@ -69,10 +69,10 @@ def total(tree: Tree) -> jax.Array:
 
 
 def sample(tree: Tree, key: jax.Array, batch_size: int) -> jax.Array:
-    """Draws leaves with replacement, each in proportion to its weight.
+    """Samples leaves with replacement, in proportion to their weights.
 
-    A number is drawn for every level: a float32 has too few bits to tell a million leaves apart by
-    one. A leaf of weight 0 is never drawn while there is any other.
+    Each level takes a random number: one float32 has too few bits for a million leaves. A leaf of
+    weight 0 is never drawn unless all are 0.
 
     Returns:
         `[B]` int32.
@@ -84,20 +84,20 @@ def sample(tree: Tree, key: jax.Array, batch_size: int) -> jax.Array:
         sums = [weight[:, 0]]
         for k in range(1, FANOUT):
             sums.append(sums[-1] + weight[:, k])
-        # Added one by one they never fall, and stand still at a child of weight 0; and u < 1 keeps
-        # the mark below the last.
+        # Added one by one the sums never decrease, and are constant at a child of weight 0; u < 1
+        # keeps the mark below the last.
         mark = u * sums[-1]
         child = sum(((x <= mark).astype(jnp.int32) for x in sums[:-1]), jnp.int32(0))
-        # Without the barrier XLA:CPU works out the whole descent again for whatever reads it.
+        # Without the barrier XLA:CPU repeats the whole descent for each use of the result.
         node = jax.lax.optimization_barrier(node * FANOUT + child)
     return node
 
 
 def uniform(key: jax.Array, batch_size: int, num_leaves: jax.Array) -> jax.Array:
-    """Draws leaves with replacement, all of them alike: no tree is needed.
+    """Samples leaves uniformly with replacement, without a tree.
 
-    What `jax.random.randint` computes, 64 bits modulo the span, in one draw in place of three: in a
-    loop a draw costs as much for two numbers as for a thousand.
+    The method of `jax.random.randint`, 64 bits modulo the span, with one call of the generator
+    instead of three: in a loop a call costs as much for two numbers as for a thousand.
 
     Returns:
         `[B]` int32.

@@ -1,4 +1,4 @@
-"""What passes between rooms."""
+"""Transitions, the data of a rollout."""
 
 from typing import NamedTuple
 
@@ -8,20 +8,20 @@ from purerl.records.types import PyTree
 
 
 class Transition(NamedTuple):
-    """What one step leaves behind: `[N, ...]`, and `[T, N, ...]` after a rollout of T steps.
+    """One step of N environments, `[N, ...]`; `[T, N, ...]` for a rollout of T steps.
 
     Attributes:
-        obs: `[N, *obs_shape]`, as the environment gave it (not normalised).
-        action: `[N, *action_shape]`, the agent's own.
+        obs: `[N, *obs_shape]`, from the environment, not normalised.
+        action: `[N, *action_shape]`, the agent's, before the action processor.
         reward: `[N]` float32, after the rewarder.
-        next_obs: `[N, *obs_shape]`, the true successor, also where the environment was then reset.
-        terminated: `[N]` bool, the value beyond is 0.
-        truncated: `[N]` bool, the value beyond is V(next_obs).
-        episode: `[N]` int32, the number of the environment's episode. It changes where one ends, is
-            left unfinished by a reset, or has lost a rollout that was dropped for NaN.
-        valid: `[N]` bool, False for what follows an environment's first end in an episodic rollout
-            (`wait_end_path`): real experience, but of a path that is not waited for.
-        extras: what the agent wants back, such as `log_prob` and `value`, `[N]` each.
+        next_obs: `[N, *obs_shape]`, the true successor, also if the environment was then reset.
+        terminated: `[N]` bool, the bootstrap value is 0.
+        truncated: `[N]` bool, the bootstrap value is V(next_obs).
+        episode: `[N]` int32, the number of the environment's episode. It changes where an episode
+            ends, is abandoned by a reset, or loses a rollout that is dropped because of NaN.
+        valid: `[N]` bool, False after an environment's first end in an episodic rollout
+            (`wait_end_path`): real transitions, but of a path that may be unfinished.
+        extras: the agent's records, such as `log_prob` and `value`, `[N]` each.
     """
 
     obs: PyTree

@@ -1,4 +1,4 @@
-"""The networks that an agent builds where a user gives none."""
+"""The default networks of agents."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ def _orthogonal(gain: float) -> Any:
 
 @jax.custom_jvp
 def _thin_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`[B, m]` times `[m, n]` for a small n: plain, with a gradient that is no slower.
+    """`[B, m]` times `[m, n]` for a small n, with a fast gradient on the CPU.
 
-    The gradient of the kernel, `x.T @ dy`, has a large inner and a small outer dimension, and XLA's
-    CPU product takes twelve times as long for it as for its transpose, `dy.T @ x`. The tangent is
-    written so that this is what its transpose does; the barriers keep XLA from undoing it.
+    The kernel's gradient, `x.T @ dy`, has a large inner and a small outer dimension, and XLA:CPU
+    takes twelve times as long for it as for its transpose, `dy.T @ x`. The tangent is written so
+    that its transposition computes the latter; the barriers keep XLA from reverting it.
     """
     return x @ kernel
 
@@ -49,17 +49,17 @@ def _head(size: int, gain: float) -> nn.Dense:
     def product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
         return _thin_product(x, kernel)
 
-    # Of one output the product is fast as it is.
+    # With one output the plain product is fast.
     return nn.Dense(size, kernel_init=_orthogonal(gain), dot_general=product if size > 1 else None)
 
 
 class Torso(nn.Module):
     """Features of an observation, `[B, *obs_shape]` to `[B, hidden[-1]]`.
 
-    First, where `network` is "cnn", or "auto" and the observation is an image
-    `[B, height, width, channels]`, one convolution of 16 filters, 3 x 3 (Young and Tian 2019,
-    arXiv:1903.03176), with a stride that leaves at most 10 x 10 cells. Then dense layers. Images of
-    uint8 are divided by 255.
+    If `network` is "cnn", or "auto" and the observation is an image `[B, height, width, channels]`,
+    a convolution comes first: 16 filters of 3 x 3 (Young and Tian 2019, arXiv:1903.03176), with a
+    stride that leaves at most 10 x 10 cells. Then dense layers. Images of uint8 are divided by
+    255.
     """
 
     hidden: Sequence[int] = (64, 64)
@@ -97,8 +97,8 @@ def _as_floats(x: jax.Array) -> jax.Array:
 def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
     """`[B, H, W, C]` to `[B, H', W', size * size * C]`, the windows that a convolution sees.
 
-    A dense layer on them is the convolution, as a matrix product. XLA's own convolution runs some
-    70 times slower on the CPU inside a loop, where training always is.
+    A dense layer on them is the convolution, as a matrix product. On the CPU, XLA's convolution is
+    some 70 times slower inside a loop, as all of training is.
     """
     height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
     rows, cols = (stride * (n - 1) + 1 for n in (height, width))
@@ -122,7 +122,7 @@ class DefaultActor(Actor):
 
 
 class DefaultActorCritic(ActorCriticNetwork):
-    """A policy and V: a `Torso` that both share, and a dense layer for each."""
+    """A policy and a V critic: a shared `Torso`, and a dense layer for each."""
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
@@ -148,8 +148,7 @@ class DefaultCritic(Critic):
 
 
 class DefaultQCritic(Critic):
-    """A Q critic, Q(s, a): dense layers on the action, beside a `Torso`'s features of an
-    image, or beside the observation itself."""
+    """A Q critic, Q(s, a): a `Torso` on the action and the observation, and a dense layer."""
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
@@ -164,7 +163,7 @@ class DefaultQCritic(Critic):
 
 
 class DefaultQNetwork(Critic):
-    """A Q critic for discrete actions that gives the values of all at once, `[B, n]`."""
+    """A Q critic for n discrete actions, with the values of all as outputs, `[B, n]`."""
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"

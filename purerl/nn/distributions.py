@@ -1,15 +1,14 @@
-"""Distributions over actions, which actors return, as pytrees.
+"""Distributions over actions, the outputs of actors, as pytrees.
 
 Each has `sample(key)`, `mode()`, `log_prob(action)` and `entropy()`. Batch axes come first; the log
 probability of an array-valued action is the sum over its axes.
 
-Illegal actions have a logit of minus infinity, which `purerl.envs.spaces.where_legal` gives them:
-they are never drawn, never the mode, add nothing to the entropy, and no derivative goes through
-them.
+Illegal actions have a logit of minus infinity, from `purerl.envs.spaces.where_legal`: they are
+never sampled, never the mode, contribute nothing to the entropy, and get no gradient.
 
-From an action of a `TanhNormal` its probability can't be found where tanh is saturated: in float32
-an action of 1 has lost what was squashed. For a loss that needs it later, keep all that `draw`
-returns, and call `log_prob_of`.
+The probability of a `TanhNormal`'s action can't be recovered where tanh is saturated: in float32 an
+action of 1 has lost the pre-tanh number. For a loss that needs it later, keep every entry that
+`draw` returns, and call `log_prob_of`.
 """
 
 import math
@@ -24,7 +23,7 @@ from purerl.envs.spaces import split_choices
 
 
 class Distribution(Protocol):
-    """The protocol."""
+    """Interface of distributions over actions."""
 
     def sample(self, key: jax.Array) -> jax.Array: ...
     def mode(self) -> jax.Array: ...
@@ -33,12 +32,12 @@ class Distribution(Protocol):
     def entropy(self) -> jax.Array: ...
 
 
-PRE_ACTION = "pre_action"  # the buffer's entry for what was squashed into an action
+PRE_ACTION = "pre_action"  # the buffer's entry for the action before tanh
 
 
 def draw(distribution: Distribution, key: jax.Array) -> dict[str, jax.Array]:
-    """An action, `{"action": [B, *action_shape]}`, together with what `log_prob_of` needs besides:
-    of a `TanhNormal` the number that was squashed, of others nothing."""
+    """A sample, `{"action": [B, *action_shape]}`, with the other entries that `log_prob_of` needs:
+    for a `TanhNormal` the pre-tanh action, else none."""
     if isinstance(distribution, TanhNormal):
         x = distribution.base.sample(key)
         return {"action": distribution.squash(x), PRE_ACTION: x}
@@ -46,14 +45,14 @@ def draw(distribution: Distribution, key: jax.Array) -> dict[str, jax.Array]:
 
 
 def log_prob_of(distribution: Distribution, batch: Mapping[str, Any]) -> jax.Array:
-    """`[B]`, log probabilities of the actions of a batch, which has what `draw` returned."""
+    """`[B]`, log probabilities of the actions of a batch with the entries that `draw` returned."""
     if isinstance(distribution, TanhNormal) and PRE_ACTION in batch:
         return distribution.log_prob_before(batch[PRE_ACTION])
     return distribution.log_prob(batch["action"])
 
 
 def drawn_actions(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a buffer's entries those that `draw` returned."""
+    """The entries of a buffer that `draw` returned."""
     return {name: data[name] for name in ("action", PRE_ACTION) if name in data}
 
 
@@ -61,14 +60,14 @@ class Categorical(NamedTuple):
     """One of n actions.
 
     Attributes:
-        logits: `[..., n]`, unnormalised log probabilities; minus infinity where an action is
-            impossible, as `where_legal` gives them.
+        logits: `[..., n]`, unnormalised log probabilities; minus infinity for illegal actions, as
+            from `where_legal`.
     """
 
     logits: jax.Array
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """`[...]` int32."""
+        """A sample, `[...]` int32."""
         return jax.random.categorical(key, self.logits).astype(jnp.int32)
 
     def mode(self) -> jax.Array:
@@ -76,8 +75,8 @@ class Categorical(NamedTuple):
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """`[...]`; action is `[...]` of integers."""
-        # A one-hot product, not a gather: its gradient is a product too, and not a scatter.
+        """Log probability, `[...]`, of actions `[...]` of integers."""
+        # A one-hot product instead of a gather, so that its gradient isn't a scatter.
         chosen = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool)
         log_probs = jax.nn.log_softmax(self.logits)
         return jnp.sum(jnp.where(chosen, log_probs, 0.0), axis=-1)
@@ -87,7 +86,7 @@ class Categorical(NamedTuple):
         return action, self.log_prob(action)
 
     def entropy(self) -> jax.Array:
-        """`[...]`, in nats; an action of probability 0 (logit -inf) adds 0."""
+        """Entropy in nats, `[...]`; an action of probability 0 (logit -inf) contributes 0."""
         log_probs = jax.nn.log_softmax(self.logits)
         probs = jnp.exp(log_probs)
         return -jnp.sum(probs * jnp.where(probs > 0, log_probs, 0.0), axis=-1)
@@ -95,11 +94,11 @@ class Categorical(NamedTuple):
 
 @struct.dataclass
 class MultiCategorical:
-    """Several independent choices at once: the joint probability is the product of theirs.
+    """Several independent categorical distributions; the joint probability is their product.
 
     Attributes:
-        logits: `[..., sum(sizes)]`, unnormalised log probabilities, one choice's behind another's.
-        sizes: the number of options of each choice.
+        logits: `[..., sum(sizes)]`, unnormalised log probabilities, concatenated.
+        sizes: the number of categories of each.
         action_shape: of an action, which has `len(sizes)` numbers; None for `[len(sizes)]`.
     """
 
@@ -109,8 +108,8 @@ class MultiCategorical:
 
     @property
     def parts(self) -> Categorical:
-        """The choices, `[..., len(sizes)]` of them, as one distribution over `max(sizes)`
-        options."""
+        """The distributions as one with batch shape `[..., len(sizes)]` over `max(sizes)`
+        categories."""
         return Categorical(split_choices(self.logits, self.sizes, -jnp.inf))
 
     def _whole(self, parts: jax.Array) -> jax.Array:
@@ -118,15 +117,15 @@ class MultiCategorical:
         return parts.reshape(*parts.shape[:-1], *shape)
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """`[..., *action_shape]` int32."""
+        """A sample, `[..., *action_shape]` int32."""
         return self._whole(self.parts.sample(key))
 
     def mode(self) -> jax.Array:
-        """`[..., *action_shape]` int32, the most likely of each choice."""
+        """`[..., *action_shape]` int32, the most likely category of each."""
         return self._whole(self.parts.mode())
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """`[...]`; action is `[..., *action_shape]` of integers."""
+        """Log probability, `[...]`, of actions `[..., *action_shape]` of integers."""
         chosen = action.reshape(*self.logits.shape[:-1], len(self.sizes))
         return jnp.sum(self.parts.log_prob(chosen), axis=-1)
 
@@ -135,16 +134,16 @@ class MultiCategorical:
         return action, self.log_prob(action)
 
     def entropy(self) -> jax.Array:
-        """`[...]`, in nats, the sum of the choices'."""
+        """Entropy in nats, `[...]`, the sum over the distributions."""
         return jnp.sum(self.parts.entropy(), axis=-1)
 
 
 @struct.dataclass
 class Normal:
-    """Independent normal distributions for each number of the action.
+    """Independent normal distributions, one for each number of the action.
 
     Attributes:
-        loc, scale: `[..., *action_shape]`, mean and standard deviation, of one shape.
+        loc, scale: `[..., *action_shape]`, mean and standard deviation, of the same shape.
         event_ndim: number of the action's axes.
     """
 
@@ -153,7 +152,7 @@ class Normal:
     event_ndim: int = struct.field(pytree_node=False, default=1)
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """`[..., *action_shape]`."""
+        """A sample, `[..., *action_shape]`."""
         return self.loc + self.scale * jax.random.normal(key, self.loc.shape, self.loc.dtype)
 
     def mode(self) -> jax.Array:
@@ -161,7 +160,7 @@ class Normal:
         return self.loc
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """`[...]`."""
+        """Log probability, `[...]`, of actions `[..., *action_shape]`."""
         z = (action - self.loc) / self.scale
         log_prob = -0.5 * (z**2 + math.log(2 * math.pi)) - jnp.log(self.scale)
         return _sum_event(log_prob, self.event_ndim)
@@ -171,7 +170,7 @@ class Normal:
         return action, self.log_prob(action)
 
     def entropy(self) -> jax.Array:
-        """`[...]`, in nats."""
+        """Entropy in nats, `[...]`."""
         entropy = 0.5 * math.log(2 * math.pi * math.e) + jnp.log(self.scale)
         return _sum_event(jnp.broadcast_to(entropy, self.loc.shape), self.event_ndim)
 
@@ -181,7 +180,7 @@ class TanhNormal:
     """A normal distribution squashed by tanh into [low, high] (Haarnoja et al. 2018, app. C).
 
     Attributes:
-        loc, scale: `[..., *action_shape]`, mean and standard deviation before the squashing.
+        loc, scale: `[..., *action_shape]`, mean and standard deviation before tanh.
         low, high: bounds, which broadcast to `action_shape`.
         event_ndim: number of the action's axes.
     """
@@ -194,40 +193,40 @@ class TanhNormal:
 
     @property
     def base(self) -> Normal:
-        """The distribution before the squashing."""
+        """The distribution before tanh."""
         return Normal(self.loc, self.scale, self.event_ndim)
 
     def squash(self, x: jax.Array) -> jax.Array:
-        """From numbers before the squashing, `[..., *action_shape]`, to actions."""
+        """Actions `[..., *action_shape]` from pre-tanh numbers of the same shape."""
         center, half = self._range()
         return center + half * jnp.tanh(x)
 
     def _range(self) -> tuple[jax.Array, jax.Array]:
-        """Middle and half width of the bounds, with as many axes as an action has."""
+        """Center and half range of the bounds, with as many axes as `loc`."""
         low, high = (_lift(bound, self.loc) for bound in (self.low, self.high))
         return (high + low) / 2, (high - low) / 2
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """`[..., *action_shape]`, inside the bounds."""
+        """A sample, `[..., *action_shape]`, inside the bounds."""
         return self.squash(self.base.sample(key))
 
     def mode(self) -> jax.Array:
-        """`[..., *action_shape]`, the squashed mean, which is the median."""
+        """`[..., *action_shape]`, tanh of the mean, which is the median."""
         return self.squash(self.loc)
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """`[...]`; an action on a bound is taken for one just inside. Near the bounds rounding of
-        the action makes this inexact: see `log_prob_before`."""
+        """Log probability, `[...]`, of actions `[..., *action_shape]`; an action on a bound counts
+        as one just inside. Inexact near the bounds, by rounding: see `log_prob_before`."""
         center, half = self._range()
         squashed = (action - center) / half
         edge = 1.0 - jnp.finfo(squashed.dtype).eps
         return self.log_prob_before(jnp.arctanh(jnp.clip(squashed, -edge, edge)))
 
     def log_prob_before(self, x: jax.Array) -> jax.Array:
-        """`[...]`, exact log probability of the action that x, `[..., *action_shape]`, is squashed
-        to."""
+        """Exact log probability, `[...]`, of the action `squash(x)`, for x
+        `[..., *action_shape]`."""
         _, half = self._range()
-        # log(1 - tanh(x)^2), which a difference of two numbers near 1 would lose.
+        # log(1 - tanh(x)^2), without the cancellation near 1.
         log_slope = jnp.log(half) + 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
         return self.base.log_prob(x) - _sum_event(log_slope, self.event_ndim)
 
@@ -237,11 +236,11 @@ class TanhNormal:
         return self.squash(x), self.log_prob_before(x)
 
     def entropy(self) -> jax.Array:
-        """`[...]`, in nats, to 1e-4: the normal's entropy plus the mean of the log slope.
+        """Entropy in nats, `[...]`, to 1e-4: the normal's entropy plus the mean of the log slope.
 
-        The slope is half (1 - tanh(x)^2), whose logarithm is log(half) + 2 log 2 - 2 E|x - L| with
-        L of the logistic distribution that has the density 1 / (2 cosh(L)^2). Of a mixture of
-        normals in its place (Monahan and Stefanski 1989) the mean over x has a closed form.
+        The slope is half (1 - tanh(x)^2), whose logarithm is log(half) + 2 log 2 - 2 E|x - L|, with
+        L from the logistic distribution of density 1 / (2 cosh(L)^2). With a mixture of normals in
+        place of the latter (Monahan and Stefanski 1989), the mean over x has a closed form.
         """
         _, half = self._range()
         total = sum(
@@ -253,14 +252,14 @@ class TanhNormal:
 
 
 def _mean_abs(loc: jax.Array, scale: jax.Array) -> jax.Array:
-    """E|x| of a normal x."""
+    """E|x| for a normal x."""
     z = loc / scale
     tail = math.sqrt(2 / math.pi) * jnp.exp(-0.5 * z**2)
     return scale * tail + loc * jax.lax.erf(z * math.sqrt(0.5))
 
 
 def _lift(x: Any, like: jax.Array) -> jax.Array:
-    """x with as many axes as `like`, new ones first."""
+    """x with leading axes added, to as many as `like` has."""
     x = jnp.asarray(x, like.dtype)
     return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)
 
@@ -269,6 +268,6 @@ def _sum_event(x: jax.Array, event_ndim: int) -> jax.Array:
     return jnp.sum(x, axis=tuple(range(x.ndim - event_ndim, x.ndim)))
 
 
-# Shares and standard deviations of normals around 0 that together are the logistic distribution of
-# `TanhNormal.entropy`: log(2 cosh(x)) = E|x - L| to 2e-5, and tanh, its derivative.
+# Weights and standard deviations of normals around 0 whose mixture approximates the logistic
+# distribution of `TanhNormal.entropy`: log(2 cosh(x)) = E|x - L| to 2e-5, and tanh, its derivative.
 _LOGISTIC = ((0.101506, 0.48592), (0.452002, 0.709865), (0.383809, 1.045017), (0.062683, 1.554828))

@@ -1,7 +1,7 @@
-"""Memory of networks, through steps and through whole rollouts.
+"""Memory of recurrent networks, for single steps and whole rollouts.
 
-A network has one where its `create_network` has a parameter of that name. The functions here take
-networks without one too: their memory is `()`.
+A network has a memory if its `create_network` has a parameter `memory`. The functions here accept
+networks without one too, with `()` as memory.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ Network = Actor | Critic
 
 
 def init_memory(network: Network, num: int) -> PyTree:
-    """The memory of N environments whose episodes begin, `[N, ...]`."""
+    """The initial memory for N environments, `[N, ...]`."""
     return network.initial_memory(num) if takes_memory(type(network)) else ()
 
 
 def reset_memory(network: Network, memory: PyTree, fresh: jax.Array) -> PyTree:
-    """The memory `[N, ...]`, as it is at the beginning where `fresh`, `[N]` bool."""
+    """The memory `[N, ...]`, set to the initial one where `fresh`, `[N]` bool."""
     first = init_memory(network, fresh.shape[0])
 
     def choose(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -34,13 +34,13 @@ def reset_memory(network: Network, memory: PyTree, fresh: jax.Array) -> PyTree:
 def step(
     network: nn.Module, params: PyTree, memory: PyTree, *inputs: Any, method: str | None = None
 ) -> tuple[PyTree, Any]:
-    """The memory after a step, and the network's output.
+    """One step of a network: the memory after it, and the output.
 
     Args:
         network, params: the network, and its variables.
         memory: before the step, `[N, ...]`.
-        *inputs: observations, and of a Q critic actions, `[N, ...]`.
-        method: another than `__call__`, such as "policy_and_value".
+        *inputs: observations, and actions for a Q critic, `[N, ...]`.
+        method: the method to call in place of `__call__`, such as "policy_and_value".
     """
     if not takes_memory(type(network)):
         return memory, apply(network, params, *inputs, method=method)
@@ -56,16 +56,16 @@ def unroll(
     *inputs: Any,
     method: str | None = None,
 ) -> tuple[PyTree, Any]:
-    """T steps in one pass: the memory after them, and the outputs `[T, N, ...]`.
+    """T steps of a network: the memory after them, and the outputs `[T, N, ...]`.
 
-    A network without a memory sees all steps at once; one with a memory is scanned over them.
+    A network without a memory is applied to all steps at once; one with a memory is scanned.
 
     Args:
         network, params: the network, and its variables.
         memory: before the first step, `[N, ...]`.
-        fresh: `[T, N]` bool, whether an episode begins with the step.
-        *inputs: observations, and of a Q critic actions, `[T, N, ...]`.
-        method: another than `__call__`, such as "policy_and_value".
+        fresh: `[T, N]` bool, whether an episode begins at the step.
+        *inputs: observations, and actions for a Q critic, `[T, N, ...]`.
+        method: the method to call in place of `__call__`, such as "policy_and_value".
     """
     if not takes_memory(type(network)):
         size = fresh.shape

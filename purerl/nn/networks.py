@@ -1,4 +1,4 @@
-"""Actors and critics: flax modules that a user subclasses.
+"""Actors and critics: base classes of a user's flax modules.
 
 A subclass implements `create_network` and is passed to an agent uninstantiated:
 
@@ -31,22 +31,22 @@ DEFAULT_DISTRIBUTION = "default"
 
 
 class Actor(nn.Module):
-    """Policy: from observations to a distribution over actions, or to actions.
+    """A policy: observations to a distribution over actions, or to actions.
 
     Attributes:
-        action_space: given by the agent.
+        action_space: set by the agent.
         distribution: `Categorical`, `MultiCategorical`, `Normal` or `TanhNormal`; None for a
-            deterministic policy. By default it follows from the action space: Categorical for one
-            choice, MultiCategorical for several, Normal for continuous actions.
-        init_log_std: where the state-independent log standard deviation starts.
-        view: the part of the observation that the network sees, and the legal actions; given by the
+            deterministic policy. The default depends on the action space: Categorical for Discrete,
+            MultiCategorical for MultiDiscrete, Normal for continuous actions.
+        init_log_std: initial value of a state-independent log standard deviation.
+        view: the part of the observation that the network sees, and the legal actions; set by the
             agent.
 
-    What `create_network` returns is checked when the agent is initialised, and taken as float32.
-    For continuous actions it is in units of half the action's range, from its middle: 0 is the
-    middle, -1 and 1 are the bounds (or the action itself where a bound is infinite).
+    The output of `create_network` is checked when the agent is initialised, and converted to
+    float32. For continuous actions it is scaled: -1 and 1 are the bounds, 0 the middle (unscaled if
+    a bound is infinite).
 
-    Of flax's collections only "params" is trained.
+    Only flax's collection "params" is trained.
     """
 
     action_space: Space
@@ -55,49 +55,49 @@ class Actor(nn.Module):
     view: View = View()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # A dataclass takes `distribution = None` in a subclass for a new default only with an
-        # annotation, and would silently keep the old one without.
+        # A dataclass ignores `distribution = None` in a subclass without an annotation, and keeps
+        # the base's default.
         for field in dataclasses.fields(cast(Any, cls)):
             if field.name in vars(cls):
                 cls.__annotations__.setdefault(field.name, Any)
         super().__init_subclass__(**kwargs)
 
     def create_network(self, obs: Any) -> Any:
-        """For subclasses.
+        """The network, for subclasses to implement.
 
         Args:
-            obs: `[B, *obs_shape]`, or a pytree of such; `self.view.features(obs)` are its leaves as
-                the default networks take them, categories one-hot and without the mask.
+            obs: `[B, *obs_shape]`, or a pytree of such; `self.view.features(obs)` gives its leaves
+                as for the default networks, with categories one-hot and without the mask.
 
         Returns:
             For Categorical and MultiCategorical `[B, action_dim]` logits. For Normal and TanhNormal
-            the mean `[B, action_dim]`, with a log standard deviation that is a parameter; or a pair
-            of mean and log standard deviation, `[B, action_dim]` each. For None the action
-            `[B, action_dim]`, which tanh then squashes into the bounds.
+            the mean `[B, action_dim]`, and the log standard deviation is a parameter; or a pair of
+            mean and log standard deviation, `[B, action_dim]` each. For None the action
+            `[B, action_dim]`, before tanh, which bounds it.
         """
         raise NotImplementedError(f"{type(self).__name__} has to implement create_network")
 
     @property
     def action_dim(self) -> int:
-        """The number of outputs that `create_network` has to return for each observation: of
-        discrete actions, one for each choice."""
+        """The number of outputs of `create_network` for each observation; for discrete actions, one
+        for each choice."""
         return self.action_space.num_outputs
 
     def initial_memory(self, batch: int) -> Any:
-        """For subclasses with a memory: its value where an episode begins, a pytree of arrays
-        `[batch, ...]`. Their `create_network(self, obs, memory)` returns a pair: what it would
-        return without, and the memory after the step."""
+        """The memory at the start of an episode, a pytree of arrays `[batch, ...]`; for subclasses
+        with a memory to implement. Their `create_network(self, obs, memory)` returns a pair: the
+        output, and the memory after the step."""
         raise NotImplementedError(f"{type(self).__name__} has to implement initial_memory")
 
     @nn.compact
     def __call__(self, obs: Any, memory: Any = None) -> Any:
-        """A distribution with batch shape `[B]`, or actions `[B, *action_shape]` where
-        `distribution` is None; of a network with a memory, that and the memory after the step."""
+        """A distribution with batch shape `[B]`, or actions `[B, *action_shape]` if `distribution`
+        is None; with a memory, a pair of that and the memory after the step."""
         out, after = _create(self, obs, memory)
         return _beside(self._policy(out, obs), after)
 
     def _policy(self, out: Any, obs: Any) -> Any:
-        """The distribution, of what `create_network` returned at observations `[B, ...]`."""
+        """The distribution from the output of `create_network` at observations `[B, ...]`."""
         if type(self).create_distribution is Actor.create_distribution:
             batch = _batch_size(obs)
             for x in out if _is_pair(out) else (out,):
@@ -106,20 +106,20 @@ class Actor(nn.Module):
         return self.create_distribution(out, self.view.mask(obs))
 
     def create_distribution(self, out: Any, legal: jax.Array | None) -> Any:
-        """The distribution that `distribution` names; a subclass may build any other here.
+        """The distribution set by `distribution`; a subclass may override it to return another.
 
         Args:
-            out: what `create_network` returned.
-            legal: `[B, action_dim]` bool, the legal ones of discrete actions; None for all. Others
-                must have no probability (`purerl.where_legal` gives them logits of -inf).
+            out: the output of `create_network`.
+            legal: `[B, action_dim]` bool, the mask of legal discrete actions; None if all are.
+                Illegal ones must have probability 0 (`purerl.where_legal` sets logits of -inf).
 
         Returns:
-            A `purerl.nn.distributions.Distribution` with batch shape `[B]`; `[B, *action_shape]`
-            actions where the policy is deterministic.
+            A `purerl.nn.distributions.Distribution` with batch shape `[B]`; for a deterministic
+            policy actions `[B, *action_shape]`.
         """
         distribution, space = self._distribution(), cast(Any, self.action_space)
         mean, log_std = out if _is_pair(out) else (out, None)
-        mean = jnp.asarray(mean, jnp.float32)  # whatever precision the network computes in
+        mean = jnp.asarray(mean, jnp.float32)  # from any precision of the network
         if space.sizes is not None:
             if log_std is not None:
                 raise ConfigError(f"{self._name()}.create_network: got a pair, expected logits")
@@ -182,9 +182,9 @@ class Actor(nn.Module):
 
 
 class ActorCriticNetwork(Actor):
-    """One network that gives the policy and V(s), with layers that both share.
+    """One network for the policy and V(s), with shared layers.
 
-    It is given to an agent in the place of its actor, and the agent then has no other critic:
+    It is passed to an agent as its actor, and the agent then has no separate critic:
 
         class MyNetwork(purerl.ActorCriticNetwork):
             @nn.compact
@@ -194,13 +194,13 @@ class ActorCriticNetwork(Actor):
 
         agent = purerl.PPO(actor=MyNetwork)
 
-    `create_network` returns a pair: what an `Actor`'s returns, and the value, `[B]` or `[B, 1]`.
+    `create_network` returns a pair: the output of an `Actor`'s, and the value, `[B]` or `[B, 1]`.
     """
 
     @nn.compact
     def policy_and_value(self, obs: Any, memory: Any = None) -> Any:
-        """The distribution, and V(s), `[B]` float32; of a network with a memory, that pair and the
-        memory after the step."""
+        """A pair of the distribution and V(s), `[B]` float32; with a memory, a pair of that pair
+        and the memory after the step."""
         out, after = _create(self, obs, memory)
         if not _is_pair(out):
             raise ConfigError(
@@ -216,15 +216,15 @@ class ActorCriticNetwork(Actor):
 
 
 class Critic(nn.Module):
-    """Value: of an observation, V(s), or of an observation and an action, Q(s, a).
+    """A value function: V(s) of an observation, or Q(s, a) of an observation and an action.
 
-    Which one follows from the subclass's `create_network`: one with a parameter `action` is a Q
-    critic; so is, where an action is one choice, one that returns a number for each action; every
-    other one is a V critic, and returns a number for each observation.
+    A subclass whose `create_network` has a parameter `action` is a Q critic; so is, for Discrete
+    actions, one that returns a number for each action. Any other one is a V critic, and returns a
+    number for each observation.
 
     Attributes:
-        action_space: given by the agent.
-        view: the part of the observation that the network sees, and the legal actions; given by the
+        action_space: set by the agent.
+        view: the part of the observation that the network sees, and the legal actions; set by the
             agent.
     """
 
@@ -232,35 +232,36 @@ class Critic(nn.Module):
     view: View = View()
 
     def create_network(self, *args: Any, **kwargs: Any) -> Any:
-        """For subclasses: `create_network(self, obs)` or `create_network(self, obs, action)`.
+        """The network, for subclasses to implement, as `create_network(self, obs)` or
+        `create_network(self, obs, action)`.
 
-        `obs` is `[B, *obs_shape]`, or a pytree of such. `action` is `[B, action_dim]`: one-hot
-        where actions are discrete, one choice behind another; else in units of half the action's
-        range, from its middle, so that -1 and 1 are the bounds. Other parameters need defaults.
+        `obs` is `[B, *obs_shape]`, or a pytree of such. `action` is `[B, action_dim]`: one-hot and
+        concatenated for discrete actions, else scaled so that -1 and 1 are the bounds. Other
+        parameters need defaults.
 
         Returns:
-            `[B]` or `[B, 1]`; or `[B, n]` from `(obs)`, the values of the n discrete actions.
+            `[B]` or `[B, 1]`; or, without `action`, `[B, n]`, the values of n discrete actions.
         """
         raise NotImplementedError(f"{type(self).__name__} has to implement create_network")
 
     @property
     def action_dim(self) -> int:
-        """The number of an action's entries; of discrete actions, the number of choices."""
+        """The width of an encoded action; for discrete actions, the number of choices."""
         assert self.action_space is not None
         return self.action_space.num_outputs
 
     def initial_memory(self, batch: int) -> Any:
-        """As of an `Actor`."""
+        """The memory at the start of an episode, as that of an `Actor`."""
         raise NotImplementedError(f"{type(self).__name__} has to implement initial_memory")
 
     def __call__(self, obs: Any, action: jax.Array | None = None, memory: Any = None) -> Any:
-        """`[B]` values; `[B, n]` from a critic that gives those of all actions; of a network with a
-        memory, that and the memory after the step.
+        """Values `[B]`, or `[B, n]` from a critic with the values of n actions as outputs; with a
+        memory, a pair of that and the memory after the step.
 
         Args:
             obs: `[B, *obs_shape]`.
             action: `[B, *action_shape]`, for a critic that takes it.
-            memory: for a critic that has one.
+            memory: for a critic with a memory.
         """
         batch, name = _batch_size(obs), f"{type(self).__name__}.create_network"
         space = self.action_space
@@ -279,13 +280,12 @@ class Critic(nn.Module):
 
 
 def takes_action(critic: Callable[..., Critic]) -> bool:
-    """Whether a critic takes the action: whether its `create_network` has a parameter of that
-    name."""
+    """Whether a critic takes the action, a parameter `action` of its `create_network`."""
     return "action" in _parameters(critic)
 
 
 def takes_memory(network: Callable[..., nn.Module]) -> bool:
-    """Whether a network has a memory: whether its `create_network` has a parameter of that name."""
+    """Whether a network has a memory, a parameter `memory` of its `create_network`."""
     return "memory" in _parameters(network)
 
 
@@ -293,7 +293,7 @@ def check_parameters(network: Callable[..., nn.Module]) -> None:
     """Checks the parameters of a network's `create_network`.
 
     Raises:
-        ConfigError: there is one without a default that nobody gives.
+        ConfigError: an unknown parameter without a default.
     """
     cls: Any = getattr(network, "func", network)
     is_critic, parameters = issubclass(cls, Critic), list(_parameters(network).values())
@@ -312,14 +312,14 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 def _parameters(network: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
-    """Those of `create_network`, after self."""
+    """The parameters of `create_network` after self."""
     cls: Any = getattr(network, "func", network)  # functools.partial
     return dict(list(inspect.signature(cls.create_network).parameters.items())[1:])
 
 
 def init_network(network: nn.Module, key: jax.Array, *inputs: Any) -> Any:
-    """A network's variables for inputs like these, observations first: "params", which are trained,
-    and whatever other collections of flax it has, which stay as they are initialised."""
+    """A network's initial variables for example inputs, observations first: "params", which are
+    trained, and flax's other collections, which keep their initial values."""
     options = {}
     if takes_memory(type(network)):
         options["memory"] = cast(Any, network).initial_memory(_batch_size(inputs[0]))
@@ -327,7 +327,7 @@ def init_network(network: nn.Module, key: jax.Array, *inputs: Any) -> Any:
 
 
 def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:
-    """Variables, as of `init_network`, for observations like these, `[B, *obs_shape]`."""
+    """A critic's initial variables (see `init_network`) for observations `[B, *obs_shape]`."""
     if not takes_action(type(critic)):
         return init_network(critic, key, obs)
     space, batch = critic.action_space, _batch_size(obs)
@@ -336,14 +336,14 @@ def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:
 
 
 def trained(params: Any) -> tuple[Any, Callable[[Any], Any]]:
-    """The trained part of networks' variables: floats, and of flax's collections only "params".
+    """The trained part of networks' variables: floats, of flax's collections only "params".
 
     Args:
         params: variables of a network, or a pytree of such, or of arrays.
 
     Returns:
-        The trained part, and a function that puts another in its place and gives the whole. Where
-        all is trained, the part is `params`.
+        The trained part, and a function from a new trained part to the whole. If everything is
+        trained, the part is `params`.
     """
 
     def is_variables(x: Any) -> bool:
@@ -369,7 +369,7 @@ def trained(params: Any) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def is_q_critic(critic: Critic, obs: Any) -> bool:
-    """Whether it is a Q critic: takes the action, or returns the values of all of them."""
+    """Whether it is a Q critic, which takes the action or returns the values of all actions."""
     if takes_action(type(critic)):
         return True
     out, _ = jax.eval_shape(critic.init_with_output, jax.random.key(0), obs)
@@ -377,25 +377,25 @@ def is_q_critic(critic: Critic, obs: Any) -> bool:
 
 
 def q_value(critic: Critic, params: Any, obs: Any, action: jax.Array) -> jax.Array:
-    """`[B]`, Q(s, a) of a Q critic, for `[B, *obs_shape]` and `[B, *action_shape]`."""
+    """Q(s, a) of a Q critic, `[B]`, for obs `[B, *obs_shape]` and action `[B, *action_shape]`."""
     if takes_action(type(critic)):
         return apply(critic, params, obs, action)
     return pick(apply(critic, params, obs), action)
 
 
 def pick(values: jax.Array, action: jax.Array) -> jax.Array:
-    """`[B]`, of values `[B, n]` those of the actions `[B]`.
+    """The values `[B]` of actions `[B]`, from the values `[B, n]` of all.
 
-    A one-hot choice, not a gather: its gradient is a choice too, and not a scatter. What isn't
-    chosen may be infinite.
+    A one-hot selection instead of a gather, so that its gradient isn't a scatter. Values that
+    aren't picked may be infinite.
     """
     chosen = jax.nn.one_hot(action, values.shape[-1], dtype=bool)
     return jnp.sum(jnp.where(chosen, values, 0.0), axis=-1)
 
 
 def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
-    """`[B, n]`, Q(s, a) of a Q critic for each of n discrete actions; minus infinity for those that
-    are illegal at the observation."""
+    """Q(s, a) of a Q critic for each of n discrete actions, `[B, n]`; minus infinity for actions
+    that are illegal at the observation."""
     batch, n = _batch_size(obs), critic.action_dim
     if not takes_action(type(critic)):
         values = apply(critic, params, obs).reshape(batch, n)
@@ -409,16 +409,16 @@ def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
 
 
 def uniform_action(network: Actor | Critic, obs: Any, uniform: jax.Array) -> jax.Array:
-    """`[B]` int32, one of the n discrete actions for each observation, the legal ones alike.
+    """A uniform choice of the legal discrete actions at each observation, `[B]` int32.
 
     Args:
-        network: it knows the actions and which are legal.
+        network: has the action space, and the view with the legal actions.
         obs: `[B, *obs_shape]`.
-        uniform: `[B]`, random numbers between 0 and 1.
+        uniform: `[B]`, uniform random numbers in [0, 1).
     """
     n, legal = cast(Any, network.action_space).n, network.view.mask(obs)
     if legal is None:
-        return jnp.minimum((uniform * n).astype(jnp.int32), n - 1)  # where it was rounded up
+        return jnp.minimum((uniform * n).astype(jnp.int32), n - 1)  # if the product is rounded up
     legal = legal | ~jnp.any(legal, axis=-1, keepdims=True)
     count = jnp.cumsum(legal.astype(jnp.int32), axis=-1)
     drawn = jnp.minimum((uniform * count[:, -1]).astype(jnp.int32), count[:, -1] - 1)
@@ -428,7 +428,7 @@ def uniform_action(network: Actor | Critic, obs: Any, uniform: jax.Array) -> jax
 def policy_and_value(
     actor: Actor, critic: Critic | None, params: dict[str, Any], obs: Any
 ) -> tuple[Any, jax.Array]:
-    """The distribution, and V(s), `[B]`.
+    """The distribution, and V(s) `[B]`.
 
     Args:
         actor, critic: an actor and a V critic; or an `ActorCriticNetwork` and None.
@@ -441,7 +441,7 @@ def policy_and_value(
 
 
 def value_of(actor: Actor, critic: Critic | None, params: dict[str, Any], obs: Any) -> jax.Array:
-    """V(s), `[B]`; arguments as in `policy_and_value`."""
+    """V(s) `[B]`; arguments as in `policy_and_value`."""
     if critic is None:
         return policy_and_value(actor, critic, params, obs)[1]
     return apply(critic, params["critic"], obs)
@@ -450,10 +450,10 @@ def value_of(actor: Actor, critic: Critic | None, params: dict[str, Any], obs: A
 def apply(
     network: nn.Module, params: Any, *inputs: Any, method: str | None = None, **options: Any
 ) -> Any:
-    """The output of a network, or of another of its methods, for its inputs.
+    """The output of a network, or of another method of it.
 
     Raises:
-        ConfigError: it changes its variables while it is applied, or draws random numbers.
+        ConfigError: applying it changes its variables, or draws random numbers.
     """
     try:
         return network.apply(params, *inputs, method=method, **options)
@@ -475,22 +475,23 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _drawn_alike(mean: jax.Array, log_std: jax.Array, space: Box) -> tuple[Any, Any, Box]:
-    """Of an action's numbers those without a range, whose bounds are equal: always drawn from the
-    same distribution, from bounds 1 to each side, and clipped to what they have to be on the way to
-    the environment. Log probabilities stay finite, and nothing is learned from them.
+    """Replaces the distribution of action entries with equal bounds by a fixed one, with bounds 1
+    to each side; they are clipped on the way to the environment. Log probabilities stay finite, and
+    nothing is learned from these entries.
 
     Args:
         mean, log_std: `[B, action_dim]`.
         space: of the actions.
 
     Returns:
-        The same, with 0 for the mean and the log standard deviation of these numbers.
+        Mean and log standard deviation, 0 for these entries, and the space with wider bounds.
     """
     fixed = space.half_range == 0.0
     if not fixed.any():
         return mean, log_std, space
     mean, log_std = (jnp.where(fixed.reshape(1, -1), 0.0, x) for x in (mean, log_std))
-    room = np.maximum(fixed, fixed * 4 * np.spacing(np.abs(space.low)))  # 1, or what is beyond it
+    # 1 to each side, or more where float32 has a coarser spacing.
+    room = np.maximum(fixed, fixed * 4 * np.spacing(np.abs(space.low)))
     low, high = space.low - room, space.high + room
     return mean, log_std, Box(low, high, space.shape, space.dtype)
 
@@ -501,7 +502,7 @@ def _batch_size(obs: Any) -> int:
 
 def _create(network: Actor | Critic, obs: Any, memory: Any, **inputs: Any) -> tuple[Any, Any]:
     """The output of a network's `create_network` for the part that it sees, and the memory after
-    the step; None of a network without."""
+    the step, None for a network without."""
     name, seen = type(network).__name__, network.view.seen(obs)
     if takes_memory(type(network)) != (memory is not None):
         what = "no memory, and was given one" if memory is not None else "a memory, and got none"
@@ -534,7 +535,7 @@ def _shown(out: Any) -> str:
 
 
 def _one_each(what: str, out: Any, batch: int) -> jax.Array:
-    """`[B]` float32, one value for each observation. Raises ConfigError for any other shape."""
+    """Values `[B]` float32 from an output. Raises ConfigError unless it is `[B]` or `[B, 1]`."""
     if getattr(out, "shape", None) not in ((batch,), (batch, 1)):
         raise ConfigError(
             f"{what}: got {_shown(out)}, expected {(batch,)} or {(batch, 1)}: one value an "
@@ -545,6 +546,6 @@ def _one_each(what: str, out: Any, batch: int) -> jax.Array:
 
 
 def _check_floats(what: str, out: Any) -> None:
-    """Raises ConfigError for numbers through which no gradient comes, or complex ones."""
+    """Raises ConfigError unless the dtype is a real float."""
     if hasattr(out, "dtype") and not jnp.issubdtype(out.dtype, jnp.floating):
         raise ConfigError(f"{what}: got {out.dtype}, expected floats")

@@ -1,4 +1,4 @@
-"""Views: the part of the observations that a network sees, and the actions that are legal there."""
+"""Views: the part of an observation that a network sees, and the mask of legal actions."""
 
 import dataclasses
 import functools
@@ -20,12 +20,12 @@ Sees = str | tuple[str, ...] | Callable[[PyTree], PyTree] | None
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A network's way of looking at the observations of an environment.
+    """A network's view of an environment's observations.
 
     Attributes:
-        observation_space: the environment's; None where it isn't known.
+        observation_space: the environment's; None if it isn't known.
         sees: the part that the network sees: a key of a dict observation, several keys, or a
-            function of one observation; None for all of it.
+            function of one observation; None for the whole.
         legal: the legal actions, `EnvSpec.legal`.
     """
 
@@ -39,15 +39,15 @@ class View:
 
     @classmethod
     def of(cls, spec: EnvSpec, sees: Sees = None, name: str = "sees") -> "View":
-        """The view of an environment.
+        """A view of an environment.
 
         Args:
             spec: the environment's.
             sees: see `View`.
-            name: the argument's, for errors.
+            name: of the argument `sees`, for errors.
 
         Raises:
-            ConfigError: a key that observations don't have, or a function that can't take them.
+            ConfigError: an unknown key, or a function that fails on an observation.
         """
         keys = (sees,) if isinstance(sees, str) else sees if isinstance(sees, tuple) else ()
         known = spec.observation_space
@@ -66,7 +66,7 @@ class View:
         if callable(sees):
             try:
                 _sources(view)
-            except Exception as error:  # a user's function raises of every kind
+            except Exception as error:  # any kind, from a user's function
                 raise ConfigError(
                     f"{name}: {getattr(sees, '__name__', sees)} can't take one observation of "
                     f"{spec.name}: {type(error).__name__}: {error}"
@@ -74,19 +74,19 @@ class View:
         return view
 
     def seen(self, obs: PyTree) -> PyTree:
-        """The network's part of observations `[B, *obs_shape]`, `[B, ...]`."""
+        """The part that the network sees, `[B, ...]`, of observations `[B, *obs_shape]`."""
         return jax.vmap(functools.partial(_part, self.sees))(obs) if self.sees is not None else obs
 
     def mask(self, obs: PyTree) -> jax.Array | None:
-        """`[B, num_outputs]` bool, the legal actions at observations `[B, *obs_shape]`; None where
-        the environment has no illegal ones."""
+        """The mask of legal actions, `[B, num_outputs]` bool, at observations `[B, *obs_shape]`;
+        None if all are legal."""
         if self.legal is None:
             return None
         return jax.vmap(functools.partial(_part, self.legal))(obs).astype(jnp.bool_)
 
     def features(self, seen: PyTree) -> list[jax.Array]:
-        """Numbers for a network that has no use for structure, of what `seen` gave: the leaves,
-        those of discrete spaces one-hot. A leaf that is the mask of legal actions is left out."""
+        """The leaves of a part from `seen`, for a network without structured inputs: those of
+        discrete spaces are one-hot, and the mask of legal actions is left out."""
         leaves = jax.tree.leaves(seen)
         if self.observation_space is None:
             return leaves
@@ -103,7 +103,7 @@ class View:
 
 
 def _part(chosen: Any, obs: PyTree) -> PyTree:
-    """Of one observation the part that a key, several keys or a function chooses."""
+    """The part of one observation that a key, several keys or a function selects."""
     if isinstance(chosen, str):
         return obs[chosen]
     if isinstance(chosen, tuple):
@@ -113,21 +113,21 @@ def _part(chosen: Any, obs: PyTree) -> PyTree:
 
 @functools.lru_cache(maxsize=256)
 def _sources(view: View) -> list[int | None]:
-    """For each leaf that a network sees, the leaf of the observation that it is, if it is one."""
+    """For each leaf that a network sees, the index of the same leaf of the observation, or None."""
     return _passed_on(view.sees, view.observation_space)
 
 
 @functools.lru_cache(maxsize=256)
 def _mask_sources(view: View) -> frozenset[int]:
-    """The leaves of the observation that are the mask of legal actions, whole and unchanged."""
+    """The indices of the observation's leaves that are the mask of legal actions, unchanged."""
     if view.legal is None:
         return frozenset()
     return frozenset(x for x in _passed_on(view.legal, view.observation_space) if x is not None)
 
 
 def _passed_on(chosen: Any, space: PyTree) -> list[int | None]:
-    """Of the leaves that are chosen of an observation, those that are leaves of it, but for their
-    dtype; None for what is computed."""
+    """For each selected leaf, the index of the observation's leaf that it is, up to its dtype; None
+    if it is computed."""
     example = map_spaces(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), space)
     jaxpr = jax.make_jaxpr(functools.partial(_part, chosen))(example).jaxpr
     sources: dict[int, int] = {id(x): i for i, x in enumerate(jaxpr.invars)}
@@ -142,8 +142,8 @@ def reads(function: Callable[[PyTree], Any], space: PyTree) -> list[bool]:
     """Whether the result of a function of observations depends on each leaf of them.
 
     Args:
-        function: of observations `[B, *obs_shape]`; it is traced.
-        space: the observations' spaces.
+        function: of observations `[B, *obs_shape]`, to be traced.
+        space: the observation space.
     """
     example = map_spaces(lambda s: jax.ShapeDtypeStruct((2, *s.shape), s.dtype), space)
     jaxpr = jax.make_jaxpr(function)(example).jaxpr
@@ -151,10 +151,10 @@ def reads(function: Callable[[PyTree], Any], space: PyTree) -> list[bool]:
 
 
 def check_mask_is_kept(spec: EnvSpec) -> None:
-    """Checks that the legal actions are those of the environment where observations are normalised.
+    """Checks that normalising the observations keeps the legal actions.
 
     Raises:
-        ConfigError: they follow from floats, which would be others then.
+        ConfigError: they depend on floats of the observation, which are normalised.
     """
     if spec.legal is None:
         return
@@ -170,8 +170,8 @@ def check_mask_is_kept(spec: EnvSpec) -> None:
 
 
 def without_unread(tree: PyTree, read: list[bool], is_leaf: Any = None) -> PyTree:
-    """A pytree without the entries of its dicts in which no leaf is read; other containers stay
-    whole. At least one leaf is read."""
+    """A pytree without the dict entries in which no leaf is read; other containers stay whole. At
+    least one leaf has to be read."""
     keep = iter(read)
 
     def prune(tree: PyTree) -> tuple[PyTree, bool]:
@@ -188,16 +188,16 @@ def without_unread(tree: PyTree, read: list[bool], is_leaf: Any = None) -> PyTre
 
 
 def filled(space: PyTree, asked: PyTree, obs: PyTree, batch: tuple[int, ...] = ()) -> PyTree:
-    """An observation with zeros for the entries that its dicts lack and nobody asks for.
+    """An observation with zeros for missing dict entries that aren't needed.
 
     Args:
-        space: of the whole observation.
-        asked: the same without the entries that nobody asks for, as of `without_unread`.
+        space: the observation space.
+        asked: its needed part, from `without_unread`.
         obs: the observation.
         batch: its leading axes.
 
     Raises:
-        ConfigError: an entry is missing that is asked for.
+        ConfigError: a needed entry is missing.
     """
     zeros: Any = jnp.zeros if batch else np.zeros
     if type(space) is not dict or not isinstance(obs, Mapping):

@@ -1,10 +1,10 @@
 """Other names of fields: those of Stable-Baselines3, PureJaxRL, CleanRL, rejax and Brax.
 
-An alias is accepted wherever its field is, in Python, TOML and flags, where it means the same in
-the same unit. What resembles a field but means another quantity is only hinted at in an error.
+An alias is accepted wherever its field is, in Python, TOML and flags; it means the same, in the
+same unit. A name that resembles a field but means another quantity is only a hint in an error.
 """
 
-# By alias, the fields that it may stand for; a record takes the one that it has.
+# The fields that each alias may mean; a record takes the one that it has.
 ALIASES: dict[str, tuple[str, ...]] = {
     # Agents.
     "learning_rate": ("lr",),
@@ -83,14 +83,13 @@ HINTS = {
 
 
 def field_of(name: str, known: list[str]) -> str:
-    """The field among those known that a name stands for: itself, or the one that it is an alias
-    of; the name where it is none of either."""
+    """The known field that a name means, directly or as an alias; the name if there is none."""
     if name in known:
         return name
     return next((field for field in ALIASES.get(name, ()) if field in known), name)
 
 
 def aliases_of(known: list[str]) -> dict[str, str]:
-    """Every alias of these fields, with its field."""
+    """Every alias of these fields, mapped to its field."""
     found = {alias: field_of(alias, known) for alias in ALIASES}
     return {alias: field for alias, field in found.items() if field != alias}

@@ -1,4 +1,4 @@
-"""Docstrings of records: read field by field, and completed by those that they extend."""
+"""Docstrings of records: parsed field by field, and completed from their base classes."""
 
 import inspect
 import re
@@ -9,7 +9,7 @@ WIDTH = 100
 
 
 def documented(cls: type) -> dict[str, str]:
-    """The text of each field, by name, from the docstrings of a record and of those it extends."""
+    """The text of each field, by name, from the docstrings of a record and of its bases."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for names, text in _entries(base.__doc__):
@@ -18,11 +18,11 @@ def documented(cls: type) -> dict[str, str]:
 
 
 def complete(cls: type, fields: list[str]) -> str | None:
-    """A record's docstring with the fields that it inherits among its attributes.
+    """A record's docstring, with its inherited fields among the attributes.
 
     Args:
         cls: the record.
-        fields: what its constructor takes, in its order.
+        fields: the arguments of its constructor, in order.
     """
     if cls.__doc__ is None:  # python -OO
         return None
@@ -41,8 +41,8 @@ def complete(cls: type, fields: list[str]) -> str | None:
 
 
 def section(title: str, entries: Mapping[str, str]) -> str:
-    """A section of a docstring: each name with its text, wrapped; names in a row that share a text
-    are put together."""
+    """A section of a docstring: each name with its text, wrapped; consecutive names with the same
+    text share an entry."""
     groups: list[tuple[str, str]] = []
     for name, text in entries.items():
         before, last = groups[-1] if groups else ("", None)
@@ -64,7 +64,7 @@ def section(title: str, entries: Mapping[str, str]) -> str:
 
 
 def _entries(doc: str | None) -> list[tuple[list[str], str]]:
-    """The attributes of one docstring: their names, of which several may share a text."""
+    """The entries of a docstring's attributes: one or more names, and their text."""
     body = inspect.cleandoc(doc or "").partition("Attributes:\n")[2]
     body = re.split(r"\n(?=\S)", body)[0]
     found = re.findall(r"^    (\w[\w, ]*): ((?:.|\n(?=     ))*)", body, re.M)

@@ -41,11 +41,11 @@ class Uniform:
             object.__setattr__(self, name, float(bound))
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
-        """That many values, on the host."""
+        """`count` values, drawn on the host."""
         return rng.uniform(self.low, self.high, count).tolist()
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """One value, `[]` float32, inside a program."""
+        """One value, `[]` float32, drawn inside a program."""
         return jax.random.uniform(key, (), jnp.float32, self.low, self.high)
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class Choice:
     """One of a few values of any kind, all equally likely.
 
     Raises:
-        ConfigError: there are none, or it isn't a sequence.
+        ConfigError: there are no options, or they aren't a sequence.
     """
 
     options: Sequence[Any]
@@ -88,11 +88,11 @@ class Choice:
         object.__setattr__(self, "options", tuple(list_values("Choice", self.options)))
 
     def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
-        """That many values, on the host."""
+        """`count` values, drawn on the host."""
         return [self.options[i] for i in rng.integers(len(self.options), size=count)]
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """One value, `[]` float32, inside a program. The options are numbers."""
+        """One value, `[]` float32, drawn inside a program; the options have to be numbers."""
         place = jax.random.randint(key, (), 0, len(self.options))
         return jnp.asarray(self.options, jnp.float32)[place]
 
@@ -108,10 +108,10 @@ DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
 
 
 def distribution(text: str) -> Uniform | Choice:
-    """A distribution from words such as `uniform(0, 1)`, which are what `str` makes of it.
+    """A distribution from text such as `uniform(0, 1)`, its `str`.
 
     Raises:
-        ConfigError: they aren't such words.
+        ConfigError: the text isn't of this form.
     """
     match = re.fullmatch(r"(\w+)\((.*)\)", text.strip())
     if match is None:
@@ -126,7 +126,7 @@ def distribution(text: str) -> Uniform | Choice:
 
 
 def _value(text: str) -> Any:
-    """A value as TOML has it; a bare word is a string."""
+    """A value parsed as TOML; a bare word is a string."""
     if text.lower() == "none":
         return None
     try:
@@ -138,7 +138,7 @@ def _value(text: str) -> Any:
 
 
 def list_values(what: str, values: Any) -> list[Any]:
-    """The values as Python's own; raises ConfigError unless there are some."""
+    """A list of Python values. Raises ConfigError unless it is a sequence of at least one."""
     if isinstance(values, (np.ndarray, jax.Array)):
         if values.ndim != 1:
             raise ConfigError(f"{what}: got an array of shape {values.shape}, expected [values]")

@@ -1,4 +1,4 @@
-"""Errors, and the words of their messages."""
+"""Errors, and how their messages are put together."""
 
 import contextlib
 import difflib
@@ -15,15 +15,15 @@ class Error(Exception):
 
 
 class ConfigError(Error, ValueError):
-    """A value that a user gave can't be used: says which, what it was and what is allowed."""
+    """A user's value can't be used: the message has its name, the value, and the allowed ones."""
 
 
 class MemberError(ConfigError, IndexError):
-    """There is no such member: says how many there are."""
+    """There is no such member: the message has the number of members."""
 
 
 class RunError(Error, RuntimeError):
-    """A run's folder can't be written or read: says which file, why, and what is still good.
+    """A run's folder can't be written or read: the message has the file and the reason.
 
     Attributes:
         output: from `fit`, after training has begun: a `TrainOutput` of the updates so far.
@@ -43,8 +43,8 @@ def shown(value: Any, most: int = 200) -> str:
 
 @contextlib.contextmanager
 def sentence(what: str, kind: Callable[[str], Exception] = ConfigError) -> Iterator[None]:
-    """Puts what a user's code raises into one sentence, with its traceback as the cause; purerl's
-    errors are sentences already."""
+    """Turns an exception of a user's code into a one-line error, with the exception as its cause;
+    purerl's errors pass unchanged."""
     try:
         yield
     except Error:
@@ -54,13 +54,13 @@ def sentence(what: str, kind: Callable[[str], Exception] = ConfigError) -> Itera
 
 
 def raised(error: BaseException) -> str:
-    """An error of a user's code in one line: its kind, the line it came from, and its words."""
+    """An error of a user's code in one line: its type, the line that raised it, its message."""
     words = " ".join((str(error).strip().splitlines() or [""])[0].split())[:300]
     return f"{type(error).__name__}{_line_of(error)}" + (f": {words}" if words else "")
 
 
 def _line_of(error: BaseException) -> str:
-    """Where in a user's files it was raised; empty where that is in none of them."""
+    """The line of a user's file that raised an error; empty if it was raised elsewhere."""
     here = os.path.dirname(os.path.dirname(__file__)) + os.sep  # the package
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         theirs = f"{os.sep}site-packages{os.sep}" in frame.filename or frame.filename[:1] == "<"
@@ -70,12 +70,12 @@ def _line_of(error: BaseException) -> str:
 
 
 def suggest(word: Any, known: Iterable[str]) -> str:
-    """The rest of an error message: the nearest right spelling, or else every right one."""
+    """The end of an error message: the closest known names, or else all of them."""
     known = [str(name) for name in known]
     word = str(word).lower()
     meant = (*ALIASES.get(word, ()), HINTS.get(word))
     near = [name for name in known if name in meant]
-    # Spelled wrong, a field's name; or else one of its aliases.
+    # A misspelled field, or else a misspelled alias.
     for lowered in ({name.lower(): name for name in known}, aliases_of(known)):
         if not near:
             close = difflib.get_close_matches(word, lowered, n=3, cutoff=0.6)

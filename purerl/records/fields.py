@@ -1,9 +1,9 @@
-"""Records: frozen dataclasses that are pytrees, and that name the field when a value is wrong.
+"""Records: frozen dataclasses that are pytrees, with an error that names the wrong field.
 
 Agents, buffers and configurations are records. A field made by `real` is a leaf of the pytree, so
 that it can be traced, vmapped and swept; every other field is static and fixes the program.
-Values are checked where a user writes them, in the constructor and in `replace`; JAX, which takes
-pytrees apart and puts them together with tracers and placeholders inside, bypasses the checks.
+Values are checked where a user gives them, in the constructor and in `replace`. JAX flattens and
+unflattens records with tracers and placeholders inside, and bypasses the checks.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from purerl.records.errors import ConfigError, shown, suggest
 
 R = TypeVar("R", bound="Record")
 _MISSING: Any = dataclasses.MISSING
-# Sizes and indices are int32 on the device; counters of steps and episodes may be more.
+# Sizes and indices are int32 on the device; counts of steps and episodes may be larger.
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 # The package's records, by name.
 _RECORDS: dict[str, type] = {}
@@ -80,7 +80,7 @@ def real(
                 return value
         elif isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError
-        # As the device has it too: 1e39 is infinite there, and 1e-50 is 0.
+        # Checked in float32 too, as on the device: 1e39 is infinite there, and 1e-50 is 0.
         for number in (float(value), float(_float32(value))):
             if not math.isfinite(number) or not within(number):
                 raise ValueError
@@ -103,13 +103,13 @@ def integer(
     counter: bool = False,
     total: bool = False,
 ) -> Any:
-    """A static integer field: it fixes shapes or trip counts; below 2**31, a `counter` 2**63. A
-    `total` is that of all devices, each of which gets its part."""
+    """A static integer field, which fixes shapes or trip counts: below 2**31, or below 2**63 for a
+    `counter`. A `total` is over all devices, each of which gets an equal part."""
     within, text = _bounds(None, at_least, None, at_most)
     largest = INT64 if counter else INT32
 
     def check(value: Any) -> int:
-        # 5e5 is how people write half a million: a float with an integer's value is one.
+        # People write half a million as 5e5: a float with an integer's value is accepted.
         if isinstance(value, (float, np.floating)) and float(value).is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -135,7 +135,7 @@ def flag(default: Any = _MISSING, *, optional: bool = False) -> Any:
 
 
 def choice(default: Any, options: Iterable[str], *, optional: bool = False) -> Any:
-    """A static field that takes one of a few words."""
+    """A static field whose value is one of a few strings."""
     options = tuple(options)
 
     def check(value: Any) -> str:
@@ -150,8 +150,8 @@ def choice(default: Any, options: Iterable[str], *, optional: bool = False) -> A
 
 
 def sizes(default: Any = _MISSING, *, optional: bool = False) -> Any:
-    """A static field of positive integers, such as the widths of hidden layers; a plain integer is
-    a sequence of one."""
+    """A static field of positive integers, such as the widths of hidden layers; a single integer
+    is a sequence of one."""
 
     def check(value: Any) -> tuple[int, ...]:
         if isinstance(value, (int, np.integer)):
@@ -181,7 +181,7 @@ def static(
 
 
 def named(*, default: Any, options: Mapping[str, Any], optional: bool = False) -> Any:
-    """A static field of a function: one of a few by name, or a user's."""
+    """A static field for a function: the name of a known one, or a user's."""
 
     def check(value: Any) -> Any:
         if isinstance(value, str):
@@ -208,7 +208,7 @@ class Record:
         ConfigError: from the constructor and from `replace`: an unknown name, a missing field, a
             value of the wrong type or out of range.
 
-    A field may be given by an alias too, its name in other libraries (`purerl.records.aliases`).
+    A field may also be given by an alias, its name in other libraries (`purerl.records.aliases`).
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -232,7 +232,7 @@ class Record:
         jax.tree_util.register_pytree_with_keys(cls, *_flattening(cls))
 
     def __repr__(self) -> str:
-        """The constructor's call: the fields that differ from their defaults."""
+        """The call of the constructor, with the fields that differ from their defaults."""
         values = {
             name: getattr(self, name)
             for name, field in field_options(type(self)).items()
@@ -241,10 +241,10 @@ class Record:
         return f"{type(self).__name__}({', '.join(f'{n}={x!r}' for n, x in values.items())})"
 
     def check(self) -> None:
-        """Checks what several fields have to satisfy together. For subclasses to extend."""
+        """Checks conditions between fields; for subclasses to extend. Raises ConfigError."""
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, and checked."""
+        """A copy with some fields changed. Raises ConfigError as the constructor does."""
         cls = type(self)
         changes = read_names(cls, changes)
         _check_names(cls, changes, None)
@@ -254,19 +254,19 @@ class Record:
 
 
 def unchecked(record: R, **values: Any) -> R:
-    """A copy with some fields filled in, unchecked: for what is known to be right."""
+    """A copy with some fields set without checks, for values that are known to be valid."""
     copy = object.__new__(type(record))
     copy.__dict__.update(record.__dict__, **values)
     return copy
 
 
 def title(cls: type) -> str:
-    """The name of a record in errors: its `_title`, or its class."""
+    """The name of a record in errors: its `_title`, or the name of its class."""
     return str(cls.__dict__.get("_title", cls.__name__))
 
 
 def field_names(cls: type, traced: bool | None = None) -> list[str]:
-    """Names of the fields that a user may give; only the traced (or the static) ones if asked."""
+    """Names of the fields; only the traced ones if `traced` is True, the static ones if False."""
     return [f.name for f in _fields(cls, traced)]
 
 
@@ -276,13 +276,12 @@ def total_names(cls: type) -> list[str]:
 
 
 def field_options(cls: type) -> dict[str, dataclasses.Field]:
-    """The fields that a user may give, by name, with their default, and in `metadata` what is
-    `expected`."""
+    """The dataclass fields by name; `metadata["expected"]` describes the allowed values."""
     return {f.name: f for f in _fields(cls)}
 
 
 def _same(value: Any, default: Any) -> bool:
-    """Whether a field has its default; an array is never one, `==` of it isn't one answer."""
+    """Whether a field has its default value; an array never does, since `==` is elementwise."""
     if isinstance(value, Record) and type(value) is type(default):
         return repr(value) == repr(default)
     plain = isinstance(value, (bool, int, float, str, tuple)) and type(value) is type(default)
@@ -295,7 +294,7 @@ def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field]:
 
 
 def check_value(cls: type, name: str, value: Any) -> Any:
-    """The value as the field keeps it. Raises ConfigError where it can't be used."""
+    """The value as the field stores it. Raises ConfigError if it isn't allowed."""
     field = field_options(cls)[name]
     if "check" not in field.metadata or (value is None and field.metadata["optional"]):
         return value
@@ -313,7 +312,7 @@ def check_value(cls: type, name: str, value: Any) -> Any:
 
 
 def _elsewhere(cls: type, name: str) -> str:
-    """Which of the package's records has a field that this one doesn't, where one does."""
+    """A hint at the package's record that has a field of this name; empty if none has."""
     for other in (_RECORDS[word] for word in ("TrainConfig", "Buffer", "PPO") if word in _RECORDS):
         field = field_of(name, field_names(other))
         if field in field_names(other) and not issubclass(other, cls):
@@ -322,10 +321,10 @@ def _elsewhere(cls: type, name: str) -> str:
 
 
 def read_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by the names of the fields; aliases are replaced by theirs, unknown names stay.
+    """Values by field, with aliases replaced by the fields' names; unknown names are kept.
 
     Raises:
-        ConfigError: a field is there under two names.
+        ConfigError: a field is given under two names.
     """
     names, found = field_names(cls), {}
     given: dict[str, str] = {}
@@ -366,7 +365,7 @@ def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | Non
 
 
 def _flattening(cls: type) -> tuple[Callable, Callable, Callable]:
-    """Flatten and unflatten, round the constructor, which would refuse JAX's placeholders."""
+    """Functions that flatten and unflatten, without the constructor, which rejects placeholders."""
     traced, fixed = ([f.name for f in _fields(cls, kind)] for kind in (True, False))
     keys = [jax.tree_util.GetAttrKey(name) for name in traced]
 
@@ -387,10 +386,10 @@ def _flattening(cls: type) -> tuple[Callable, Callable, Callable]:
 
 
 def check_path(name: str, path: Any) -> Path:
-    """A path that a user gives, `~` expanded.
+    """A user's path, with `~` expanded.
 
     Raises:
-        ConfigError: it is no text and no `os.PathLike` of text, is empty, or has a NUL in it.
+        ConfigError: it is neither text nor an `os.PathLike` of text, is empty, or contains a NUL.
     """
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
@@ -402,7 +401,7 @@ def check_path(name: str, path: Any) -> Path:
 
 
 def check_key(key: Any) -> None:
-    """Raises ConfigError unless it is one typed key."""
+    """Raises ConfigError unless `key` is a single typed key, `jax.random.key(seed)`."""
     dtype = getattr(key, "dtype", None)
     if not (isinstance(key, jax.Array | jax.ShapeDtypeStruct | jax.core.Tracer)) or not (
         jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
@@ -427,13 +426,13 @@ def check_count(
     """An argument that is an integer, such as a number of episodes.
 
     Args:
-        name: the argument's.
-        value: what was given.
-        at_least, at_most: the smallest and the largest that are allowed.
-        optional: whether the message has None among what is allowed.
+        name: the argument's, for the message.
+        value: the argument.
+        at_least, at_most: the bounds, both allowed.
+        optional: whether the message mentions None as allowed.
 
     Raises:
-        ConfigError: it isn't, or is too small or too large.
+        ConfigError: it is no integer, or out of bounds.
     """
     whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
     right = whole or (isinstance(value, (int, np.integer)) and not isinstance(value, bool))

@@ -19,11 +19,11 @@ import numpy as np
 
 from purerl.records.errors import RunError
 
-# What numpy raises where an npz file is not what it was.
+# The exceptions that numpy raises for a damaged npz file.
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-# Where plain values have their digest, and the member of an archive with what it is of.
+# The name of the digest among plain values, and the archive member that describes the others.
 SEAL, ABOUT = "checksum", "about"
-# Bytes of a file of text (a config, a summary, the description of a run), at most.
+# The largest text file that is read (a config, a summary, the description of a run), in bytes.
 MOST_TEXT = 2**26
 KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -34,12 +34,12 @@ KINDS = {
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, opened to be read in bytes; links to one are followed.
+    """A regular file, opened to read bytes; symbolic links are followed.
 
-    Of a pipe, which would be waited for without end, or a device it reads nothing.
+    Pipes and devices are refused: reading a pipe could block forever.
 
     Raises:
-        OSError: it can't be read, or is no regular file; `reason` has it in words.
+        OSError: it can't be read, or is no regular file; `reason` gives the message.
     """
     try:
         mode = os.stat(path).st_mode
@@ -57,11 +57,11 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
     """The text of a regular file, UTF-8.
 
     Args:
-        path: which.
-        most: bytes that it may have.
+        path: of the file.
+        most: the largest size, in bytes.
 
     Raises:
-        OSError: as from `open_file`, or there is more of it.
+        OSError: as from `open_file`, or the file is larger.
         ValueError: it isn't UTF-8.
     """
     with open_file(path) as file:
@@ -72,10 +72,10 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
 
 
 def write_whole(path: Path, write: Any) -> None:
-    """Writes a file that is there whole or not at all, even after a power cut."""
+    """Writes a file atomically: whole or not at all, even after a power failure."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.unlink(missing_ok=True)  # of a process that was killed, or a link to anything
+        partial.unlink(missing_ok=True)  # left by a killed process, or a link
         with partial.open("xb") as file:
             write(file)
             file.flush()
@@ -87,7 +87,7 @@ def write_whole(path: Path, write: Any) -> None:
 
 
 def write_bytes(path: Path, data: Any, what: str) -> None:
-    """Writes bytes as `write_whole` does. Raises RunError: what couldn't be written, and why."""
+    """Writes bytes as `write_whole` does. Raises RunError, which names `what` and the reason."""
     try:
         write_whole(path, lambda file: file.write(data))
     except OSError as error:
@@ -95,7 +95,7 @@ def write_bytes(path: Path, data: Any, what: str) -> None:
 
 
 def put_aside(path: Path) -> Path:
-    """Renames what isn't used any more and isn't to be lost; returns its new name."""
+    """Renames a file or folder that is replaced but must not be lost; returns the new path."""
     for number in itertools.count(1):
         to = path.with_name(f"{path.name}.aside" + (f"-{number}" if number > 1 else ""))
         if not to.exists():
@@ -105,14 +105,14 @@ def put_aside(path: Path) -> Path:
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """A pytree's leaves by their path in it, such as `agent.params.kernel`.
+    """The leaves of a pytree by their path, such as `agent.params.kernel`.
 
-    Each leaf has a name of its own, for every tree: characters that would make two paths alike, or
-    that files don't take, are written as `%2E`.
+    The names are unique in every tree: characters that would make two paths equal, or that file
+    names don't allow, are percent-encoded (`%2E`).
     """
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     names = [".".join(map(_step_name, path)) for path, _ in paths]
-    # Keys of a user's classes may print alike.
+    # Keys of a user's classes may have the same text.
     repeated = {name for name, count in Counter(names).items() if count > 1}
     return {
         f"{name}%{i}" if name in repeated else name: leaf
@@ -130,22 +130,22 @@ def _percent(character: str) -> str:
 
 
 def digest(x: np.ndarray) -> str:
-    """32 hexadecimal digits that follow from an array's dtype, shape and every one of its bits."""
+    """A digest of an array's dtype, shape and bits: 32 hexadecimal digits."""
     sum_of = hashlib.blake2b(f"{x.dtype}{list(x.shape)}".encode(), digest_size=16)
     sum_of.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     return sum_of.hexdigest()
 
 
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values together with a digest of them, for `unsealed`."""
+    """Plain values with a digest of them added, for `unsealed`."""
     return {**values, SEAL: seal_of(values)}
 
 
 def unsealed(text: str | bytes) -> dict[str, Any]:
-    """The values of a JSON text that was written of `sealed` ones.
+    """The values from a JSON text of `sealed` values.
 
     Raises:
-        ValueError: it is no JSON, or not what was written.
+        ValueError: it isn't JSON, or the digest is missing or doesn't match.
     """
     values = plain_json(text)
     if not isinstance(values, dict) or SEAL not in values:
@@ -154,7 +154,7 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
 
 
 def plain_json(text: str | bytes) -> Any:
-    """The values of a JSON text. Raises ValueError where it is none."""
+    """The values from a JSON text. Raises ValueError if it isn't JSON."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -162,7 +162,7 @@ def plain_json(text: str | bytes) -> Any:
 
 
 def checked(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values without their checksum; those of a file that has none are as good as they are.
+    """Plain values without their checksum, which is compared; a file without one is accepted.
 
     Raises:
         ValueError: they don't match it.
@@ -174,18 +174,18 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seal_of(values: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits that follow from plain values."""
-    text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)  # as they come back
+    """A digest of plain values: 32 hexadecimal digits."""
+    text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)  # as a reader gets them
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def write_arrays(file: BinaryIO, about: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    """Writes a NumPy archive (`.npz`) that says what it is, and by which damage shows.
+    """Writes a NumPy archive (`.npz`) with a description and checksums.
 
     Args:
-        file: opened.
-        about: plain values.
-        arrays: by name, of numpy's own dtypes (`plain_bytes`).
+        file: opened for writing.
+        about: the description, plain values.
+        arrays: by name, of numpy's built-in dtypes (`plain_bytes`).
     """
     digests = {name: digest(np.asarray(x)) for name, x in arrays.items()}
     text = json.dumps(sealed({**about, "arrays": digests}))
@@ -197,9 +197,9 @@ def write_arrays(file: BinaryIO, about: Mapping[str, Any], arrays: Mapping[str, 
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `write_arrays` has written: `about`, and the arrays by name.
+    """The description and the arrays by name, from a file of `write_arrays`.
 
-    No more memory is taken than twice what the file has.
+    Memory use is at most twice the size of the file.
 
     Raises:
         OSError: the file can't be read.
@@ -214,7 +214,7 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays = {name: _read_array(archive, name) for name in digests}
     except OSError:
         raise
-    except Exception as error:  # zipfile and numpy raise of every kind
+    except Exception as error:  # zipfile and numpy raise many kinds
         raise ValueError(reason(error)) from None
     for name, x in arrays.items():
         if digest(x) != digests[name]:
@@ -225,22 +225,22 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if archive.getinfo(f"{name}.npy").compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")
-    # Read to its end, where its check sum is compared, before numpy believes a header.
+    # Read to the end, where zipfile compares its CRC, before numpy trusts the header.
     stream = io.BytesIO(archive.read(f"{name}.npy"))
     return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def plain_bytes(x: np.ndarray) -> np.ndarray:
-    """An array of one of numpy's own types: archives keep no bfloat16 and its like."""
+    """The array in a built-in numpy dtype: archives can't store bfloat16 and similar types."""
     return x if x.dtype.isbuiltin == 1 else x.view(f"u{x.dtype.itemsize}")
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 seed`, `8 seeds`."""
+    """A number and its noun: `1 seed`, `8 seeds`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line; the system's own word where it has one."""
+    """An error in one line: the operating system's message, or else the exception's."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]

@@ -1,8 +1,8 @@
-"""Folders of runs and sweeps: which of them may be written into, and how a process holds one.
+"""Folders of runs and sweeps: which ones may be written to, and how a process locks one.
 
-A folder is taken where it is new or empty, or where a file that only a run (or a sweep) writes says
-that it is one. All else belongs to somebody else: it is looked at, and left as it is. Inside,
-nothing is written through a symbolic link, whose target may be anybody's.
+A folder may be used if it is new or empty, or if it contains the marker, a file that only a run (or
+a sweep) writes. Any other folder is the user's and is never changed. Inside a folder nothing is
+written through a symbolic link, whose target could be anywhere.
 """
 
 import contextlib
@@ -18,23 +18,24 @@ from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason
 
 LOCK = "lock"
-# A run's subfolders, which a kill may leave empty before the run's file is written.
+# A run's subfolders, which may be left empty by a kill before the marker is written.
 EMPTY = ("checkpoints", "metrics")
-# What file systems answer that know no locks.
+# The error codes of file systems without locks.
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def is_taken(path: Path, marker: str, kind: str) -> bool:
-    """Whether a folder is one of a kind already; else it is new or empty. Nothing is changed.
+    """Whether a folder belongs to a run (or sweep) already; False if it is new or empty. Nothing
+    is changed.
 
     Args:
         path: the folder.
-        marker: the file by which those of the kind are known.
+        marker: the file by which such folders are recognised.
         kind: "run" or "sweep".
 
     Raises:
-        ConfigError: neither; or it is no folder.
-        RunError: it can't be read.
+        ConfigError: it has other files in it, or is no folder.
+        RunError: it can't be read, or the marker of a run is missing.
     """
     try:
         names = sorted(os.listdir(path))
@@ -43,7 +44,7 @@ def is_taken(path: Path, marker: str, kind: str) -> bool:
             raise ConfigError(f"run_dir: {path} is a link to nowhere") from None
         return False
     except NotADirectoryError:
-        if not path.exists():  # a file is above it: whoever makes the folder says so
+        if not path.exists():  # a parent is a file: creating the folder raises the error
             return False
         raise ConfigError(f"run_dir: {path} is a file, expected a folder") from None
     except OSError as error:
@@ -66,7 +67,8 @@ def is_taken(path: Path, marker: str, kind: str) -> bool:
 
 
 def _is_rest(path: Path, marker: str) -> bool:
-    """Whether it is what a kill in the first moments leaves: nothing that has anything in it."""
+    """Whether a path may be left by a run that was killed at its start: an empty lock or folder, or
+    a partial marker."""
     found = path.lstat()
     if path.name == LOCK:
         return stat.S_ISREG(found.st_mode) and found.st_size == 0
@@ -76,10 +78,10 @@ def _is_rest(path: Path, marker: str) -> bool:
 
 
 def list_checkpoints(run_dir: Path) -> list[int]:
-    """The updates of a run's complete checkpoints, in order; all else there has other names.
+    """The update numbers of a run's complete checkpoints, in order; other files are ignored.
 
     Raises:
-        OSError: they can't be listed.
+        OSError: the folder can't be listed.
     """
     try:
         names = [path.name for path in (run_dir / EMPTY[0]).iterdir() if path.is_dir()]
@@ -89,21 +91,21 @@ def list_checkpoints(run_dir: Path) -> list[int]:
 
 
 def refuse_links(path: Path, files: Iterable[str], folders: Iterable[str]) -> None:
-    """Makes sure that the files and folders that will be written are there as such, or not at all.
+    """Checks that the files and folders to be written don't exist, or are regular ones.
 
     Args:
-        path: the folder that they are in.
+        path: the folder that contains them.
         files: names of files.
         folders: names of folders.
 
     Raises:
-        RunError: one is a symbolic link, or something else. Nothing was changed.
+        RunError: one is a symbolic link, or of another type. Nothing was changed.
     """
     for names, is_right, noun in ((files, stat.S_ISREG, "file"), (folders, stat.S_ISDIR, "folder")):
         for name in names:
             try:
                 mode = (path / name).lstat().st_mode
-            except OSError:  # not there; or what writes it says why it can't
+            except OSError:  # missing; or writing it raises the error
                 continue
             if stat.S_ISLNK(mode):
                 target = _target(path / name)
@@ -124,18 +126,18 @@ def _target(link: Path) -> str:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Holds a lock that the system takes back when the process ends, however it does.
+    """Holds a lock, which the system releases however the process ends.
 
-    The file is made where there is none, and never written.
+    The file is created if it doesn't exist, and never written to.
 
     Args:
-        file: of the lock, in the folder that is held.
+        file: the lock's, in the folder that is locked.
 
     Raises:
         RunError: another process, or another thread of this one, holds it; or it is a link.
-        OSError: the file can't be made.
+        OSError: the file can't be created.
     """
-    from filelock import lock_descriptor  # imported late: only those who save wait for it
+    from filelock import lock_descriptor  # imported late: only runs that save need it
 
     refuse_links(file.parent, [file.name], [])
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -159,4 +161,4 @@ def locked(file: Path) -> Iterator[None]:
             )
         yield
     finally:
-        os.close(descriptor)  # which gives the lock back
+        os.close(descriptor)  # which releases the lock

@@ -2,5 +2,5 @@
 
 from typing import Any, TypeAlias
 
-# Arrays in nested tuples, lists, dicts and registered classes: what `jax.tree.map` goes through.
+# Arrays in nested tuples, lists, dicts and registered classes: an argument of `jax.tree.map`.
 PyTree: TypeAlias = Any
