@@ -102,8 +102,8 @@ class Agent(Record):
         """`[N, *obs_shape]` to `[N]`, the value of the agent's policy, where it learns one.
 
         Args:
-            state: the agent's.
-            memory: as before it acts on these observations.
+            state: the agent's, or what `for_acting` leaves of it.
+            memory: of `policy`, `[N, ...]`, before it acts on these observations.
             obs: as the agent sees them.
         """
         raise NotImplementedError(f"{type(self).__name__} learns no value")

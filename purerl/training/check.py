@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.accelerator.transfer import is_key
 from purerl.agents import AGENTS, Agent, RunDefaults
 from purerl.agents.acting import Acting
 from purerl.agents.noise import NOISES, Noise
@@ -28,6 +29,8 @@ from purerl.training.run import make_loop
 
 NUM_ENVS = 4
 METHODS = ("init", "acting", "policy", "update")
+# Names of entries that a buffer adds to those of a transition: not for an agent's extras.
+BUFFER_ENTRIES = ("td_error", "priority", "indices", "discount", "weight")
 
 
 class AgentError(ConfigError, AssertionError):
@@ -108,7 +111,11 @@ def check_loop(loop: Loop) -> None:
         obs = jax.eval_shape(
             lambda obs: see(init_stats(jax.tree.map(lambda x: x[0], obs)), obs), obs
         )
-    acted = _trace_acting(f"{name}.acting", lambda s: agent.acting(s, Clock()), state, obs, key)
+    if loop.noise is not None and space.sizes is not None:
+        raise ConfigError(f"noise: {spec.name} has discrete actions, which take no noise")
+    acted = _trace_acting(
+        f"{name}.acting", lambda state: agent.acting(state, loop.clock(0)), state, obs, key
+    )
     _check_extras(name, acted[2], loop.num_envs)
     chosen = _trace_acting(f"{name}.policy", agent.policy, state, obs, key)
     for what, action in (("acting", acted[1]), ("policy", chosen[1])):
@@ -187,6 +194,7 @@ def _trace_acting(what: str, make: Callable, state: Any, obs: Any, key: Any) -> 
             f"agent: {what} returns {shown(acting)}, expected a purerl.Acting",
         )
         memory = acting.init(num_envs)
+        _check_memory(f"agent: {what}'s memory", acting, memory, num_envs)
         out = acting.step(memory, obs, key)
         _require(
             isinstance(out, tuple) and len(out) == 3 and isinstance(out[2], dict),
@@ -200,6 +208,19 @@ def _trace_acting(what: str, make: Callable, state: Any, obs: Any, key: Any) -> 
     for new in (after, fresh):
         _require_same(f"agent: {what}'s memory", memory, new)
     return after, action, extras
+
+
+def _check_memory(what: str, acting: Acting, memory: Any, num_envs: int) -> None:
+    for leaf in jax.tree.leaves(memory):
+        shape, _ = _kind(leaf)
+        _require(
+            shape is not None and shape[:1] == (num_envs,),
+            f"{what} has a leaf of shape {shape}, expected [N, ...], N={num_envs}",
+        )
+        _require(
+            acting.reset is not Acting._field_defaults["reset"],
+            f"{what} is never reset: expected an Acting with reset, (memory, done [N]) -> memory",
+        )
 
 
 def _watched_agent(agent: Agent) -> Agent:
@@ -252,6 +273,9 @@ def _check_extras(name: str, extras: dict[str, Any], num_envs: int) -> None:
         what = f"agent: {name}.acting's extra {word!r}"
         _require(
             word not in Transition._fields, f"{what} has the name of an entry of the transition"
+        )
+        _require(
+            word not in BUFFER_ENTRIES, f"{what} has the name of an entry that buffers compute"
         )
         for leaf in jax.tree.leaves(extra):
             _require(
@@ -317,19 +341,53 @@ def _check_functions(agent: Agent, env: Env, key: jax.Array) -> None:
     obs, _ = jax.eval_shape(jax.vmap(env.reset), jax.random.split(key, NUM_ENVS))
     state = jax.eval_shape(lambda key: agent.init(key, env.spec), key)
     name = type(agent).__name__
-    memory, action, extras = _trace_acting(
-        f"{name}.acting", lambda state: agent.acting(state, Clock()), state, obs, key
+    _, action, extras = _trace_acting(
+        f"{name}.acting", lambda state: agent.acting(state, _first_clock()), state, obs, key
     )
     shape, dtype = (NUM_ENVS, *env.spec.action_space.shape), env.spec.action_space.dtype
     _require_shape("acting's action", action, shape, dtype)
     _check_extras(name, extras, NUM_ENVS)
+    with sentence(f"agent: {name}.for_acting can't be traced", AgentError):
+        kept = jax.eval_shape(agent.for_acting, state)
     for sample in (False, True):
         make = functools.partial(agent.policy, sample=sample)
-        _, chosen, _ = _trace_acting(f"{name}.policy", make, state, obs, key)
-        _require_shape("policy's action", chosen, shape, dtype)
-    with contextlib.suppress(NotImplementedError):  # not every agent learns a value
-        value = jax.eval_shape(agent.value, state, memory, obs)
+        for words, held in (("", state), (" of the state that for_acting leaves", kept)):
+            memory, chosen, _ = _trace_acting(f"{name}.policy{words}", make, held, obs, key)
+            _require_shape("policy's action", chosen, shape, dtype)
+    # Not every agent learns a value.
+    with (
+        sentence(f"agent: {name}.value can't be traced", AgentError),
+        contextlib.suppress(NotImplementedError),
+    ):
+        value = jax.eval_shape(agent.value, kept, memory, obs)
         _require_shape("value", value, (NUM_ENVS,), np.float32)
+    _check_reset(agent, env, key)
+
+
+def _first_clock() -> Clock:
+    return Clock(jnp.float32(0.0), jnp.float32(0.0))
+
+
+def _check_reset(agent: Agent, env: Env, key: jax.Array) -> None:
+    """Memory is reset row by row: where an episode has ended, and nowhere else."""
+
+    def play(key: jax.Array) -> tuple[Any, Any, Any]:
+        keys = jax.random.split(key, 3)
+        obs, _ = jax.vmap(env.reset)(jax.random.split(keys[0], NUM_ENVS))
+        acting = agent.acting(agent.init(keys[1], env.spec), _first_clock())
+        memory, _, _ = acting.step(acting.init(NUM_ENVS), obs, keys[2])
+        every = jnp.ones(NUM_ENVS, bool)
+        return memory, acting.reset(memory, every), acting.reset(memory, every.at[1::2].set(False))
+
+    if not jax.tree.leaves(jax.eval_shape(play, key)):
+        return
+    kept, fresh, mixed = jax.jit(play, compiler_options=QUICK_COMPILE)(key)
+    rows = ((kept, slice(1, None, 2)), (fresh, slice(0, None, 2)))
+    right = all(
+        _equal(*(jax.tree.map(lambda x, at=at: x[at], tree) for tree in (mixed, expected)))
+        for expected, at in rows
+    )
+    _require(right, "acting's reset: expected a fresh memory where done, [N], and no other change")
 
 
 def _require_shape(what: str, x: Any, shape: tuple, dtype: Any) -> None:
@@ -387,6 +445,8 @@ def _check_hyperparams(agent: Agent, env: Env, key: jax.Array) -> None:
     train = jax.vmap(lambda hyperparams: _trainer(agent, env)(key, hyperparams))
     values = {name: getattr(agent, name) for name in field_names(type(agent), traced=True)}
     values = {name: jnp.asarray([v, v]) for name, v in values.items() if v is not None}
+    if not values:
+        return
     try:
         jax.eval_shape(train, values)
     except Exception as error:
@@ -394,5 +454,9 @@ def _check_hyperparams(agent: Agent, env: Env, key: jax.Array) -> None:
 
 
 def _equal(x: Any, y: Any, tolerance: float = 0.0) -> bool:
-    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    numbers = [
+        [jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(tree)]
+        for tree in (x, y)
+    ]
+    pairs = zip(*numbers, strict=True)
     return all(np.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)

@@ -321,9 +321,9 @@ class Loop:
             stored = buffer.reset(stored, writable)
         stored = buffer.push(stored, transitions, writable)
         memory = state.rollout.memory if self.noise is None else state.rollout.memory.agent
-        if self.wait_end_path:  # all episodes of this rollout have begun in it
-            every = jnp.ones(self.num_envs, bool)
-            memory = self.agent.acting(state.agent, clock).reset(memory, every)
+        if self.wait_end_path:  # as the rollout began: see `restart`
+            left = state.rollout.length > 0
+            memory = self.agent.acting(state.agent, clock).reset(memory, left)
         experience = Experience(buffer, stored, clock, state.obs_stats, memory, learning)
         agent_state, experience, losses = self.agent.update(state.agent, experience, key, clock)
         losses = self.devices.mean(losses)

@@ -39,10 +39,6 @@ class Interface:
     spec: EnvSpec
     action_processor: Callable[[jax.Array], jax.Array] | None = None
 
-    def __hash__(self) -> int:
-        # Not that of the spec, which has none where observations are dicts.
-        return hash((self.spec.name, self.spec.action_space, self.action_processor))
-
 
 @struct.dataclass(eq=False)
 class Policy:
@@ -122,7 +118,7 @@ class Policy:
         memory = self._agents().init(1 if num_envs is None else num_envs)
         return jax.tree.map(lambda x: x[0], memory) if num_envs is None else memory
 
-    @property
+    @functools.cached_property
     def has_memory(self) -> bool:
         """Whether actions depend on what was seen before."""
         return bool(jax.tree.leaves(jax.eval_shape(lambda: self._agents().init(1))))

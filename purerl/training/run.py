@@ -45,7 +45,14 @@ def assemble(options: Options) -> Loop:
     env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
     buffer = _fit_buffer(options.buffer, agent, num_envs, update_every)
     agent.check_run(
-        num_envs, update_every, buffer, {"noise": noise, "wait_end_path": wait_end_path}
+        num_envs,
+        update_every,
+        buffer,
+        {
+            "noise": noise,
+            "wait_end_path": wait_end_path,
+            "reset_each_episode": options.reset_each_episode,
+        },
     )
     if noise is not None and raw_env.spec.action_space.sizes is not None:
         raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
