@@ -227,8 +227,9 @@ def test_an_agent_gets_what_its_contract_says():
         purerl.TrainConfig(recall_env(), Noisy())
 
 
+@pytest.mark.parametrize("episodic", [False, True])
 @pytest.mark.parametrize("random_start", [False, True])
-def test_memory_beside_noise(random_start, key):
+def test_memory_beside_noise(random_start, episodic, key):
     """Of an episodic rollout with noise: both memories go through whole episodes, and an update
     gets the agent's alone, as the rollout began with it."""
 
@@ -252,15 +253,14 @@ def test_memory_beside_noise(random_start, key):
             new, experience, losses = super().update(state, experience, key, clock)
             return new, experience, losses | {"first": jnp.abs(first).sum().astype(jnp.float32)}
 
-    for episodic in (False, True):
-        loop = purerl.make_loop(
-            target_env() if episodic else push_env(),
-            Steps(),
-            total_timesteps=3 * 4 * 6,
-            update_after=24,
-            wait_end_path=episodic,
-        )
-        trained = quick_jit(jax.vmap(jax.vmap(lambda key: loop.scan(loop.init(key)))))
-        state, metrics = trained(jax.random.split(key, (2, 2)))
-        np.testing.assert_array_equal(np.nan_to_num(metrics.losses["first"]), 0.0)
-        assert state.rollout.memory.agent.shape == (2, 2, 3)
+    loop = purerl.make_loop(
+        target_env() if episodic else push_env(),
+        Steps(),
+        total_timesteps=3 * 4 * 6,
+        update_after=24,
+        wait_end_path=episodic,
+    )
+    trained = quick_jit(jax.vmap(jax.vmap(lambda key: loop.scan(loop.init(key)))))
+    state, metrics = trained(jax.random.split(key, (2, 2)))
+    np.testing.assert_array_equal(np.nan_to_num(metrics.losses["first"]), 0.0)
+    assert state.rollout.memory.agent.shape == (2, 2, 3)
