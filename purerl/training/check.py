@@ -29,7 +29,7 @@ from purerl.training.run import make_loop
 
 NUM_ENVS = 4
 METHODS = ("init", "acting", "policy", "update")
-# Names of entries that a buffer adds to those of a transition: not for an agent's extras.
+# Entries of batches that buffers compute: an agent's extras can't have their names.
 BUFFER_ENTRIES = ("td_error", "priority", "indices", "discount", "weight")
 
 
@@ -38,12 +38,14 @@ class AgentError(ConfigError, AssertionError):
 
 
 def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
-    """Checks an agent in an environment: run it on a new agent before training with it.
+    """Checks a new agent in an environment, before it is trained.
 
-    Shapes and dtypes of actions, extras and values; `update` keeps the structure of the agent's
-    state and gives finite float32 scalars; all of it determined by the key, different for different
-    keys; the same under `vmap` over keys as alone; every float hyperparameter may be vmapped over.
-    `TrainConfig` checks as much of it as tracing shows.
+    Checks the shapes and dtypes of actions, extras, memory and values; that memory is reset row by
+    row, where an episode has ended; that `policy` and `value` need no more than `for_acting` keeps;
+    that `update` keeps the structure of the agent's state and returns finite float32 scalars; that
+    all is determined by the key, differs between keys, and is the same under `vmap` over keys as
+    alone; and that every float hyperparameter may be vmapped over. `TrainConfig` checks the part of
+    this that tracing shows.
 
     Args:
         agent: the agent.
@@ -51,7 +53,8 @@ def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
         key: for everything random.
 
     Raises:
-        AgentError: what is broken, and what was found. It is a `ConfigError`.
+        AgentError: the agent breaks its contract; the message has the expected and the actual
+            value. It is a `ConfigError`.
         ConfigError: the agent doesn't take this environment.
     """
     env = as_env(env)
@@ -65,7 +68,7 @@ def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
 
 
 def check_methods(agent: Any) -> None:
-    """Raises AgentError unless it is an agent with all methods, and with defaults for a run."""
+    """Raises AgentError unless it is an agent with all methods, and with `run_defaults`."""
     name = type(agent).__name__
     _require(isinstance(agent, Agent), f"{shown(agent)} is not a purerl.Agent")
     missing = [word for word in METHODS if getattr(type(agent), word) is getattr(Agent, word)]
@@ -83,14 +86,14 @@ def check_methods(agent: Any) -> None:
 
 
 def check_loop(loop: Loop) -> None:
-    """Checks a run's parts by tracing them, each once; of parts that ship with the package, which
-    are tested, only the agent's `init`, which builds the networks for this environment.
+    """Checks a run's parts by tracing each once. Of an agent that ships with the package, only
+    `init` is traced, which builds the networks for this environment.
 
     Args:
         loop: the run, on one device.
 
     Raises:
-        AgentError, ConfigError: what is broken, and what was found.
+        AgentError, ConfigError: a part breaks its contract.
     """
     agent, spec = loop.agent, loop.env.spec
     name, key = type(agent).__name__, jax.eval_shape(lambda: jax.random.key(0))
@@ -98,7 +101,7 @@ def check_loop(loop: Loop) -> None:
         state = jax.eval_shape(lambda key: agent.init(key, spec), key)
     space = spec.action_space
     action = jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype)
-    jax.eval_shape(loop.action_map, action)  # says what is wrong with an action processor
+    jax.eval_shape(loop.action_map, action)  # raises for an action processor
     if _ships(loop):
         return
     check_size(loop)
@@ -126,8 +129,8 @@ def check_loop(loop: Loop) -> None:
 
 
 def check_size(loop: Loop) -> None:
-    """Raises ConfigError where a rollout or the buffer has more transitions on a device than int32
-    can count."""
+    """Raises ConfigError if a rollout or the buffer has more transitions on a device than an int32
+    can index."""
     sizes = {
         f"num_envs={loop.num_envs} x update_every={loop.update_every}": (
             loop.num_envs * loop.update_every
@@ -168,7 +171,7 @@ def _check_noise(noise: Noise, action: jax.ShapeDtypeStruct) -> None:
 
 
 def _check_step(loop: Loop) -> None:
-    """The first state, and an update, of which each part of a user's is watched."""
+    """Traces the first state and an update, with checks around the user's parts."""
     watched = dataclasses.replace(
         loop,
         agent=_watched_agent(loop.agent),
@@ -224,7 +227,7 @@ def _check_memory(what: str, acting: Acting, memory: Any, num_envs: int) -> None
 
 
 def _watched_agent(agent: Agent) -> Agent:
-    """The agent with an `update` that says what is wrong with it."""
+    """The agent with checks around its `update`."""
     name = type(agent).__name__
 
     def update(state: Any, experience: Experience, *args: Any) -> Any:
@@ -249,7 +252,7 @@ def _watched_agent(agent: Agent) -> Agent:
 
 
 class _WatchedRewarder(Rewarder):
-    """A rewarder that says what is wrong with it."""
+    """A rewarder with checks around it."""
 
     def __init__(self, rewarder: Any) -> None:
         self.rewarder, self.name = rewarder, f"rewarder: {type(rewarder).__name__}"
@@ -293,7 +296,7 @@ def _require_action(what: str, action: Any, num_envs: int, spec: EnvSpec) -> Non
 def _require_array(
     what: str, x: Any, shape: tuple, kind: Any, error: Callable[[str], Exception]
 ) -> None:
-    """Raises unless it is an array of real numbers, of that shape and kind."""
+    """Raises unless it is an array of real numbers of that shape and kind."""
     got, dtype = _kind(x)
     if got is None:
         raise error(f"{what} is a {type(x).__name__}, expected an array of shape {shape}")
@@ -305,7 +308,7 @@ def _require_array(
 
 
 def _kind(x: Any) -> tuple[tuple[int, ...] | None, Any]:
-    """Shape and dtype; no shape, and the type's name, of what is no array."""
+    """Shape and dtype; None and the type's name for anything but arrays and numbers."""
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return x.shape, x.dtype
     if isinstance(x, (bool, int, float)):
@@ -316,7 +319,7 @@ def _kind(x: Any) -> tuple[tuple[int, ...] | None, Any]:
 def _require_same(
     what: str, before: Any, after: Any, error: Callable[[str], Exception] = AgentError
 ) -> None:
-    """Raises unless the structure, the shapes and the dtypes are the same."""
+    """Raises unless two pytrees have the same structure, shapes and dtypes."""
     was: Any = jax.tree.structure(before)
     now: Any = jax.tree.structure(after)
     if was != now:
@@ -369,7 +372,7 @@ def _first_clock() -> Clock:
 
 
 def _check_reset(agent: Agent, env: Env, key: jax.Array) -> None:
-    """Memory is reset row by row: where an episode has ended, and nowhere else."""
+    """Raises unless exactly those rows of the memory are reset whose episode has ended."""
 
     def play(key: jax.Array) -> tuple[Any, Any, Any]:
         keys = jax.random.split(key, 3)
@@ -399,7 +402,7 @@ def _require_shape(what: str, x: Any, shape: tuple, dtype: Any) -> None:
 
 
 def _trainer(agent: Agent, env: Env) -> Callable:
-    """Two updates, as the agent is run by default, as a function of key and hyperparameters."""
+    """Two updates with the agent's defaults, as a function of key and hyperparameters."""
     defaults = agent.run_defaults
     steps = defaults.num_envs * defaults.update_every
     buffer = agent.make_buffer(defaults.num_envs, defaults.update_every)
@@ -427,7 +430,7 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
     keys = jax.random.split(key, 2)
     try:
         state, losses = train(keys[0])
-    except TypeError as error:  # scan's own words: what went in and what came out
+    except TypeError as error:  # from `scan`, with the types before and after
         raise AgentError(f"update changes the structure of the state: {error}") from error
     for name, loss in losses.items():
         _require_shape(f"loss {name!r} of an update", loss[0], (), np.float32)
