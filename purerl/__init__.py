@@ -1,19 +1,44 @@
-"""Reinforcement learning that lives whole on the accelerator.
+"""Reinforcement learning in JAX: a whole training run is one pure function.
 
     config = purerl.TrainConfig(env="CartPole-v1", agent=purerl.PPO(lr=1e-3))
     train = purerl.make_train(config)
-    out = jax.jit(train)(jax.random.key(0))
-    outs = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 64))
+    out = jax.jit(train)(jax.random.key(0))                                # one run
+    outs = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 64))  # 64 runs
+    out.metrics.episode_return                                             # the learning curve
+    out.policy.step(obs)                                                   # the trained policy
 
-`make_train` gives a pure function: environment, buffer, rollout and update are one `lax.scan`.
+Train
+    TrainConfig, preset         a run's options; tuned ones for an environment and an agent
+    make_train                  a pure function of a key, for `jit` and `vmap`
+    fit                         the same with reports, checkpoints, and resuming after a kill
+    sweep                       seeds and a grid of hyperparameters, over all devices
+    run, make_loop              the loop from plain arguments; its steps, to be scanned by you
+    TrainOutput, SweepResult    metrics, the final state, the policy
 
-    TrainConfig, preset              what is run; hyperparameters that were found to work
-    make_train, fit, sweep           once; with checkpoints; over seeds and hyperparameters
+Agents
     PPO, DQN, DDPG, ActorCritic, REINFORCE
-    Actor, Critic, Agent, Env        to subclass, or to fill in; check_agent, check_env
-    fields                           real, integer, ...: the hyperparameters of an agent
-    Policy, save_policy, export_policy, render, to_gymnasium
+    Actor, Critic               bases of networks: `PPO(actor=MyActor)`
+    GaussianNoise, OrnsteinUhlenbeckNoise    exploration of deterministic policies
+    Buffer                      rollouts and replay, uniform or by priorities
+    Agent, check_agent, fields  to write an agent, check it, declare its hyperparameters
+    gae, lambda_return, n_step_return, reward_to_go
+
+Environments
+    make, env_names, env_params by name, with parameters: `make("CartPole-v1", gravity=1.6)`
+    Env, EnvSpec, check_env     to write an environment, and check it
+    Box, Discrete, MultiDiscrete
+    time_limit, action_repeat, map_actions, randomize, vectorize
+
+Results
+    Policy                      acts, also outside JAX
+    save_policy, load_policy, export_policy, to_gymnasium, render
+    evaluate, evaluate_in_gymnasium
+    read_run, read_runs         learning curves from folders
     plot_curves, plot_comparison, plot_sweep, statistics
+    csv_sink, tensorboard_sink, wandb_sink, console_sink    callbacks for `fit`
+
+`help(purerl.PPO)` has every hyperparameter, `help(purerl.TrainConfig)` every option. The command
+`purerl` trains, sweeps, plots and plays from a terminal. Errors are subclasses of `purerl.Error`.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kit.agents import Tiny
+from kit.environments import push_env, target_env
 from kit.quick import quick_jit
 from kit.recurrent import Recurrent, recall_env
 from kit.trees import assert_close, assert_equal
@@ -122,3 +124,143 @@ def test_files_and_pictures_know_the_memory(out, tmp_path):
     returns, lengths = purerl.evaluate_in_gymnasium(policy, purerl.to_gymnasium(env), 20)
     assert returns.tolist() == [1.0] * 20
     assert lengths.tolist() == [4] * 20
+
+
+class Forgetful(Recurrent):
+    """Its memory isn't reset."""
+
+    def _remembering(self, step):
+        return purerl.Acting(step, super()._remembering(step).init)
+
+
+class AllAtOnce(Recurrent):
+    """Every row is reset where one is."""
+
+    def _remembering(self, step):
+        def reset(memory, done):
+            return jnp.where(done.any(), 0.0, memory)
+
+        return super()._remembering(step)._replace(reset=reset)
+
+
+class Counting(Recurrent):
+    """One number for all environments."""
+
+    def _remembering(self, step):
+        acting = super()._remembering(step)
+
+        def counted(memory, obs, key):
+            hidden, *rest = step(memory[0], obs, key)
+            return (hidden, memory[1] + 1), *rest
+
+        return purerl.Acting(
+            counted,
+            lambda num_envs: (acting.init(num_envs), jnp.int32(0)),
+            lambda memory, done: (acting.reset(memory[0], done), memory[1]),
+        )
+
+
+class Stripped(Tiny):
+    """Keeps less than its policy needs."""
+
+    def for_acting(self, state):
+        return {"calls": state["calls"]}
+
+
+class Weighing(Tiny):
+    def act(self, state, obs, key):
+        return super().act(state, obs, key)[0], {"weight": jnp.ones(len(obs))}
+
+
+def test_an_agent_with_a_memory_is_checked():
+    purerl.check_agent(Recurrent(), recall_env())
+    for agent, message in (
+        (Forgetful(), "Forgetful.acting's memory is never reset: expected an Acting with reset"),
+        (AllAtOnce(), r"acting's reset: expected a fresh memory where done, \[N\], and no other"),
+        (Counting(), r"memory has a leaf of shape \(\), expected \[N, \.\.\.\], N=4"),
+        (Stripped(), "Stripped.policy of the state that for_acting leaves can't be traced"),
+        (Weighing(), "extra 'weight' has the name of an entry that buffers compute"),
+    ):
+        with pytest.raises(purerl.AgentError, match=message):
+            purerl.check_agent(agent, recall_env())
+
+
+def test_an_agent_without_hyperparameters_passes():
+    class Fixed(purerl.Agent):
+        def init(self, key, spec):
+            return jax.random.normal(key, (spec.action_space.n,))
+
+        def acting(self, state, clock):
+            return purerl.memoryless(
+                lambda obs, key: (jax.random.categorical(key, state, shape=(len(obs),)), {})
+            )
+
+        def policy(self, state, *, sample=False):
+            return self.acting(state, None)
+
+        def update(self, state, experience, key, clock):
+            return state + experience.read()["reward"].mean(), experience, {"loss": state.sum()}
+
+    purerl.check_agent(Fixed(), recall_env())
+
+
+def test_an_agent_gets_what_its_contract_says():
+    class Asking(Tiny):
+        def acting(self, state, clock):
+            assert clock.progress.dtype == clock.timesteps.dtype == jnp.float32
+            return super().acting(state, clock)
+
+        def check_run(self, num_envs, update_every, buffer, options):
+            asked.append(options)
+
+    asked = []
+    purerl.TrainConfig(recall_env(), Asking(), reset_each_episode=True)
+    purerl.check_agent(Asking(), recall_env())
+    assert asked[0] == {"noise": None, "wait_end_path": False, "reset_each_episode": True}
+
+    class Noisy(Tiny):
+        @property
+        def run_defaults(self):
+            return purerl.RunDefaults(noise=purerl.GaussianNoise())
+
+    with pytest.raises(purerl.ConfigError, match="noise: recall has discrete actions"):
+        purerl.TrainConfig(recall_env(), Noisy())
+
+
+@pytest.mark.parametrize("episodic", [False, True])
+@pytest.mark.parametrize("random_start", [False, True])
+def test_memory_beside_noise(random_start, episodic, key):
+    """Of an episodic rollout with noise: both memories go through whole episodes, and an update
+    gets the agent's alone, as the rollout began with it."""
+
+    class Steps(Tiny):
+        @property
+        def run_defaults(self):
+            return purerl.RunDefaults(3, 4, noise=purerl.GaussianNoise(), random_start=random_start)
+
+        def acting(self, state, clock):
+            def step(memory, obs, key):
+                action, _ = self.act(state, obs, key)
+                return memory + 1, action, {"time": memory}
+
+            def reset(memory, done):
+                return jnp.where(done, 100 * (memory // 100 + 1), memory)
+
+            return purerl.Acting(step, lambda num_envs: jnp.zeros(num_envs, jnp.int32), reset)
+
+        def update(self, state, experience, key, clock):
+            first = experience.read()["time"][0] - experience.memory
+            new, experience, losses = super().update(state, experience, key, clock)
+            return new, experience, losses | {"first": jnp.abs(first).sum().astype(jnp.float32)}
+
+    loop = purerl.make_loop(
+        target_env() if episodic else push_env(),
+        Steps(),
+        total_timesteps=3 * 4 * 6,
+        update_after=24,
+        wait_end_path=episodic,
+    )
+    trained = quick_jit(jax.vmap(jax.vmap(lambda key: loop.scan(loop.init(key)))))
+    state, metrics = trained(jax.random.split(key, (2, 2)))
+    np.testing.assert_array_equal(np.nan_to_num(metrics.losses["first"]), 0.0)
+    assert state.rollout.memory.agent.shape == (2, 2, 3)

@@ -328,6 +328,7 @@ def test_check_agent_finds(changes, message):
         changes["acting"] = still(lambda o, k: (jnp.zeros(len(o), jnp.int32), {}))
         changes["policy"] = still(lambda o, k: (jnp.zeros(len(o), jnp.int32), {}))
         changes["value"] = lambda s, m, o: jnp.zeros(len(o))
+        changes["for_acting"] = lambda state: state
     methods = {name: staticmethod(function) for name, function in changes.items()}
     broken = type("Broken", (purerl.PPO,), methods)
     with pytest.raises(purerl.AgentError, match=message):

@@ -1,4 +1,4 @@
-"""`Acting`: what playing needs of an agent, and nothing else; and what can be put around one."""
+"""`Acting`, the interface between an agent and everything that plays episodes, and its wrappers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,9 +31,9 @@ class Acting(NamedTuple):
 
     Attributes:
         step: `(memory, obs [N, *obs_shape], key) -> (memory, action [N, *action_shape], extras)`;
-            extras are what `Agent.update` wants back with the transition, `[N, ...]` each by name.
-        init: `N -> memory`, arrays `[N, ...]`; `()` where nothing is remembered.
-        reset: `(memory, done [N]) -> memory`, with a fresh one where an episode has ended.
+            extras, `[N, ...]` each by name, are stored with the transition, for `Agent.update`.
+        init: `N -> memory`, arrays `[N, ...]`; `()` without a memory.
+        reset: `(memory, done [N]) -> memory`, with fresh rows where an episode has ended.
     """
 
     step: Callable[[Memory, Obs, Any], tuple[Memory, jax.Array, Extras]]
@@ -42,10 +42,10 @@ class Acting(NamedTuple):
 
 
 def memoryless(act: Callable[[Obs, Any], tuple[jax.Array, Extras]]) -> Acting:
-    """An `Acting` of a function from observations and a key to actions and extras.
+    """An `Acting` without a memory, of a function `(obs, key) -> (action, extras)`.
 
     Raises:
-        ConfigError: from its step, where the function returns something else.
+        ConfigError: from its step, if the function returns something else.
     """
 
     def step(memory: Memory, obs: Obs, key: Any) -> tuple[Memory, jax.Array, Extras]:
@@ -61,14 +61,14 @@ def memoryless(act: Callable[[Obs, Any], tuple[jax.Array, Extras]]) -> Acting:
 
 
 def seeing(acting: Acting, stats: RunningStats | None) -> Acting:
-    """Acting that sees observations through statistics, if there are any."""
+    """An `Acting` on observations that are normalised by running statistics, if there are any."""
     if stats is None:
         return acting
     return acting._replace(step=lambda memory, obs, key: acting.step(memory, see(stats, obs), key))
 
 
 def mapping(acting: Acting, fn: Callable[[jax.Array], jax.Array]) -> Acting:
-    """Acting whose actions are mapped, such as to what an environment outside takes."""
+    """An `Acting` whose actions are mapped by a function of `[N, *action_shape]`."""
 
     def step(memory: Memory, obs: Obs, key: Any) -> tuple[Memory, jax.Array, Extras]:
         memory, action, extras = acting.step(memory, obs, key)
@@ -78,15 +78,15 @@ def mapping(acting: Acting, fn: Callable[[jax.Array], jax.Array]) -> Acting:
 
 
 class Explorer(NamedTuple):
-    """Memory of acting with noise: that of the agent, and the noise's process."""
+    """Memory of an `Acting` with noise: the agent's memory and the noise's state."""
 
     agent: Memory
     noise: Any
 
 
 def exploring(acting: Acting, noise: Noise | None, space: Any) -> Acting:
-    """Acting with noise, if there is any, on actions of a `Box`, which stay inside its bounds; the
-    noise is remembered."""
+    """An `Acting` that adds exploration noise, if there is any, to actions of a `Box`, clipped to
+    its bounds. The noise's state is part of the memory."""
     if noise is None:
         return acting
 
@@ -107,7 +107,8 @@ def exploring(acting: Acting, noise: Noise | None, space: Any) -> Acting:
 
 
 def at_random(acting: Acting, spec: EnvSpec, condition: jax.Array) -> Acting:
-    """Acting by draws from the legal actions where a condition, `[]` bool, holds."""
+    """An `Acting` that draws uniformly from the legal actions while a condition, `[]` bool, holds.
+    Extras and memory remain those of the agent."""
 
     def step(memory: Memory, obs: Obs, key: Any) -> tuple[Memory, jax.Array, Extras]:
         memory, action, extras = acting.step(memory, obs, key)

@@ -53,17 +53,17 @@ class ActorCriticState(struct.PyTreeNode):
 
 
 class ActorCritic(NetworkAgent):
-    """One step of policy gradient, then some of fitting the critic, after every rollout.
+    """After each rollout a policy gradient step, and then gradient steps of the critic.
 
     With a V critic the advantage is GAE(lam). With a Q critic it is Q(s, a) - V(s), where V is the
     mean of Q over the policy: exact for discrete actions, over `num_samples` draws for continuous
     ones. The critic is fitted to lambda returns.
 
-    By default environments go on from rollout to rollout (A2C); `wait_end_path=True` makes each
+    By default episodes continue from rollout to rollout (A2C); `wait_end_path=True` makes each
     rollout one episode of each environment, masked after its end.
 
     Attributes:
-        n_episodes: paths that each update learns from, side by side: the run's `num_envs`.
+        n_episodes: paths in each update, one per environment: the run's `num_envs`.
         episode_length: their length: the run's `update_every`.
         actor: an uninstantiated `Actor`; None for the default.
         critic: an uninstantiated `Critic`, V or Q; None for the default, which is V.
@@ -76,7 +76,7 @@ class ActorCritic(NetworkAgent):
         max_grad_norm: the gradients' global norms are clipped to it.
         normalize_advantage: to mean 0 and standard deviation 1 over each update's steps.
         anneal: lower the learning rates linearly to 0 over the run.
-        num_samples: how many actions are drawn to average a Q critic over a continuous policy.
+        num_samples: number of actions drawn to average a Q critic over a continuous policy.
     """
 
     n_episodes: int = integer(default=8, at_least=1)

@@ -1,4 +1,4 @@
-"""The agent protocol, and what agents share."""
+"""The agent protocol, and the fields and checks that agents share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,9 +32,9 @@ Losses = dict[str, jax.Array]
 
 
 class RunDefaults(NamedTuple):
-    """Arguments of `run` that an agent chooses where the user doesn't; `run` explains them.
+    """Defaults of an agent for the arguments of `run`, which documents them.
 
-    With `random_start`, actions are drawn from the action space until `update_after`.
+    With `random_start`, actions are drawn uniformly from the action space until `update_after`.
     """
 
     num_envs: int = 8
@@ -46,76 +46,86 @@ class RunDefaults(NamedTuple):
 
 
 class Agent(Record):
-    """An algorithm: hyperparameters and pure functions of a state; it holds no state itself.
+    """An algorithm: hyperparameters, and pure functions of a state that is passed to them.
 
     Floats are leaves of the pytree and may be traced and vmapped; the rest is static. To write an
-    agent, subclass this, list the hyperparameters with the functions of `purerl.fields`, and
+    agent, subclass this, declare the hyperparameters with the functions of `purerl.fields`, and
     implement `init`, `acting`, `policy`, `update`, and `value` if it learns one. `check_agent`
-    finds out whether the loop can run it.
+    checks that it keeps its contract.
 
     A size that is a total over all devices, such as that of a batch, is `integer(..., total=True)`.
     """
 
     @property
     def run_defaults(self) -> RunDefaults:
-        """How this agent is run where the user doesn't say."""
+        """Defaults for the arguments of `run`."""
         return RunDefaults()
 
     @property
     def schedules(self) -> tuple[str, ...]:
-        """Fields that make `progress` matter: with any, a longer run is not this one and a part
-        more, and a run that is over can't be extended."""
+        """Names of the fields that schedule something over the run's length: with any of them a
+        finished run can't be extended, since a longer run is another one from the start."""
         return ("anneal",) if getattr(self, "anneal", False) else ()
 
     def make_buffer(self, num_envs: int, update_every: int) -> Buffer:
-        """The buffer that this agent takes where the user gives none: one rollout."""
+        """The default buffer: one rollout."""
         return Buffer(maxlen=num_envs * update_every)
 
     def check_run(
         self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
     ) -> None:
-        """Checks what can't be seen before the rollout's size is known. Raises ConfigError.
+        """Checks the agent against the run's sizes and options. Raises ConfigError.
 
         Args:
             num_envs, update_every: N and T.
-            buffer: what the agent will learn from.
-            options: `noise`, `wait_end_path` and `reset_each_episode`.
+            buffer: the run's.
+            options: `noise`, None for the agent's default, `wait_end_path` and
+                `reset_each_episode`.
         """
 
     def init(self, key: jax.Array, spec: EnvSpec) -> AgentState:
-        """A new agent's state."""
+        """The initial state."""
         raise NotImplementedError
 
     def acting(self, state: AgentState, clock: Clock) -> Acting:
-        """How it explores: actions for N environments, and what `update` wants back with them."""
+        """The exploring policy, with the extras that `update` reads."""
         raise NotImplementedError
 
     def policy(self, state: AgentState, *, sample: bool = False) -> Acting:
-        """How it acts: the mode of its policy, or samples; without a use for extras."""
+        """The policy as it is evaluated and deployed: its mode, or samples; extras are ignored."""
         raise NotImplementedError
 
     def for_acting(self, state: AgentState) -> AgentState:
-        """The state with None for what `policy` and `value` don't look at, such as optimizers."""
+        """The part of the state that `policy` and `value` read; None in place of the rest, such as
+        optimizers."""
         return state
 
     def value(self, state: AgentState, memory: Memory, obs: PyTree) -> jax.Array:
-        """`[N, *obs_shape]` to `[N]`, the value of the agent's policy, where it learns one.
+        """Values `[N]` of the agent's policy at observations `[N, *obs_shape]`.
 
         Args:
-            state: the agent's.
-            memory: as before it acts on these observations.
-            obs: as the agent sees them.
+            state: the agent's, or the part that `for_acting` keeps.
+            memory: of `policy`, `[N, ...]`, before it acts on these observations.
+            obs: normalised, where the run normalises them.
+
+        Raises:
+            NotImplementedError: the agent learns no value.
         """
         raise NotImplementedError(f"{type(self).__name__} learns no value")
 
     def update(
         self, state: AgentState, experience: Experience, key: jax.Array, clock: Clock
     ) -> tuple[AgentState, Experience, Losses]:
-        """Learns from experience; returns losses and the like as float32 scalars by name.
+        """One update.
 
-        Over devices, experience and key are each device's, and the state is the same on all: what
-        comes into it has to be averaged by `clock.devices`. Losses may be each one's part, the loop
-        averages them."""
+        Over several devices, experience and key differ between devices and the state is the same
+        on all: gradients, and statistics that enter the state, have to be averaged by
+        `clock.devices.mean`. The loop averages the losses.
+
+        Returns:
+            State, experience (with new priorities, where there are any), and float32 scalars by
+            name: losses and diagnostics.
+        """
         raise NotImplementedError
 
 
@@ -135,7 +145,7 @@ def module_field(*, base: type, default: None = None) -> Any:
 
 
 def sees_field() -> Any:
-    """A field for the part of the observation that a network sees."""
+    """A field for the part of the observation that is a network's input."""
 
     def check(value: Any) -> Any:
         keys = tuple(value) if isinstance(value, (list, tuple)) else (value,)
@@ -150,7 +160,7 @@ def sees_field() -> Any:
 
 
 def optimizer_field() -> Any:
-    """A field for an optimizer: a factory of the learning rate, by name or a user's."""
+    """A field for an optimizer: a name, or a user's factory of the learning rate."""
     field = named(default=None, options=OPTIMIZERS, optional=True)
     known = field.metadata["check"]
 
@@ -168,23 +178,23 @@ def optimizer_field() -> Any:
 
 
 class NetworkAgent(Agent):
-    """An agent with networks, a user's own or the defaults.
+    """Base of agents with neural networks, the defaults or a user's.
 
     Attributes:
         hidden: widths of the default networks' hidden layers; one number is one layer, () none.
         activation: their activation function.
-        network: their kind; by default images go through a convolution, and all else doesn't.
+        network: their kind; by default a convolution for images, and an MLP for all else.
         actor_obs, critic_obs: the part of the observation that the actor and the critic see: a key
             of a dict observation, several keys, or a function of one observation; None for all of
-            it. A policy asks for the actor's part alone.
+            it. A deployed policy needs the actor's part alone.
         optimizer: a factory from the learning rate to an optax optimizer, such as `optax.adamw` or
             `lambda lr: optax.rmsprop(lr, decay=0.99)`, or its name; with a second parameter
             `timesteps` it gets the environment steps so far, for schedules. Gradients are clipped
             to `max_grad_norm` first. None for Adam with `eps=1e-5` on one vector.
     """
 
-    may_share: ClassVar[bool] = False  # whether `update` can do with one network for both
-    may_remember: ClassVar[bool] = False  # whether it goes through sequences, with memory
+    may_share: ClassVar[bool] = False  # whether `update` takes one network for actor and critic
+    may_remember: ClassVar[bool] = False  # whether `update` trains networks with a memory
 
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
     activation: str | None = choice(default=None, options=ACTIVATIONS, optional=True)
@@ -210,7 +220,7 @@ class NetworkAgent(Agent):
 
     @property
     def shared(self) -> bool:
-        """Whether one network gives policy and value: the actor is an `ActorCriticNetwork`."""
+        """Whether policy and value share a network: the actor is an `ActorCriticNetwork`."""
         actor = getattr(self, "actor", None)
         return actor is not None and issubclass(getattr(actor, "func", actor), ActorCriticNetwork)
 
@@ -235,8 +245,8 @@ class NetworkAgent(Agent):
         return make_optimizer(self.optimizer, lr, max_grad_norm, clock.timesteps)
 
     def make(self, given: Any, default: Any, spec: EnvSpec, activation: str = "tanh") -> Any:
-        """A network for an environment: the user's, or the default one; None for the critic where
-        the actor is an `ActorCriticNetwork`."""
+        """A network for an environment: the user's, or the default; None for the critic if the
+        actor is an `ActorCriticNetwork`."""
         if self.shared and issubclass(default, Critic):
             return None
         part = "actor_obs" if issubclass(default, Actor) else "critic_obs"
@@ -260,7 +270,7 @@ class NetworkAgent(Agent):
 
 
 def check_v_critic(agent: Agent, critic: Critic, obs: PyTree) -> None:
-    """Raises ConfigError unless it is a V critic; obs is `[B, *obs_shape]`."""
+    """Raises ConfigError unless a critic is V(s); obs is `[B, *obs_shape]`."""
     if is_q_critic(critic, obs):
         raise ConfigError(
             f"{type(agent).__name__}.critic: {type(critic).__name__} is a Q critic, expected "
@@ -271,7 +281,7 @@ def check_v_critic(agent: Agent, critic: Critic, obs: PyTree) -> None:
 def check_one_rollout(
     agent: Agent, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
 ) -> None:
-    """What an agent needs that learns from its own rollout, whole. Raises ConfigError."""
+    """Checks the run of an on-policy agent, whose buffer is one rollout. Raises ConfigError."""
     name, size = type(agent).__name__, num_envs * update_every
     if buffer.maxlen != size:
         raise ConfigError(
@@ -291,12 +301,12 @@ def check_one_rollout(
 
 
 def replay_buffer(num_envs: int) -> Buffer:
-    """The buffer of off-policy agents: about 100,000 transitions."""
+    """The default replay buffer: about 100,000 transitions."""
     return Buffer(maxlen=-(-100_000 // num_envs) * num_envs)
 
 
 def check_replay(agent: Any, num_envs: int, update_every: int, buffer: Buffer) -> None:
-    """What an agent needs that draws from a buffer. Raises ConfigError."""
+    """Checks the run of an agent with a replay buffer. Raises ConfigError."""
     size = num_envs * update_every
     if buffer.maxlen is not None and buffer.maxlen < size:
         raise ConfigError(
@@ -308,7 +318,7 @@ def check_replay(agent: Any, num_envs: int, update_every: int, buffer: Buffer) -
 
 
 def check_paths(agent: Any, num_envs: int, update_every: int) -> None:
-    """Whether the run is as the agent counts its paths. Raises ConfigError."""
+    """Checks that the rollout's size is `n_episodes` times `episode_length`. Raises ConfigError."""
     name = type(agent).__name__
     for argument, got, field in (
         ("num_envs", num_envs, "n_episodes"),
@@ -322,9 +332,9 @@ def check_paths(agent: Any, num_envs: int, update_every: int) -> None:
 
 
 def example_obs(spec: EnvSpec) -> PyTree:
-    """Observations of zeros with a batch of 2, to initialise networks with.
+    """A batch of 2 observations of zeros, to initialise networks with.
 
-    Two and not one, so that a network that forgets the batch axis is found out.
+    Two and not one, so that a network without the batch axis fails.
     """
     return jax.tree.map(
         lambda space: jnp.zeros((2, *space.shape), space.dtype),

@@ -54,20 +54,20 @@ class DDPG(NetworkAgent):
     """Off-policy learning of a deterministic policy, for continuous actions.
 
     The critic learns Q(s, a) from y = r + gamma Q'(s', mu'(s')), the actor ascends Q(s, mu(s)); the
-    target networks Q' and mu' follow by Polyak averaging. Exploration is the run's `noise`; until
-    `update_after`, when nothing is learned yet, actions are drawn from the action space: evenly
-    between its bounds, or from a standard normal where there are none.
+    target networks Q' and mu' follow by Polyak averaging. Exploration is the run's `noise`; before
+    the first update, at `update_after`, actions are drawn from the action space: uniformly between
+    its bounds, or from a standard normal where it has none.
 
     Attributes:
         batch_size: transitions in a gradient step.
         actor: an uninstantiated `Actor` without a distribution; None for the default.
         critic: an uninstantiated `Critic` that takes the action; None for the default.
         lr: learning rate.
-        actor_lr, critic_lr: for one of them; None for `lr`.
+        actor_lr, critic_lr: learning rates of the actor and the critic; None for `lr`.
         gamma: discount.
-        tau: how far the target networks move with each gradient step.
+        tau: step size of the target networks' Polyak averaging, once a gradient step.
         gradient_steps: in each update.
-        n_step: rewards that are summed before Q' takes over.
+        n_step: n of the n-step returns: rewards summed before bootstrapping from Q'.
         max_grad_norm: the gradients' global norms are clipped to it.
         anneal: lower the learning rates linearly to 0 over the run.
     """
@@ -134,7 +134,7 @@ class DDPG(NetworkAgent):
         return self.policy(state)
 
     def policy(self, state: DDPGState, *, sample: bool = False) -> Acting:
-        """The policy is deterministic: samples of it are all the same."""
+        """The deterministic policy; `sample` makes no difference."""
         return memoryless(lambda obs, key: (apply(state.actor, state.params["actor"], obs), {}))
 
     def for_acting(self, state: DDPGState) -> DDPGState:

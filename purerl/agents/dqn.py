@@ -43,7 +43,7 @@ def q_target(q_next: jax.Array, target_q_next: jax.Array) -> jax.Array:
 
 
 def double_q_target(q_next: jax.Array, target_q_next: jax.Array) -> jax.Array:
-    """Q'(s', argmax_a Q(s', a)): one network chooses the action and the other says its value."""
+    """Q'(s', argmax_a Q(s', a)): the network chooses, the target network evaluates."""
     return pick(target_q_next, jnp.argmax(q_next, axis=-1))
 
 
@@ -51,8 +51,8 @@ TARGETS = {"q": q_target, "double_q": double_q_target}
 
 
 class DQNState(struct.PyTreeNode):
-    """Parameters, those of the target network, the optimizer's state, and how many gradient steps
-    were made."""
+    """Parameters, those of the target network, the optimizer's state, and the number of gradient
+    steps so far."""
 
     params: PyTree
     target_params: PyTree
@@ -69,15 +69,15 @@ class DQN(NetworkAgent):
         critic: an uninstantiated Q `Critic`, of one action or of all; None for the default.
         lr: learning rate.
         gamma: discount.
-        target_fn: what stands for the value of s': `purerl.double_q_target`, `purerl.q_target`, or
+        target_fn: the value of s' in the target: `purerl.double_q_target`, `purerl.q_target`, or
             a function of Q(s', .) and the target network's Q'(s', .), `[B, n]` each, to `[B]`.
-        tau: how far the target network moves towards the network, 1 for all the way.
-        target_update_every: gradient steps between such moves; None for 500 where tau is 1, and
-            for every step where it is less.
+        tau: step size of the target network's Polyak averaging, 1 for a copy.
+        target_update_every: gradient steps between updates of the target network; None for 500 if
+            tau is 1, and for every step if it is less.
         epsilon_start, epsilon_end: probability of a random action, at first and at last.
         epsilon_steps: environment steps in which it falls, linearly; None for a tenth of the run.
         gradient_steps: in each update.
-        n_step: rewards that are summed before the target network takes over.
+        n_step: n of the n-step returns: rewards summed before bootstrapping.
         max_grad_norm: the gradient's global norm is clipped to it.
         anneal: lower lr linearly to 0 over the run.
     """
@@ -141,7 +141,7 @@ class DQN(NetworkAgent):
         return memoryless(lambda obs, key: (_explore(state, obs, key, epsilon), {}))
 
     def policy(self, state: DQNState, *, sample: bool = False) -> Acting:
-        """The best action; of samples, a random one with probability `epsilon_end`."""
+        """The greedy policy; with `sample` epsilon-greedy, epsilon being `epsilon_end`."""
         if sample:
             return memoryless(lambda obs, key: (_explore(state, obs, key, self.epsilon_end), {}))
         return memoryless(lambda obs, key: (_greedy(state, obs), {}))
@@ -199,13 +199,13 @@ class DQN(NetworkAgent):
         return state, target - q, losses
 
     def _between_moves(self) -> jax.Array | int:
-        """Gradient steps between two moves of the target network."""
+        """Gradient steps between two updates of the target network."""
         if self.target_update_every is not None:
             return self.target_update_every
         return jnp.where(self.tau < 1.0, 1, 500)
 
     def _epsilon(self, clock: Clock) -> jax.Array | float:
-        """The probability of a random action, as far as the run has come."""
+        """The probability of a random action at this point of the run."""
         if self.epsilon_steps is None:
             fallen = 10.0 * clock.progress
         else:
@@ -224,9 +224,9 @@ def _greedy(state: DQNState, obs: PyTree) -> jax.Array:
 
 
 def _explore(state: DQNState, obs: PyTree, key: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    """The best action, or a random one with probability epsilon."""
+    """The epsilon-greedy action."""
     greedy = _greedy(state, obs)
-    # Given that it is below epsilon, a uniform number is still uniform, and names the action.
+    # Given that it is below epsilon, the number is uniform on [0, epsilon): it chooses the action.
     drawn = jax.random.uniform(key, greedy.shape, jnp.float32)
     named = uniform_action(state.critic, obs, drawn / jnp.maximum(epsilon, 1e-8))
     return jnp.where(drawn < epsilon, named, greedy)

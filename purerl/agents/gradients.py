@@ -1,4 +1,4 @@
-"""Means over batches, their gradients, and steps along those."""
+"""Weighted means over batches, their gradients, and optimizers."""
 
 import inspect
 from collections.abc import Callable
@@ -18,19 +18,18 @@ from purerl.records.types import PyTree
 
 Losses = dict[str, jax.Array]
 
-# Rows of a batch that a CPU core takes the gradient of at once: what it computes on the way stays
-# in its caches.
+# Rows of a batch in one backward pass on a CPU core, so that the activations fit its caches.
 ROWS_AT_ONCE = 512
 
 
 def valid_count(valid: jax.Array, devices: Devices = ALONE) -> jax.Array:
-    """How many entries are valid, at least 1; of several devices the mean of their counts."""
+    """The number of valid entries, at least 1; over several devices the mean of their counts."""
     count = devices.sum(jnp.sum(valid, dtype=jnp.int32))
     return devices.part(jnp.maximum(count, 1).astype(jnp.float32))
 
 
 def masked_sum(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Sum over the last axis of x times weight, and of nothing where the weight is 0."""
+    """Sum of x times weight over the last axis; x may be NaN where the weight is 0."""
     weight = jnp.broadcast_to(weight, x.shape)
     return jnp.sum(jnp.where(weight > 0, x * weight, 0.0), axis=-1)
 
@@ -38,14 +37,14 @@ def masked_sum(x: jax.Array, weight: jax.Array) -> jax.Array:
 def moments(
     x: jax.Array, weight: jax.Array, devices: Devices = ALONE
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of x, `[B]` on each device, by the weights that `mean_gradient` takes; 0
-    where all of them are."""
+    """Weighted mean and variance of x, `[B]` on each device, by weights as in `mean_gradient`; 0
+    if all weights are."""
     mean = devices.mean(masked_sum(x, weight))
     return mean, devices.mean(masked_sum((x - mean) ** 2, weight))
 
 
 def standardize(x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
-    """x, shifted and scaled so that what had this mean and variance has 0 and 1."""
+    """x minus the mean, over the standard deviation."""
     return (x - mean) / (safe_sqrt(variance) + 1e-8)
 
 
@@ -56,18 +55,18 @@ def mean_gradient(
     weight: jax.Array,
     devices: Devices = ALONE,
 ) -> tuple[Losses, PyTree]:
-    """Means over a batch, and the gradient of the one that is called "loss".
+    """Weighted means over a batch, and the gradient of the one named "loss".
 
     Args:
-        loss_fn: from parameters and rows `[n, ...]` of the batch to numbers for each row, `[n]`.
-        params: the gradient is that of what is trained in them (see `trained`).
+        loss_fn: from parameters and rows `[n, ...]` of the batch to terms `[n]` by name.
+        params: the gradient is with respect to the trained ones (see `trained`).
         batch: `[B, ...]`.
-        weight: `[B]`, of each row in the means; 0 for a row that doesn't count. 1 / `valid_count`
-            makes them means over the valid rows.
+        weight: `[B]`, of each row in the means; 0 masks it. 1 / `valid_count` gives means over the
+            valid rows.
         devices: those that the batch is spread over.
 
     Returns:
-        The means, each device's share of them, and the gradient, its mean over the devices.
+        Each device's share of the means, and the gradient, averaged over the devices.
     """
 
     learning, join = trained(params)
@@ -101,8 +100,8 @@ def mean_gradient(
 
 
 def _rows_at_once(size: int, devices: Devices) -> int:
-    """A divisor of a batch's size, as large as it may be for a core's caches; all rows where a
-    device has several cores, which share them, and on a GPU."""
+    """The largest divisor of a batch's size up to `ROWS_AT_ONCE`; the size itself if a device has
+    several cores, which share the rows, and on a GPU."""
     alone = devices.count > 1 or num_cores() <= jax.local_device_count()
     if jax.default_backend() != "cpu" or not alone or size <= ROWS_AT_ONCE:
         return size
@@ -115,8 +114,8 @@ def gradient(
     params: PyTree,
     devices: Devices = ALONE,
 ) -> tuple[jax.Array, PyTree, PyTree]:
-    """A loss, what comes with it, and its gradient with respect to what is trained in `params`:
-    the mean over the devices, whereas the others stay each device's."""
+    """A loss, its auxiliary output, and its gradient with respect to the trained parameters. The
+    gradient is averaged over the devices, loss and auxiliary output are each device's."""
     learning, join = trained(params)
     value_and_grad = jax.value_and_grad(lambda learning: loss_fn(join(learning)), has_aux=True)
     (loss, aux), grads = value_and_grad(learning)
@@ -124,7 +123,7 @@ def gradient(
 
 
 def widen(tree: PyTree) -> PyTree:
-    """Floats of fewer bits than 32 as float32: what is added up of them keeps its digits."""
+    """Floats of 16 bits as float32, to be accumulated."""
     narrow = (jnp.bfloat16, jnp.float16)
     return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype in narrow else x, tree)
 
@@ -132,10 +131,9 @@ def widen(tree: PyTree) -> PyTree:
 def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015, arXiv:1412.6980) on gradients whose global norm is clipped.
 
-    It works on all parameters as one vector: a few operations in place of a few for each of them.
-    Numbers and states are those of optax's `clip_by_global_norm` and `adam` with `eps=1e-5`, but
-    derivatives through an update are finite: also where a gradient is 0 and was never anything
-    else, as behind a dead ReLU.
+    All parameters are one vector: a few operations in all, not a few for each parameter. Updates
+    equal those of optax's `clip_by_global_norm` and `adam` with `eps=1e-5`, but derivatives through
+    an update are finite also where a gradient has always been 0, as behind a dead ReLU.
     """
     b1, b2, eps = 0.9, 0.999, 1e-5
 
@@ -162,7 +160,7 @@ def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
 
 # Optimizers by name; `optimizer=` takes any other factory.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation] | None] = {
-    "adam": None,  # the one below
+    "adam": None,  # the function above
     **{
         name: getattr(optax, name) for name in ("adamw", "lion", "nadam", "radam", "rmsprop", "sgd")
     },
@@ -180,7 +178,7 @@ def make_optimizer(
     Args:
         factory: from the learning rate to a transformation that minimises, such as `optax.adamw`;
             None for `adam`. With a parameter `timesteps` it gets these, too.
-        lr: learning rate at this moment; it may be traced.
+        lr: the current learning rate; it may be traced.
         max_grad_norm: the largest norm.
         timesteps: environment steps before this update.
 
@@ -210,15 +208,15 @@ def make_optimizer(
 
 
 def takes_timesteps(factory: Callable[..., Any]) -> bool:
-    """Whether an optimizer's factory has a parameter `timesteps`, for schedules by them."""
+    """Whether an optimizer's factory has a parameter `timesteps`, for schedules in those."""
     try:
         return "timesteps" in inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # no signature is known
+    except (TypeError, ValueError):  # it has no signature
         return False
 
 
 def global_norm(grads: PyTree) -> jax.Array:
-    """The norm of all gradients, as `adam` takes it."""
+    """The global norm of gradients."""
     return _norm(_vector(grads)[0])
 
 
@@ -228,14 +226,14 @@ def _norm(vector: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _clip(vector: jax.Array, max_norm: jax.Array) -> jax.Array:
-    """The vector, shortened to `max_norm` where it is longer."""
+    """The vector, scaled down to `max_norm` if it is longer."""
     norm = _norm(vector)
     return jnp.where(norm < max_norm, vector, vector / norm * max_norm)
 
 
 @_clip.defjvp
 def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    # Of a vector of zeros the branch that isn't taken would make the derivative NaN.
+    # For a vector of zeros the branch not taken would make the derivative NaN.
     def divided_by_one(vector: jax.Array, max_norm: jax.Array) -> jax.Array:
         norm = _norm(vector)
         fits = norm < max_norm
@@ -245,22 +243,22 @@ def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
 
 
 def _vector(tree: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
-    """All floats of a tree in a row, of 32 bits or more, and the way back."""
+    """A tree of floats as one vector of 32 or 64 bits, and the inverse function."""
     leaves = jax.tree.leaves(tree)
     wide = jnp.float64 if any(x.dtype == jnp.float64 for x in leaves) else jnp.float32
     return ravel_pytree(jax.tree.map(lambda x: x.astype(wide), tree))
 
 
 def annealed(lr: Any, progress: Any, anneal: bool) -> Any:
-    """The learning rate, lowered linearly to 0 over the run where it is to be."""
+    """The learning rate, with `anneal` lowered linearly to 0 over the run."""
     return lr * (1.0 - progress) if anneal else lr
 
 
 def descend(
     optimizer: optax.GradientTransformation, grads: PyTree, opt_state: Any, params: PyTree
 ) -> tuple[PyTree, Any]:
-    """Parameters and optimizer state after one step: each parameter in its dtype, and what isn't
-    trained as it was."""
+    """Parameters and optimizer state after one step. Parameters keep their dtypes; those that
+    aren't trained are unchanged."""
     learning, join = trained(params)
     updates, opt_state = optimizer.update(grads, opt_state, learning)
     moved = jax.tree.map(lambda p, u: (p.astype(u.dtype) + u).astype(p.dtype), learning, updates)
@@ -268,8 +266,8 @@ def descend(
 
 
 def follow(target_params: PyTree, params: PyTree, tau: Any) -> PyTree:
-    """Polyak averaging: a target network's parameters, moved by a share tau towards a network's.
-    What isn't trained is the network's."""
+    """Polyak averaging: target parameters (1 - tau) target + tau params. Variables that aren't
+    trained are copied."""
     old, (new, join) = trained(target_params)[0], trained(params)
 
     def mix(new: jax.Array, old: jax.Array) -> jax.Array:

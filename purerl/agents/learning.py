@@ -1,4 +1,4 @@
-"""What agents learn with: losses over paths, minibatches, replay."""
+"""Parts of updates that agents share: losses over paths, minibatches, replay."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -34,8 +34,8 @@ def flatten(batch: PyTree) -> PyTree:
 
 
 def path_batch(data: Batch, *others: jax.Array, devices: Devices = ALONE) -> Any:
-    """What is learned of paths `[T, N, ...]`, and the others, as `[T N, ...]`: obs, action (and
-    what was drawn with it), and the weight of each step in the mean over those that are valid."""
+    """A batch `[T N, ...]` of paths `[T, N, ...]`: obs, action (with the draws that gave it), and
+    weight, which gives means over the valid steps; and the others, flattened likewise."""
     weight = data["valid"].astype(jnp.float32) / valid_count(data["valid"], devices)
     batch = {"obs": data["obs"], **drawn_actions(data), "weight": weight}
     return flatten((batch, *others))
@@ -49,12 +49,12 @@ def policy_gradient(
     entropy_beta: jax.Array | float,
     devices: Devices = ALONE,
 ) -> tuple[PyTree, Losses]:
-    """Gradient of the loss -(log pi(a | s) advantage + entropy_beta entropy), weighted mean.
+    """Gradient of the weighted mean of -(log pi(a | s) advantage + entropy_beta entropy).
 
     Args:
         actor, params: the policy pi.
-        batch: obs, what `draw` returned, weight, `[B, ...]` each.
-        advantage: `[B]`, how much better than the rest the action was.
+        batch: obs, the output of `draw`, and weight, `[B, ...]` each.
+        advantage: `[B]`.
         entropy_beta: weight of the entropy bonus.
         devices: those that the batch is spread over.
     """
@@ -115,10 +115,10 @@ def replay(
     """Gradient steps on transitions drawn from a buffer, with new priorities after each.
 
     Args:
-        learn: from a state, a batch of B transitions and a key to the state after one step, the
+        learn: from a state, a batch of B transitions and a key to the state after one step, the TD
             errors `[B]` and losses.
         state, experience, key: as in `Agent.update`.
-        num_steps: how many.
+        num_steps: number of gradient steps.
         batch_size: B.
         n_step: see `Buffer.sample`.
 
@@ -140,8 +140,8 @@ def replay(
 
 
 def td_target(batch: Batch, beyond: jax.Array) -> jax.Array:
-    """Discounted rewards and then the value of where they lead, `[B]`; beyond a termination there
-    is none, whatever a network says of it."""
+    """The n-step TD target `[B]`: discounted rewards plus the discounted value `beyond`, which is
+    0 after a termination, even where the network's is NaN."""
     discount = batch["discount"]
     return batch["reward"] + discount * jnp.where(discount > 0, beyond, 0.0)
 
@@ -153,12 +153,11 @@ def successor_values(
     terminated: jax.Array,
     truncated: jax.Array,
 ) -> jax.Array:
-    """V of every transition's true successor, for the price of those that aren't known already.
+    """V of every transition's true successor, with network passes only where a path is cut.
 
-    Inside a path V(s_{t+1}) is the next row's value. Only where a path is cut does the successor
-    have to be looked at: N of them in the last row, and those of the truncated episodes, taken N
-    at a time, for as many as there are. Derivatives, which can't go through so open a loop, look at
-    every successor.
+    Inside a path V(s_{t+1}) is the next row's value. The network is evaluated for the N successors
+    of the last row and those of truncated episodes, N at a time in a `while_loop`. Derivatives,
+    which can't go through that loop, evaluate every successor.
 
     Args:
         value_fn: `[N, *obs_shape]` to `[N]`, the function that gave `value`.
@@ -167,11 +166,11 @@ def successor_values(
         terminated, truncated: `[T, N]` bool.
 
     Returns:
-        `[T, N]`; what stands beyond a termination is of no meaning.
+        `[T, N]`; entries of terminated transitions have no meaning.
     """
-    # What it closes over becomes an argument, so that derivatives go through that too.
+    # Closed-over tracers become arguments, so that derivatives go through them too.
     value_fn, closed = jax.closure_convert(value_fn, jax.tree.map(lambda x: x[-1], next_obs))
-    # The last row is all looked at; what is left are the time limits before it.
+    # The last row is evaluated whole; before it, the truncated transitions are.
     cut = (truncated & ~terminated).at[-1].set(False)
     return _look_at_cuts(value_fn, cut, closed, value, next_obs)
 
@@ -180,8 +179,8 @@ def successor_values(
 def _look_at_cuts(
     value_fn: Callable, cut: jax.Array, closed: list[jax.Array], value: jax.Array, next_obs: PyTree
 ) -> jax.Array:
-    """The next row's value; `value_fn` of the successor where `cut`, `[T, N]` bool, and in the last
-    row."""
+    """The next row's value, or `value_fn` of the successor where `cut`, `[T, N]` bool, and in the
+    last row."""
     num_steps, num_envs = value.shape
     last = value_fn(jax.tree.map(lambda x: x[-1], next_obs), *closed)
     shifted = jnp.concatenate([value[1:], last[None]]).reshape(-1)
@@ -224,21 +223,21 @@ def minibatch_steps(
     target_kl: jax.Array | float | None = None,
     devices: Devices = ALONE,
 ) -> tuple[AgentState, Losses]:
-    """Gradient steps on minibatches of a rollout, which is gone through in random order.
+    """Gradient steps on shuffled minibatches of a rollout.
 
     Args:
         learn: from a state and a minibatch `[batch_size, ...]` to the state after one step, and
-            losses. In place of `valid` the minibatch has `weight`, of each row in means over the
-            valid ones (as `mean_gradient` takes it).
+            losses. In place of `valid` the minibatch has `weight`, as `mean_gradient` takes it,
+            for means over the valid rows.
         state: the agent's.
         batch: entries `[T, N, ...]` by name, `valid` among them.
         key: for the order.
         batch_size: on each device; it divides T N.
-        num_epochs: how often the rollout is gone through.
-        standardized: entries that are shifted and scaled to mean 0 and standard deviation 1, over
-            the valid rows of each minibatch on all devices.
-        target_kl: nothing is learned any more once the loss `approx_kl` of a minibatch is larger;
-            None for never.
+        num_epochs: passes through the rollout.
+        standardized: entries to be standardised to mean 0 and standard deviation 1, over the valid
+            rows of each minibatch on all devices.
+        target_kl: stop (keep the state) from the first minibatch on whose loss `approx_kl` is
+            larger; None for never.
         devices: those that the rollout is spread over.
 
     Returns:
@@ -247,7 +246,7 @@ def minibatch_steps(
     num_steps, num_envs = batch["valid"].shape
     batches = shuffle(key, num_steps, num_envs, batch_size, num_epochs)
 
-    # Of all minibatches at once: the devices ask each other once, not for each of them.
+    # For all minibatches at once: one collective, not one for each.
     def known(blocks: jax.Array) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
         entries, valid = batches.take(([batch[x] for x in standardized], batch["valid"]), blocks)
         count = valid_count(valid, devices)
@@ -286,11 +285,11 @@ def explained_variance(
 
 
 class Minibatches(NamedTuple):
-    """Which transitions each gradient step sees.
+    """Indices of the transitions in each minibatch.
 
     Attributes:
-        blocks: `[num_epochs * num_minibatches, blocks]`, blocks of each minibatch.
-        block: how many environments, neighbours in one row, a block has.
+        blocks: `[num_epochs * num_minibatches, blocks]`, the blocks of each minibatch.
+        block: size of a block: neighbouring environments at one time step.
     """
 
     blocks: jax.Array
@@ -311,22 +310,22 @@ def shuffle(
 ) -> Minibatches:
     """Minibatches in random order, every transition once an epoch.
 
-    What is shuffled are not single transitions but blocks of up to 16 environments at one time
-    step: the permutation is shorter, and the gather reads whole lines. A block's members are at the
-    same time step, and neighbours in every epoch: where environments run in step, so that those
-    rows resemble each other, a minibatch of them is less varied than single transitions would be.
+    Blocks of up to 16 environments at one time step are shuffled, not single transitions: the
+    permutation is shorter, and the gather reads whole cache lines. A block stays together in every
+    epoch. Where environments run in lockstep, so that neighbours resemble each other, minibatches
+    are less varied than those of single transitions.
 
     Args:
         key: for the permutations.
         num_steps, num_envs: T and N.
         batch_size: transitions in a minibatch; divides T N.
-        num_epochs: how often all are gone through.
+        num_epochs: number of epochs.
     """
     divides = [n for n in range(1, 17) if num_envs % n == 0 and batch_size % n == 0]
     block = max(divides)
     rows = num_steps * num_envs // block
-    # By random numbers, drawn for all epochs at once; of many rows by two each, so that no two rows
-    # get the same ones.
+    # Sorted by random numbers, drawn for all epochs at once; two for each of many rows, against
+    # ties.
     bits = jax.random.bits(key, (1 if rows <= 1024 else 2, num_epochs, rows), jnp.uint32)
     order = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (num_epochs, rows))
     orders = jax.lax.sort((*bits, order), num_keys=len(bits))[-1]

@@ -1,7 +1,7 @@
 """Exploration noise: processes that the loop adds to the actions of a deterministic policy.
 
-Their state lives in the run's. They speak in units of half the action's range, as actors do: a
-sigma of 0.1 is 0.2 where actions go from -2 to 2.
+Their unit is half the range of the action, as in actors: a sigma of 0.1 is 0.2 for actions from -2
+to 2.
 """
 
 from typing import NamedTuple
@@ -13,18 +13,18 @@ from purerl.records.fields import Record, real
 
 
 class NoiseState(NamedTuple):
-    """Where the process stands, `[N, *action_shape]`, and its scale, `[N]`."""
+    """The process's value, `[N, *action_shape]`, and its scale, `[N]`."""
 
     value: jax.Array
     scale: jax.Array
 
 
 class Noise(Record):
-    """Base of noises: each environment has its own, which starts anew where an episode ends.
+    """Base of noises: an independent process for each environment, restarted after each episode.
 
     Attributes:
-        noise_decay: what an environment's noise is multiplied with after each of its episodes.
-        min_scale: the smallest that the product of these decays may become.
+        noise_decay: factor on the noise of an environment after each of its episodes.
+        min_scale: lower bound of the product of these factors.
         mean: of the noise, before decay.
     """
 
@@ -33,7 +33,7 @@ class Noise(Record):
     mean: float = real(default=0.0)
 
     def init(self, num_envs: int, action_shape: tuple[int, ...]) -> NoiseState:
-        """The state at the start."""
+        """The initial state."""
         value = jnp.broadcast_to(jnp.asarray(self.mean, jnp.float32), (num_envs, *action_shape))
         return NoiseState(value, jnp.ones(num_envs, jnp.float32))
 
@@ -44,14 +44,14 @@ class Noise(Record):
         return state._replace(value=value), scale * value
 
     def restart(self, state: NoiseState, ended: jax.Array) -> NoiseState:
-        """The state after the episodes ended in some of the environments, `[N]` bool."""
+        """The state with new, decayed processes where an episode has ended, `[N]` bool."""
         fresh = self.init(*_split(state.value.shape)).value
         at = ended.reshape(-1, *[1] * (fresh.ndim - 1))
         decayed = jnp.maximum(state.scale * self.noise_decay, self.min_scale)
         return NoiseState(jnp.where(at, fresh, state.value), jnp.where(ended, decayed, state.scale))
 
     def next_value(self, value: jax.Array, key: jax.Array) -> jax.Array:
-        """For subclasses: the process after one step."""
+        """The process's value after one step; for subclasses to implement."""
         raise NotImplementedError
 
 
@@ -69,13 +69,13 @@ class GaussianNoise(Noise):
 
 
 class OrnsteinUhlenbeckNoise(Noise):
-    """Noise that keeps its direction for a while (Uhlenbeck and Ornstein 1930).
+    """Noise that is correlated over time (Uhlenbeck and Ornstein 1930).
 
     dx = theta (mean - x) dt + sigma dW, stepped by its exact solution: the stationary variance is
     sigma^2 / (2 theta), the correlation after k steps exp(-theta dt k). Starts at the mean.
 
     Attributes:
-        theta: rate at which it returns to the mean.
+        theta: rate of reversion to the mean.
         sigma: its diffusion.
         dt: time of one step.
     """

@@ -52,8 +52,8 @@ class PPO(NetworkAgent):
             4 divides it, or each device's share of it; else all).
         actor, critic: an uninstantiated `Actor` and V `Critic`; None for the defaults.
         lr: learning rate.
-        K_epochs: how often each update goes through the rollout.
-        eps_clip: how far the probability ratio may leave 1.
+        K_epochs: passes through the rollout in each update.
+        eps_clip: clipping range of the probability ratio around 1.
         gamma: discount.
         lam: lambda of GAE(lambda).
         entropy_beta: weight of the entropy bonus.
@@ -62,7 +62,7 @@ class PPO(NetworkAgent):
         target_kl: an update stops early once the approximate KL divergence of a minibatch is
             larger; None to never stop.
         anneal: lower lr linearly to 0 over the run.
-        clip_value: clip the change of the value as that of the ratio.
+        clip_value: clip the change of the value to `eps_clip`, too.
         normalize_advantage: to mean 0 and standard deviation 1, in each minibatch.
     """
 
@@ -177,11 +177,11 @@ class PPO(NetworkAgent):
         return state.replace(params=params, opt_state=opt_state), losses
 
     def _loss(self, params: PyTree, state: PPOState, batch: dict[str, PyTree]) -> Losses:
-        """`[B]` each; advantages as they come."""
+        """The loss and its terms, `[B]` each."""
         distribution, value = policy_and_value(state.actor, state.critic, params, batch["obs"])
 
         log_ratio = log_prob_of(distribution, batch) - batch["log_prob"]
-        # Far beyond any clipping of the ratio, and exp stays finite.
+        # Far beyond the ratio's clipping; exp stays finite.
         log_ratio = jnp.clip(log_ratio, -20.0, 20.0)
         ratio = jnp.exp(log_ratio)
         clipped = jnp.clip(ratio, 1.0 - self.eps_clip, 1.0 + self.eps_clip)
@@ -212,5 +212,5 @@ class PPO(NetworkAgent):
 
 
 def _quarter(size: int) -> int:
-    """The minibatch where the user doesn't say: a quarter of the rollout where 4 divides it."""
+    """The default size of a minibatch: a quarter of the rollout if 4 divides it, else all."""
     return size // 4 if size % 4 == 0 else size

@@ -33,8 +33,7 @@ from purerl.records.types import PyTree
 
 
 class REINFORCEState(struct.PyTreeNode):
-    """Parameters and the optimizers' states of the actor, and of the baseline where there is one
-    (else None)."""
+    """Parameters and the optimizers' states of the actor, and of the baseline, or None."""
 
     actor_params: PyTree
     actor_opt: optax.OptState
@@ -49,22 +48,22 @@ class REINFORCE(NetworkAgent):
 
     The gradient is the mean over steps of grad log pi(a_t | s_t) G_t, where G_t is the discounted
     sum of the rewards from t to the end. With `gamma=1` G_t is the plain reward-to-go. An episode
-    longer than `episode_length` is cut there; without a baseline nothing is known of what lies
-    beyond, and G_t counts the rewards up to the cut.
+    longer than `episode_length` is truncated; G_t bootstraps from the baseline there, or without
+    one sums the rewards up to the cut.
 
     Attributes:
-        n_episodes: how many episodes each update learns from, side by side: the run's `num_envs`.
-        episode_length: most steps of an episode: the run's `update_every`.
+        n_episodes: episodes in each update, one per environment: the run's `num_envs`.
+        episode_length: the longest episode: the run's `update_every`.
         actor: an uninstantiated `Actor`; None for the default.
         lr: learning rate.
         gamma: discount.
-        baseline: learn V(s) too, subtract it from G_t, and count it where an episode is cut.
+        baseline: learn V(s), subtract it from G_t, and bootstrap from it where an episode is cut.
         critic: the baseline, an uninstantiated V `Critic`; None for the default.
         train_v_iters: gradient steps of the baseline in each update.
         normalize_advantage: G_t (less the baseline) to mean 0 and standard deviation 1 over each
             update's steps.
-        entropy_beta: weight of the entropy bonus: without one, a policy may commit itself to an
-            action before it has seen what the others are worth.
+        entropy_beta: weight of the entropy bonus: without one, a policy may collapse onto an action
+            before the others were tried.
         max_grad_norm: the gradient's global norm is clipped to it.
         anneal: lower lr linearly to 0 over the run.
     """

@@ -1,16 +1,15 @@
-"""A run's folder: what the run is, its checkpoints, and the metrics up to each.
+"""A run's folder: the run's description, its checkpoints, and the metrics up to each.
 
     run.json        config, hyperparameters, seeds, versions and hardware
     checkpoints/N/  the whole state after N updates (see `state_store`)
     metrics/        the metrics of the updates between two checkpoints, one .npz each
     lock            held while a process trains here
 
-Every file is written under another name and then moved to its final one, so that a kill at any
-moment leaves the last complete checkpoint. Each has checksums over all that is read of it, and
-names the run and the updates that it belongs to: a file that was damaged, or lies in another's
-place, doesn't pass. Training then starts from an older checkpoint, and the newer ones are put
-aside; nothing is deleted for being damaged. Loading reads arrays and JSON: no code comes from the
-files.
+Every file is written under a temporary name and then renamed, so that a kill at any moment leaves
+the last complete checkpoint. Each has checksums of its contents, and the run and the updates that
+it belongs to: a file that is damaged or misplaced is refused. Training then starts from an older
+checkpoint, and the newer ones are put aside; nothing is deleted for being damaged. Loading reads
+arrays and JSON, and executes no code from the files.
 """
 
 import contextlib
@@ -51,7 +50,7 @@ from purerl.runs.folder import RUN
 
 FORMAT = 2
 KIND = "purerl metrics"
-REMOVED = ".removed-"  # and the name of a checkpoint: one that is being removed
+REMOVED = ".removed-"  # prefix of a checkpoint that is being removed
 KEPT = "nothing was changed: put it back, or choose another folder"
 
 
@@ -60,8 +59,8 @@ class Start(NamedTuple):
 
     Attributes:
         num_updates: of the state.
-        state: as it was saved; None at the very beginning.
-        metrics: of the updates before, in pieces that follow each other.
+        state: as it was saved; None before the first checkpoint.
+        metrics: of the updates before, in consecutive pieces.
     """
 
     num_updates: int
@@ -73,27 +72,27 @@ class RunFolder:
     """The folder of one run, opened by the process that trains in it.
 
     Args:
-        path: where it is, or is to be.
-        keep: how many checkpoints stay.
-        read_only: opened by another process, to be read; nothing is made, locked or removed.
+        path: of the folder, which may be new.
+        keep: number of checkpoints to keep.
+        read_only: to be read by another process; nothing is created, locked or removed.
 
     Raises:
-        ConfigError: it is somebody else's: neither empty nor a run's.
-        RunError: it can't be made or written, or another process trains in it.
+        ConfigError: the folder is neither empty nor a run's.
+        RunError: it can't be created or written, or another process trains in it.
     """
 
     def __init__(self, path: str | os.PathLike, keep: int, read_only: bool = False) -> None:
         self.path = check_path("run_dir", path).absolute()
         self.keep = keep
         self._run: dict[str, Any] = {}
-        # In run.json too: a name that no other run has, and whether a checkpoint was ever complete.
+        # In run.json too: a unique name, and whether there ever was a complete checkpoint.
         self._id, self._saved_once = uuid.uuid4().hex, False
         self._exits = contextlib.ExitStack()
-        with self._exits:  # gives the lock back where something fails
+        with self._exits:  # releases the lock if something fails
             if devices.is_first_host() and not read_only:
                 self._make()
             devices.wait_for_all_hosts("run_dir")
-            # Imported late: only those who save wait for it.
+            # Imported late, since it takes long.
             from purerl.runs import state_store
 
             self._store = state_store
@@ -102,7 +101,7 @@ class RunFolder:
             self._exits = self._exits.pop_all()
 
     def _make(self) -> None:
-        """Looks first: nothing is touched in a folder that isn't this one's to write into."""
+        """Creates and locks the folder, after checking that it may be written."""
         taken = is_taken(self.path, RUN, "run")
         refuse_links(self.path, [RUN], EMPTY)
         if taken:
@@ -120,7 +119,7 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         with self._exits:
-            self._writer.close()  # `wait` has raised what failed
+            self._writer.close()  # `wait` has raised its errors
 
     @property
     def _checkpoints(self) -> pathlib.Path:
@@ -130,7 +129,7 @@ class RunFolder:
         return list_checkpoints(self.path)
 
     def _pieces(self) -> list[tuple[int, int, pathlib.Path]]:
-        """The files of metrics, in order, with the updates that they start and stop at."""
+        """The files of metrics, in order, each with its first and last update."""
         return sorted(
             (int(name[1]), int(name[2]), file)
             for file in (self.path / "metrics").glob("*.npz")
@@ -139,14 +138,14 @@ class RunFolder:
 
     @property
     def latest(self) -> int | None:
-        """The updates of the newest complete checkpoint; None where there is none."""
+        """The update of the newest complete checkpoint; None if there is none."""
         return max(self._saved(), default=None)
 
     def read_run(self) -> dict[str, Any] | None:
-        """The run that `write_run` has written; None where it hasn't.
+        """The description that `write_run` has written; None if there is none.
 
         Raises:
-            RunError: it can't be read, was written by another version, or has lost its checkpoints.
+            RunError: it can't be read, is of another version, or its checkpoints are missing.
         """
         file = self.path / RUN
         try:
@@ -187,24 +186,24 @@ class RunFolder:
         self._run, self._saved_once = {**run, "format": FORMAT}, bool(self._saved())
         values = sealed({**self._run, "id": self._id, "saved": self._saved_once})
         text = json.dumps(values, indent=2)
-        with self._telling("what the run is"):
+        with self._saving("what the run is"):
             write_whole(self.path / RUN, lambda file: file.write(text.encode()))
 
     def load(self, state_like: PyTree, metrics_like: PyTree) -> Start:
-        """The newest checkpoint that is good, with the metrics up to it.
+        """The newest valid checkpoint, with the metrics up to it.
 
-        Newer ones that aren't, and metrics that lie beyond, are put aside with a warning; what a
-        kill has left half written is removed.
+        Newer checkpoints and metrics are put aside with a warning; incomplete ones, which a kill
+        leaves behind, are removed.
 
         Args:
             state_like: as in `restore`.
             metrics_like: as in `read_metrics`.
 
         Raises:
-            RunError: none of the checkpoints is good. Nothing was changed.
+            RunError: none of the checkpoints is valid. Nothing was changed.
         """
         if not self._run:
-            self.read_run()  # of several hosts, those that don't write it
+            self.read_run()  # on hosts other than the first
         start = Start(0, None, [])
         bad: list[tuple[int, str]] = []
         for number in reversed(self._saved()):
@@ -226,7 +225,7 @@ class RunFolder:
                 )
         devices.wait_for_all_hosts("loaded")
         if devices.is_first_host():
-            with self._telling("what training starts from"):
+            with self._saving("what training starts from"):
                 self._settle(start.num_updates, bad)
             if bad:
                 warnings.warn(
@@ -237,7 +236,7 @@ class RunFolder:
         return start
 
     def _settle(self, num_updates: int, bad: Sequence[tuple[int, str]]) -> None:
-        """Makes a checkpoint the newest, and the files those of the updates up to it."""
+        """Puts aside or removes the files of updates after a checkpoint."""
         for number, _ in bad:
             put_aside(self._checkpoints / str(number))
         for start, _, file in self._pieces():
@@ -249,7 +248,7 @@ class RunFolder:
             partial = re.match("[0-9]+" + re.escape(self._store.PARTIAL), path.name)
             if partial or path.name.startswith(REMOVED):
                 shutil.rmtree(path)
-        self._note_saved()
+        self._record_saved()
 
     @property
     def busy(self) -> bool:
@@ -257,42 +256,42 @@ class RunFolder:
         return self._writer.busy
 
     def save(self, num_updates: int, state: PyTree) -> None:
-        """Starts to save a state, and comes back while it is written.
+        """Starts to save a state in the background.
 
         Args:
             num_updates: its number of updates.
-            state: stays as it is until all is written.
+            state: must not be changed or donated before `wait`.
 
         Raises:
-            RunError: it, or the one before, could not be written.
+            RunError: this state, or the one before, could not be written.
         """
         about = {"format": FORMAT, "run": self._id, "num_updates": num_updates}
         path = self._checkpoints / str(num_updates)
-        with self._telling("a checkpoint"):
+        with self._saving("a checkpoint"):
             self._finish()
             if devices.is_first_host() and path.exists():
                 put_aside(path)
             self._writer.start(path, state, about)
 
     def wait(self) -> None:
-        """Comes back when all is written. Raises RunError where that failed."""
-        with self._telling("a checkpoint"):
+        """Blocks until all is written. Raises RunError if that failed."""
+        with self._saving("a checkpoint"):
             self._finish()
 
     def _finish(self) -> None:
         self._writer.wait()
         if not devices.is_first_host():
             return
-        self._note_saved()
+        self._record_saved()
         saved = self._saved()
         while len(saved) > self.keep:
             path = self._checkpoints / str(saved.pop(0))
-            # What has a checkpoint's name is whole, also after a kill in the middle of this.
+            # Renamed first: after a kill in between, a folder with a checkpoint's name is complete.
             path.rename(removed := path.with_name(f"{REMOVED}{path.name}"))
             shutil.rmtree(removed)
 
-    def _note_saved(self) -> None:
-        """Remembers the first complete checkpoint: from then on, a folder without has lost it."""
+    def _record_saved(self) -> None:
+        """Records in run.json that there is a complete checkpoint, so that a loss is noticed."""
         if self._run and not self._saved_once and self._saved():
             self.write_run(self._run)
 
@@ -300,11 +299,11 @@ class RunFolder:
         """A state that was saved, bit for bit.
 
         Args:
-            num_updates: which.
-            like: a state's shapes, and where they are to lie.
+            num_updates: of the checkpoint.
+            like: the state's shapes and shardings.
 
         Raises:
-            RunError: it is damaged, in another's place, or of another kind of state.
+            RunError: it is damaged, misplaced, or of another structure.
         """
         where = self._checkpoints / str(num_updates)
         wanted = self._store.shapes(by_path(like))
@@ -332,20 +331,20 @@ class RunFolder:
         arrays = {name: plain_bytes(np.asarray(x)) for name, x in by_path(metrics).items()}
         about = {"kind": KIND, "format": FORMAT, "run": self._id, "start": start, "stop": stop}
         file = self.path / "metrics" / f"{start:012d}-{stop:012d}.npz"
-        with self._telling("metrics"):
-            # In memory first: an archive complains once more where a disk is full.
+        with self._saving("metrics"):
+            # In memory first: on a full disk an archive raises once more when it is closed.
             write_arrays(packed := io.BytesIO(), about, arrays)
             write_whole(file, lambda opened: opened.write(packed.getbuffer()))
 
     def read_metrics(self, num_updates: int, like: PyTree) -> list[PyTree]:
-        """Metrics of the first updates, in pieces `[..., n]` that follow each other.
+        """Metrics of the first updates, in consecutive pieces `[..., n]`.
 
         Args:
-            num_updates: how many updates.
-            like: the shapes `[...]` of one update's.
+            num_updates: the number of updates.
+            like: the shapes `[...]` of a row of metrics.
 
         Raises:
-            RunError: some are missing or damaged, or lie in another's place.
+            RunError: some are missing, damaged or misplaced.
         """
         pieces, reached = [], 0
         for start, stop, file in self._pieces():
@@ -379,18 +378,18 @@ class RunFolder:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     @contextlib.contextmanager
-    def _telling(self, what: str) -> Iterator[None]:
+    def _saving(self, what: str) -> Iterator[None]:
         try:
             yield
         except RunError:
             raise
-        except Exception as error:  # orbax passes on errors of every kind from its threads
+        except Exception as error:  # orbax raises errors of every type from its threads
             raise RunError(
                 f"run_dir: can't save {what} into {self.path}: {reason(error)}; {self.good()}"
             ) from error
 
     def good(self) -> str:
-        """The checkpoint that is still there when something has failed, in words."""
+        """The newest checkpoint in words, for error messages."""
         latest = self.latest
         if latest is None:
             return "there is no checkpoint yet"
@@ -399,7 +398,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
-    """Keeps orbax's threads from logging pages of what is told in a line."""
+    """Suppresses orbax's log of errors, which are raised as one line."""
 
     def ours(record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname
@@ -413,7 +412,7 @@ def _quiet_orbax() -> Iterator[None]:
 
 
 def _difference(about: Mapping[str, Any], wanted: Mapping[str, str]) -> str | None:
-    """The first thing in which a checkpoint differs from the wanted one; None where in nothing."""
+    """The first difference between a checkpoint and the expected shapes; None if there is none."""
     if about["format"] != FORMAT:
         return f"format {about['format']}, expected {FORMAT}"
     found = about["state"]

@@ -1,4 +1,4 @@
-"""A run as a program for the host: one that makes any number of updates at a time."""
+"""`Program`: a run compiled as chunks of any number of updates, driven from the host."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +18,14 @@ from purerl.records.files import counted
 from purerl.records.types import PyTree
 from purerl.training.config import TrainConfig
 from purerl.training.hyperparams import check_hyperparams, env_hyperparams, with_hyperparams
-from purerl.training.loop import Loop
-from purerl.training.state import OWN
+from purerl.training.loop import OWN, Loop
 from purerl.training.train import TrainOutput, list_seeds, make_output
 
-CHUNK_BYTES = 2**24  # of metrics, at most, between two looks from the host
+CHUNK_BYTES = 2**24  # of metrics in a chunk, at most
 
 
 class Program:
-    """A run's functions, over one agent or `[S]` of them, and what they are called with."""
+    """A run's compiled functions, of one agent or `[S]` of them, with keys and hyperparameters."""
 
     jit = staticmethod(jax.jit)
 
@@ -45,7 +44,7 @@ class Program:
         self.capacity = min(self.loop.num_rows, max(1, CHUNK_BYTES // size))
 
     def compile(self) -> None:
-        """Compiles everything."""
+        """Compiles the first state and the chunks, and checks the memory they take."""
         init = self.jit(self._over(self._init, (0, 0)))
         self.init = init.lower(self.keys, self.values).compile()
         # One program for chunks of any length: the number of rows is an argument.
@@ -55,18 +54,18 @@ class Program:
         check_memory(program_memory(self._run), what)
 
     def run(self, state: PyTree, start: int, stop: int) -> tuple[PyTree, Metrics]:
-        """The state after the updates from `start` up to `stop`, and their metrics on the host, of
-        whole rows: both are multiples of `log_every`, or the end."""
+        """The state after the updates from `start` up to `stop`, and their metrics on the host;
+        both have to be multiples of `log_every`, or the run's end."""
         rows = self.rows(stop - start)
         state, table = self._run(state, self.values, _count(start), rows)
         return state, jax.tree.map(lambda x: np.asarray(x)[..., :rows].copy(), table)
 
     def rows(self, num_updates: int) -> int:
-        """How many rows of metrics they make."""
+        """Rows of metrics in a number of updates."""
         return -(-num_updates // self.loop.log_every)
 
     def output(self, state: PyTree, metrics: Metrics) -> TrainOutput:
-        """What `make_train` would have given."""
+        """The output, as of `make_train`."""
         shape = self.keys.shape
         agent = jax.tree.map(lambda x: jnp.broadcast_to(x, shape), self.config.agent)
         agent = unchecked(agent, **{n: x for n, x in self.values.items() if "." not in n})
@@ -109,19 +108,19 @@ class Program:
 
 
 def _count(number: int) -> Count:
-    """On the host: each process of several has it to give."""
+    """A `Count` of numpy arrays, which every one of several processes can pass."""
     return Count(*(np.asarray(x, np.int32) for x in divmod(number, 2**30)))  # type: ignore[arg-type]
 
 
 def check_size(loop: Loop, num_agents: int) -> None:
-    """Refuses, before anything is traced, what is kept of every step where that can't fit.
+    """Checks, before tracing, that the observations of rollout and buffer fit into memory.
 
     Args:
         loop: the run.
-        num_agents: how many of it are trained at once.
+        num_agents: number of agents trained at once.
 
     Raises:
-        ConfigError: observations alone take more memory than there is.
+        ConfigError: they don't.
     """
     spaces = jax.tree.leaves(loop.env.spec.observation_space, is_leaf=is_space)
     size = sum(math.prod(space.shape) * space.dtype.itemsize for space in spaces)
@@ -134,7 +133,7 @@ def check_size(loop: Loop, num_agents: int) -> None:
 
 
 def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] | None]:
-    """A key for each seed, `[S]`, and the seeds; one key where no seeds are given."""
+    """A key for each seed, `[S]`, and the seeds; for None one key, that of seed 0, and None."""
     if seeds is None:
         return jax.random.key(0), None
     listed = list_seeds(seeds)
@@ -144,7 +143,7 @@ def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] |
 def hyperparam_arrays(
     config: TrainConfig, values: Mapping[str, Any] | None, count: int | None
 ) -> dict[str, np.ndarray]:
-    """Each as an array, `[S]` or `[]`, by its path, checked value by value."""
+    """Hyperparameters as arrays, `[S]` or `[]`, by path, with every value checked."""
     arrays, parts = {}, config.parts()
     for path, value in check_hyperparams(parts, values).items():
         name = str(path)
@@ -153,9 +152,9 @@ def hyperparam_arrays(
         except ValueError:  # nested lists of several lengths
             array = np.asarray(None)
         if array.dtype.kind not in "fiu" and array.dtype != jnp.bfloat16:
-            with_hyperparams(parts, {name: value})  # says what is wrong with it
+            with_hyperparams(parts, {name: value})  # raises the field's error
             raise ConfigError(f"hyperparams: {name} is {shown(value)}, expected floats")
-        with np.errstate(over="ignore"):  # what is infinite then is found below
+        with np.errstate(over="ignore"):  # infinite values raise below
             array = array.astype(np.float32)
         if array.shape not in {(), () if count is None else (count,)}:
             expected = (

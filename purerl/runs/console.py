@@ -1,4 +1,4 @@
-"""A run on the screen: live while it trains, its curve and its end afterwards."""
+"""Terminal output: a live view of training, the learning curve, and final metrics."""
 
 import contextlib
 import errno
@@ -23,15 +23,14 @@ from purerl.records.files import counted
 from purerl.runs.report import Report, means
 from purerl.training.config import TrainConfig
 
-# Of the losses, the live line has as many as fit beside the rest.
+# Losses in the live line; more don't fit.
 LIVE_LOSSES = 2
 
 
 class LastingFile:
-    """A text file on a terminal that may go away: from then on what is written is lost, silently.
+    """A text file on a terminal that may be closed: from then on writes are silently dropped.
 
-    Training outlives its terminal (`nohup`, a connection that breaks), which answers every write
-    with an error then.
+    Training outlives its terminal (`nohup`, a lost connection), where every write then fails.
 
     Args:
         file: such as standard output.
@@ -41,13 +40,13 @@ class LastingFile:
         self._file = file
 
     def write(self, text: str) -> int:
-        """Writes, or doesn't."""
+        """Writes, while there is a terminal."""
         with self._lost_with_the_terminal():
             self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flushes, or doesn't."""
+        """Flushes, while there is a terminal."""
         with self._lost_with_the_terminal():
             self._file.flush()
 
@@ -58,7 +57,7 @@ class LastingFile:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            # All that is still to come, from whomever, goes nowhere.
+            # All later output of the process is dropped, too.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for file in {self._file, sys.stdout, sys.stderr}:
                 with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -77,20 +76,21 @@ def _replace_dead(descriptor: int, other: int) -> None:
 
 
 def lasting_console(*, stderr: bool = False) -> Console:
-    """A console on standard output, or on standard error, that outlives the terminal."""
+    """A console on standard output or standard error that outlives the terminal."""
     file: Any = LastingFile(sys.stderr if stderr else sys.stdout)
     return Console(file=file, highlight=False)
 
 
 class console_sink:  # noqa: N801 - called as a function
-    """Shows how training goes: a bar, steps a second, time left, return over seeds, losses.
+    """Shows the progress of training: a bar, steps a second, time left, return over seeds, losses.
 
-    In a pipe it says only how the run begins and how long it took. Use it in a `with` statement.
+    In a pipe it prints the beginning of the run and its duration only. To be used in a `with`
+    statement.
 
     Args:
-        config: what is trained.
+        config: of the run.
         seeds: a number of seeds, or the seeds.
-        folder: the run's, to be told.
+        folder: the run's, for display.
         console: where to; None for standard output.
     """
 
@@ -184,13 +184,13 @@ class console_sink:  # noqa: N801 - called as a function
 
 
 def show_curve(console: Console, metrics: Metrics, timesteps: np.ndarray, rows: int = 20) -> None:
-    """The learning curve, a row a stretch of training, and the end of the run.
+    """Prints the learning curve as a table, and the final metrics.
 
     Args:
         console: where to.
         metrics: of numpy arrays, `[S, n]` or `[n]`.
         timesteps: `[n]`, environment steps of each seed after each row of metrics.
-        rows: of the curve, at most.
+        rows: rows in the table, at most.
     """
     returns = np.atleast_2d(np.asarray(metrics.episode_return))
     num_rows = returns.shape[1]
@@ -238,25 +238,25 @@ def _show_end(console: Console, end: dict[str, np.ndarray], metrics: Metrics) ->
 
 
 def _part(metrics: Metrics, part: np.ndarray) -> Report:
-    """Some rows of a run, as a report."""
+    """A report of some rows of metrics."""
     start, stop = int(part[0]), int(part[-1]) + 1
     own = jax.tree.map(lambda x: np.asarray(x)[..., start:stop], metrics)
     return Report(start, stop, stop, 1, own, 0.0, 0.0)
 
 
 def _text(x: str | Text) -> Text:
-    """A text in which brackets are no markup."""
+    """Text without markup."""
     return Text(x) if isinstance(x, str) else x
 
 
 def _mean(x: np.ndarray) -> float:
-    """Mean of what is known."""
+    """Mean of the finite values."""
     known = x[np.isfinite(x)]
     return float(known.mean()) if known.size else math.nan
 
 
 def _spread(x: np.ndarray) -> str:
-    """Mean over seeds, and their range."""
+    """Mean and range over seeds, in words."""
     known = x[np.isfinite(x)]
     text = f"{known.mean():.1f}"
     return text if known.size < 2 else f"{text} ({known.min():.1f} to {known.max():.1f})"

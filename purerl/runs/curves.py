@@ -1,4 +1,4 @@
-"""Learning curves to look at: from what training returns, or from a run's folder."""
+"""Learning curves, from training's output or from a run's folder."""
 
 import csv
 import dataclasses
@@ -17,9 +17,9 @@ from purerl.records.files import open_file, read_arrays, reason
 from purerl.runs.folder import METRICS, RUN
 from purerl.training.train import TrainOutput
 
-# Compares seeds `[S]`, timesteps `[U]`, returns and numbers of episodes `[S, U]` with a summary.
+# A check of seeds `[S]`, timesteps `[U]`, returns and numbers of episodes `[S, U]`.
 Check = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
-INFO = "info/"  # before the names of the environment's metrics
+INFO = "info/"  # prefix of the environment's metrics
 COLUMNS = ("seed", "update", "timesteps", "episode_return", "num_episodes")
 
 
@@ -28,18 +28,18 @@ class Curves:
     """The returns of one run's training episodes over time.
 
     Attributes:
-        name: what it is called in a legend.
+        name: the label in legends.
         timesteps: `[U]` int64, environment steps of each seed after each row of metrics, which is
             one update or several.
-        returns: `[S, U]`, mean return of the episodes that ended in each row, NaN where none.
-        num_episodes: `[S, U]`, how many ended.
-        seconds: `[U]`, wall-clock time of training after each row; None where it isn't known.
-        num_updates: `[S]`, how many of these U each seed ran; None for all. Fewer where
-            `max_episodes` ended its run.
-        info: `[S, U]` by name, what the environment's metrics were (see `EnvSpec.metrics`).
+        returns: `[S, U]`, mean return of the episodes that ended in each row, NaN where none did.
+        num_episodes: `[S, U]`, number of episodes that ended.
+        seconds: `[U]`, wall-clock time of training after each row; None if unknown.
+        num_updates: `[S]`, the rows until each seed's run was over, fewer than U if `max_episodes`
+            ended it; None for all.
+        info: `[S, U]` by name, the environment's metrics (see `EnvSpec.metrics`).
 
     Raises:
-        ConfigError: arrays that don't fit each other.
+        ConfigError: the arrays' shapes don't match.
     """
 
     name: str
@@ -75,16 +75,16 @@ class Curves:
         steps_per_update: int | None = None,
         seconds: np.ndarray | None = None,
     ) -> Self:
-        """The curves of what training returns, of one seed or of several.
+        """The curves of training's output, of one seed or of several.
 
         Args:
-            name: what they are called.
+            name: the label in legends.
             out: a `TrainOutput`, or its `Metrics`, `[U]` or `[S, U]`.
-            steps_per_update: environment steps in each row of metrics; a `TrainOutput` knows it.
+            steps_per_update: environment steps in each row of metrics; only for `Metrics`.
             seconds: `[U]`, wall-clock time after each row.
 
         Raises:
-            ConfigError: `out` is neither, it has other axes, or `steps_per_update` is not known.
+            ConfigError: `out` is neither, it has more axes, or `steps_per_update` is missing.
         """
         metrics, num_rows, timesteps = out, None, None
         if isinstance(out, TrainOutput):
@@ -107,7 +107,7 @@ class Curves:
         return cls(name, timesteps, returns, num_episodes, seconds, num_rows, info)
 
     def of_info(self, metric: str) -> Self:
-        """The curves with a metric of the environment in place of returns.
+        """Curves of an environment's metric in place of returns.
 
         Raises:
             ConfigError: the run has no such metric.
@@ -119,35 +119,35 @@ class Curves:
 
     @property
     def num_seeds(self) -> int:
-        """How many seeds there are."""
+        """S, the number of seeds."""
         return len(self.returns)
 
     @property
     def final_returns(self) -> np.ndarray:
-        """`[S]`: mean return over the last tenth of the updates, each episode counted once; NaN
-        where none ended."""
+        """`[S]`, mean return over the episodes in the last tenth of the updates; NaN where none
+        ended."""
         return statistics.final_returns(self.returns, self.num_episodes, self.num_updates)
 
     def binned(self, x: np.ndarray, num_bins: int = 100) -> tuple[np.ndarray, np.ndarray]:
-        """The curves `[S, bins]` over `x` (`timesteps` or `seconds`), as `bin_curves` makes
-        them."""
+        """The curves `[S, bins]` over `x` (`timesteps` or `seconds`); see
+        `statistics.bin_curves`."""
         return statistics.bin_curves(x, self.returns, self.num_episodes, num_bins)
 
 
 def read_curves(folder: Path, name: str, check: Check) -> Curves:
-    """The curves of a run's `metrics.csv`, also where no episode has ended.
+    """The curves of a run's `metrics.csv`, even if no episode has ended.
 
     Args:
         folder: the run's.
-        name: for legends.
+        name: the label in legends.
         check: takes seeds `[S]`, timesteps `[U]`, returns and numbers of episodes `[S, U]`, and
-            raises ValueError where these are not what training has written.
+            raises ValueError if they differ from what training has written.
 
     Raises:
         RunError: the file is missing, or damaged.
     """
     file = folder / METRICS
-    saved = _saved_pieces(folder)  # first: whoever trains there writes them after the rows
+    saved = _saved_pieces(folder)  # first: a process that trains there writes them after the rows
     try:
         with io.TextIOWrapper(open_file(file), encoding="utf-8", newline="") as lines:
             table = _columns(csv.reader(lines))
@@ -167,8 +167,8 @@ def read_curves(folder: Path, name: str, check: Check) -> Curves:
 
 
 def _saved_pieces(folder: Path) -> list[dict[str, np.ndarray]]:
-    """The metrics `[S, n]` by name that a run has saved with its checkpoints, which have checksums,
-    in order and up to the first that isn't there or isn't whole."""
+    """The metrics `[S, n]` by name that were saved with the checkpoints, with checksums: in order,
+    up to the first that are missing or damaged."""
     pieces: list[dict[str, np.ndarray]] = []
     reached = 0
     for file in sorted((folder / "metrics").glob("*.npz")):
@@ -185,7 +185,7 @@ def _saved_pieces(folder: Path) -> list[dict[str, np.ndarray]]:
 
 
 def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
-    """Raises ValueError where rows aren't what was saved."""
+    """Raises ValueError if rows differ from the saved metrics."""
     row = 0
     for piece in pieces:
         rows = slice(row, row := row + piece["num_episodes"].shape[1])
@@ -201,10 +201,10 @@ def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
 
 
 def _columns(rows: Any) -> dict[str, np.ndarray]:
-    """The columns that curves are made of, float64, NaN where a field is empty.
+    """The columns for curves, float64, NaN where a field is empty.
 
     Raises:
-        ValueError: one is missing, or something is no number.
+        ValueError: a column is missing, or a field isn't a number.
     """
     header: list[str] = next(rows, [])
     missing = [name for name in COLUMNS if name not in header]
@@ -222,18 +222,18 @@ def _columns(rows: Any) -> dict[str, np.ndarray]:
             if len(row) != len(header):
                 raise ValueError(f"{len(row)} fields, expected {len(header)}")
             values.append([float(row[i]) if row[i] else math.nan for i in places])
-        except ValueError as error:  # the last line may be one that is being written
+        except ValueError as error:  # the last line may not be complete yet
             faulty = f"line {rows.line_num}: {error}"
     array = np.array(values, np.float64).reshape(-1, len(names))
     return dict(zip(names, array.T, strict=True))
 
 
 def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
-    """Rows, in any order, put into `[S, U]`; a last one that isn't there of all seeds is not
-    counted.
+    """Curves `[S, U]` of a table's rows, in any order. A last row that not all seeds have is left
+    out.
 
     Raises:
-        ValueError: rows are missing, or there twice.
+        ValueError: rows are missing or duplicated.
     """
     for column in ("seed", "update", "timesteps", "num_episodes"):
         if not np.all(np.isfinite(table[column])):
@@ -242,10 +242,10 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
         raise ValueError("it has no rows")
     seeds, seed = np.unique(table["seed"], return_inverse=True)
     updates = np.unique(table["update"])
-    # Rows are of equally many updates each, but for the run's last one.
+    # All rows have the same number of updates, except the run's last.
     log_every = np.diff(updates)[:-1].min(initial=updates[-1] - updates[0]) or 1
     place = np.ceil((table["update"] - updates[0]) / log_every).astype(np.int64)
-    if len(seeds) * place.max() > len(place):  # before memory is taken for what isn't there
+    if len(seeds) * place.max() > len(place):  # before a large array is allocated
         raise ValueError(
             f"{len(place)} rows are too few for {len(seeds)} seeds up to update {updates[-1]:.0f}"
         )

@@ -1,4 +1,4 @@
-"""`fit`: training driven from the host in chunks: watched, stopped, killed and resumed."""
+"""`fit`: training in chunks, driven from the host, with reports, checkpoints and resuming."""
 
 import math
 import os
@@ -30,15 +30,15 @@ from purerl.training.config import TrainConfig
 from purerl.training.describe import describe
 from purerl.training.train import TrainOutput, list_seeds
 
-# orbax numbers what it does for the whole process: threads that save at once take each other's.
+# orbax numbers its operations process-wide: threads that save at once would confuse them.
 _ONE_AT_A_TIME = threading.RLock()
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal; all that was trained is saved where there is a folder.
+    """Training was stopped by a signal; all updates so far are saved if there is a folder.
 
     Attributes:
-        output: what training left so far.
+        output: a `TrainOutput` of the updates so far.
     """
 
     output: TrainOutput | None = None
@@ -56,38 +56,38 @@ def fit(
     checkpoint_every: float = 30.0,
     keep: int = 3,
 ) -> TrainOutput:
-    """Trains as `make_train` does, bit for bit, and comes back to the host in between.
+    """Trains like `make_train`, with bitwise the same results, in chunks that report to the host.
 
     Args:
         config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
         run_dir: a folder for checkpoints, `config.toml`, `metrics.csv`, `summary.json` and the
             seeds' policies, new or empty; None for none. Called again with the same arguments,
-            training goes on from the newest checkpoint, also after a kill at any moment, and ends
-            in the very state that it would have ended in.
+            `fit` resumes from the newest checkpoint, also after a kill at any moment, and ends in
+            the same state as an uninterrupted run.
         seeds: a number of seeds (0, 1, ...), or the seeds, each trained from the key
             `jax.random.key(seed)`, all at once; None for one agent, with seed 0, without the axis.
         hyperparams: float fields of the run's parts by path, as for `make_train`; scalars or `[S]`.
         resume: True if the folder has to hold a run, False if it must hold no checkpoint; None for
             either.
-        callback: called with a `Report` after each chunk; several are called in turn. Those that
-            have a `close` are closed at the end, also where one of them raises: the exception
-            passes through once the updates so far are saved. `purerl.tensorboard_sink` and its
-            like are some.
-        report_every: seconds that a chunk is to take, about.
+        callback: a function of a `Report`, or several, called in turn after each chunk, such as
+            `purerl.tensorboard_sink`. Those with a method `close` are closed at the end. An
+            exception is raised again from `fit` once the updates so far are saved.
+        report_every: approximate seconds in a chunk.
         checkpoint_every: seconds between checkpoints; the first one follows the first chunk. They
-            are written while training goes on.
-        keep: how many of them stay.
+            are written in the background.
+        keep: number of checkpoints to keep.
 
     Returns:
-        As of `make_train`, with metrics of the whole run; with `seeds`, all with an axis `[S]`.
+        As from `make_train`, with the metrics of the whole run; with `seeds`, all with an axis
+        `[S]`.
 
     Raises:
-        ConfigError: arguments that can't be used, such as observations that no policy's file has a
+        ConfigError: arguments that can't be used, such as observations that policy files have no
             form for; the folder holds another run, or other files.
         RunError: the folder can't be written or read, or another process or thread trains in it;
-            `output` is what training left, where it had begun.
+            `output` is a `TrainOutput` of the updates so far, if there are any.
         Interrupted: after Ctrl-C, SIGTERM or SIGHUP (the end of the terminal), once the state is
-            saved. A second one interrupts at once, without saving.
+            saved. A second signal interrupts at once, without saving.
     """
     if not isinstance(config, TrainConfig):
         config = TrainConfig.from_mapping(config)
@@ -136,7 +136,7 @@ def _check_options(report_every: Any, checkpoint_every: Any, keep: Any, resume: 
 
 
 class _Training:
-    """A run on its way: its state, and how far that is saved."""
+    """A run in progress: its state, metrics so far, and the last update that is saved."""
 
     def __init__(
         self,
@@ -160,17 +160,17 @@ class _Training:
 
     @property
     def num_updates(self) -> int:
-        """How many make the run."""
+        """Updates in the run."""
         return self.program.loop.num_updates
 
     def start(self) -> None:
-        """Compiles, and makes the first state where there is none."""
+        """Compiles, and makes the first state unless one was loaded."""
         self.program.compile()
         if self.state is None:
             self.state = self.program.init(self.program.keys, self.program.values)
 
     def advance(self, num_rows: int) -> Metrics:
-        """Trains for so many rows of metrics, or to the end."""
+        """Trains for a number of rows of metrics, or to the end."""
         loop = self.program.loop
         upto = min(self.done + num_rows * loop.log_every, loop.num_updates)
         self.state, metrics = self.program.run(self.state, self.done, upto)
@@ -180,7 +180,7 @@ class _Training:
         return metrics
 
     def report(self, start: int, metrics: Metrics, seconds: float, compiling: float) -> Report:
-        """A report of the rows of metrics from an update on."""
+        """A report of rows of metrics that begin at an update."""
         loop = self.program.loop
         return Report(
             start,
@@ -195,7 +195,7 @@ class _Training:
         )
 
     def _stop(self, start: int, metrics: Metrics) -> int:
-        """The update that rows of metrics reach."""
+        """The last update of rows of metrics that begin at `start`."""
         loop = self.program.loop
         return min(start + _num_rows(metrics) * loop.log_every, loop.num_updates)
 
@@ -207,12 +207,12 @@ class _Training:
 
     @property
     def busy(self) -> bool:
-        """Whether a state that was saved before is still being written."""
+        """Whether a checkpoint is still being written."""
         return self.folder is not None and self.folder.busy
 
     @property
     def torn(self) -> bool:
-        """Whether an exception came in the middle of a chunk, so that its state is lost."""
+        """Whether the state is lost, after an exception in the middle of a chunk."""
         deleted = any(x.is_deleted() for x in jax.tree.leaves(self.state))
         reached = self.saved
         for piece in self.unsaved:
@@ -222,35 +222,35 @@ class _Training:
     def save(self) -> None:
         """Saves the updates that aren't saved yet."""
         if self.folder and self.unsaved:
-            self.folder.wait()  # metrics follow a checkpoint that is there
+            self.folder.wait()  # for the checkpoint that these metrics follow
             with _ONE_AT_A_TIME:
                 self.folder.save_metrics(self.saved, self.done, _joined(self.unsaved))
                 self.folder.save(self.done, _kept(self.state))
             self.saved, self.unsaved = self.done, []
 
     def finish(self) -> None:
-        """Saves the updates that aren't saved yet, and comes back when all is written."""
+        """Saves the updates that aren't saved yet, and blocks until all is written."""
         if self.folder:
             self.save()
             self.folder.wait()
 
     def rescue(self, error: BaseException) -> None:
-        """Saves as much as can be saved before an exception passes through."""
+        """Saves, if possible, before an exception is raised again."""
         if self.state is None or self.torn:
             return
         try:
-            if jax.process_count() == 1:  # the other hosts don't know that they are to save
+            if jax.process_count() == 1:  # the other hosts wouldn't take part
                 self.finish()
         except Exception as second:
             if not isinstance(error, RunError):
                 error.add_note(f"what was trained after update {self.saved} is lost: {second}")
 
     def result(self) -> TrainOutput:
-        """What training has left so far."""
+        """The output of the updates so far."""
         return self.program.output(self.state, _joined(self.pieces))
 
     def output(self) -> TrainOutput:
-        """What training has left so far; it is in the folder's files too then."""
+        """The output of the updates so far, also written into the folder."""
         out = self.result()
         if self.files is not None:
             self.files.end(out, self.done == self.num_updates, self._past())
@@ -285,11 +285,11 @@ def _train(
 def _advance(
     training: _Training, sinks: list[Sink], report_every: float, checkpoint_every: float
 ) -> None:
-    """Trains to the end, or to where a signal has asked to stop, and saves that."""
+    """Trains to the end, or until a signal asks to stop, and saves."""
     began = time.perf_counter()
     training.start()
     start = time.perf_counter()
-    # The first checkpoint comes early: before it, a kill loses everything.
+    # The first checkpoint is early: before it, a kill loses everything.
     early = training.done == 0 and checkpoint_every < math.inf
     due_at = start + (0.0 if early else checkpoint_every)
     length, asked = 1.0, 0.0
@@ -302,11 +302,11 @@ def _advance(
                 report = training.report(before, metrics, now - start, start - began)
                 for sink in sinks:
                     sink(report)
-                # As many rows as take the asked time, by what the last ones took.
+                # As many rows as take `report_every` at the last chunk's speed.
                 wanted = report_every * report.num_rows / (now - chunk_start)
                 length = max(1.0, min(wanted, 10.0 * length, training.program.capacity))
                 due = now >= due_at and not training.busy
-                # Hosts have to do the same: stop where any is asked to, else what the first says.
+                # Hosts have to agree: stop if one is asked to; save and go on as the first does.
                 answers = devices.of_all_hosts(signals.asked, due, length)
                 asked, (_, due, length) = answers[:, 0].max(), answers[0]
                 if due and not asked:
@@ -320,7 +320,7 @@ def _advance(
 
 
 def _close(sinks: list[Sink]) -> list[tuple[str, Exception]]:
-    """Closes each sink that can be closed; returns those that failed, by name, and how."""
+    """Closes the sinks; returns the names and exceptions of those that failed."""
     failed = []
     for sink in sinks:
         try:
@@ -331,8 +331,8 @@ def _close(sinks: list[Sink]) -> list[tuple[str, Exception]]:
 
 
 class _Signals:
-    """Ctrl-C, SIGTERM and the end of a terminal ask for an end between two chunks; a second one
-    interrupts at once. A signal that is ignored, such as by `nohup`, stays so."""
+    """Handlers for Ctrl-C, SIGTERM and the end of a terminal: they ask to stop after the chunk, and
+    the second time interrupt at once. Ignored signals, as under `nohup`, remain ignored."""
 
     NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
@@ -341,7 +341,7 @@ class _Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows none
+        if threading.current_thread() is threading.main_thread():  # Python allows no others
             for number in (getattr(signal, name) for name in self.NAMES if hasattr(signal, name)):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
@@ -349,7 +349,7 @@ class _Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # None is a handler that wasn't set from Python, and can't be set from it.
+            # None is a handler that wasn't installed from Python, and can't be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -377,8 +377,8 @@ def _warn_of_nonfinite(out: TrainOutput) -> None:
 
 
 def _kept(state: PyTree) -> PyTree:
-    """A state that stays as it is while the next chunk overwrites its memory."""
-    # Elsewhere it has been copied to the host by the time that saving has begun.
+    """A state that isn't overwritten by the next chunk, which takes its memory by donation."""
+    # On other backends it is copied to the host before saving returns.
     on_cpu = jax.default_backend() == "cpu"
     return jax.tree.map(jnp.copy, state) if on_cpu else state
 

@@ -1,11 +1,11 @@
-"""What people and other programs read of a run's folder.
+"""Files of a run's folder for people and other programs.
 
     config.toml   the config; None is "none"
     metrics.csv   a row every `log_every` updates and seed
-    summary.json  the end of the run in numbers, and on what it was made
+    summary.json  final results, versions and duration
     policies/     a file for each seed: `purerl.load_policy`
 
-`run.json`, `metrics/` and `checkpoints/` beside them are what the run goes on from.
+From `run.json`, `metrics/` and `checkpoints/` beside them a run is resumed.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from purerl.training.train import TrainOutput, final_return
 
 RUN = "run.json"
 CONFIG, METRICS, SUMMARY, POLICIES = "config.toml", "metrics.csv", "summary.json", "policies"
-# What others read of a summary; the first two are always there.
+# Types of the fields of a summary that are read; the first two are always there.
 SUMMARY_TYPES: dict[str, tuple[Any, str]] = {
     "agent": (str, "a name"),
     "env": (str, "a name"),
@@ -47,16 +47,16 @@ SUMMARY_TYPES: dict[str, tuple[Any, str]] = {
 
 
 class RunFiles:
-    """Writes the files of a run: called with each report, and told the end.
+    """A sink that writes the files of a run; `end` writes those of its end.
 
     Args:
         folder: the run's.
-        config: what is trained.
-        seeds: with which seeds.
-        good: says what is still there when something fails.
+        config: the run's.
+        seeds: the run's.
+        good: returns the newest checkpoint in words, for error messages.
 
     Raises:
-        RunError: from everything, where a file can't be written.
+        RunError: from all methods, if a file can't be written.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class RunFiles:
         self.compile_seconds = report.compile_seconds
 
     def restore(self, reports: Iterable[Report]) -> None:
-        """Makes `metrics.csv` that of the updates before the one that training starts from.
+        """Rewrites `metrics.csv` with the updates before the one that training starts from.
 
         Args:
-            reports: of all of them, in order.
+            reports: of these updates, in order.
         """
         self.csv.restore(reports, self._seconds_before().get("seconds", 0.0))
 
     def _seconds_before(self) -> dict[str, float]:
-        """What earlier processes took, by `summary.json`; empty where it doesn't say."""
+        """Durations in earlier processes from `summary.json`, as far as it has them."""
         with contextlib.suppress(RunError):
             before = read_summary(self.folder)
             return {
@@ -105,12 +105,12 @@ class RunFiles:
             return f"{self.folder} is gone"
 
     def end(self, out: TrainOutput, finished: bool, reports: Iterable[Report]) -> None:
-        """Writes `summary.json`, and the policies of what training left so far.
+        """Writes `summary.json` and the policies.
 
         Args:
             out: as of `fit`, with or without an axis of seeds.
             finished: whether the run is over.
-            reports: of all updates, in order, for a `metrics.csv` that lost some.
+            reports: of all updates, in order, to rewrite a `metrics.csv` that was changed.
         """
         if self.csv.changed:
             self.csv.restore(reports)
@@ -118,7 +118,7 @@ class RunFiles:
             "seconds": round(self.csv.seconds, 3),
             "compile_seconds": self.compile_seconds or 0.0,
         }
-        if self.compile_seconds is None:  # nothing was left to do
+        if self.compile_seconds is None:  # the run was finished before
             took |= self._seconds_before()
         about = {"seeds": list(self.seeds), "finished": finished, **took}
         about["curves"] = curves_of_output(self.seeds, out)
@@ -128,13 +128,13 @@ class RunFiles:
             (self.folder / POLICIES).mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"can't write {self.folder / POLICIES}: {reason(error)}") from error
-        # On the host from here on: other hosts, which have it too, don't take part.
+        # On this host alone from here on.
         policies = jax.tree.map(np.asarray, out.policy)
         for i, seed in enumerate(self.seeds):
             many = np.ndim(_updates(out)) > 0
             one = jax.tree.map(operator.itemgetter(i), policies) if many else policies
             save_policy(one, self.folder / POLICIES / f"seed-{seed}.policy")
-        # At last: by it others know of which update the policies are.
+        # Last, since it names the update of the policies.
         self._write(SUMMARY, json.dumps(sealed(summary), indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
@@ -158,7 +158,7 @@ def _without_none(value: Any) -> Any:
 
 
 def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
-    """The end of a run in numbers; `out` with or without an axis of seeds."""
+    """Final results of a run; `out` with or without an axis of seeds."""
     updates = np.atleast_1d(_updates(out))
     metrics = jax.tree.map(np.atleast_2d, out.metrics)
     returns = final_return(metrics, np.atleast_1d(out.num_rows))
@@ -184,8 +184,7 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
 def curves_about(
     seeds: Any, timesteps: np.ndarray, returns: np.ndarray, num_episodes: np.ndarray
 ) -> dict[str, Any]:
-    """By which a table of metrics is known to be whole: its rows of each seed, and a digest of the
-    numbers that curves are made of.
+    """Rows of each seed in a table of metrics, and a digest of the numbers in curves: a checksum.
 
     Args:
         seeds: `[S]`, in any order.
@@ -202,24 +201,24 @@ def curves_about(
 
 
 def curves_of_output(seeds: Sequence[int], out: TrainOutput) -> dict[str, Any]:
-    """`curves_about`, of what training has left."""
+    """`curves_about` of training's output."""
     metrics = out.metrics
     parts = (np.atleast_2d(np.asarray(x)) for x in (metrics.episode_return, metrics.num_episodes))
     return curves_about(seeds, out.timesteps, *parts)
 
 
 def updates_gone_through(out: TrainOutput) -> int:
-    """Up to which update there are metrics, also where `max_episodes` had ended the run before."""
+    """The last update in the metrics, even if `max_episodes` ended the run before it."""
     return int(max(out.timesteps, default=0)) // out.steps_per_update
 
 
 def _updates(out: TrainOutput) -> np.ndarray:
-    """`[]` or `[S]` int64, how many updates were run."""
+    """Number of updates, `[]` or `[S]` int64."""
     return np.asarray(out.state.num_updates, np.int64)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """What `write_summary` has written.
+    """The run's `summary.json`.
 
     Raises:
         RunError: there is none, or it can't be read.

@@ -1,4 +1,4 @@
-"""Which run a folder holds, and whether it is the one that is asked for."""
+"""The identity of the run in a folder: only the same run resumes there."""
 
 import json
 import os
@@ -17,22 +17,22 @@ from purerl.training.loop import Loop
 
 
 def refuse_to_begin(path: Path) -> None:
-    """Raises ConfigError where a folder holds no run that could be resumed. Changes nothing."""
+    """Raises ConfigError if a folder holds no run to resume. Changes nothing."""
     if not is_taken(path, RUN, "run"):
         raise ConfigError(f"resume: got True, but {path} holds no run (nothing was changed)")
 
 
 def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | None) -> None:
-    """Makes a folder this run's, or makes sure that it is.
+    """Writes the run's description into a new folder, or compares it with the folder's.
 
     Args:
-        folder: which.
+        folder: the run's.
         run: `config`, `hyperparams`, `seeds` and `log_every`, in plain values.
-        loop: the run.
+        loop: of the run.
         resume: as in `fit`.
 
     Raises:
-        ConfigError: the folder is another run's, or not as `resume` says.
+        ConfigError: the folder holds another run, or one although `resume` is False.
     """
     run = json.loads(json.dumps(run))  # as it comes back from a file
     found = folder.read_run()
@@ -47,7 +47,7 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
         )
     old, new = (x["config"]["total_timesteps"] for x in (found, run))
     config = {**found["config"], "total_timesteps": new} if old and new else found["config"]
-    # How many updates make a row follows from the length of the run, where it isn't given.
+    # By default `log_every` follows from the length of the run.
     config = config | {"log_every": run["config"]["log_every"]}
     parts = {name: found.get(name) for name in run} | {"config": config}
     parts["log_every"] = run["log_every"]
@@ -82,7 +82,7 @@ def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | Non
 
 
 def _check_rows(folder: RunFolder, log_every: int, trained: int, loop: Loop) -> None:
-    """Raises ConfigError where the rows of metrics that are there don't fit those to come."""
+    """Raises ConfigError if the saved rows of metrics don't match the rows to come."""
     if log_every != loop.log_every:
         raise ConfigError(
             f"log_every: {folder.path} has a row of metrics every {log_every} updates, got "
@@ -97,6 +97,6 @@ def _check_rows(folder: RunFolder, log_every: int, trained: int, loop: Loop) -> 
 
 
 def hardware() -> str:
-    """What a run was made on."""
+    """Devices and CPU cores, in words."""
     found = jax.devices()
     return f"{len(found)} x {found[0].device_kind}, {os.cpu_count()} CPU cores"

@@ -1,4 +1,4 @@
-"""What `fit` tells after every chunk, and its numbers by name."""
+"""`Report`, the argument of callbacks after every chunk, and its metrics by name."""
 
 from typing import NamedTuple
 
@@ -8,16 +8,16 @@ from purerl.experience.metrics import Metrics
 
 
 class Report(NamedTuple):
-    """What is told after every chunk.
+    """A report of the updates of one chunk.
 
     Attributes:
-        start, stop: the updates that were made, from `start` up to `stop`.
-        num_updates: how many make the run.
+        start, stop: the chunk has the updates from `start` up to `stop`.
+        num_updates: updates in the run.
         steps_per_update: environment steps in each, of each seed.
         metrics: `Metrics` of numpy arrays, `[n]` or `[S, n]`, n rows.
         seconds: of training so far, in this process.
-        compile_seconds: what compiling took.
-        seeds: the seeds; `(0,)` where none were given, and the metrics have no axis for them.
+        compile_seconds: duration of compilation.
+        seeds: the seeds; `(0,)` if none were given, and the metrics have no axis for them.
         log_every: updates in each row; the run's last one may be of fewer.
     """
 
@@ -33,7 +33,7 @@ class Report(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """n, how many rows are reported."""
+        """n, the number of rows."""
         return -(-(self.stop - self.start) // self.log_every)
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -53,7 +53,7 @@ class Report(NamedTuple):
 
 
 def by_name(metrics: Metrics) -> dict[str, np.ndarray]:
-    """Each metric `[S, n]` by its name, also where the run has no axis of seeds."""
+    """Metrics `[S, n]` by name; S is 1 if the run has no axis of seeds."""
     apart = ("losses", "eval", "info")
     named = {name: x for name, x in metrics._asdict().items() if name not in apart}
     named |= {f"info/{name}": x for name, x in metrics.info.items()}
@@ -66,10 +66,10 @@ def by_name(metrics: Metrics) -> dict[str, np.ndarray]:
 
 
 def means(report: Report) -> dict[str, np.ndarray]:
-    """Each metric of a report as one number a seed, `[S]`.
+    """The metrics of a report reduced over its updates, `[S]` by name.
 
-    Each episode counts once; minima, maxima and counts are of all updates; an evaluation is the
-    last one. NaN where nothing is known.
+    Means over episodes weight each episode equally; minima, maxima and counts are over all updates;
+    of evaluations it is the last. NaN where there are no finite values.
     """
     table = by_name(report.metrics)
     episodes = table["num_episodes"]

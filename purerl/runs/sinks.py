@@ -1,4 +1,4 @@
-"""Where a run's metrics go: a sink is a callable of a `Report`, and a user's own is as good."""
+"""Sinks: callables of a `Report`, for CSV, TensorBoard and W&B; any other function will do."""
 
 import contextlib
 import csv
@@ -16,12 +16,12 @@ from purerl.records.files import DAMAGED, open_file, reason, write_whole
 from purerl.runs.report import Report, means
 
 Sink = Callable[[Report], None]
-# Seeds that TensorBoard and W&B show one by one; of more there is the band alone.
+# Seeds that TensorBoard and W&B show one by one; of more they show mean and range only.
 SHOWN_SEEDS = 16
 
 
 def list_sinks(sinks: Any) -> list[Sink]:
-    """None, one or several as a list. Raises ConfigError for what can't be called."""
+    """None, one sink or several as a list. Raises ConfigError unless all are callable."""
     listed = list(sinks) if isinstance(sinks, (list, tuple)) else [] if sinks is None else [sinks]
     for sink in listed:
         if not callable(sink):
@@ -30,29 +30,29 @@ def list_sinks(sinks: Any) -> list[Sink]:
 
 
 class csv_sink:  # noqa: N801 - called as a function
-    """Writes a row an update and seed into a CSV file, its columns' names in the first line.
+    """Writes metrics into a CSV file with a header: a row for each row of metrics and seed.
 
-    A run that goes on from a checkpoint takes back the rows that lie after it. What is not known is
-    empty, such as the return of an update in which no episode ended.
+    A run that resumes from a checkpoint removes the rows after it. Fields without a value are
+    empty, such as the return where no episode ended.
 
     Args:
         path: the file.
 
     Raises:
-        RunError: from the call, where it can't be written.
+        RunError: from the call, if it can't be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = check_path("path", path)
-        self.changed = False  # by somebody else, since it was begun
+        self.changed = False  # by another program, meanwhile
         self._begun = False
         self._size = 0
-        self._before = 0.0  # seconds that earlier processes took
+        self._before = 0.0  # seconds in earlier processes
         self._last = 0.0
 
     @property
     def seconds(self) -> float:
-        """Of training, in all."""
+        """Duration of training, over all processes."""
         return self._before + self._last
 
     def __call__(self, report: Report) -> None:
@@ -66,7 +66,7 @@ class csv_sink:  # noqa: N801 - called as a function
             with self.path.open("a", newline="") as file:
                 size = os.fstat(file.fileno()).st_size
                 self.changed |= size != self._size
-                if not size:  # somebody has removed it
+                if not size:  # it was removed
                     file.write(",".join(columns) + "\n")
                 file.write(_lines(columns, len(report.seeds), report.num_rows))
                 file.flush()
@@ -75,14 +75,14 @@ class csv_sink:  # noqa: N801 - called as a function
             raise RunError(f"can't write metrics into {self.path}: {reason(error)}") from error
 
     def restore(self, reports: Iterable[Report], seconds: float = 0.0) -> None:
-        """Makes the file that of some updates, and of no others, whatever it held before.
+        """Rewrites the file with the rows of some updates.
 
-        Only the clock's time isn't in the reports. It stays where the file still has it, and is
-        empty where it hasn't.
+        Wall-clock times aren't in the reports: they are kept where the file has them, and empty
+        elsewhere.
 
         Args:
             reports: of the updates from the first one on, in order.
-            seconds: that they took, where the file doesn't say.
+            seconds: their duration, if the file doesn't have it.
 
         Raises:
             RunError: it can't be written.
@@ -114,7 +114,7 @@ class csv_sink:  # noqa: N801 - called as a function
             return file.read()
 
     def _known_seconds(self) -> dict[int, str]:
-        """The seconds up to each update, as far as the file can be read."""
+        """Wall-clock seconds by update, as far as the file can be read."""
         known: dict[int, str] = {}
         with contextlib.suppress(OSError, ValueError, csv.Error):
             lines = self._content().decode().splitlines()
@@ -128,7 +128,7 @@ class csv_sink:  # noqa: N801 - called as a function
         return known
 
     def _begin(self, start: int, names: list[str]) -> None:
-        """Makes the file end with the update that the run goes on from."""
+        """Writes the header, and keeps the rows up to the update that training starts from."""
         kept: list[list[str]] = []
         if start and self.path.exists():
             rows = list(csv.reader(self._content().decode().splitlines()))
@@ -148,16 +148,15 @@ def _lines(columns: dict[str, np.ndarray], num_seeds: int, num_rows: int) -> str
     """Rows by update, then by seed, of columns `[S or 1, n or 1]`."""
     words = []
     for column in columns.values():
-        # float32 in its own shortest digits; numpy does it for all at once.
+        # The shortest digits of a float32, for the whole array at once.
         text = np.broadcast_to(column, (num_seeds, num_rows)).T.reshape(-1).astype(str)
         words.append(np.where(text == "nan", "", text).tolist())
     return "".join(",".join(row) + "\n" for row in zip(*words, strict=True))
 
 
 class tensorboard_sink:  # noqa: N801
-    """Writes TensorBoard events: each seed a run of its own, and the mean and range over all.
-
-    A point a report. Of more than 16 seeds there are mean and range only.
+    """Writes TensorBoard events, a point for each report: a series for each seed, and mean, low and
+    high over seeds. With more than 16 seeds only the latter.
 
     Args:
         folder: for the events.
@@ -182,7 +181,7 @@ class tensorboard_sink:  # noqa: N801
         if series not in self._writers:
             from tensorboardX import SummaryWriter
 
-            # What lies after the point that training starts from is of a process that died.
+            # Later events are of a process that died.
             self._writers[series] = SummaryWriter(str(self.folder / series), purge_step=start + 1)
         return self._writers[series]
 
@@ -194,10 +193,10 @@ class tensorboard_sink:  # noqa: N801
 
 
 class wandb_sink:  # noqa: N801
-    """Logs to Weights & Biases, a point a report; `WANDB_MODE=offline` needs no account.
+    """Logs to Weights & Biases, a point for each report; `WANDB_MODE=offline` needs no account.
 
     Args:
-        project, name, entity: where the run goes, and under which name; None for W&B's defaults.
+        project, name, entity: as for `wandb.init`; None for W&B's defaults.
         **options: for `wandb.init`, such as `id=...` with `resume="allow"`.
 
     Raises:
@@ -233,7 +232,7 @@ class wandb_sink:  # noqa: N801
 
 
 def _series(report: Report) -> dict[str, dict[str, float]]:
-    """The report's means by series and name: of each seed, and mean, low and high over them."""
+    """Means of a report by series and name: of each seed, and mean, low and high over seeds."""
     table = means(report)  # [S] each
     series: dict[str, dict[str, float]] = {}
     if len(report.seeds) <= SHOWN_SEEDS:

@@ -1,13 +1,13 @@
-"""A state on disk: its arrays by orbax, and beside them a digest of each.
+"""Checkpoints of a state: its arrays by orbax, with a digest of each.
 
     state/              the arrays
-    about/host-0.json   what the state is, and a digest of each part of each array; of several hosts
-                        each writes the digests of the parts that it writes
+    about/host-0.json   a description, and a digest of each shard of each array; each of several
+                        hosts writes those of the shards that it saves
 
-Orbax and the formats under it have checksums of their own indexes, not of the arrays. Here every
-bit of every array is covered: the digest is taken of the memory that is to be saved, and compared
-with that of the memory into which it was read. Parts are what lies on one device (a replicated
-array is one part), so that no host has to see the arrays of another.
+Orbax and the formats under it have checksums of their indexes, not of the arrays. Here every bit of
+every array is covered: the digest is that of the memory before saving, and is compared with that of
+the memory after reading. Digests are of shards (a replicated array is one), so that no host has to
+have the arrays of another.
 """
 
 import concurrent.futures
@@ -34,12 +34,12 @@ from purerl.records.files import by_path, digest, read_text, reason, sealed, uns
 from purerl.records.types import PyTree
 
 ABOUT, STATE = "about", "state"
-# What a folder is called before it is complete: NAME + this.
+# Suffix of an incomplete checkpoint's folder.
 PARTIAL = ".orbax-checkpoint-tmp"
 
 
 class DamageError(ValueError):
-    """What is on disk isn't what was written: says why."""
+    """The files differ from those that were written, or can't be read."""
 
 
 class Writer:
@@ -56,12 +56,12 @@ class Writer:
         return self._writing is not None and not self._writing.done()
 
     def start(self, path: Path, state: PyTree, about: Mapping[str, Any]) -> None:
-        """Begins to write a state into a new folder, which is there whole or not at all.
+        """Starts to write a state into a new folder, which appears once it is complete.
 
         Args:
             path: the folder.
-            state: arrays, which stay as they are until all is written.
-            about: plain values that are kept with it.
+            state: arrays, which must not be changed or donated before `wait`.
+            about: plain values, saved with it.
         """
         self.wait()
         leaves = by_path(state)
@@ -77,13 +77,13 @@ class Writer:
         self._writing = self._pool.submit(self._checkpointer.wait_until_finished)
 
     def wait(self) -> None:
-        """Comes back when all is written; raises what hindered it."""
+        """Blocks until all is written; raises the errors of writing."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def close(self) -> None:
-        """Waits, whatever comes of it."""
+        """Waits, and ignores errors."""
         with contextlib.suppress(Exception):
             self.wait()
         with contextlib.suppress(Exception):
@@ -100,16 +100,16 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
 
 
 def shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """The leaves' dtypes and shapes in words."""
+    """Dtypes and shapes of leaves, in words."""
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
 
 
 def read_about(path: Path, host: int = 0) -> dict[str, Any]:
-    """What `Writer.start` was given as `about`, and with it:
+    """The values `about` of `Writer.start`, and with them:
 
-        state    the arrays' dtypes and shapes
-        hosts    how many wrote it
-        digests  of the arrays' parts that this host wrote
+        state    dtypes and shapes of the arrays
+        hosts    number of hosts that wrote it
+        digests  of the shards that this host wrote
 
     Raises:
         DamageError: it can't be read.
@@ -126,10 +126,10 @@ def read_state(path: Path, like: PyTree) -> PyTree:
 
     Args:
         path: its folder.
-        like: the shapes that `read_about` gives, and where the arrays are to lie.
+        like: the shapes from `read_about`, with shardings.
 
     Raises:
-        DamageError: it can't be read, or a bit of it isn't as it was.
+        DamageError: it can't be read, or a digest differs.
     """
     wanted = by_path(like)
     digests = _digests(path)
@@ -141,16 +141,17 @@ def read_state(path: Path, like: PyTree) -> PyTree:
             if arrays:
                 reader = ocp.Checkpointer(ocp.StandardCheckpointHandler())
                 leaves |= reader.restore(path / STATE, args=ocp.args.StandardRestore(arrays))
-        except Exception as error:  # orbax and its readers raise of every kind
+        except Exception as error:  # orbax and its readers raise errors of every type
             damage = f"{type(error).__name__}: {reason(error)}"
-        for _ in range(5 if damage else 0):  # the readers of the other arrays come to an end
+        for _ in range(5 if damage else 0):  # until the readers of the other arrays have ended
             gc.collect()
             time.sleep(0.1)
     if damage is not None:
         raise DamageError(damage)
     for name, x in arrays.items():
-        if (leaves[name].dtype, leaves[name].shape) != (x.dtype, x.shape):  # as of keys, which it
-            raise DamageError(f"{name} is no {x.dtype}{list(x.shape)}")  # knows from another file
+        # Keys may differ: orbax has their type in another file.
+        if (leaves[name].dtype, leaves[name].shape) != (x.dtype, x.shape):
+            raise DamageError(f"{name} is no {x.dtype}{list(x.shape)}")
         for part, host_array in _parts(leaves[name], written_here=False):
             if digests.get(name, {}).get(part) != digest(host_array):
                 raise DamageError(f"{name} doesn't match its checksum")
@@ -158,7 +159,7 @@ def read_state(path: Path, like: PyTree) -> PyTree:
 
 
 def _digests(path: Path) -> dict[str, dict[str, str]]:
-    """Of all parts, by name and part."""
+    """Digests of all hosts, by array and shard."""
     first = read_about(path)
     found = first["digests"]
     for host in range(1, first["hosts"]):
@@ -168,11 +169,11 @@ def _digests(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _parts(x: jax.Array, *, written_here: bool) -> Iterator[tuple[str, np.ndarray]]:
-    """An array's parts on the devices of this host, by where in the array they lie.
+    """Shards of an array on this host's devices, by their index ranges.
 
     Args:
-        x: it; of keys their data are taken.
-        written_here: only those that this host writes.
+        x: the array; of keys the data are taken.
+        written_here: only the shards that this host writes.
     """
     array = jax.random.key_data(x) if is_key(x) else jnp.asarray(x)
     for shard in array.addressable_shards:
@@ -183,17 +184,17 @@ def _parts(x: jax.Array, *, written_here: bool) -> Iterator[tuple[str, np.ndarra
 
 
 def _empty(like: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array without elements, also where several hosts hold it."""
+    """An array without elements, with the sharding of `like`."""
     zeros = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding)
     return zeros()
 
 
 class _DigestHandler(ocp.AsyncCheckpointHandler):
-    """Has orbax write the digests while it writes the arrays, into the same folder."""
+    """An orbax handler that writes the digests beside the arrays, in the same operation."""
 
     async def async_save(self, directory: Any, args: Any) -> list[concurrent.futures.Future]:
-        """Takes hold of the memory, and leaves the rest to another thread."""
-        for x in args.leaves.values():  # all begin before the first is waited for
+        """Copies the arrays to the host, and starts a thread that writes their digests."""
+        for x in args.leaves.values():  # all copies start before the first is awaited
             if not is_key(x) and isinstance(x, jax.Array):
                 x.copy_to_host_async()
         parts = {name: dict(_parts(x, written_here=True)) for name, x in args.leaves.items()}
@@ -203,11 +204,11 @@ class _DigestHandler(ocp.AsyncCheckpointHandler):
         return [written]
 
     def save(self, directory: Any, args: Any) -> None:
-        """As the class above wants it; nothing calls it."""
+        """Required by the base class; not used."""
         raise NotImplementedError
 
     def restore(self, directory: Any, args: Any = None) -> None:
-        """As the class above wants it; `read_about` reads."""
+        """Required by the base class; `read_about` reads."""
         raise NotImplementedError
 
 
@@ -224,22 +225,22 @@ def _write_digests(
     digests = {
         name: {part: digest(x) for part, x in of_leaf.items()} for name, of_leaf in parts.items()
     }
-    # Each host has the whole description, of which that of the first is read.
+    # Each host writes the whole description; that of the first is read.
     text = json.dumps(sealed({**about, "digests": digests}))
     file = directory / f"host-{jax.process_index()}.json"
     write_whole(file, lambda opened: opened.write(text.encode()))
 
 
 def _no_reader(record: logging.LogRecord) -> bool:
-    """Whether a message of asyncio isn't of a reader that failed beside the one that was told."""
+    """Whether a log record of asyncio isn't about tensorstore's readers."""
     return "tensorstore" not in record.getMessage()
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keeps from the terminal what nobody waits for: where one array can't be read, the readers of
-    the others find the loop closed that they report to."""
-    logging.getLogger("asyncio").addFilter(_no_reader)  # for good: some end later
+    """Suppresses the messages of readers that end after another array's failure has closed their
+    event loop."""
+    logging.getLogger("asyncio").addFilter(_no_reader)  # for good, since some end later
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         with warnings.catch_warnings():

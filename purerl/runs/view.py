@@ -1,5 +1,5 @@
-"""What a folder of a run or a sweep has to show, read without a lock and without changing it: also
-while training goes on there, and after a kill."""
+"""Read-only views of a run's or a sweep's folder, without a lock: also during training, and after a
+kill."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from purerl.training.describe import describe, differences
 from purerl.training.policy import Policy
 
 SWEEP, BEST = "sweep.json", "best"
-# What reading a file of text may raise, damaged or another's.
+# Errors from reading a text file that is damaged, or of another program.
 UNREADABLE = (*DAMAGED, RecursionError)
 
 
@@ -32,7 +32,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None where there is no such file.
 
     Raises:
-        RunError: it can't be read, or isn't one.
+        RunError: it can't be read, or isn't an object.
     """
     try:
         plain = json.loads(read_text(file))
@@ -52,11 +52,11 @@ def read_toml(file: str | os.PathLike[str]) -> dict[str, Any]:
     """A config file's fields; the word "none" is None, for which TOML has none.
 
     Raises:
-        ValueError: it isn't TOML, or has a field under two names; the message says so.
+        ValueError: it isn't TOML, or has a field under two names.
         OSError: it can't be read.
     """
     try:
-        # By the fields' names: what is refused under one has to be under its aliases, too.
+        # With aliases resolved, so that checks of a field see it under any name.
         return read_names(TrainConfig, _with_none(tomllib.loads(read_text(file))))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(file)} is no TOML file: {reason(error)}") from None
@@ -69,39 +69,38 @@ def _with_none(value: Any) -> Any:
 
 
 def is_code(env: Any) -> bool:
-    """Whether an environment's name stands for code that would be imported: `module:name`. A file
-    may come from anywhere, so that such a name counts only where the user gives it too."""
+    """Whether an environment's name refers to code to be imported: `module:name`. Files may come
+    from anywhere, so that such a name is used only if the user gives it, too."""
     name = env_name(env)
     return isinstance(name, str) and ":" in name
 
 
 def env_name(env: Any) -> Any:
-    """The name in an environment's plain form, which has parameters beside it or hasn't."""
+    """The name in an environment's plain form, with or without parameters."""
     return env.get("name") if isinstance(env, Mapping) else env
 
 
 def named_env(env: Any, name: str, params: Mapping[str, Any] | None = None) -> Any:
-    """The plain form of an environment that the user names: with the parameters of the one that
-    there was if it has that name, or no form, and others on top."""
+    """The plain form of an environment that the user names, with the parameters of `env` if that
+    has the same name, updated by `params`."""
     same = isinstance(env, Mapping) and env_name(env) == name
     merged = {**(env if same else {}), **(params or {})}
     return {**merged, "name": name} if merged else name
 
 
 class RunView:
-    """A run's folder to be read; of a sweep's, its best combination as a run.
+    """A read-only view of a run's folder, or of the best combination in a sweep's folder.
 
     Args:
         path: the folder.
 
     Attributes:
-        folder: where the run's files are.
-        agent, env: what they are called.
-        label: what the sweep's best combination is; "" of a run.
+        folder: the folder with the run's files.
+        agent, env: names of agent and environment.
+        label: the sweep's best combination in words; "" for a run.
 
     Raises:
-        RunError: from everything: it is no run's folder, something is missing (and how it is to be
-            had), or a file is damaged.
+        RunError: from all methods: it is no run's folder, or a file is missing or damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -138,48 +137,48 @@ class RunView:
             self.label = " ".join(f"{n}={x}" for (n, _), x in zip(values, shown, strict=True))
 
     def _known(self, name: str, kind: type) -> Any:
-        """A value of the summary."""
+        """A field of the summary."""
         assert self._summary is not None
         if name not in self._summary:
             raise RunError(f"{self.folder / SUMMARY} is damaged: it has no {name!r}")
         return _checked(self.folder / SUMMARY, name, self._summary[name], kind)
 
     def _described(self, name: str, kind: type | tuple[type, ...]) -> Any:
-        """A value of the run's description."""
+        """A field of the run's description, `run.json`."""
         if self._run is None:
             raise RunError(f"{self.folder} is no run's folder: it has no {RUN}")
         return _checked(self.folder / RUN, name, self._run.get(name), kind)
 
     @property
     def name(self) -> str:
-        """What its curve is called in a legend."""
+        """The label of its curve in legends."""
         return f"{self.agent} on {self.env}" + (f", best: {self.label}" if self.label else "")
 
     @property
     def given_seeds(self) -> list[int] | None:
-        """The seeds as `fit` was given them; None for one agent without an axis."""
+        """The argument `seeds` of `fit` as a list; None for one agent without an axis."""
         seeds = self._described("seeds", (list, type(None)))
         return seeds if seeds is None else _integers(self.folder / RUN, seeds)
 
     @property
     def total_timesteps(self) -> Any:
-        """As the run's config has them; None where episodes are counted."""
+        """The config's field; None if `max_episodes` ends the run."""
         return self._described("config", dict).get("total_timesteps")
 
     @property
     def hyperparams(self) -> dict[str, Any]:
-        """As `fit` was given them."""
+        """The argument `hyperparams` of `fit`."""
         return self._described("hyperparams", dict)
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds, `[0]` where none were given."""
+        """The seeds, `[0]` if none were given."""
         if self._summary is None:
             return self.given_seeds or [0]
         return _integers(self.folder / SUMMARY, self._known("seeds", list))
 
     def read_config(self) -> dict[str, Any]:
-        """The config's plain values; its environment may be code that has to be named."""
+        """The config's plain values; the environment may be missing, or code: see `is_code`."""
         try:
             return read_toml(self.folder / CONFIG)
         except FileNotFoundError:
@@ -188,26 +187,26 @@ class RunView:
             raise RunError(f"{self.folder / CONFIG} is damaged: {reason(error)}") from None
 
     def curves(self, name: str | None = None) -> Curves:
-        """The curves of its metrics, also where no episode has ended. Raises RunError."""
+        """The curves of its metrics, even if no episode has ended."""
         return read_curves(self.folder, name or self.name, self._check_curves)
 
     def _check_curves(
         self, seeds: np.ndarray, timesteps: np.ndarray, returns: np.ndarray, episodes: np.ndarray
     ) -> None:
-        """Compares a table of metrics with what the run's end, or an interrupt, has noted of it.
+        """Compares a table of metrics with the digest in the summary.
 
         Args:
             seeds: `[S]`.
-            timesteps: `[U]`, with the updates since then.
+            timesteps: `[U]`, possibly of more updates than the summary.
             returns, episodes: `[S, U]`.
 
         Raises:
-            ValueError: rows are missing, or numbers are others.
+            ValueError: rows are missing, or numbers differ.
         """
         noted = None if self._summary is None else self._summary.get("curves")
         newest, reached = self._newest_checkpoint(), self._reached()
         if not isinstance(noted, dict) or (newest is not None and newest < reached):
-            return  # training has gone back to an older checkpoint, and will write the rows again
+            return  # training has restarted from an older checkpoint, and will rewrite the rows
         rows = noted.get("rows")
         if type(rows) is not int or rows > len(timesteps):
             raise ValueError(f"it has {len(timesteps)} rows of each seed, expected {rows}")
@@ -216,8 +215,8 @@ class RunView:
             raise ValueError("its numbers are not those that training has written")
 
     def playing_limits(self) -> tuple[int | None, int]:
-        """The time limit and the frame skip of the run. Of the files with them it takes the one
-        that isn't there to be edited."""
+        """The time limit and the frame skip of the run, from `run.json`; if that is missing, from
+        the config file, which users edit."""
         plain = self.read_config() if self._run is None else self._described("config", dict)
         limit, skip = plain.get("max_episode_steps"), plain.get("skip_frames", 1)
         if not all(type(x) is int and x >= 1 for x in (1 if limit is None else limit, skip)):
@@ -228,7 +227,8 @@ class RunView:
         return limit, skip
 
     def final_returns(self) -> list[float | None]:
-        """Of each seed; None where no episode ended in the last tenth of the updates."""
+        """The final return of each seed; None if no episode ended in the last tenth of the
+        updates."""
         if self._summary is not None and not self._stale():
             returns = self._known("final_return", dict).get("by_seed")
             seeds = self.seeds
@@ -241,18 +241,18 @@ class RunView:
         return [float(x) if x == x else None for x in self.curves().final_returns]
 
     def best_seed(self) -> int:
-        """The seed with the highest final return; the first where none is known."""
+        """The seed with the highest final return; the first if none has one."""
         returns = self.final_returns()
         known = [(x, -i) for i, x in enumerate(returns) if x is not None]
         return self.seeds[-max(known)[1] if known else 0]
 
     def policies(self, seeds: Sequence[int], env: str | None = None) -> dict[int, Policy]:
-        """A policy for each seed: of the files that the run's end has left, or, of a run that goes
-        on or was killed, out of its newest checkpoint.
+        """A policy for each seed: from the policy files, or, of a run in progress or killed, from
+        its newest checkpoint.
 
         Args:
             seeds: some of the run's.
-            env: the training environment where it is the user's code, as `module:name`.
+            env: the training environment as `module:name`, if it is the user's code.
         """
         files = [self.folder / POLICIES / f"seed-{seed}.policy" for seed in seeds]
         if not self._stale() and all(file.exists() for file in files):
@@ -268,7 +268,7 @@ class RunView:
         except RunError:
             if self._newest_checkpoint() == newest:
                 raise
-            found = self._from_checkpoint(env)  # who trains there has removed it meanwhile
+            found = self._from_checkpoint(env)  # it was removed meanwhile, by training
         return {seed: found[seed] for seed in seeds}
 
     def _newest_checkpoint(self) -> int | None:
@@ -278,17 +278,17 @@ class RunView:
             return None
 
     def _stale(self) -> bool:
-        """Whether training has come further than what its end, or an interrupt, has written."""
+        """Whether there is a newer checkpoint than the summary and the policies."""
         return self._summary is None or (self._newest_checkpoint() or 0) > self._reached()
 
     def _reached(self) -> int:
-        """The update that the summary and the policies are of."""
+        """The update of the summary and the policies."""
         summary = self._summary or {}
         reached = summary.get("reached_update", summary.get("num_updates"))
         return reached if type(reached) is int else 0
 
     def _config(self, env: str | None) -> TrainConfig:
-        """The very config that is trained here."""
+        """The run's config, checked against its description."""
         mapping = self.read_config()
         named = mapping.get("env")
         given = named is None or is_code(named)
@@ -303,7 +303,7 @@ class RunView:
             mapping = {**mapping, "env": named_env(named, env)}
         config = TrainConfig.from_mapping(mapping)
         there, here = self._described("config", dict), json.loads(json.dumps(describe(config)))
-        # A run may be made longer; what its environment is called is the user's to say.
+        # A run may be extended, and the user may name its environment anew.
         same = ["total_timesteps", *(["env"] if given else [])]
         differing = next(differences(there, here | {n: there.get(n) for n in same}), None)
         if differing is not None:
@@ -314,7 +314,7 @@ class RunView:
         return config
 
     def _from_checkpoint(self, env: str | None) -> dict[int, Policy]:
-        # Imported late, with orbax: only those who need it wait for it.
+        # Imported late, with orbax, since that takes long.
         from purerl.runs.checkpoint import RunFolder
         from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
 
@@ -347,11 +347,11 @@ def _integers(file: Path, seeds: list[Any]) -> list[int]:
 
 
 def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:
-    """The curves of a run's folder, also of a run that is still on its way or was killed.
+    """The curves of a run's folder, also during training and after a kill.
 
     Args:
-        path: the folder, with `metrics.csv`; of a sweep, whose best combination it is.
-        name: what they are called; None for agent and environment.
+        path: the folder, with `metrics.csv`; of a sweep, the best combination is read.
+        name: the label in legends; None for agent and environment.
 
     Raises:
         RunError: it is no run's folder, is damaged, or no episode has ended in it.
@@ -364,11 +364,11 @@ def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:
 
 
 def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
-    """The curves of several folders; those of the same agent and environment are told apart by
-    their folders' names.
+    """The curves of several folders. Curves of the same agent and environment get their folders'
+    names as well.
 
     Raises:
-        ConfigError: they aren't several paths.
+        ConfigError: not a sequence of paths.
         RunError: as from `read_run`.
     """
     if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
@@ -378,7 +378,7 @@ def read_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Curves]:
 
 
 def apart(folders: Iterable[Path], runs: list[Curves]) -> list[Curves]:
-    """The runs, with their folders' names in theirs where these are the same."""
+    """The curves, with their folders' names added to labels that aren't unique."""
     count = Counter(run.name for run in runs)
     names = [folder.expanduser().absolute().name for folder in folders]
     return [

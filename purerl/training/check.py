@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.accelerator.transfer import is_key
 from purerl.agents import AGENTS, Agent, RunDefaults
 from purerl.agents.acting import Acting
 from purerl.agents.noise import NOISES, Noise
@@ -28,6 +29,8 @@ from purerl.training.run import make_loop
 
 NUM_ENVS = 4
 METHODS = ("init", "acting", "policy", "update")
+# Entries of batches that buffers compute: an agent's extras can't have their names.
+BUFFER_ENTRIES = ("td_error", "priority", "indices", "discount", "weight")
 
 
 class AgentError(ConfigError, AssertionError):
@@ -35,12 +38,14 @@ class AgentError(ConfigError, AssertionError):
 
 
 def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
-    """Checks an agent in an environment: run it on a new agent before training with it.
+    """Checks a new agent in an environment, before it is trained.
 
-    Shapes and dtypes of actions, extras and values; `update` keeps the structure of the agent's
-    state and gives finite float32 scalars; all of it determined by the key, different for different
-    keys; the same under `vmap` over keys as alone; every float hyperparameter may be vmapped over.
-    `TrainConfig` checks as much of it as tracing shows.
+    Checks the shapes and dtypes of actions, extras, memory and values; that memory is reset row by
+    row, where an episode has ended; that `policy` and `value` need no more than `for_acting` keeps;
+    that `update` keeps the structure of the agent's state and returns finite float32 scalars; that
+    all is determined by the key, differs between keys, and is the same under `vmap` over keys as
+    alone; and that every float hyperparameter may be vmapped over. `TrainConfig` checks the part of
+    this that tracing shows.
 
     Args:
         agent: the agent.
@@ -48,7 +53,8 @@ def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
         key: for everything random.
 
     Raises:
-        AgentError: what is broken, and what was found. It is a `ConfigError`.
+        AgentError: the agent breaks its contract; the message has the expected and the actual
+            value. It is a `ConfigError`.
         ConfigError: the agent doesn't take this environment.
     """
     env = as_env(env)
@@ -62,7 +68,7 @@ def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
 
 
 def check_methods(agent: Any) -> None:
-    """Raises AgentError unless it is an agent with all methods, and with defaults for a run."""
+    """Raises AgentError unless it is an agent with all methods, and with `run_defaults`."""
     name = type(agent).__name__
     _require(isinstance(agent, Agent), f"{shown(agent)} is not a purerl.Agent")
     missing = [word for word in METHODS if getattr(type(agent), word) is getattr(Agent, word)]
@@ -80,14 +86,14 @@ def check_methods(agent: Any) -> None:
 
 
 def check_loop(loop: Loop) -> None:
-    """Checks a run's parts by tracing them, each once; of parts that ship with the package, which
-    are tested, only the agent's `init`, which builds the networks for this environment.
+    """Checks a run's parts by tracing each once. Of an agent that ships with the package, only
+    `init` is traced, which builds the networks for this environment.
 
     Args:
         loop: the run, on one device.
 
     Raises:
-        AgentError, ConfigError: what is broken, and what was found.
+        AgentError, ConfigError: a part breaks its contract.
     """
     agent, spec = loop.agent, loop.env.spec
     name, key = type(agent).__name__, jax.eval_shape(lambda: jax.random.key(0))
@@ -95,7 +101,7 @@ def check_loop(loop: Loop) -> None:
         state = jax.eval_shape(lambda key: agent.init(key, spec), key)
     space = spec.action_space
     action = jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype)
-    jax.eval_shape(loop.action_map, action)  # says what is wrong with an action processor
+    jax.eval_shape(loop.action_map, action)  # raises for an action processor
     if _ships(loop):
         return
     check_size(loop)
@@ -108,7 +114,11 @@ def check_loop(loop: Loop) -> None:
         obs = jax.eval_shape(
             lambda obs: see(init_stats(jax.tree.map(lambda x: x[0], obs)), obs), obs
         )
-    acted = _trace_acting(f"{name}.acting", lambda s: agent.acting(s, Clock()), state, obs, key)
+    if loop.noise is not None and space.sizes is not None:
+        raise ConfigError(f"noise: {spec.name} has discrete actions, which take no noise")
+    acted = _trace_acting(
+        f"{name}.acting", lambda state: agent.acting(state, loop.clock(0)), state, obs, key
+    )
     _check_extras(name, acted[2], loop.num_envs)
     chosen = _trace_acting(f"{name}.policy", agent.policy, state, obs, key)
     for what, action in (("acting", acted[1]), ("policy", chosen[1])):
@@ -119,8 +129,8 @@ def check_loop(loop: Loop) -> None:
 
 
 def check_size(loop: Loop) -> None:
-    """Raises ConfigError where a rollout or the buffer has more transitions on a device than int32
-    can count."""
+    """Raises ConfigError if a rollout or the buffer has more transitions on a device than an int32
+    can index."""
     sizes = {
         f"num_envs={loop.num_envs} x update_every={loop.update_every}": (
             loop.num_envs * loop.update_every
@@ -161,7 +171,7 @@ def _check_noise(noise: Noise, action: jax.ShapeDtypeStruct) -> None:
 
 
 def _check_step(loop: Loop) -> None:
-    """The first state, and an update, of which each part of a user's is watched."""
+    """Traces the first state and an update, with checks around the user's parts."""
     watched = dataclasses.replace(
         loop,
         agent=_watched_agent(loop.agent),
@@ -187,6 +197,7 @@ def _trace_acting(what: str, make: Callable, state: Any, obs: Any, key: Any) -> 
             f"agent: {what} returns {shown(acting)}, expected a purerl.Acting",
         )
         memory = acting.init(num_envs)
+        _check_memory(f"agent: {what}'s memory", acting, memory, num_envs)
         out = acting.step(memory, obs, key)
         _require(
             isinstance(out, tuple) and len(out) == 3 and isinstance(out[2], dict),
@@ -202,8 +213,21 @@ def _trace_acting(what: str, make: Callable, state: Any, obs: Any, key: Any) -> 
     return after, action, extras
 
 
+def _check_memory(what: str, acting: Acting, memory: Any, num_envs: int) -> None:
+    for leaf in jax.tree.leaves(memory):
+        shape, _ = _kind(leaf)
+        _require(
+            shape is not None and shape[:1] == (num_envs,),
+            f"{what} has a leaf of shape {shape}, expected [N, ...], N={num_envs}",
+        )
+        _require(
+            acting.reset is not Acting._field_defaults["reset"],
+            f"{what} is never reset: expected an Acting with reset, (memory, done [N]) -> memory",
+        )
+
+
 def _watched_agent(agent: Agent) -> Agent:
-    """The agent with an `update` that says what is wrong with it."""
+    """The agent with checks around its `update`."""
     name = type(agent).__name__
 
     def update(state: Any, experience: Experience, *args: Any) -> Any:
@@ -228,7 +252,7 @@ def _watched_agent(agent: Agent) -> Agent:
 
 
 class _WatchedRewarder(Rewarder):
-    """A rewarder that says what is wrong with it."""
+    """A rewarder with checks around it."""
 
     def __init__(self, rewarder: Any) -> None:
         self.rewarder, self.name = rewarder, f"rewarder: {type(rewarder).__name__}"
@@ -253,6 +277,9 @@ def _check_extras(name: str, extras: dict[str, Any], num_envs: int) -> None:
         _require(
             word not in Transition._fields, f"{what} has the name of an entry of the transition"
         )
+        _require(
+            word not in BUFFER_ENTRIES, f"{what} has the name of an entry that buffers compute"
+        )
         for leaf in jax.tree.leaves(extra):
             _require(
                 leaf.shape[:1] == (num_envs,),
@@ -269,7 +296,7 @@ def _require_action(what: str, action: Any, num_envs: int, spec: EnvSpec) -> Non
 def _require_array(
     what: str, x: Any, shape: tuple, kind: Any, error: Callable[[str], Exception]
 ) -> None:
-    """Raises unless it is an array of real numbers, of that shape and kind."""
+    """Raises unless it is an array of real numbers of that shape and kind."""
     got, dtype = _kind(x)
     if got is None:
         raise error(f"{what} is a {type(x).__name__}, expected an array of shape {shape}")
@@ -281,7 +308,7 @@ def _require_array(
 
 
 def _kind(x: Any) -> tuple[tuple[int, ...] | None, Any]:
-    """Shape and dtype; no shape, and the type's name, of what is no array."""
+    """Shape and dtype; None and the type's name for anything but arrays and numbers."""
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return x.shape, x.dtype
     if isinstance(x, (bool, int, float)):
@@ -292,7 +319,7 @@ def _kind(x: Any) -> tuple[tuple[int, ...] | None, Any]:
 def _require_same(
     what: str, before: Any, after: Any, error: Callable[[str], Exception] = AgentError
 ) -> None:
-    """Raises unless the structure, the shapes and the dtypes are the same."""
+    """Raises unless two pytrees have the same structure, shapes and dtypes."""
     was: Any = jax.tree.structure(before)
     now: Any = jax.tree.structure(after)
     if was != now:
@@ -317,19 +344,53 @@ def _check_functions(agent: Agent, env: Env, key: jax.Array) -> None:
     obs, _ = jax.eval_shape(jax.vmap(env.reset), jax.random.split(key, NUM_ENVS))
     state = jax.eval_shape(lambda key: agent.init(key, env.spec), key)
     name = type(agent).__name__
-    memory, action, extras = _trace_acting(
-        f"{name}.acting", lambda state: agent.acting(state, Clock()), state, obs, key
+    _, action, extras = _trace_acting(
+        f"{name}.acting", lambda state: agent.acting(state, _first_clock()), state, obs, key
     )
     shape, dtype = (NUM_ENVS, *env.spec.action_space.shape), env.spec.action_space.dtype
     _require_shape("acting's action", action, shape, dtype)
     _check_extras(name, extras, NUM_ENVS)
+    with sentence(f"agent: {name}.for_acting can't be traced", AgentError):
+        kept = jax.eval_shape(agent.for_acting, state)
     for sample in (False, True):
         make = functools.partial(agent.policy, sample=sample)
-        _, chosen, _ = _trace_acting(f"{name}.policy", make, state, obs, key)
-        _require_shape("policy's action", chosen, shape, dtype)
-    with contextlib.suppress(NotImplementedError):  # not every agent learns a value
-        value = jax.eval_shape(agent.value, state, memory, obs)
+        for words, held in (("", state), (" of the state that for_acting leaves", kept)):
+            memory, chosen, _ = _trace_acting(f"{name}.policy{words}", make, held, obs, key)
+            _require_shape("policy's action", chosen, shape, dtype)
+    # Not every agent learns a value.
+    with (
+        sentence(f"agent: {name}.value can't be traced", AgentError),
+        contextlib.suppress(NotImplementedError),
+    ):
+        value = jax.eval_shape(agent.value, kept, memory, obs)
         _require_shape("value", value, (NUM_ENVS,), np.float32)
+    _check_reset(agent, env, key)
+
+
+def _first_clock() -> Clock:
+    return Clock(jnp.float32(0.0), jnp.float32(0.0))
+
+
+def _check_reset(agent: Agent, env: Env, key: jax.Array) -> None:
+    """Raises unless exactly those rows of the memory are reset whose episode has ended."""
+
+    def play(key: jax.Array) -> tuple[Any, Any, Any]:
+        keys = jax.random.split(key, 3)
+        obs, _ = jax.vmap(env.reset)(jax.random.split(keys[0], NUM_ENVS))
+        acting = agent.acting(agent.init(keys[1], env.spec), _first_clock())
+        memory, _, _ = acting.step(acting.init(NUM_ENVS), obs, keys[2])
+        every = jnp.ones(NUM_ENVS, bool)
+        return memory, acting.reset(memory, every), acting.reset(memory, every.at[1::2].set(False))
+
+    if not jax.tree.leaves(jax.eval_shape(play, key)):
+        return
+    kept, fresh, mixed = jax.jit(play, compiler_options=QUICK_COMPILE)(key)
+    rows = ((kept, slice(1, None, 2)), (fresh, slice(0, None, 2)))
+    right = all(
+        _equal(*(jax.tree.map(lambda x, at=at: x[at], tree) for tree in (mixed, expected)))
+        for expected, at in rows
+    )
+    _require(right, "acting's reset: expected a fresh memory where done, [N], and no other change")
 
 
 def _require_shape(what: str, x: Any, shape: tuple, dtype: Any) -> None:
@@ -341,7 +402,7 @@ def _require_shape(what: str, x: Any, shape: tuple, dtype: Any) -> None:
 
 
 def _trainer(agent: Agent, env: Env) -> Callable:
-    """Two updates, as the agent is run by default, as a function of key and hyperparameters."""
+    """Two updates with the agent's defaults, as a function of key and hyperparameters."""
     defaults = agent.run_defaults
     steps = defaults.num_envs * defaults.update_every
     buffer = agent.make_buffer(defaults.num_envs, defaults.update_every)
@@ -369,7 +430,7 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
     keys = jax.random.split(key, 2)
     try:
         state, losses = train(keys[0])
-    except TypeError as error:  # scan's own words: what went in and what came out
+    except TypeError as error:  # from `scan`, with the types before and after
         raise AgentError(f"update changes the structure of the state: {error}") from error
     for name, loss in losses.items():
         _require_shape(f"loss {name!r} of an update", loss[0], (), np.float32)
@@ -387,6 +448,8 @@ def _check_hyperparams(agent: Agent, env: Env, key: jax.Array) -> None:
     train = jax.vmap(lambda hyperparams: _trainer(agent, env)(key, hyperparams))
     values = {name: getattr(agent, name) for name in field_names(type(agent), traced=True)}
     values = {name: jnp.asarray([v, v]) for name, v in values.items() if v is not None}
+    if not values:
+        return
     try:
         jax.eval_shape(train, values)
     except Exception as error:
@@ -394,5 +457,9 @@ def _check_hyperparams(agent: Agent, env: Env, key: jax.Array) -> None:
 
 
 def _equal(x: Any, y: Any, tolerance: float = 0.0) -> bool:
-    pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    numbers = [
+        [jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(tree)]
+        for tree in (x, y)
+    ]
+    pairs = zip(*numbers, strict=True)
     return all(np.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in pairs)

@@ -1,4 +1,4 @@
-"""`TrainConfig`: a run's options with every check of them, and their plain form."""
+"""`TrainConfig`: a run's options, checked, and their plain form for files."""
 
 from collections.abc import Mapping
 from typing import Any, Self, cast
@@ -27,7 +27,7 @@ from purerl.training.options import Options
 from purerl.training.purejaxrl import from_purejaxrl
 from purerl.training.run import assemble
 
-# The classes that a mapping names.
+# The classes that mappings name.
 REGISTRIES: dict[str, Mapping[str, type]] = {
     "agent": AGENTS,
     "noise": NOISES,
@@ -38,30 +38,30 @@ DEFAULT_NAMES = {"agent": "ppo", "buffer": "buffer", "noise": "gaussian"}
 
 
 class TrainConfig(Options):
-    """A run, written out. Checked when it is made, before anything is compiled.
+    """The configuration of a run, checked on construction, before anything is compiled.
 
-    It pickles where the functions in it do, and so can be sent to other processes. Start these by
-    `multiprocessing.get_context("spawn")`: a config starts JAX, whose threads a forked process
-    doesn't have, and there JAX hangs.
+    It pickles if the functions in it do. Start other processes by
+    `multiprocessing.get_context("spawn")`: a config starts JAX, which hangs in forked processes.
 
     Raises:
-        ConfigError: names the field, what it got, what is allowed, and the nearest right spelling.
+        ConfigError: a field that can't be used, or doesn't fit another; the message has the field,
+            its value, the allowed values, and the nearest right spelling.
     """
 
     def check(self) -> None:
-        """Checks all that can be known before compiling: networks are built by their shapes, and
-        a user's functions are traced."""
+        """Checks the fields against each other: networks are initialised abstractly, and the
+        user's functions are traced."""
         super().check()
         object.__setattr__(self, "env", check_new_env(self.env))
         check_methods(self.agent)
         with sentence("TrainConfig: this run can't be put together"):
             loop = self.make_loop()
-            # Devices share the work, not the shapes of its parts.
+            # The devices' shares were checked; the parts are traced once, as on one device.
             one = loop if self.num_devices == 1 else unchecked(self, num_devices=1).make_loop()
             check_loop(one)
 
     def make_loop(self, hyperparams: Mapping[str, Any] | None = None) -> Loop:
-        """The run as an `init` and a `step`.
+        """The run's pure functions.
 
         Args:
             hyperparams: values for float fields of the run's parts by path, such as `lr` or
@@ -74,7 +74,7 @@ class TrainConfig(Options):
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
-        """A config from plain values, as TOML, YAML or a command line give them.
+        """A config from plain values, such as those of TOML, YAML or a command line.
 
         Args:
             mapping: fields by name. `agent`, `noise` and `rewarder` are names, such as `"ppo"`, or
@@ -95,7 +95,7 @@ class TrainConfig(Options):
 
     @classmethod
     def from_purejaxrl(cls, config: Mapping[str, Any]) -> Self:
-        """A config from PureJaxRL's upper-case keys, those of its PPO or of its DQN.
+        """A config from the upper-case keys of PureJaxRL's PPO or DQN.
 
         One `UserWarning` lists the differences.
 
@@ -105,17 +105,17 @@ class TrainConfig(Options):
         return cls.from_mapping(from_purejaxrl(config))
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values again, those that aren't None; `from_mapping` takes them.
+        """The fields that aren't None as plain values, for `from_mapping`.
 
         Raises:
-            ConfigError: a field holds a function, a class or an environment, which have no plain
-                form (an environment that `make` makes, or could have made, has).
+            ConfigError: a field holds a function, a class, or an environment that `make` can't
+                make, which have no plain form.
         """
         return to_plain(self)
 
 
 def _named(cls: type, mapping: Mapping[Any, Any]) -> dict[str, Any]:
-    """A mapping whose keys are words. Raises ConfigError."""
+    """The mapping as a dict. Raises ConfigError for a key that is no string."""
     for name in mapping:
         if not isinstance(name, str):
             known = suggest(name, field_names(cls))
@@ -124,7 +124,7 @@ def _named(cls: type, mapping: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _from_plain(field: str, spec: str | Mapping[str, Any]) -> Any:
-    """An agent, noise, rewarder or buffer from its name, or from a mapping with the name in it."""
+    """An agent, noise, rewarder or buffer from its name, or from a mapping with its name."""
     registry = REGISTRIES[field]
     values = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = values.pop("name", DEFAULT_NAMES.get(field))
@@ -141,8 +141,9 @@ def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> d
 
     Args:
         record: a config, or a part of one.
-        left: takes the full names of fields without a plain form; None raises for them.
-        path: the prefix of their names.
+        left: a list to which the paths of fields without a plain form are appended; None raises
+            for them.
+        path: the prefix of these paths.
 
     Raises:
         ConfigError: as `TrainConfig.to_mapping`.
@@ -164,8 +165,7 @@ def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> d
 def plain_value(
     cls: type, name: str, value: Any, left: list[str] | None = None, path: str = ""
 ) -> Any:
-    """A field's value in plain ones, as `to_plain` has it. Raises ConfigError where there is no
-    such form."""
+    """The plain form of a field's value. Raises ConfigError if it has none."""
     for kind, known in REGISTRIES.get(name, {}).items():
         if type(value) is known:
             named = {"name": kind} if name != "buffer" else {}

@@ -1,4 +1,4 @@
-"""A config, an agent or an environment in plain values: by them a run is known again."""
+"""Descriptions of configs, agents and environments in plain values, which identify a run."""
 
 import contextlib
 import dataclasses
@@ -21,14 +21,14 @@ from purerl.envs.gymnax_wrappers import Bare
 from purerl.records.fields import Record, field_names
 
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint")
-# An array of more numbers is told from others by a digest.
+# Arrays of more numbers are described by a digest.
 MANY = 64
-# Values of these types that an environment's functions have from outside are its parameters.
+# Values of these types in the closures of an environment's functions are its parameters.
 CONSTANTS = (bool, int, float, str, tuple, np.ndarray, np.generic, jax.Array, Record, Env)
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of what numbers depend on."""
+    """Versions of Python and of the packages that results depend on."""
 
     def known(package: str) -> str | None:
         try:
@@ -40,10 +40,10 @@ def versions() -> dict[str, str | None]:
 
 
 def describe(value: Any, inside: tuple = ()) -> Any:
-    """A value in plain ones. Functions and classes are their names: what they do isn't seen.
+    """A description of a value in plain ones; of functions and classes only the names.
 
     Args:
-        value: of any kind.
+        value: of any type.
         inside: the objects that it is an attribute of, which aren't described again.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -69,13 +69,13 @@ def describe(value: Any, inside: tuple = ()) -> Any:
         return _name_of(value)
     if dataclasses.is_dataclass(value) or hasattr(value, "step_env"):
         return _describe_object(value, inside)
-    if isinstance(value, (set, frozenset)):  # whose order differs between processes
+    if isinstance(value, (set, frozenset)):  # their order differs between processes
         return sorted(map(_printed, value))
     return _printed(value)
 
 
 def _name_of(value: Any) -> str:
-    """Of a class or a function; of the package's, whichever of its files it lies in."""
+    """The full name of a class or a function; of purerl's without the module, which may change."""
     module = value.__module__
     return f"{'purerl' if module.startswith('purerl.') else module}.{value.__qualname__}"
 
@@ -85,8 +85,8 @@ def _printed(value: Any) -> str:
 
 
 def _describe_env(env: Env, inside: tuple) -> dict[str, Any]:
-    """An environment's spec and its parameters: those of gymnax and of what is made of another one;
-    of functions of a user's, what they have from the function that they are made in."""
+    """An environment's spec and parameters: the fields of its `Dynamics`, or the constants in the
+    closures of a user's functions."""
     spec, dynamics = env.spec, dynamics_of(env)
     spaces = (spec.observation_space, spec.action_space)
     known = (
@@ -104,7 +104,7 @@ def _describe_env(env: Env, inside: tuple) -> dict[str, Any]:
 
 
 def _describe_dynamics(dynamics: Dynamics, inside: tuple) -> dict[str, Any]:
-    """Parameters; of a function among them, what it has from outside as well."""
+    """Parameters; of functions among them also the constants in their closures."""
     identity = dynamics.identity()
     functions = {n: x for n, x in identity.items() if isinstance(x, types.FunctionType)}
     seen = {n: {"function": describe(x), **_constants(x, inside)} for n, x in functions.items()}
@@ -112,19 +112,19 @@ def _describe_dynamics(dynamics: Dynamics, inside: tuple) -> dict[str, Any]:
 
 
 def _constants(function: Any, inside: tuple) -> dict[str, Any]:
-    """Numbers, arrays, records and environments that a function has from outside of it, but for
-    global names: by its closure, its default arguments, or as a method."""
+    """Numbers, arrays, records and environments that a function refers to by its closure, its
+    default arguments, or its instance if it is a method; not by global names."""
     if isinstance(owner := getattr(function, "__self__", None), Dynamics):
         return _describe_dynamics(owner, inside)
     function = inspect.unwrap(function)  # of jax.jit and its like
     if isinstance(function, type) or any(function is x for x in inside):
         return {}
     if owner is None and not isinstance(function, types.FunctionType):
-        owner = function  # an object that is called
+        owner = function  # a callable object
     found = dict(getattr(owner, "__dict__", {}))
     if isinstance(function, functools.partial):
         found |= {"func": function.func, "args": function.args, **function.keywords}
-    with contextlib.suppress(AttributeError, TypeError, ValueError):  # no function of Python's
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # no Python function
         found |= {
             name: x.default
             for name, x in inspect.signature(function).parameters.items()
@@ -143,7 +143,7 @@ def _constants(function: Any, inside: tuple) -> dict[str, Any]:
 
 
 def _describe_array(x: Any) -> Any:
-    """Its numbers, or a digest of them where they are many."""
+    """The numbers of an array, or a digest of more than `MANY`."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     x = np.asarray(x)
@@ -154,7 +154,7 @@ def _describe_array(x: Any) -> Any:
 
 
 def _describe_object(value: Any, inside: tuple) -> dict[str, Any]:
-    """The class and the attributes of a dataclass, or of a gymnax environment."""
+    """The class and the attributes of a dataclass or a gymnax environment."""
     if isinstance(value, Bare):
         return _describe_object(value.env, inside)
     attributes: dict[str, Any] = {}
@@ -167,7 +167,7 @@ def _describe_object(value: Any, inside: tuple) -> dict[str, Any]:
 
 
 def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    """What two descriptions differ in, by its full name."""
+    """Differences between two descriptions, in words, each with its path."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in {**there, **here}:
             inside = f"{name}.{key}" if name else key
@@ -178,7 +178,7 @@ def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
 
 
 def _where_they_part(old: str, new: str) -> tuple[str, str]:
-    """Two texts; of long ones what is around the first place in which they differ."""
+    """Two texts, cut around their first difference if they are long."""
     if max(len(old), len(new)) < 80:
         return old, new
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False))

@@ -1,4 +1,4 @@
-"""Evaluation: whole episodes of a policy, on environments of its own."""
+"""Evaluation: whole episodes of a policy, in separate environments."""
 
 from collections.abc import Callable
 
@@ -21,19 +21,19 @@ def evaluate(
     num_episodes: int,
     max_steps: int,
 ) -> Episodes:
-    """Plays episodes side by side, each to its end or to the step limit.
+    """Plays episodes in parallel, each to its end or to the step limit.
 
     Args:
         env: raw, neither vectorized nor with auto-reset.
         policy: `([B, *obs_shape], key) -> [B, *action_shape]`, B the number of episodes, such as
-            `out.policy.act`; or an `Acting`, such as `out.policy.acting()`, which may remember.
-            Actions go to the environment as they are.
+            `out.policy.act`; or an `Acting`, such as `out.policy.acting()`, which may have a
+            memory. Actions are passed to the environment unchanged.
         key: for initial states, dynamics, and a policy that samples.
-        num_episodes: how many.
-        max_steps: an episode longer than this counts with what it has reached by then.
+        num_episodes: B.
+        max_steps: a longer episode is cut here, and counts.
 
     Returns:
-        Statistics over all of them but those that NaN or infinity broke off.
+        Statistics over all episodes but those in which NaN or infinity came up.
 
     Raises:
         ConfigError: arguments that can't be used, or actions of a wrong shape.
@@ -49,7 +49,7 @@ def evaluate(
     def play(key: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         return play_episodes(vectorize(env), acting, key, num_episodes, max_steps)
 
-    if not isinstance(key, jax.core.Tracer):  # else what follows is traced before it runs anyway
+    if not isinstance(key, jax.core.Tracer):  # errors come before any episode is played
         jax.eval_shape(play, key)
     returns, lengths, info = play(key)
     return summarize(returns, lengths, jnp.isfinite(returns), info)
@@ -69,9 +69,9 @@ def play_episodes(
     """Plays whole episodes, each from a fresh memory, in a vectorized environment.
 
     Returns:
-        The return and the length of each episode, and what `EnvSpec.metrics` names of its last
-        step's info, `[num_episodes]`. An episode is broken off where an observation or reward isn't
-        finite, and its return is NaN.
+        Returns, lengths, and the metrics of `EnvSpec.metrics` in the last step's info, each
+        `[num_episodes]`. An episode ends where an observation or reward isn't finite, and its
+        return is NaN.
     """
     reset_key, play_key = jax.random.split(key)
     obs, env_state = env.reset(jax.random.split(reset_key, num_episodes))

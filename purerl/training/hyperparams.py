@@ -1,4 +1,4 @@
-"""Hyperparameters by path: the float fields of a run's parts, and how they are set.
+"""Hyperparameters by path: the float fields of a run's parts.
 
 A path is a part and a field of it, such as `noise.sigma`; a bare name is a field of the agent.
 A part is a record, or the environment, whose fields are its parameters: `env.gravity`.
@@ -24,7 +24,7 @@ from purerl.records.aliases import field_of
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import Record, check_value, field_names
 
-# What a run is made of, by prefix; None for what a run doesn't have.
+# A run's records and its environment by prefix; None for a part that the run doesn't have.
 Parts = dict[str, Any]
 
 
@@ -39,8 +39,7 @@ class Path(NamedTuple):
 
 
 def read_path(parts: Parts, name: Any, argument: str = "hyperparams") -> Path:
-    """The path that a name, or a field's alias, stands for: of a field that the run has, static
-    ones too.
+    """The path of a field of the run, static ones included, from its name or an alias.
 
     Raises:
         ConfigError: there is no such part, the run doesn't have it, or it has no such field.
@@ -62,7 +61,7 @@ def read_path(parts: Parts, name: Any, argument: str = "hyperparams") -> Path:
 
 
 def _no_field(parts: Parts, argument: str, part: str, field: Any) -> str:
-    """The error of a name that a part doesn't have, with what it may have been meant for."""
+    """The message for a name that a part doesn't have, with suggestions."""
     here = [str(Path(part, known)) for known in known_fields(parts[part], traced=True)]
     paths = [Path(p, f) for p in parts for f in known_fields(parts[p], traced=True)]
     elsewhere = [str(path) for path in paths if path.field == field and path.part != part]
@@ -79,7 +78,7 @@ def _title(part: Any) -> str:
 
 
 def check_hyperparams(parts: Parts, hyperparams: Any) -> dict[Path, Any]:
-    """Hyperparameters by their paths, {} for None; values are for `check_field` to check.
+    """Hyperparameters by path, {} for None. Values aren't checked; `check_field` does.
 
     Raises:
         ConfigError: they are no mapping; a name of no float field of the run; a field given twice.
@@ -105,7 +104,7 @@ def check_hyperparams(parts: Parts, hyperparams: Any) -> dict[Path, Any]:
 def read_paths(
     parts: Parts, names: Iterable[Any], argument: str = "hyperparams"
 ) -> Iterator[tuple[Path, Any]]:
-    """Each name with its path. Raises ConfigError: as `read_path`, or two for one field."""
+    """Each path with its name. Raises ConfigError as `read_path`, and for two names of a field."""
     found: dict[Path, Any] = {}
     for name in names:
         path = read_path(parts, name, argument)
@@ -119,7 +118,7 @@ def read_paths(
 
 
 def with_hyperparams(parts: Parts, hyperparams: Any) -> Parts:
-    """Those parts that hyperparameters change, with the new values, which may be traced.
+    """The parts that hyperparameters change, with the new values, which may be traced.
 
     Args:
         parts: from `TrainConfig.parts`.
@@ -131,15 +130,15 @@ def with_hyperparams(parts: Parts, hyperparams: Any) -> Parts:
     changes: dict[str, dict[str, Any]] = {}
     for (part, field), value in check_hyperparams(parts, hyperparams).items():
         check_field(parts[part], field, value)
-        # Arrays of another precision than the part's would make it theirs, step by step.
+        # Arrays of another precision would promote all that is computed with them.
         array = isinstance(value, (jax.Array, np.ndarray))
         changes.setdefault(part, {})[field] = jnp.asarray(value, jnp.float32) if array else value
     return {part: replace_fields(parts[part], values) for part, values in changes.items()}
 
 
 def known_fields(part: Any, traced: bool | None = None) -> list[str]:
-    """Names of a part's fields; only the traced ones, which are floats, if asked. A rewarder that
-    is a user's function has none."""
+    """Names of a part's fields; with `traced` the float ones only. A rewarder that is a user's
+    function has none."""
     if isinstance(part, Env):
         params = env_params(part).items()
         return [n for n, x in params if traced in (None, is_float(x) or is_drawn(x))]
@@ -147,21 +146,21 @@ def known_fields(part: Any, traced: bool | None = None) -> list[str]:
 
 
 def is_hyperparam(part: Any, field: str) -> bool:
-    """Whether a field may be traced. Of an environment not every float may be."""
+    """Whether a field may be traced; some float parameters of environments may not."""
     if isinstance(part, Env):
         return is_traceable(part, field)
     return field in known_fields(part, traced=True)
 
 
 def env_hyperparams(parts: Parts, hyperparams: Any) -> dict[str, jax.Array]:
-    """Parameters of the environment among the hyperparameters, `[]` float32 each, by their names
-    there. Raises ConfigError: as `check_hyperparams`."""
+    """The environment's parameters among the hyperparameters, `[]` float32 each, by name. Raises
+    ConfigError as `check_hyperparams`."""
     found = check_hyperparams(parts, hyperparams)
     return {p.field: jnp.asarray(x, jnp.float32) for p, x in found.items() if p.part == "env"}
 
 
 def check_field(part: Any, field: str, value: Any) -> Any:
-    """The value as the part keeps it. Raises ConfigError where it can't be used."""
+    """The value, converted to the field's type. Raises ConfigError if it can't be used."""
     if isinstance(part, Env):
         check_traceable(part, field, value)
         return value
@@ -169,5 +168,5 @@ def check_field(part: Any, field: str, value: Any) -> Any:
 
 
 def replace_fields(part: Any, values: Mapping[str, Any]) -> Any:
-    """The part with some fields changed. Raises ConfigError where they don't fit together."""
+    """The part with some fields changed. Raises ConfigError if they don't fit together."""
     return replace_params(part, values) if isinstance(part, Env) else part.replace(**values)

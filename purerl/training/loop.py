@@ -1,8 +1,8 @@
-"""The loop's state and its step: rollout, push, update."""
+"""`Loop`, the pure functions of a run, and `RunState`: rollout, push, update, metrics."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,39 +32,75 @@ from purerl.experience.transition import Transition
 from purerl.records.types import PyTree
 from purerl.training.evaluate import play_episodes
 from purerl.training.rollout import RolloutState, init_rollout, rollout
-from purerl.training.state import OWN, RunState
+
+
+class RunState(NamedTuple):
+    """The whole state of a run: saved and loaded, the run continues from it exactly.
+
+    Attributes:
+        agent: the agent's state.
+        buffer: the buffer's state.
+        rollout: the environments, and the memory of the agent and its noise.
+        obs_stats: running statistics of observations; None if they aren't normalised.
+        rewarder: the rewarder's state.
+        key: for the next update.
+        eval_key: for evaluations: a separate stream, so that they don't affect training.
+        num_updates: rollouts so far, each with its update.
+        num_episodes: episodes that have ended.
+        nonfinite_updates: `[]` int32, updates that were skipped, or left values out of running
+            statistics.
+
+    Over several devices, buffer, rollout and rewarder have a leading axis `[D]`; the rest is the
+    same on all devices, without the axis.
+    """
+
+    agent: PyTree
+    buffer: BufferState
+    rollout: RolloutState
+    obs_stats: RunningStats | None
+    rewarder: PyTree
+    key: jax.Array
+    eval_key: jax.Array
+    num_updates: Count
+    num_episodes: Count
+    nonfinite_updates: jax.Array
+
+
+# Which fields of the state differ between devices, as `spread` takes it.
+_OWN = {"buffer", "rollout", "rewarder"}
+OWN = RunState(*(cast(Any, name in _OWN) for name in RunState._fields))
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A run put together: pure functions, to be scanned whole or in chunks.
+    """The pure functions of a run, to be scanned whole or in chunks.
 
-    Of a run over devices, `init` and `step` are what each of them does, with its share of the
-    environments, of the buffer and of every batch; `start` and `spread` are what all do together.
-    With one device these are the same.
+    Over several devices, `init` and `step` are the body on each device, with its share of the
+    environments, of the buffer and of every batch; `start` and `spread` map them over all. With one
+    device these are the same.
 
     Attributes:
         env: the raw environment, with the run's frame skip and time limit.
         agent: the agent.
         buffer: the buffer, with its size and discounts.
         rewarder: transforms rewards.
-        noise: explores; or None.
+        noise: exploration noise, or None.
         action_map: from the agent's actions to the environment's.
         num_envs: N, of each device.
         update_every: T.
-        num_updates: how many updates make the run.
-        log_every: how many updates make a row of metrics.
-        first_update: how many rollouts are played before the one that is first learned from.
-        random_rollouts: how many are played by actions drawn from the action space, at first.
-        max_episodes: nothing changes any more once so many have ended; or None.
-        resets: how first states are drawn, as `vector_env` takes it.
+        num_updates: updates in the run.
+        log_every: updates in a row of metrics.
+        first_update: rollouts before the first update.
+        random_rollouts: rollouts, at first, with actions drawn from the action space.
+        max_episodes: episodes after which the state is frozen, or None.
+        resets: strategy for first states, as in `vector_env`.
         reset_each_episode: whether the buffer is emptied before each rollout.
         wait_end_path: whether rollouts are episodic.
         normalize_obs: whether observations are normalised.
-        stop_if_nonfinite: whether nothing changes any more once an update was skipped.
+        stop_if_nonfinite: whether the state is frozen after an update that was skipped.
         eval_every: updates between evaluations, or None.
         eval_max_episodes, eval_max_episode_steps: an evaluation's size, on each device.
-        devices: those that the run is spread over.
+        devices: those that the run is sharded over.
     """
 
     env: Env
@@ -97,29 +133,29 @@ class Loop:
 
     @property
     def num_rows(self) -> int:
-        """How many rows of metrics the run has; the last may be of fewer updates."""
+        """Rows of metrics in the run; the last may be of fewer updates."""
         return -(-self.num_updates // self.log_every)
 
     def start(self, key: jax.Array) -> RunState:
-        """The state before the first update, over all devices."""
+        """The initial state, over all devices."""
         return spread(self.init, self.devices.count, args=(False,), result=OWN)(key)
 
     def spread(self, fn: Callable[..., tuple[RunState, PyTree]], num_args: int = 0) -> Callable:
-        """A function of one device's state, such as a scan of `step`, over all devices.
+        """A function of one device's state, such as a scan of `step`, mapped over all devices.
 
-        Composes with `jit` and `vmap`. Donate the state, and it is updated in place.
+        Composes with `jit` and `vmap`. If the state is donated, it is updated in place.
 
         Args:
             fn: `(state, *args) -> (state, result)`. Arguments and result are the same on all
                 devices, as the metrics of `step` and `row` are.
-            num_args: how many arguments there are besides the state.
+            num_args: number of arguments besides the state.
         """
         args = (OWN, *[False] * num_args)
         return spread(fn, self.devices.count, args=args, result=(OWN, False))
 
     @property
     def schedules(self) -> list[str]:
-        """What changes with the length of the run."""
+        """Fields that schedule something over the run's length, as `Class.field=value`."""
         agent, buffer = self.agent, self.buffer
         names = [f"{type(agent).__name__}.{n}={getattr(agent, n)}" for n in agent.schedules]
         if buffer.priority_sampling and buffer.anneal_beta is not False:
@@ -127,7 +163,7 @@ class Loop:
         return names
 
     def init(self, key: jax.Array) -> RunState:
-        """One device's state before the first update."""
+        """One device's initial state."""
         key, eval_key, agent_key, env_key = jax.random.split(key, 4)
         agent_state = self.agent.init(agent_key, self.env.spec)
         env_key = self.devices.key(env_key)
@@ -163,11 +199,11 @@ class Loop:
         return state, metrics
 
     def row(self, state: RunState, index: Count) -> tuple[RunState, Count, Metrics]:
-        """The updates of one row of metrics, on one device: `log_every`, or what is left.
+        """The updates of one row of metrics, on one device: `log_every`, or in the last row fewer.
 
         Args:
-            state: the run.
-            index: how many updates were made before.
+            state: before them.
+            index: number of updates so far.
 
         Returns:
             State and index after them, and their metrics.
@@ -193,10 +229,9 @@ class Loop:
         """One update, on one device.
 
         Args:
-            state: the run.
-            index: `[]` int32 or `Count`, how many updates were made before. It is in the state too;
-                given apart, a vmapped run has one index and not one each, and evaluation stays a
-                branch.
+            state: before it.
+            index: `[]` int32 or `Count`, number of updates so far. The state has it too; as an
+                argument it isn't mapped by `vmap`, so that evaluation stays a branch.
         """
         index = Count.of(index)
         key, play_key, update_key, _ = jax.random.split(state.key, 4)
@@ -205,10 +240,10 @@ class Loop:
         envs, transitions, episodes = self.play(
             state.agent, state.rollout, stats, play_key, index, state.num_episodes
         )
-        # NaN and infinity stay outside: of such a rollout nothing is stored, learned or counted in.
-        # A branch would copy the buffer, so nothing here is one: what may not be written is masked.
+        # A rollout with NaN or infinity isn't stored, learned from, or counted in statistics. By
+        # masks: a branch would copy the buffer.
         finite = self.devices.all(all_finite(transitions))
-        # What was played before isn't what comes before the next: no path goes across the gap.
+        # A rollout that isn't stored leaves a gap, which no path may cross.
         envs = envs._replace(episode=envs.episode + (~finite).astype(jnp.int32))
         running = self._running(state)
         rewarder_state, reward = transform(self.rewarder, state.rewarder, transitions, self.devices)
@@ -226,7 +261,7 @@ class Loop:
         finite &= learned if learning is None else learned | ~learning
         kept = finite if learning is None else finite & learning
         agent_state = where(kept, agent_state, state.agent)
-        # Statistics move between updates only: what acted and what learns saw the same numbers.
+        # Statistics change between updates only, so that acting and learning see the same ones.
         if stats is not None:
             seen = update_stats(stats, transitions.obs, 2, self.devices)
             stats = where(finite, seen, stats)
@@ -261,8 +296,8 @@ class Loop:
         index: Any,
         num_episodes: Any = 0,
     ) -> tuple[RolloutState, Transition, Episodes]:
-        """One rollout, after so many others and so many episodes; the statistics are of all
-        devices' episodes."""
+        """Rollout number `index`, after `num_episodes` episodes; the episodes' statistics are over
+        all devices."""
         acting = self.acting(agent_state, stats, self.clock(index, num_episodes), index)
         envs, transitions, episodes = rollout(
             self.vector_env(), acting, envs, key, self.update_every, episodic=self.wait_end_path
@@ -272,7 +307,7 @@ class Loop:
     def acting(
         self, agent_state: PyTree, stats: RunningStats | None, clock: Clock, index: Any
     ) -> Acting:
-        """Whoever acts in rollout number `index`: the agent, what it sees through and its noise."""
+        """The exploring agent in rollout `index`, with normalisation, noise and random start."""
         space = self.env.spec.action_space
         acting = seeing(self.agent.acting(agent_state, clock), stats)
         acting = exploring(acting, self.noise, space)
@@ -282,7 +317,7 @@ class Loop:
         return acting
 
     def _running(self, state: RunState) -> jax.Array | None:
-        """Whether the run isn't over; None where nothing can end it before its last update."""
+        """Whether the run isn't over; None if nothing can end it before its last update."""
         running = []
         if self.max_episodes is not None:
             running.append(~state.num_episodes.at_least(self.max_episodes))
@@ -291,16 +326,16 @@ class Loop:
         return jnp.all(jnp.array(running)) if running else None
 
     def _learning(self, running: jax.Array | None, index: Count) -> jax.Array | None:
-        """Whether this update counts: the run isn't over, and has come to its first one; None where
-        all do."""
+        """Whether this update is applied: the run isn't over, and `update_after` is reached; None
+        if all are."""
         if self.first_update == 0:
             return running
         begun = index.at_least(self.first_update)
         return begun if running is None else running & begun
 
     def _writable(self, finite: jax.Array, running: jax.Array | None) -> jax.Array | None:
-        """Whether a rollout comes into the buffer; None where each does."""
-        # The next rollout takes the place of one that fills the buffer; else it is kept out.
+        """Whether a rollout is written into the buffer; None if each is."""
+        # A rollout that fills the buffer is overwritten by the next.
         if self.buffer.maxlen == self.num_envs * self.update_every:
             return running
         return finite if running is None else finite & running
@@ -314,16 +349,16 @@ class Loop:
         key: jax.Array,
         clock: Clock,
     ) -> tuple[PyTree, BufferState, dict[str, jax.Array]]:
-        """Agent and buffer after an update. Where it doesn't count, the buffer hasn't learned from
-        it and losses are NaN; the agent is for the caller to keep as it was."""
+        """Agent and buffer after an update, and its losses. Where `learning` is False, priorities
+        are unchanged and losses NaN; the caller discards the agent."""
         buffer, stored = self.buffer, state.buffer
         if self.reset_each_episode:
             stored = buffer.reset(stored, writable)
         stored = buffer.push(stored, transitions, writable)
         memory = state.rollout.memory if self.noise is None else state.rollout.memory.agent
-        if self.wait_end_path:  # all episodes of this rollout have begun in it
-            every = jnp.ones(self.num_envs, bool)
-            memory = self.agent.acting(state.agent, clock).reset(memory, every)
+        if self.wait_end_path:  # as the rollout began: see `restart`
+            left = state.rollout.length > 0
+            memory = self.agent.acting(state.agent, clock).reset(memory, left)
         experience = Experience(buffer, stored, clock, state.obs_stats, memory, learning)
         agent_state, experience, losses = self.agent.update(state.agent, experience, key, clock)
         losses = self.devices.mean(losses)
@@ -332,8 +367,8 @@ class Loop:
         return agent_state, experience.state, losses
 
     def clock(self, index: Any, num_episodes: Any = 0) -> Clock:
-        """How far the run is after so many updates and episodes: of its updates, or of its episodes
-        if that is more."""
+        """The clock after `index` updates and `num_episodes` episodes: progress is the larger of
+        their shares in the run."""
         index = Count.of(index)
         progress = index.as_float() / float(self.num_updates)
         if self.max_episodes is not None:
@@ -342,23 +377,23 @@ class Loop:
         return Clock(index.as_float() * self.steps_per_update, progress, self.devices)
 
     def vector_env(self) -> VectorEnv:
-        """The N environments as they are played: with auto-reset, and a limit where rollouts are
-        episodic."""
+        """The N environments with auto-reset, the action map, and a time limit of T for episodic
+        rollouts."""
         env, limit = self.env, self.env.spec.max_episode_steps
         if self.wait_end_path and (limit is None or limit > self.update_every):
-            env = time_limit(env, self.update_every)  # so that every environment comes to an end
+            env = time_limit(env, self.update_every)  # so that every episode ends
         return map_actions(vector_env(env, self.num_envs, self.resets), self.action_map)
 
     def _evaluation(
         self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count
     ) -> Episodes | None:
-        """Episodes of the policy, where it is the turn of this update; None where it never is."""
+        """Statistics of an evaluation, NaN if this update has none; None without `eval_every`."""
         if self.eval_every is None:
             return None
         return jax.lax.cond(
             index.plus(1).divides(self.eval_every, self.num_updates),
             lambda: self._evaluate(agent_state, stats, key, index),
-            # A function whose trace is not kept, nor its `missing`.
+            # A new function, so that JAX doesn't cache its trace, with `missing` in it.
             lambda: no_episodes(self.env.spec.metrics),
         )
 
@@ -377,7 +412,7 @@ class Loop:
 def _freeze(
     running: jax.Array, new: RunState, old: RunState, metrics: Metrics
 ) -> tuple[RunState, Metrics]:
-    """The new state and metrics while the run goes on; after that the old state, and the metrics of
-    nothing. The buffer sees to itself."""
+    """New state and metrics while the run isn't over, then the old state and empty metrics. The
+    buffer is masked where it is written."""
     rest = where(running, *(cast(Any, x)._replace(buffer=None) for x in (new, old)))
     return rest._replace(buffer=new.buffer), where(running, metrics, no_metrics(metrics))

@@ -1,4 +1,4 @@
-"""The one list of a run's options: `TrainConfig` checks them, `run` takes them as arguments."""
+"""`Options`, the one list of a run's options: fields of `TrainConfig`, arguments of `run`."""
 
 from collections.abc import Callable
 from typing import Any, Self, cast
@@ -49,60 +49,59 @@ def _resets(value: Any) -> str:
 
 
 class Options(Record):
-    """The options of a run, each checked alone. A new one is a field here, and its use.
+    """The options of a run, each checked alone.
 
     Attributes:
         env: a name such as `"CartPole-v1"`, a mapping of a name and parameters such as
-            `{"name": "CartPole-v1", "gravity": 1.6}`, a `purerl.Env`, a gymnax `Environment` or a
-            wrapper of one, or a pair of such a one and its parameters.
+            `{"name": "CartPole-v1", "gravity": 1.6}`, a `purerl.Env`, a gymnax `Environment` or
+            wrapper, or a pair of one of these and its parameters.
         agent: an agent with its hyperparameters, such as `purerl.PPO(lr=3e-4)`.
-        total_timesteps: environment steps in all, over all N; rounded up to whole updates. Steps
-            are decisions: with frame skip each of them is several frames. None where
-            `max_episodes` ends the run.
-        max_episodes: the run is over with the update in which this many episodes have ended, over
-            all N: after it the state is frozen, and metrics are NaN. Alone, without
-            `total_timesteps`, it needs a time limit, so that the longest run is known. An episode
-            broken off by NaN or infinity doesn't count. Schedules follow the episodes or the steps,
-            whichever are nearer to their end.
-        num_envs: N, environments side by side; None for the agent's default.
+        total_timesteps: environment steps in total, over all N; rounded up to whole updates. A step
+            is one action: with frame skip it is several frames. None if `max_episodes` ends the
+            run.
+        max_episodes: the run ends with the update in which this many episodes have ended, over all
+            N: after it the state is frozen, and metrics are NaN. Without `total_timesteps` it needs
+            a time limit, so that the longest run is known. An episode that NaN or infinity has cut
+            doesn't count. Schedules follow the episodes or the steps, whichever are nearer to their
+            end.
+        num_envs: N, the number of parallel environments; None for the agent's default.
         update_every: T, steps of each environment between updates; None for the agent's default.
         update_after: environment steps, over all N, before the first update; None for the agent's
             default. Until then DDPG draws its actions uniformly from the action space.
-        buffer: the experience that is learned from; None for the agent's default.
+        buffer: the replay or rollout buffer; None for the agent's default.
         normalize_obs: normalise observations by the running mean and variance over all
             environments.
         normalize_reward: divide rewards by the running standard deviation of the discounted return:
             `rewarder=purerl.RunningNormalize()`.
-        stop_if_nonfinite: end the run once NaN or infinity came from the environment or would have
-            come into the agent, or numbers beyond 1e15 into running statistics. Such an update is
-            always skipped, such numbers are kept out, and both are counted in the metrics; by
-            default the run continues.
+        stop_if_nonfinite: end the run at the first NaN or infinity from the environment or in the
+            agent's new state, or number beyond 1e15 in running statistics. Such an update is always
+            skipped, such numbers are left out, and both are counted in the metrics; by default the
+            run continues.
         log_every: updates in a row of metrics: means, minima, maxima and counts over all of them.
-            None for the fewest with which the run has no more than 10,000 rows: 1 for runs of up to
-            10,000 updates.
-        rewarder: transforms the reward that is learned from.
-        noise: exploration noise for deterministic agents, added to their actions; the agent learns
-            from the sums. None for the agent's default.
-        action_processor: from the agent's actions `[N, *action_shape]` to the environment's, just
-            before the step; the buffer keeps the agent's. None clips to a Box's bounds.
+            None for the fewest that give at most 10,000 rows: 1 for runs of up to 10,000 updates.
+        rewarder: transforms rewards before the agent learns from them.
+        noise: exploration noise for deterministic agents, added to their actions; the sum is
+            stored. None for the agent's default.
+        action_processor: maps the agent's actions `[N, *action_shape]` to the environment's, just
+            before the step; the buffer stores the agent's. None clips to a Box's bounds.
         max_episode_steps: a time limit below the environment's: sets `truncated`, never
             `terminated`.
-        skip_frames: how often each action is repeated; rewards are summed.
-        resets: how first states of new episodes are drawn. "fresh": at every step one for each
-            environment, of which those are taken whose episode ended. "optimistic(16)" and
+        skip_frames: repeats of each action; rewards are summed.
+        resets: strategy for the first states of new episodes. "fresh" draws one for each
+            environment at every step, and uses it where an episode has ended. "optimistic(16)" and
             "spare(16)" draw N / 16 a step, faster where a reset costs as much as a step: see
             `purerl.vector_env`.
         reset_each_episode: empty the buffer before each rollout.
         wait_end_path: episodic rollouts: all environments are reset and play T steps, a time limit;
             steps after the first end of each are not `valid`, and losses over paths leave them out.
             None for the agent's default.
-        eval_every: evaluate the greedy policy each time after this many updates; None for never.
+        eval_every: updates between evaluations of the greedy policy; None for no evaluations.
         eval_max_episodes: the number of episodes in each evaluation (it plays exactly this many).
         eval_max_episode_steps: a time limit for an evaluation's episodes; None for the
             environment's, or 10,000 where it has none.
-        num_devices: D, the devices (of all hosts) that the environments are spread over. Sizes stay
-            totals: each device has a D-th of `num_envs`, of the buffer, of every batch and of
-            `eval_max_episodes`, which D divides. What is learned is the same on all.
+        num_devices: D, the number of devices (of all hosts) over which the environments are
+            sharded. Sizes are totals: each device has a D-th of `num_envs`, of the buffer, of every
+            batch and of `eval_max_episodes`, which D divides. The agent's state is the same on all.
     """
 
     _title = "run"  # in errors, where it is no TrainConfig
@@ -159,7 +158,7 @@ class Options(Record):
             raise ConfigError(f"{name}.normalize_reward: can't be set together with rewarder")
 
     def with_defaults(self) -> Self:
-        """The options with the sizes that the agent chooses where the user doesn't."""
+        """The options, with the agent's defaults in place of None."""
         defaults = self.agent.run_defaults
         names = ("num_envs", "update_every", "update_after", "wait_end_path")
         left = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
@@ -168,9 +167,8 @@ class Options(Record):
         return unchecked(self, **left)
 
     def parts(self) -> Parts:
-        """The environment and the records that the run is made of, defaults filled in: their float
-        fields are hyperparameters, by the first word of their paths. None for what the run doesn't
-        have."""
+        """The run's records and environment, with defaults, by the first word of the paths of
+        their hyperparameters; None for a part that the run doesn't have."""
         whole, agent = self.with_defaults(), self.agent
         default = agent.make_buffer(cast(int, whole.num_envs), cast(int, whole.update_every))
         return {

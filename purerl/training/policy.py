@@ -1,4 +1,4 @@
-"""`Policy`: what training leaves to act with, apart from the run that it came from."""
+"""`Policy`: a trained policy, independent of the run that it came from."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ from purerl.training.run import action_map
 
 @dataclasses.dataclass(frozen=True)
 class Interface:
-    """What lies between a policy and the environment that it was trained in.
+    """The interface between a policy and the environment that it was trained in.
 
     Attributes:
         spec: the environment's, with the run's frame skip and time limit.
@@ -39,23 +39,18 @@ class Interface:
     spec: EnvSpec
     action_processor: Callable[[jax.Array], jax.Array] | None = None
 
-    def __hash__(self) -> int:
-        # Not that of the spec, which has none where observations are dicts.
-        return hash((self.spec.name, self.spec.action_space, self.action_processor))
-
 
 @struct.dataclass(eq=False)
 class Policy:
-    """A policy that acts: a pytree, which goes through `jit` and `vmap`.
+    """A trained policy: a pytree, which goes through `jit` and `vmap`.
 
     Attributes:
         agent: the agent, with the hyperparameters that it was trained with.
-        state: of the agent's state, what acting needs: no optimizers, no target networks.
-        obs_stats: by which observations are normalised; None where they aren't.
+        state: the part of the agent's state that `Agent.for_acting` keeps, without optimizers.
+        obs_stats: running statistics for normalising observations; None if they aren't normalised.
         interface: the environment's `spec`, and the run's `action_processor`.
         env_params: parameters of the environment that were hyperparameters, by name.
-        num_updates: how many updates it has learned from; with an axis for each that runs are
-            mapped over, where it is the policy of several.
+        num_updates: updates so far; the policies of several runs, as from `vmap`, have axes here.
     """
 
     agent: Agent
@@ -67,7 +62,7 @@ class Policy:
 
     @property
     def spec(self) -> EnvSpec:
-        """The spec of the environment that it was trained in; its source has the parameters."""
+        """The training environment's spec, with `env_params` in its source."""
         spec = self.interface.spec
         if not self.env_params:
             return spec
@@ -77,15 +72,15 @@ class Policy:
         """The agent's actions for observations as the environment gives them.
 
         Args:
-            obs: `[B, *obs_shape]`; entries that `asks` lacks may be left out of dicts.
+            obs: `[B, *obs_shape]`; of a dict, entries that aren't in `asks` may be left out.
             key: to sample from the policy; None for its mode.
 
         Returns:
-            `[B, *action_shape]`, not clipped: `act` has them as the environment takes them.
+            `[B, *action_shape]`, before clipping and `action_processor`; see `act`.
 
         Raises:
-            ConfigError: the observations' structure or shape is another than in training; it is the
-                policy of several runs; it has a memory.
+            ConfigError: the observations' structure or shape differs from the spec's; these are
+                the policies of several runs; the policy has a memory.
         """
         acting = seeing(self._agents(sample=key is not None), self.obs_stats)
         if self.has_memory:
@@ -98,16 +93,16 @@ class Policy:
         return acting.step(acting.init(1), self._batch(self._filled(obs, 1)), key)[1]
 
     def act(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
-        """Actions as training hands them to the environment: continuous ones inside their bounds,
-        or what `action_processor` makes of them. Arguments as in `__call__`."""
+        """Actions for the environment: clipped to a Box's bounds, or mapped by `action_processor`.
+        Arguments as in `__call__`."""
         return self._action_map()(self(obs, key))
 
     def acting(self, *, sample: bool = False) -> Acting:
-        """How it plays, with its memory where it has one: from observations as the environment
-        gives them to actions as it takes them.
+        """The policy as an `Acting`, with its memory: from the environment's raw observations to
+        actions for the environment.
 
         Args:
-            sample: from the policy; else its mode.
+            sample: sample from the policy; else its mode.
         """
         acting = seeing(self._agents(sample=sample), self.obs_stats)
 
@@ -117,20 +112,20 @@ class Policy:
         return mapping(acting._replace(step=step), self._action_map())
 
     def memory(self, num_envs: int | None = None) -> Memory:
-        """A fresh memory for N environments, `[N, ...]`, or for one, without that axis; `()` where
-        nothing is remembered."""
+        """A fresh memory for N environments, `[N, ...]`, or for one, without that axis; `()` if it
+        has none."""
         memory = self._agents().init(1 if num_envs is None else num_envs)
         return jax.tree.map(lambda x: x[0], memory) if num_envs is None else memory
 
     @functools.cached_property
     def has_memory(self) -> bool:
-        """Whether actions depend on what was seen before."""
+        """Whether actions depend on earlier observations."""
         return bool(jax.tree.leaves(jax.eval_shape(lambda: self._agents().init(1))))
 
     @functools.cached_property
     def asks(self) -> PyTree:
-        """The spaces of what acting needs of an observation: without the entries of dicts that the
-        actor doesn't see (`critic_obs` may), which may be left out of the observations given."""
+        """The observation space without the entries of dicts that the actor doesn't read (the
+        critic may); these may be left out of observations."""
         acting = seeing(self._agents(), self.obs_stats)
         known = self.spec.observation_space
         if not isinstance(known, dict):
@@ -142,7 +137,7 @@ class Policy:
         return without_unread(known, reads(act, known), is_space)
 
     def _filled(self, obs: PyTree, num_axes: int) -> PyTree:
-        """The observation, with zeros for entries that are left out since acting needs them not."""
+        """The observation, with zeros for missing entries that the actor doesn't read."""
         known = self.spec.observation_space
         if not isinstance(known, dict):
             return obs
@@ -153,32 +148,40 @@ class Policy:
         return filled(known, self.asks, obs, batch)
 
     def value(self, obs: PyTree, memory: Memory = ()) -> jax.Array:
-        """Values `[B]` of observations `[B, *obs_shape]`, where the agent learns one; with the
-        memory `[B, ...]` before them, where it has one."""
+        """Values `[B]` of observations `[B, *obs_shape]`.
+
+        Args:
+            obs: as the environment gives them, with all entries.
+            memory: of a policy that has one, `[B, ...]`, before these observations.
+
+        Raises:
+            NotImplementedError: the agent learns no value.
+            ConfigError: as in `__call__`, but for the memory.
+        """
         self.check_one()
         return self.agent.value(self.state, memory, see(self.obs_stats, self._batch(obs)))
 
     def step(self, obs: PyTree, key: jax.Array | None = None, memory: Memory | None = None) -> Any:
-        """One action for one observation, on the host: for an environment outside of JAX.
+        """An action for one observation, on the host: for an environment outside JAX.
 
             obs, _ = env.reset(seed=0)
             obs, reward, terminated, truncated, _ = env.step(policy.step(obs))
 
-        Compiled at its first call.
+        The first call compiles.
 
         Args:
             obs: `[*obs_shape]`, or a pytree of such, of any float or integer type.
             key: to sample from the policy; None for its mode.
-            memory: of a policy that has one, what the step before has returned; `policy.memory()`
-                at the start of an episode.
+            memory: of a policy that has one, the memory that the last step returned;
+                `policy.memory()` at the start of an episode.
 
         Returns:
-            As `act` has it: an int for a `Discrete` action space, else a numpy array
-            `[*action_shape]`. With a memory, a pair of the action and the memory after it.
+            The action as from `act`: an int for a `Discrete` action space, else a numpy array
+            `[*action_shape]`. With a memory, a pair of the action and the next memory.
 
         Raises:
-            ConfigError: the observation's structure or shape is another than in training; it is the
-                policy of several runs; it has a memory, and none is given.
+            ConfigError: the observation's structure or shape differs from the spec's; these are
+                the policies of several runs; the policy has a memory, and none is given.
         """
         self.check_one()
         if key is not None:
@@ -197,7 +200,7 @@ class Policy:
         return self._on_host(action), jax.tree.map(lambda x: x[0], memory)
 
     def _on_host(self, action: jax.Array) -> Any:
-        """One action of `[1, *action_shape]`, as Gymnasium takes it."""
+        """The action in `[1, *action_shape]`, as Gymnasium takes it."""
         return self.spec.action_space.on_host(np.asarray(action)[0])
 
     def _agents(self, *, sample: bool = False) -> Acting:
@@ -208,7 +211,7 @@ class Policy:
         return action_map(self.spec, self.interface.action_processor)
 
     def check_one(self) -> None:
-        """Raises ConfigError where it is the policy of several runs."""
+        """Raises ConfigError if these are the policies of several runs."""
         axes = jnp.shape(self.num_updates.low)
         if axes:
             raise ConfigError(
@@ -218,13 +221,13 @@ class Policy:
 
     @functools.cached_property
     def _taken_apart(self) -> tuple[list[jax.Array], Any]:
-        """Leaves on the device, and the structure with its hash: what `step` needs anew each time,
-        and which takes longer than the policy itself."""
+        """Leaves on the device, and the structure with its hash, cached for `step`: they take
+        longer than the policy itself."""
         leaves, structure = jax.tree.flatten(self)
         return [jnp.asarray(leaf) for leaf in leaves], _Hashed(structure)
 
     def _batch(self, obs: PyTree) -> PyTree:
-        """`[B, *obs_shape]` as it is, once it is found to be that."""
+        """Observations, checked to be `[B, *obs_shape]`."""
         parts, spaces, structure = self._parts(obs, "observations")
         parts = [x if hasattr(x, "dtype") else _array_of(x) for x in parts]
         sizes = {x.shape[:1] for x in parts}
@@ -243,7 +246,7 @@ class Policy:
         return structure.unflatten(parts)
 
     def _parts(self, obs: PyTree, what: str) -> tuple[list[Any], list[Any], Any]:
-        """What is given for each space, the spaces, and their structure."""
+        """The observation's leaves, their spaces, and the structure."""
         structure: Any
         spaces, structure = jax.tree.flatten(self.spec.observation_space, is_leaf=is_space)
         try:
@@ -256,7 +259,7 @@ class Policy:
             ) from None
 
     def _batch_of_one(self, obs: PyTree) -> PyTree:
-        """`[1, *obs_shape]`, in the spec's dtypes."""
+        """A batch `[1, *obs_shape]` in the spec's dtypes."""
         parts, spaces, structure = self._parts(obs, "one observation")
         return structure.unflatten(
             [self._array(x, space)[None] for x, space in zip(parts, spaces, strict=True)]
@@ -280,7 +283,7 @@ class Policy:
 
 
 def _array_of(x: Any) -> np.ndarray:
-    """An array of numpy's; of objects where it isn't one of numbers."""
+    """A numpy array; of dtype object for anything but numbers."""
     try:
         return np.asarray(x)
     except ValueError:  # nested lists of several lengths
@@ -288,7 +291,7 @@ def _array_of(x: Any) -> np.ndarray:
 
 
 class _Hashed:
-    """A pytree's structure with its hash computed once."""
+    """A pytree's structure with a cached hash."""
 
     def __init__(self, structure: Any) -> None:
         self.structure, self._hash = structure, hash(structure)

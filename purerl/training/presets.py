@@ -1,4 +1,4 @@
-"""Hyperparameters that ship with the package: what works for an environment and an agent."""
+"""Presets: tuned hyperparameters for environments and agents, from `presets.toml`."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ from purerl.training.config import TrainConfig
 
 
 def preset(env: str, agent: str = "ppo", **changes: Any) -> TrainConfig:
-    """A config with hyperparameters that were found to work.
+    """A config with tuned hyperparameters.
 
     Args:
         env: an environment's name.
@@ -21,7 +21,7 @@ def preset(env: str, agent: str = "ppo", **changes: Any) -> TrainConfig:
         **changes: further fields of the config.
 
     Raises:
-        ConfigError: there is none for this environment and agent; the message has those that are.
+        ConfigError: there is none for this environment and agent; the message lists the presets.
     """
     found = find_preset(env, agent)
     if not found:
@@ -42,7 +42,7 @@ def find_preset(env: Any, agent: str | None) -> dict[str, Any]:
 
 
 def list_presets() -> dict[str, dict[str, dict[str, Any]]]:
-    """All of them: what differs from the defaults, by environment and agent."""
+    """All presets, as differences from the defaults, by environment and agent."""
     return copy.deepcopy(_read())
 
 

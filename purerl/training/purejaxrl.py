@@ -1,4 +1,4 @@
-"""Leaving PureJaxRL: its upper-case configs, in purerl's words."""
+"""Translation of PureJaxRL's upper-case configs."""
 
 import warnings
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ DQN_KEYS = COMMON | {
     "TAU": ("agent", "tau"),
     "LEARNING_STARTS": ("", "update_after"),
 }
-# Keys that take more than a name, and those that say nothing about what is learned.
+# Keys whose translation isn't a new name, and keys that don't affect training.
 WORKED_OUT = {
     "ppo": ("NUM_MINIBATCHES", "NORMALIZE_ENV"),
     "dqn": ("BUFFER_SIZE", "TRAINING_INTERVAL", "TARGET_UPDATE_INTERVAL"),
@@ -63,7 +63,7 @@ DIFFERENCES = {
 def from_purejaxrl(config: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping for `TrainConfig.from_mapping` from a config of PureJaxRL's PPO or DQN.
 
-    Its keys decide which of the two it is. One `UserWarning` lists the differences.
+    The key `BUFFER_SIZE` makes it a DQN. One `UserWarning` lists the differences.
 
     Raises:
         ConfigError: a key that neither of them has; a value that can't be used.

@@ -1,4 +1,4 @@
-"""T steps of N environments: act, step, remember."""
+"""Rollouts: T steps of N environments."""
 
 from typing import Any, NamedTuple
 
@@ -15,12 +15,12 @@ from purerl.records.types import PyTree
 
 
 class RolloutState(NamedTuple):
-    """The N environments between two rollouts, and the memory of whoever acts in them.
+    """State between two rollouts of N environments and of the `Acting` in them.
 
     Attributes:
-        env: their states, and the observations to act on next.
-        episode: `[N]` int32, the number of each environment's episode.
-        returns: `[N]` float32, the sum of rewards of the running episode.
+        env: the environments' states, and the observations to act on next.
+        episode: `[N]` int32, index of the current episode.
+        returns: `[N]` float32, its sum of rewards so far.
         length: `[N]` int32, its steps so far.
         memory: of the `Acting`, `[N, ...]`.
     """
@@ -37,7 +37,7 @@ def init_rollout(env: VectorEnv, acting: Acting, key: jax.Array, num_envs: int) 
 
     Args:
         env: N environments, from `vector_env`.
-        acting: whoever acts in them.
+        acting: the agent's `Acting`.
         key: for the initial states.
         num_envs: N.
     """
@@ -48,8 +48,8 @@ def init_rollout(env: VectorEnv, acting: Acting, key: jax.Array, num_envs: int) 
 
 
 def restart(env: VectorEnv, acting: Acting, key: jax.Array, state: RolloutState) -> RolloutState:
-    """Resets all environments, wherever they are; arguments as in `init_rollout`."""
-    left = state.length > 0  # an episode that had begun
+    """Resets all environments, in the middle of episodes too; arguments as in `init_rollout`."""
+    left = state.length > 0  # in the middle of an episode
     fresh = init_rollout(env, acting, key, state.episode.shape[0])
     episode = state.episode + left.astype(jnp.int32)
     return fresh._replace(episode=episode, memory=acting.reset(state.memory, left))
@@ -64,27 +64,26 @@ def rollout(
     *,
     episodic: bool = False,
 ) -> tuple[RolloutState, Transition, Episodes]:
-    """Plays on from where the environments are, or from a reset of all of them.
+    """T steps of N environments, from their current states or from a reset of all.
 
     Args:
-        env: N environments, from `vector_env`, which take the actions of `acting`.
-        acting: whoever acts: `Agent.acting`, with what is put around it.
-        state: the environments, and the memory.
+        env: N environments, from `vector_env`.
+        acting: gives the actions: `Agent.acting`, or a wrapper of it.
+        state: from `init_rollout`, or from the last rollout.
         key: for actions, dynamics and resets.
         num_steps: T.
-        episodic: all environments are reset first, and what follows the first end of each is not
-            `valid` and doesn't count in the statistics (nor does an episode that NaN or infinity
-            broke off, or whose return isn't finite).
+        episodic: reset all environments first; steps after the first end of each are not `valid`.
 
     Returns:
-        The environments after T steps, the transitions `[T, N, ...]`, and the statistics of the
-        episodes that ended.
+        The state after T steps, the transitions `[T, N, ...]`, and the statistics of the episodes
+        that ended: of valid ones, without those that NaN or infinity has cut, or whose return isn't
+        finite.
     """
     num_envs = state.episode.shape[0]
     if episodic:
         key, reset_key = jax.random.split(key)
         state = restart(env, acting, reset_key, state)
-    # All from one split: as an operation in a loop, a split costs as much for one key as for many.
+    # One split, outside the loop: inside, a split costs as much for one key as for many.
     split = jax.random.split(key, (num_steps, num_envs + 1))
 
     def step(carry: tuple[RolloutState, Any], keys: tuple) -> tuple[tuple, tuple]:

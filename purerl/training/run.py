@@ -1,4 +1,4 @@
-"""`run`: a loop put together from its arguments, and scanned. One for every agent."""
+"""`run` and `make_loop`: a `Loop` from options, the same for every agent."""
 
 import dataclasses
 import functools
@@ -26,12 +26,12 @@ from purerl.training.options import Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-MOST_ROWS = 10_000  # of metrics, where `log_every` isn't given
+MOST_ROWS = 10_000  # of metrics, if `log_every` isn't given
 COUNTED = 2**30  # updates in a row, and rows in a run, at most
 
 
 def assemble(options: Options) -> Loop:
-    """Puts a run together, for one device or as the share of each of several.
+    """The loop of a run, for one device or as each device's share.
 
     Raises:
         ConfigError: options that don't fit together.
@@ -45,7 +45,14 @@ def assemble(options: Options) -> Loop:
     env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
     buffer = _fit_buffer(options.buffer, agent, num_envs, update_every)
     agent.check_run(
-        num_envs, update_every, buffer, {"noise": noise, "wait_end_path": wait_end_path}
+        num_envs,
+        update_every,
+        buffer,
+        {
+            "noise": noise,
+            "wait_end_path": wait_end_path,
+            "reset_each_episode": options.reset_each_episode,
+        },
     )
     if noise is not None and raw_env.spec.action_space.sizes is not None:
         raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
@@ -94,7 +101,7 @@ def assemble(options: Options) -> Loop:
 
 
 def _check_length(num_updates: int, steps: int, first_update: int, options: Options) -> None:
-    """Raises ConfigError where the run is over before it has learned, or was evaluated."""
+    """Raises ConfigError if the run is over before its first update or evaluation."""
     if first_update >= num_updates:
         raise ConfigError(
             f"update_after: got {options.update_after}, expected less than the run's "
@@ -108,7 +115,7 @@ def _check_length(num_updates: int, steps: int, first_update: int, options: Opti
 
 
 def _with_options(function: F) -> F:
-    """Shows every field of `Options` among a function's parameters, and in its docstring."""
+    """Adds the fields of `Options` to a function's signature and docstring."""
     signature, fields = inspect.signature(function), field_options(Options)
     first = [x for x in signature.parameters.values() if x.kind is not x.VAR_KEYWORD]
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -133,7 +140,7 @@ def _with_options(function: F) -> F:
 
 @_with_options
 def make_loop(env: Any, agent: Agent, buffer: Buffer | None = None, **options: Any) -> Loop:
-    """Puts a run together, for those who scan its steps themselves.
+    """A run's pure functions, to be scanned by the caller.
 
     ARGS
 
@@ -148,7 +155,7 @@ def make_loop(env: Any, agent: Agent, buffer: Buffer | None = None, **options: A
 def run(
     env: Any, agent: Agent, buffer: Buffer | None = None, *, key: jax.Array, **options: Any
 ) -> tuple[RunState, Metrics]:
-    """Trains an agent in an environment: the whole of it one `lax.scan`.
+    """Trains an agent in an environment, in one `lax.scan`.
 
     At least one of `total_timesteps` and `max_episodes` is needed.
 
@@ -166,7 +173,7 @@ def run(
 
 
 def _divide(loop: Loop, num_devices: int) -> Loop:
-    """One device's part of the run. Raises ConfigError where D doesn't divide it."""
+    """One device's share of the run. Raises ConfigError if D doesn't divide it."""
     evaluated = loop.eval_max_episodes
     check_divides(num_devices, "num_envs", loop.num_envs)
     if loop.eval_every is not None:
@@ -182,7 +189,7 @@ def _divide(loop: Loop, num_devices: int) -> Loop:
 
 
 def _part(record: Any, num_devices: int) -> Any:
-    """A record with one device's part of the sizes that are totals. Raises ConfigError where D
+    """A record with one device's share of the sizes that are totals. Raises ConfigError if D
     doesn't divide one."""
     totals = {name: getattr(record, name) for name in total_names(type(record))}
     totals = {name: size for name, size in totals.items() if size is not None}
@@ -195,7 +202,7 @@ def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
     """The environment with the run's frame skip and time limit, and the dtypes of `typed`.
 
     Raises:
-        ConfigError: the time limit is beyond the environment's own, where it would do nothing.
+        ConfigError: the time limit is above the environment's, where it would have no effect.
     """
     env = typed(env)
     if skip_frames > 1:
@@ -214,11 +221,10 @@ def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
 def action_map(
     spec: EnvSpec, action_processor: Callable[[jax.Array], jax.Array] | None
 ) -> Callable[[jax.Array], jax.Array]:
-    """From the agent's actions `[N, *action_shape]` to the environment's: inside its bounds.
+    """The function from the agent's actions `[N, *action_shape]` to the environment's.
 
     Raises:
-        ConfigError: from what it returns, where that is traced: the processor gives other shapes or
-            kinds of numbers than the environment takes.
+        ConfigError: from the function, if the processor's shape or dtype isn't the environment's.
     """
     space = spec.action_space
     if action_processor is not None:
@@ -227,7 +233,7 @@ def action_map(
 
 
 def _processed(processor: Callable[[Any], Any], space: Space, action: jax.Array) -> jax.Array:
-    """What a user's processor makes of actions, `[N, *action_shape]` as they have to be."""
+    """A user's processor of actions, with its output checked."""
     with sentence("action_processor: can't be traced"):
         out = processor(action)
     shape = (*action.shape[: action.ndim - len(space.shape)], *space.shape)
@@ -247,7 +253,7 @@ def _processed(processor: Callable[[Any], Any], space: Space, action: jax.Array)
 
 
 def _fit_buffer(buffer: Buffer | None, agent: Agent, num_envs: int, update_every: int) -> Buffer:
-    """The buffer with what it leaves open filled in by the agent."""
+    """The buffer with the agent's defaults in place of None."""
     own = agent.make_buffer(num_envs, update_every)
     buffer = _own_discount(buffer or own, agent)
     buffer = buffer.replace(maxlen=own.maxlen) if buffer.maxlen is None else buffer
@@ -263,7 +269,7 @@ def _longest(
     update_every: int,
     wait_end_path: bool,
 ) -> int:
-    """How many updates so many episodes can take, at most."""
+    """The most updates that `max_episodes` can take."""
     if max_episodes is None:
         raise ConfigError("total_timesteps: got None, expected an integer, or max_episodes")
     after_each_other = -(-max_episodes // num_envs)
@@ -295,7 +301,7 @@ def _log_every(log_every: int | None, num_updates: int) -> int:
 
 
 def _own_discount(part: Any, agent: Agent) -> Any:
-    """A buffer or rewarder with the agent's gamma and lam, where it has none of its own."""
+    """A buffer or rewarder with the agent's gamma and lam in place of None."""
     missing = {
         name: getattr(agent, name)
         for name in ("gamma", "lam")

@@ -26,17 +26,17 @@ Train = Callable[..., "TrainOutput"]
 
 @struct.dataclass
 class TrainOutput:
-    """What training leaves: a pytree, so it comes out of `jit` and `vmap` whole.
+    """The result of training: a pytree, so that `jit` and `vmap` return it.
 
     Attributes:
-        state: the run's final `RunState`; over devices buffer, environments and rewarder have a
-            leading axis `[D]`, the rest is as of one.
+        state: the final `RunState`; over several devices buffer, rollout and rewarder have a
+            leading axis `[D]`.
         metrics: `Metrics`, each `[num_rows]`: a row every `log_every` updates.
         agent: the agent, with the hyperparameters that it was trained with.
         steps_per_update: environment steps in each update.
-        interface: what lies between the policy and the environment.
+        interface: the environment's spec and the action processor, for `policy`.
         log_every: updates in each row of metrics; the last row may be of fewer.
-        planned_updates: how many updates the run was to have; None for `log_every` in every row.
+        planned_updates: the run's planned number of updates; None for `log_every` in every row.
         env_params: parameters of the environment that were hyperparameters, by name.
     """
 
@@ -51,29 +51,29 @@ class TrainOutput:
 
     @functools.cached_property
     def policy(self) -> Policy:
-        """What was learned, apart from the run: `out.policy(obs)` are actions for observations
-        `[B, *obs_shape]`, `out.policy.step(obs)` is one for an environment outside of JAX."""
+        """The trained policy: `out.policy(obs)` are actions for observations `[B, *obs_shape]`,
+        `out.policy.step(obs)` is one for an environment outside JAX."""
         state = self.agent.for_acting(self.state.agent)
         stats, count = self.state.obs_stats, self.state.num_updates
         return Policy(self.agent, state, stats, self.interface, self.env_params, count)
 
     def value(self, obs: PyTree, memory: PyTree = ()) -> jax.Array:
-        """Values `[B]` of observations `[B, *obs_shape]`, as `Policy.value` has them."""
+        """Values `[B]` of observations `[B, *obs_shape]`; see `Policy.value`."""
         return self.policy.value(obs, memory)
 
     @property
     def num_updates(self) -> int:
-        """How many updates were run (fewer than planned where `max_episodes` ended the run)."""
+        """Number of updates, fewer than planned if `max_episodes` ended the run."""
         return int(np.max(np.asarray(self.state.num_updates)))
 
     @property
     def num_timesteps(self) -> int:
-        """How many environment steps were run: `total_timesteps`, rounded up to whole updates."""
+        """Number of environment steps: `total_timesteps`, rounded up to whole updates."""
         return self.num_updates * self.steps_per_update
 
     @property
     def timesteps(self) -> np.ndarray:
-        """int64, environment steps after each row of `metrics`: the curve's x axis."""
+        """Environment steps after each row of `metrics`, int64: the x axis of learning curves."""
         rows = self.metrics.num_episodes.shape[-1]
         updates = np.arange(1, rows + 1, dtype=np.int64) * self.log_every
         if self.planned_updates is not None:
@@ -82,17 +82,17 @@ class TrainOutput:
 
     @property
     def num_rows(self) -> np.ndarray:
-        """int64, rows of `metrics` until the run was over: with an axis where there are several
-        runs. Fewer than all where `max_episodes` ended it."""
+        """Rows of `metrics` until the run was over, int64, with the axes of several runs; less than
+        all if `max_episodes` ended it."""
         return -(-np.asarray(self.state.num_updates) // self.log_every)
 
     def member(self, *index: int) -> "TrainOutput":
-        """One member of a vmapped run, by its index along each mapped axis; negative ones count
-        from the end.
+        """One run of several vmapped ones, by its index along each mapped axis, negative ones from
+        the end.
 
         Raises:
-            MemberError: there is no such member. It is an `IndexError`.
-            ConfigError: not as many integers as there are mapped axes.
+            MemberError: an index is out of range. It is an `IndexError`.
+            ConfigError: not as many integers as mapped axes.
         """
         axes = np.shape(self.state.num_updates.low)
         integers = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in index)
@@ -123,7 +123,7 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
         either or both by `jax.vmap`: one program is compiled for all.
 
     Raises:
-        ConfigError: from here, or from `train` while it is traced, for a value that can't be used.
+        ConfigError: from here, or from `train` while it is traced: a value that can't be used.
     """
     if not isinstance(config, TrainConfig):
         config = TrainConfig.from_mapping(config)
@@ -149,17 +149,17 @@ def make_output(
     agent: Agent,
     env_params: dict[str, jax.Array],
 ) -> TrainOutput:
-    """What training leaves, from its parts."""
+    """A `TrainOutput` from its parts."""
     interface = Interface(loop.env.spec, config.action_processor)
     static = loop.steps_per_update, interface, loop.log_every, loop.num_updates
     return TrainOutput(state, metrics, agent, *static, env_params)
 
 
 def list_seeds(seeds: Any) -> tuple[int, ...]:
-    """Seeds, each the key `jax.random.key(seed)`, from their number or from a sequence of them.
+    """Seeds, of the keys `jax.random.key(seed)`, from their number or a sequence of them.
 
     Raises:
-        ConfigError: it is neither, or one is there twice.
+        ConfigError: it is neither, or a seed occurs twice.
     """
     if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
         if not 1 <= seeds <= INT32:
@@ -185,6 +185,6 @@ def check_seed(name: str, seed: Any) -> int:
 
 
 def final_return(metrics: Metrics, num_rows: np.ndarray) -> np.ndarray:
-    """`[S]`, as `SweepResult.table` has it, of metrics `[S, n]`, of which each member ran
-    `num_rows`, `[S]`."""
+    """Final returns `[S]`, as in `SweepResult.table`, of metrics `[S, n]` with `num_rows`, `[S]`,
+    rows until each run was over."""
     return final_returns(metrics.episode_return, metrics.num_episodes, num_rows)
