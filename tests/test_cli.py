@@ -191,6 +191,9 @@ def test_lists(command):
         assert name in out
     assert re.search(r"CartPole-v1 +\(4,\) +Discrete\(2\) +500", out)
     assert re.search(r"MNISTBandit-bsuite +it wants to", out)
+    _, out, _ = command("envs", "CartPole-v1")
+    assert "CartPole-v1: observations Box(4,), actions Discrete(2), time limit 500\n" in out
+    assert re.search(r"--env.gravity +9.8 +hyperparameter", out)
     _, out, _ = command("agents")
     assert all(name in out for name in purerl.AGENTS)
     _, out, _ = command("agents", "dqn")
@@ -729,7 +732,10 @@ MISTAKES = [
     ("train CartPole-v1 --config /dev/zero", "can't read /dev/zero: it is a device, expected a"),
     ("train nowhere:Env", "can't import 'nowhere' of 'nowhere:Env'"),
     ("train", "ENV: missing, expected an environment"),
+    ("train CartPole-v1 --gravity 1.6", "listed by --help, the environment's by purerl envs ENV"),
     ("sweep CartPole-v1 --grid learnin_rate=1,2", "did you mean 'lr'"),
+    ("sweep CartPole-v1 --grid gravity=4.9,9.8", "did you mean 'env.gravity'?"),
+    ("sweep CartPole-v1 --grid env.gravty=4.9,9.8", "did you mean 'env.gravity'"),
     ("sweep CartPole-v1 --samples lr=loguniform(1,2)", "did you mean 'log_uniform'"),
     ("sweep CartPole-v1", "--grid: missing"),
     ("plot --x hours", "--x: got 'hours', expected steps or seconds"),
@@ -760,6 +766,7 @@ def test_mistakes_are_one_line_and_exit_code_2(line, message, command):
     assert message in err
     assert err.startswith("purerl: ")
     assert err.count("\n") == 1
+    assert not list(pathlib.Path("runs").glob("*-ppo-*"))  # no folder of a run that never began
 
 
 FAILURES = [

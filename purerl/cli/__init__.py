@@ -69,7 +69,8 @@ class Parser(argparse.ArgumentParser):
         spelled = {flag.lstrip("-").replace("-", "_"): flag for flag in known}
         hint = suggest(word.lstrip("-").replace("-", "_"), spelled)
         if hint.startswith("known: "):
-            return "known ones are listed by --help"
+            params = ", the environment's by purerl envs ENV" if "--env.NAME" in known else ""
+            return f"known ones are listed by --help{params}"
         return re.sub(r"'(\w[\w.]*)'", lambda name: repr(spelled[name[1]]), hint)
 
 

@@ -25,6 +25,7 @@ from purerl.cli.flags import (
     spelled_out,
 )
 from purerl.envs import check_env, env_names, env_params, make
+from purerl.envs.base import EnvSpec
 from purerl.envs.check import EnvError
 from purerl.envs.params import frozen, is_float, is_traceable
 from purerl.envs.spaces import is_space
@@ -39,11 +40,11 @@ from purerl.training.train import make_train
 def add_envs(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `envs`."""
     del argv
-    parser.add_argument("env", nargs="?", metavar="ENV", help="its parameters, and their defaults")
+    parser.add_argument("env", nargs="?", metavar="ENV", help="one: its spaces and parameters")
 
 
 def run_envs(args: argparse.Namespace, console: Console) -> int:
-    """Lists environments: their spaces and time limits; or one's parameters."""
+    """Lists environments with their spaces and time limits; of one its parameters too."""
     if args.env is not None:
         return _list_params(args.env, console)
     table = Table("name", "observation", "action", "time limit", box=None, pad_edge=False)
@@ -64,10 +65,12 @@ def run_envs(args: argparse.Namespace, console: Console) -> int:
 
 def _list_params(name: str, console: Console) -> int:
     env = make(name)
+    console.print(f"{name}: {_spec_words(env.spec)}", soft_wrap=True)
     params = env_params(env)
     if not params:
-        console.print(f"{name} has no parameters", soft_wrap=True)
+        console.print("It has no parameters.")
         return 0
+    console.print()
     table = Table("flag", "default", "", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for word, value in params.items():
@@ -144,13 +147,15 @@ def run_check_env(args: argparse.Namespace, console: Console) -> int:
     except EnvError as error:
         print(f"purerl: {args.env}: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
-    spec = env.spec
-    console.print(
-        f"{spec.name} is right: observations {_shapes(spec.observation_space)}, actions "
-        f"{_shapes(spec.action_space)}, time limit {spec.max_episode_steps or 'none'}",
-        soft_wrap=True,
-    )
+    console.print(f"{env.spec.name} is right: {_spec_words(env.spec)}", soft_wrap=True)
     return 0
+
+
+def _spec_words(spec: EnvSpec) -> str:
+    return (
+        f"observations {_shapes(spec.observation_space)}, actions {_shapes(spec.action_space)}, "
+        f"time limit {spec.max_episode_steps or 'none'}"
+    )
 
 
 def _shapes(space: Any) -> str:

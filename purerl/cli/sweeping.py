@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,14 +17,15 @@ from purerl.cli.flags import (
     list_flags,
     literal,
 )
-from purerl.cli.training import new_folder
+from purerl.cli.training import chosen_folder
+from purerl.envs import env_params, make
 from purerl.records.draws import distribution
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason
 from purerl.runs.chunks import check_size
 from purerl.sweeps.plan import read_name
 from purerl.sweeps.subprocess import SweepProcessError
-from purerl.sweeps.sweep import sweep
+from purerl.sweeps.sweep import TABLE, sweep
 
 EPILOG = """\
 Any field can be swept; those of noise, rewarder and buffer as noise.sigma. Float hyperparameters
@@ -65,30 +65,26 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
     grid = {name: _values(text) for name, text in map(_split, args.grid)}
     samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
-    # The config takes seconds: what can be known before is checked before.
-    paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
-    for name in [*grid, *samples]:
-        read_name(PARTS["agent"][args.chosen["agent"]], name, paths)
+    _check_names([*grid, *samples], args)
     config, _ = config_from(args)
     check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
     check_size(config.make_loop(), 1)
-    folder = Path(args.run_dir) if args.run_dir else new_folder(config, "sweep")
-    try:
-        result = sweep(
-            config,
-            seeds=integers("--seeds", args.seeds),
-            grid=grid or None,
-            samples=samples or None,
-            num_samples=args.num_samples,
-            run_dir=folder,
-        )
-        result.to_csv(folder / "table.csv")
-    except SweepProcessError as error:
-        raise RunError(
-            f"the sweep's process failed: {str(error).strip().splitlines()[-1]}"
-        ) from None
-    except OSError as error:
-        raise RunError(f"run_dir: can't write into {folder}: {reason(error)}") from None
+    with chosen_folder(args, config, "sweep") as folder:
+        try:
+            result = sweep(
+                config,
+                seeds=integers("--seeds", args.seeds),
+                grid=grid or None,
+                samples=samples or None,
+                num_samples=args.num_samples,
+                run_dir=folder,
+            )
+            result.to_csv(folder / TABLE)
+        except SweepProcessError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise RunError(f"the sweep's process failed: {last}") from None
+        except OSError as error:
+            raise RunError(f"run_dir: can't write into {folder}: {reason(error)}") from None
     console.print(result)
     if result.has_returns:
         from purerl.plots.sweeps import plot_sweep
@@ -96,6 +92,21 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
         plot_sweep(result, path=folder / "sweep.png")
     console.print(f"all of it is in {folder}/", soft_wrap=True)
     return 0
+
+
+def _check_names(names: Sequence[str], args: argparse.Namespace) -> None:
+    """Raises ConfigError for a name that isn't a field, before the config, which takes seconds."""
+    agent = PARTS["agent"][args.chosen["agent"]]
+    paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
+    try:
+        for name in names:
+            read_name(agent, name, paths)
+    except ConfigError:
+        if args.env is None:
+            raise
+        paths += [f"env.{param}" for param in env_params(make(args.env))]
+        for name in names:
+            read_name(agent, name, paths)
 
 
 def _split(text: str) -> tuple[str, str]:

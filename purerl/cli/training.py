@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,20 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
         kept = [x for x in spelled_out(preset) if x in spelled_out(config.to_mapping())]
         listed = ", ".join(kept) or "the agent's defaults"
         console.print(f"preset for {args.env} and {name}: {listed} (--no-preset for none)")
-    if args.run_dir is not None:
-        return _train(config, seeds, check_path("--run-dir", args.run_dir), args, console)
-    folder = new_folder(config)
-    try:
+    with chosen_folder(args, config) as folder:
         return _train(config, seeds, folder, args, console)
+
+
+@contextlib.contextmanager
+def chosen_folder(args: argparse.Namespace, config: TrainConfig, kind: str = "") -> Iterator[Path]:
+    """The folder of --run-dir, or a new one in runs/, which is removed again where an argument
+    turns out to be wrong."""
+    if args.run_dir is not None:
+        yield check_path("--run-dir", args.run_dir)
+        return
+    folder = new_folder(config, kind)
+    try:
+        yield folder
     except ConfigError:
         with contextlib.suppress(OSError):  # something is in it
             folder.rmdir()
