@@ -23,7 +23,7 @@ from rich.console import Console
 from toys import quick_jit
 
 import purerl
-from purerl.cli import COMMANDS, Parser, listing, training
+from purerl.cli import COMMANDS, Parser, listing, sweeping, training
 from purerl.cli.flags import add_config_flags, config_from, list_flags, literal
 from purerl.cli.terminal import lasting_output, new_console
 from purerl.experience.metrics import Metrics
@@ -184,6 +184,16 @@ def test_sweep_shows_the_best_and_leaves_a_table(command):
     assert (code, "swept holds a sweep without a best agent" in err) == (1, True)
 
 
+def test_a_sweep_that_is_interrupted_names_its_folder(command, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "sweep", interrupted)
+    code, out, err = command("sweep", "CartPole-v1", "--grid", "lr=0.0,1e-3")
+    assert (code, err) == (130, "")
+    assert "To continue, repeat the command with\n  --run-dir runs/CartPole-v1-ppo-sweep-1\n" in out
+
+
 def test_lists(command):
     code, out, _ = command("envs")
     assert code == 0
@@ -207,7 +217,7 @@ def test_bench_measures(command):
     argv = ("bench", "CartPole-v1", "--total-timesteps", 1024, "--repeats", 2)
     code, out, _ = command(*argv)
     assert code == 0
-    assert re.search(r"PPO, 1 seeds: [\d,]+ steps/s over all seeds \(median of 2", out)
+    assert re.search(r"PPO, 1 seed: [\d,]+ steps/s over all seeds \(median of 2", out)
 
 
 OWN = """

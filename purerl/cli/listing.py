@@ -32,6 +32,7 @@ from purerl.envs.spaces import is_space
 from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import field_options
+from purerl.records.files import counted
 from purerl.runs.chunks import check_size, seed_keys
 from purerl.training.presets import list_presets
 from purerl.training.train import make_train
@@ -44,7 +45,7 @@ def add_envs(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_envs(args: argparse.Namespace, console: Console) -> int:
-    """Lists environments with their spaces and time limits; of one its parameters too."""
+    """Lists environments, or the parameters of one."""
     if args.env is not None:
         return _list_params(args.env, console)
     table = Table("name", "observation", "action", "time limit", box=None, pad_edge=False)
@@ -91,7 +92,7 @@ def add_agents(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_agents(args: argparse.Namespace, console: Console) -> int:
-    """Lists agents, or one's hyperparameters."""
+    """Lists agents, or the hyperparameters of one."""
     if args.agent is None:
         for name, cls in AGENTS.items():
             console.print(f"  {name:<13}", style="bold", end=" ")
@@ -118,17 +119,17 @@ def add_presets(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_presets(args: argparse.Namespace, console: Console) -> int:
-    """Lists presets: what differs from the defaults."""
+    """Lists presets by their differences from the defaults."""
     presets = list_presets()
     if args.env is not None and args.env not in presets:
         raise ConfigError(f"ENV: no preset for {args.env!r}; {suggest(args.env, presets)}")
-    table = Table("environment", "agent", "what differs", box=None, pad_edge=False)
+    table = Table("environment", "agent", "differences from the defaults", box=None, pad_edge=False)
     for env, agents in presets.items():
         if args.env in (None, env):
             for agent, fields in agents.items():
                 table.add_row(env, agent, ", ".join(spelled_out(fields)))
     console.print(table)
-    console.print("\npurerl train ENV --agent AGENT takes them.")
+    console.print("\npurerl train ENV --agent AGENT uses them.")
     return 0
 
 
@@ -177,7 +178,7 @@ def add_bench(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_bench(args: argparse.Namespace, console: Console) -> int:
-    """Times the whole of training, compiling apart."""
+    """Measures the time of a whole training, and of compiling it."""
     check_integer("--repeats", args.repeats, 1)
     if args.env is None and not args.config:
         args.env = "CartPole-v1"
@@ -198,7 +199,7 @@ def run_bench(args: argparse.Namespace, console: Console) -> int:
     steps = len(keys) * int(out.timesteps[-1])
     median = statistics.median(seconds)
     console.print(
-        f"{config.env.spec.name}, {type(config.agent).__name__}, {len(keys)} seeds: "
+        f"{config.env.spec.name}, {type(config.agent).__name__}, {counted(len(keys), 'seed')}: "
         f"{steps / median:,.0f} steps/s over all seeds (median of {args.repeats}: "
         f"{steps / max(seconds):,.0f} to {steps / min(seconds):,.0f}); {steps:,} steps in "
         f"{median:.2f} s; compiled in {compiling:.1f} s\n"

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from purerl.cli import Parser
+from purerl.cli import INTERRUPTED, Parser
 from purerl.cli.flags import (
     MOST_SEEDS,
     PARTS,
@@ -28,13 +28,15 @@ from purerl.sweeps.subprocess import SweepProcessError
 from purerl.sweeps.sweep import TABLE, sweep
 
 EPILOG = """\
-Any field can be swept; those of noise, rewarder and buffer as noise.sigma. Float hyperparameters
-share one program; each value of another field (num_envs, network, ...) has one for it alone. A
-killed sweep is continued by the same command, with --run-dir.
+Any field can be swept; those of noise, rewarder, buffer and environment by path, such as
+noise.sigma or env.gravity. Float hyperparameters share one program; each value of another field
+(num_envs, network, ...) has a separate one. The same command with --run-dir continues a sweep that
+was killed.
 
 Examples:
   purerl sweep CartPole-v1 --seeds 16 --grid lr=1e-4,3e-4,1e-3 --grid gamma=0.98,0.99
   purerl sweep Pendulum-v1 --agent ddpg --grid noise.sigma=0.05,0.1,0.2
+  purerl sweep CartPole-v1 --grid env.gravity=4.9,9.8,19.6
   purerl sweep CartPole-v1 --samples 'lr=log_uniform(1e-5, 1e-2)' --num-samples 20 --seeds 4
 """
 
@@ -60,7 +62,7 @@ def add_sweep(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_sweep(args: argparse.Namespace, console: Console) -> int:
-    """Sweeps, and shows the best."""
+    """Sweeps, and prints the best combinations."""
     if not (args.grid or args.samples):
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
     grid = {name: _values(text) for name, text in map(_split, args.grid)}
@@ -80,6 +82,13 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
                 run_dir=folder,
             )
             result.to_csv(folder / TABLE)
+        except KeyboardInterrupt:
+            console.print(
+                "interrupted; finished slices are saved. To continue, repeat the command with"
+                f"\n  --run-dir {folder}",
+                soft_wrap=True,
+            )
+            return INTERRUPTED
         except SweepProcessError as error:
             last = str(error).strip().splitlines()[-1]
             raise RunError(f"the sweep's process failed: {last}") from None
@@ -95,7 +104,7 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
 
 
 def _check_names(names: Sequence[str], args: argparse.Namespace) -> None:
-    """Raises ConfigError for a name that isn't a field, before the config, which takes seconds."""
+    """Raises ConfigError for a name that is no field; at once, where the config takes seconds."""
     agent = PARTS["agent"][args.chosen["agent"]]
     paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
     try:

@@ -1,7 +1,7 @@
 """One moment of an environment as a picture, drawn with Pillow.
 
-What the classic control environments are is drawn from their states, the sizes those of Gymnasium's
-own pictures; everything else is drawn as the agent sees it, from the observation: images as grids,
+Classic control environments are drawn from their states, in the proportions of Gymnasium's
+pictures; everything else is drawn as the agent sees it, from the observation: images as grids,
 numbers as bars.
 """
 
@@ -18,7 +18,7 @@ from purerl.envs.base import EnvSpec
 from purerl.records.types import PyTree
 
 WIDTH, HEIGHT, TITLE = 400, 260, 28
-OVER = 2  # drawn so many times larger, then scaled down: smooth edges
+OVER = 2  # oversampling: drawn larger by this factor, then scaled down, for smooth edges
 INK, FAINT, BLUE, RED, WOOD = "#222222", "#c8c8c8", "#3465a4", "#c0392b", "#ca9865"
 MOST_BARS = 64
 FAR = 10_000.0
@@ -94,7 +94,7 @@ class _Canvas:
 
 
 def _number(x: Any) -> float:
-    """A state that has come to NaN or infinity is drawn too, if nowhere in particular."""
+    """A finite number, so that a state with NaN or infinity can be drawn too."""
     return float(np.clip(np.nan_to_num(float(x)), -FAR, FAR))
 
 
@@ -106,7 +106,7 @@ def _font(size: int) -> Any:
 
 
 def _innermost(state: PyTree) -> PyTree:
-    """The state inside of time limits and the like."""
+    """The state inside time limits and other wrappers."""
     while hasattr(state, "env"):
         state = state.env
     return state
@@ -195,8 +195,8 @@ def _draw_grid(canvas: _Canvas, image: np.ndarray) -> None:
 
 
 def _colors(image: np.ndarray) -> np.ndarray:
-    """`[height, width, 3]` uint8. Bytes are what they are; of other numbers each channel has a
-    color, and a cell has that of its last channel that isn't 0."""
+    """`[height, width, 3]` uint8. Grey and RGB bytes are kept; otherwise each channel has a color,
+    and a cell has the color of its last channel that isn't 0."""
     image = image[..., None] if image.ndim == 2 else image
     channels = image.shape[-1]
     if image.dtype == np.uint8 and channels in (1, 3):
@@ -214,11 +214,11 @@ def _colors(image: np.ndarray) -> np.ndarray:
 
 
 def _draw_bars(canvas: _Canvas, values: np.ndarray) -> None:
-    """A bar for each number, up or down from 0; numbers beyond 1 share their part of the scale."""
+    """A bar for each number, up or down from 0; beyond 1 the scale is compressed."""
     shown = np.nan_to_num(values[:MOST_BARS])
     step = (WIDTH - 40) / max(len(shown), 1)
     middle, reach = HEIGHT / 2, HEIGHT / 2 - 36
-    # Up to 1 linear, beyond it slowly: a bar tells sign and size, and stays inside.
+    # Linear up to 1, compressed beyond: a bar shows sign and size, and stays inside.
     heights = np.sign(shown) * np.where(
         np.abs(shown) <= 1, 0.6 * np.abs(shown), 1 - 0.4 / np.maximum(np.abs(shown), 1e-9)
     )
@@ -231,7 +231,7 @@ def _draw_bars(canvas: _Canvas, values: np.ndarray) -> None:
             canvas.text(left, HEIGHT - 22, f"{round(value, 2) + 0.0:.2f}", 11)
 
 
-# By name: what a state has to have, and how it is drawn.
+# By the environment's name: an attribute that its states have, and the function that draws one.
 _DRAWERS: dict[str, tuple[str, Callable[[_Canvas, Any], None]]] = {
     "CartPole-v1": ("theta", _draw_cartpole),
     "Pendulum-v1": ("last_u", _draw_pendulum),

@@ -1,4 +1,5 @@
-"""purerl environments as Gymnasium's classes. Imports gymnasium: `to_gymnasium` does it late."""
+"""purerl environments as subclasses of Gymnasium's. Imported late, by `to_gymnasium`, since it
+imports gymnasium."""
 
 import functools
 import re
@@ -34,7 +35,7 @@ def as_gymnasium_space(space: Any) -> gymnasium.Space:
 
 
 def _on_host(space: gymnasium.Space, obs: Any) -> Any:
-    """An observation in numpy, as the space has it; with a batch axis or without."""
+    """An observation in numpy, in the space's dtypes; with a batch axis or without."""
     if isinstance(space, gymnasium.spaces.Dict):
         return {name: _on_host(part, obs[name]) for name, part in space.items()}
     if isinstance(space, gymnasium.spaces.Tuple):
@@ -44,8 +45,8 @@ def _on_host(space: gymnasium.Space, obs: Any) -> Any:
 
 
 def _mask(env: Env, obs: Any) -> Any:
-    """The legal actions at one observation, as an action space of Gymnasium's samples by them:
-    int8, `[n]`, or of several choices a tuple of such. None where all are legal."""
+    """The mask of legal actions at one observation, as `sample(mask)` of Gymnasium's action spaces
+    takes it: int8 `[n]`, for a `MultiDiscrete` a tuple of such. None where all are legal."""
     legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
     if legal is None or sizes is None:
         return None
@@ -55,8 +56,8 @@ def _mask(env: Env, obs: Any) -> Any:
 
 
 def _first(env: Env, key: jax.Array) -> tuple[jax.Array, Any, Any, PyTree]:
-    """A reset: the key for a reset that follows without a step, the observation, the mask of legal
-    actions, the state."""
+    """A reset: the key of the next reset, where no step comes between; the observation, the mask
+    of legal actions, the state."""
     obs, state = env.reset(key)
     return jax.random.fold_in(key, 0), obs, _mask(env, obs), state
 
@@ -68,13 +69,13 @@ def _with_mask(info: dict[str, Any], mask: Any) -> dict[str, Any]:
 
 
 def _next_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The key to go on with, one for a step, and one for the reset after it."""
+    """The next key, one for a step, and one for the reset after it."""
     key, step_key, reset_key = jax.random.split(key, 3)
     return key, step_key, reset_key
 
 
 class GymnasiumEnv(gymnasium.Env):
-    """One environment; `to_gymnasium` makes it."""
+    """A single environment, made by `to_gymnasium`."""
 
     metadata = METADATA
 
@@ -85,7 +86,7 @@ class GymnasiumEnv(gymnasium.Env):
         name = re.sub(r"[^\w:.-]", "-", env.spec.name)
         entry: Any = functools.partial(GymnasiumEnv, env)
         self.spec = gymnasium.envs.registration.EnvSpec(f"purerl/{name}", entry)
-        self._keys: tuple[jax.Array, jax.Array] | None = None  # for what comes, for a reset
+        self._keys: tuple[jax.Array, jax.Array] | None = None  # the next, and one for a reset
         self._state: PyTree = None
         self._seen: tuple[Any, int, float] = (None, 0, 0.0)  # observation, steps, return
 
@@ -132,7 +133,7 @@ class GymnasiumEnv(gymnasium.Env):
 
 
 class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
-    """N environments, stepped at once; `to_gymnasium` makes it."""
+    """A vector of N environments, made by `to_gymnasium`."""
 
     metadata = VECTOR_METADATA
 
@@ -149,7 +150,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         self._step = jax.jit(jax.vmap(self._play))
 
     def _play(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
-        """A step of one, and a reset where it ends the episode."""
+        """A step of one environment, and a reset where it ends the episode."""
         key, step_key, reset_key = _next_keys(key)
         state, timestep = self.env.step(step_key, state, action)
         first = self.env.reset(reset_key)
@@ -204,7 +205,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         return info if mask is None else info | _masked(_with_mask({}, mask), every)
 
     def _info(self, timestep: TimeStep, done: np.ndarray) -> dict[str, Any]:
-        """As Gymnasium's vectors have it: entries that an environment doesn't give are masked."""
+        """The info of a vector, as Gymnasium has it: with a mask for each entry."""
         given: dict[str, Any] = jax.tree.map(np.array, timestep.info)
         info = _masked(given, ~done)
         if done.any():

@@ -1,6 +1,6 @@
-"""Gymnasium, both ways: its environments for a policy, and environments for what is written for it.
+"""Gymnasium, both ways: purerl's environments as Gymnasium's, and policies in Gymnasium's.
 
-Gymnasium itself is imported late: only those who use it wait for it.
+Gymnasium is imported late: only those who use it wait for it.
 """
 
 import importlib
@@ -21,18 +21,18 @@ RENDER_MODES = (None, "rgb_array")
 
 
 def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | None = None) -> Any:
-    """An environment as one of Gymnasium's; its steps are compiled at the first.
+    """A Gymnasium environment from one of purerl's; the first step compiles.
 
-    With a number of them, a `gymnasium.vector.VectorEnv` that steps all at once. It resets in the
-    very step that ends an episode (`AutoresetMode.SAME_STEP`): the last observation of an episode
-    is in `info["final_obs"]`, the rest of that step's info in `info["final_info"]`.
+    With `num_envs`, a `gymnasium.vector.VectorEnv` that steps all of them at once. It resets in the
+    step that ends an episode (`AutoresetMode.SAME_STEP`): the last observation of an episode is in
+    `info["final_obs"]`, the rest of that step's info in `info["final_info"]`.
 
     Where the environment has illegal actions, the legal ones are in `info["action_mask"]` of every
     reset and step, as `env.action_space.sample(mask)` takes them: int8, of a `MultiDiscrete` a
     tuple with the mask of each choice. A vector's have a leading axis `[N]`.
 
     `reset(seed=s)` fixes all episodes that follow. The i-th environment of a vector that is reset
-    with seed s plays, episode by episode, what a single one with seed s + i does.
+    with seed s plays the same episodes as a single one that is reset with seed s + i.
 
     Args:
         env: a name, a `purerl.Env`, or a gymnax `Environment`, with its parameters or without.
@@ -40,8 +40,8 @@ def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | No
         render_mode: "rgb_array" for `render()`, or None.
 
     Raises:
-        ConfigError: arguments that can't be used, or observations that are pytrees of other than
-            dicts and tuples; Gymnasium isn't installed.
+        ConfigError: invalid arguments, observations that are pytrees of other containers than
+            dicts and tuples, or Gymnasium isn't installed.
     """
     env = typed(as_env(env))
     if render_mode not in RENDER_MODES:
@@ -66,22 +66,22 @@ def evaluate_in_gymnasium(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Plays whole episodes of a Gymnasium environment, one after the other, with the greedy policy.
 
+    Where `EnvSpec.legal` of the policy is a key of its observations, the mask is taken from
+    `info["action_mask"]`, unless the environment's observations have it.
+
     Args:
         policy: a `Policy`, or a function from one observation to one action.
         env: the id of a registered environment, such as `"CartPole-v1"`, or a `gymnasium.Env`.
-        num_episodes: E, how many.
-        seed: of the first episode's reset; the ones after it count up from there.
-        max_steps: an episode longer than this counts with what it has reached by then.
+        num_episodes: E.
+        seed: of the first episode's reset; the i-th episode is reset with `seed + i`.
+        max_steps: where a longer episode is cut off, with its return so far.
 
     Returns:
         Their returns, `[E]` float64, and their lengths, `[E]` int64.
 
     Raises:
-        ConfigError: no such environment, or its actions are others than the policy's; Gymnasium
-            isn't installed.
-
-    A policy that looks for the legal actions in its observations, where `EnvSpec.legal` is a key,
-    finds them where the environment has them in `info["action_mask"]`.
+        ConfigError: no such environment, its action space isn't the policy's, or Gymnasium isn't
+            installed.
     """
     num_episodes = check_count("num_episodes", num_episodes)
     max_steps = check_count("max_steps", max_steps)
@@ -106,8 +106,8 @@ def evaluate_in_gymnasium(
 
 
 def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any, dict], Any]:
-    """From one observation and its info to one action, through an episode: with a fresh memory,
-    where the policy has one."""
+    """A function from an observation and its info to an action, for one episode: with a fresh
+    memory, where the policy has one."""
     if not isinstance(policy, Policy):
         return lambda obs, info: policy(obs)
     remembers, memory = policy.has_memory, policy.memory()
@@ -125,7 +125,7 @@ def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any, dict], Any]
 
 def _with_mask(spec: EnvSpec, obs: Any, info: dict[str, Any]) -> Any:
     """The observation with the mask of legal actions in it, where the policy looks for it there and
-    the environment has it in `info["action_mask"]`."""
+    the environment has it only in `info["action_mask"]`."""
     key, known = spec.legal, spec.observation_space
     there = isinstance(obs, Mapping)
     if not isinstance(key, str) or "action_mask" not in info or (there and key in obs):

@@ -1,4 +1,4 @@
-"""Spaces, and dicts and tuples of them, in the plain values that JSON has."""
+"""Spaces, and dicts and tuples of them, to and from the plain values of JSON."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from purerl.records.errors import ConfigError
 
 
 def space_to_plain(space: Any, name: str) -> dict[str, Any]:
-    """A space in plain values, exactly.
+    """A space in plain values, without loss.
 
     Raises:
         ConfigError: a pytree of spaces with other containers than dicts and tuples.
@@ -29,7 +29,7 @@ def space_to_plain(space: Any, name: str) -> dict[str, Any]:
 
 
 def space_from_plain(plain: Any) -> Any:
-    """The space that `space_to_plain` was given."""
+    """The inverse of `space_to_plain`."""
     ((kind, value),) = plain.items()
     if kind in KINDS:
         return KINDS[kind].from_plain(value)
@@ -39,8 +39,8 @@ def space_from_plain(plain: Any) -> Any:
 
 
 def count_elements(plain: Any) -> int:
-    """Elements of all spaces in what `space_to_plain` gave: the bounds of a `Box` take memory for
-    each, where the plain values may have one number for all."""
+    """The number of elements of all spaces in plain values: in memory a `Box` has bounds for each,
+    in the file perhaps one number for all."""
     ((kind, value),) = plain.items()
     if kind == "discrete":
         return 1

@@ -33,10 +33,10 @@ def write_best(result: SweepResult, run_dir: Path) -> None:
     """Writes the combination with the highest mean return, all its seeds, into `run_dir/best`:
     config, metrics, summary and policies, for `read_run` and the command to read.
 
-    What can't be written is a warning: the sweep is done, and its slices are saved.
+    Warns where it can't be written: the sweep is done, and its slices are saved.
 
     Args:
-        result: of the whole sweep. Where no episode of it has ended, nothing is written.
+        result: of the whole sweep. Without an episode that ended, nothing is written.
         run_dir: the sweep's folder.
     """
     if not result.has_returns:
@@ -65,7 +65,7 @@ def _write(
     state = outs[0].state._replace(num_updates=num_updates)
     whole = outs[0].replace(metrics=metrics, state=state)
     stop, steps = updates_gone_through(whole), whole.steps_per_update
-    # How long a member alone would have taken isn't known.
+    # The time of a single member isn't known.
     took = (np.nan, np.nan)
     report = Report(0, stop, stop, steps, metrics, *took, seeds, whole.log_every)
     csv_sink(folder / METRICS)(report)
