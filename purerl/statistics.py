@@ -6,14 +6,15 @@ each. A seed without a score has NaN.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import INT64, check_count
 
-Scores = np.ndarray | Sequence[Any]
+Scores = np.ndarray | Sequence[ArrayLike]
 Seed = np.random.Generator | int
 Interval = tuple[np.ndarray, np.ndarray]
 
@@ -29,7 +30,7 @@ class Estimate(NamedTuple):
     high: np.ndarray
 
 
-def iqm(scores: Any, axis: int | None = None) -> np.ndarray:
+def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
     """The interquartile mean: the mean of the middle half of the scores.
 
     Of n scores, n // 4 are left out at each end, as by `scipy.stats.trim_mean` with 0.25: none of
@@ -56,7 +57,7 @@ def iqm(scores: Any, axis: int | None = None) -> np.ndarray:
 
 
 def bootstrap_interval(
-    statistic: Callable[..., Any],
+    statistic: Callable[..., ArrayLike],
     scores: Scores,
     *,
     num_samples: int = 2000,
@@ -141,7 +142,7 @@ def probability_of_improvement(
 
 def performance_profile(
     scores: Scores,
-    thresholds: Any,
+    thresholds: ArrayLike,
     *,
     num_samples: int = 2000,
     confidence: float = 0.95,
@@ -172,7 +173,7 @@ def performance_profile(
 
 
 def bin_curves(
-    x: Any, returns: Any, num_episodes: Any, num_bins: int = 100
+    x: ArrayLike, returns: ArrayLike, num_episodes: ArrayLike, num_bins: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bins curves: the mean return of the episodes of each bin, without gaps.
 
@@ -197,7 +198,9 @@ def bin_curves(
     return np.asarray(x)[edges[1:] - 1], np.take_along_axis(_ratio(total, count), latest, axis=1)
 
 
-def final_returns(returns: Any, num_episodes: Any, num_updates: Any = None) -> np.ndarray:
+def final_returns(
+    returns: ArrayLike, num_episodes: ArrayLike, num_updates: ArrayLike | None = None
+) -> np.ndarray:
     """Each seed's mean return over the last tenth of its updates, or rows of metrics (rounded up),
     each episode counted once.
 
@@ -217,7 +220,7 @@ def final_returns(returns: Any, num_episodes: Any, num_updates: Any = None) -> n
     return _ratio(total.sum(axis=1), count.sum(axis=1))
 
 
-def _totals(returns: Any, num_episodes: Any) -> tuple[np.ndarray, np.ndarray]:
+def _totals(returns: ArrayLike, num_episodes: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Sums of the episodes' returns, and the numbers of these episodes."""
     returns = np.asarray(returns, np.float64)
     count = np.where(np.isfinite(returns), num_episodes, 0)
@@ -229,7 +232,10 @@ def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def _distribution(
-    statistic: Callable[..., Any], strata: list[np.ndarray], seeds: np.ndarray, num_samples: int
+    statistic: Callable[..., ArrayLike],
+    strata: list[np.ndarray],
+    seeds: np.ndarray,
+    num_samples: int,
 ) -> np.ndarray:
     """The statistic `[num_samples, C]` of bootstrap samples of strata `[S_e, C]`."""
     rngs = [np.random.default_rng(seed) for seed in seeds]  # so that chunks don't change the draws
@@ -281,7 +287,7 @@ def _seen(scores: Scores) -> list[np.ndarray]:
     return _strata([x[~np.isnan(x)] for x in strata])
 
 
-def _check(num_samples: int, confidence: float, rng: Any) -> None:
+def _check(num_samples: int, confidence: float, rng: object) -> None:
     check_count("num_samples", num_samples)
     if not isinstance(rng, np.random.Generator):
         check_count("rng", rng, at_least=0, at_most=INT64)

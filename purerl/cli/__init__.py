@@ -162,7 +162,7 @@ def _help() -> None:
     print("\npurerl COMMAND --help lists flags. For a start: purerl train CartPole-v1 --seeds 8")
 
 
-def _fail(error: Any, code: int) -> int:
+def _fail(error: Exception | str, code: int) -> int:
     text = " ".join(str(error).split())
     print(f"purerl: {text}", file=sys.stderr)
     return code
@@ -183,7 +183,7 @@ def _use_compile_cache() -> None:
 def _plain_warnings() -> Iterator[None]:
     """Prints warnings in one line each, without their source line."""
 
-    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if issubclass(category, UserWarning):
             print(f"purerl: {' '.join(str(message).split())}", file=sys.stderr)
 

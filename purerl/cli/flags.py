@@ -22,6 +22,8 @@ from purerl.training.presets import find_preset
 # Parts that are chosen by name; the fields of the chosen ones become flags.
 PARTS: dict[str, Mapping[str, type]] = {"agent": AGENTS, "noise": NOISES, "rewarder": REWARDERS}
 MOST_SEEDS = 2**20
+# A config in plain values, as in TOML: its fields by name, parts as mappings.
+Fields = dict[str, Any]
 # Fields that hold functions or classes, which no word on the command line can express.
 UNSPOKEN = ("env", "agent", "buffer", "noise", "rewarder", "action_processor", "actor", "critic")
 
@@ -73,7 +75,7 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     add_env_flags(group, argv := list(argv))
     chosen = _chosen(argv)
     titles = {"": "the run", "agent": f"the agent, {chosen['agent']}", "buffer": "the buffer"}
-    groups: dict[str, Any] = {}
+    groups: dict[str, argparse._ArgumentGroup] = {}
     flags = list_flags(chosen)
     for flag in flags:
         if flag.part not in groups:
@@ -85,7 +87,7 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     parser.set_defaults(chosen=chosen)
 
 
-def add_env_flags(group: Any, argv: Iterable[str]) -> None:
+def add_env_flags(group: argparse._ActionsContainer, argv: Iterable[str]) -> None:
     """Adds a flag for each environment parameter in the arguments. They are checked later: the
     environment has to be made first, which may take seconds and run the user's code."""
     group.add_argument("--env.NAME", metavar="X", dest="_", default=argparse.SUPPRESS,
@@ -97,7 +99,7 @@ def add_env_flags(group: Any, argv: Iterable[str]) -> None:
         group.add_argument(word, dest=dest, help=argparse.SUPPRESS, **options)
 
 
-def env_values(args: argparse.Namespace) -> dict[str, Any]:
+def env_values(args: argparse.Namespace) -> Fields:
     """The environment's parameters in the arguments."""
     given = {n.removeprefix("env."): x for n, x in vars(args).items() if n.startswith("env.")}
     # A comma in a distribution, uniform(4.9, 9.8), makes no list.
@@ -121,7 +123,12 @@ def _add_aliases(parser: argparse.ArgumentParser, flags: list[Flag]) -> None:
             _add(parser, flag, word, alias)
 
 
-def _add(group: Any, flag: Flag, word: str | None = None, alias: str | None = None) -> None:
+def _add(
+    group: argparse._ActionsContainer,
+    flag: Flag,
+    word: str | None = None,
+    alias: str | None = None,
+) -> None:
     """Adds the flag of a field, or of one of its aliases."""
     field = field_options(flag.record)[flag.name]
     unknown = field.default is None or field.default is dataclasses.MISSING
@@ -153,14 +160,14 @@ def _metavar(metadata: Mapping[str, Any]) -> str:
     return "NAME"
 
 
-def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
+def config_from(args: argparse.Namespace) -> tuple[TrainConfig, Fields]:
     """The config of a command line, and the preset under it (or {}).
 
     Raises:
         ConfigError: see `TrainConfig`; or the environment of a config file is code, and isn't named
             on the command line too.
     """
-    given: dict[str, Any] = {}
+    given: Fields = {}
     for part in PARTS:
         if getattr(args, part) is not None:
             given[part] = {"name": getattr(args, part).lower()}
@@ -169,7 +176,7 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
         if dot and part != "env":
             where = given.setdefault(part, {}) if part else given
             where[name] = literal(value)
-    start: dict[str, Any] = read_config(args.config) if args.config else {}
+    start: Fields = read_config(args.config) if args.config else {}
     there = start.get("env")
     name = args.env if args.env is not None else env_name(there)
     if name is None:
@@ -181,7 +188,7 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
         )
     given, start = (_by_fields(layer, args.chosen) for layer in (given, start))
     env = named_env(there, name, env_values(args))
-    preset: dict[str, Any] = {}
+    preset: Fields = {}
     if not args.config and not args.no_preset:
         preset = find_preset(name, given.get("agent", {}).get("name"))
     mapping = {"agent": {"name": "ppo"}}
@@ -190,7 +197,7 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
     return TrainConfig.from_mapping({**mapping, "env": env}), preset
 
 
-def _by_fields(layer: Mapping[str, Any], chosen: Mapping[str, str | None]) -> dict[str, Any]:
+def _by_fields(layer: Mapping[str, object], chosen: Mapping[str, str | None]) -> Fields:
     """A mapping with aliases replaced by the fields' names, so that mappings can be merged. Raises
     ConfigError where a field is there under two names."""
     fields = read_names(TrainConfig, layer)
@@ -202,7 +209,7 @@ def _by_fields(layer: Mapping[str, Any], chosen: Mapping[str, str | None]) -> di
     return fields
 
 
-def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _over(below: Fields, above: Mapping[str, Any]) -> Fields:
     """Merges mappings, the second one wins. A part with another name takes nothing of the first."""
     merged = dict(below)
     for key, value in above.items():
@@ -237,7 +244,7 @@ def _chosen(argv: list[str]) -> dict[str, str | None]:
     return chosen
 
 
-def read_config(path: str) -> dict[str, Any]:
+def read_config(path: str) -> Fields:
     """The fields in the file of `--config`.
 
     Raises:
@@ -295,7 +302,7 @@ def check_key(value: int) -> None:
     check_integer("--key", value, 0, 2**32 - 1)
 
 
-def spelled_out(mapping: dict[str, Any], prefix: str = "") -> list[str]:
+def spelled_out(mapping: Fields, prefix: str = "") -> list[str]:
     """Fields of a preset as `name=value`."""
     words = []
     for name, value in mapping.items():

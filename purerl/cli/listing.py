@@ -5,7 +5,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from rich.console import Console
@@ -33,6 +32,7 @@ from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import field_options
 from purerl.records.files import counted
+from purerl.records.types import PyTree
 from purerl.runs.chunks import check_size, seed_keys
 from purerl.training.presets import list_presets
 from purerl.training.train import make_train
@@ -159,7 +159,7 @@ def _spec_words(spec: EnvSpec) -> str:
     )
 
 
-def _shapes(space: Any) -> str:
+def _shapes(space: PyTree) -> str:
     """Spaces without their bounds."""
     if is_space(space):
         return f"Box{tuple(space.shape)}" if space.sizes is None else str(space)

@@ -74,7 +74,7 @@ def _read(folders: list[Path]) -> list["Curves"]:
             left.append(error)
     if not shown:
         raise left[0]
-    for error in left:
-        print(f"purerl: left out: {error}", file=sys.stderr)
+    for unusable in left:
+        print(f"purerl: left out: {unusable}", file=sys.stderr)
     there = [folder for folder in folders if folder in shown]
     return apart(there, [shown[folder] for folder in there])

@@ -4,7 +4,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from purerl.cli.training import newest_run
 from purerl.deploy.policy_file import load_policy
 from purerl.envs import Env, EnvSource, make, vectorize
 from purerl.records.errors import ConfigError
+from purerl.records.types import PyTree
 from purerl.runs.view import SWEEP, RunView, is_code
 from purerl.training.evaluate import play_episodes
 from purerl.training.policy import Policy
@@ -80,15 +80,15 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
         f"{rows[0]['env']}: {args.episodes} episodes each, "
         f"{'sampled' if args.sample else 'greedy'} actions"
     )
-    info = [name for name in rows[0] if name.startswith("info/")]
-    heads = [name.removeprefix("info/") for name in info]
+    extra = [name for name in rows[0] if name.startswith("info/")]
+    heads = [name.removeprefix("info/") for name in extra]
     heads = ["policy", "return", "std", "min", "max", "length", *heads]
     table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
         names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
-        cells = [*(f"{row[name]:.1f}" for name in names), *(f"{row[name]:.4g}" for name in info)]
+        cells = [*(f"{row[name]:.1f}" for name in names), *(f"{row[name]:.4g}" for name in extra)]
         table.add_row(row["policy"], *cells)
     console.print(table)
     if len(rows) > 1:
@@ -98,8 +98,10 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, np.ndarray, Any]:
-    def play(key: jax.Array, policy: Policy) -> Any:
+def _play(
+    env: Env, policy: Policy, args: argparse.Namespace, limit: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def play(key: jax.Array, policy: Policy) -> PyTree:
         acting = policy.acting(sample=args.sample)
         return play_episodes(vectorize(env), acting, key, args.episodes, limit)
 

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 
@@ -23,7 +22,7 @@ from purerl.records.draws import distribution
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason
 from purerl.runs.chunks import check_size
-from purerl.sweeps.plan import read_name
+from purerl.sweeps.plan import Distribution, read_name
 from purerl.sweeps.subprocess import SweepProcessError
 from purerl.sweeps.sweep import TABLE, sweep
 
@@ -125,12 +124,12 @@ def _split(text: str) -> tuple[str, str]:
     return name.strip().replace("-", "_"), values.strip()
 
 
-def _values(text: str) -> list[Any]:
+def _values(text: str) -> list[object]:
     values = literal(text)
     return values if isinstance(values, list) else [values]
 
 
-def _distribution(name: str, text: str) -> Any:
+def _distribution(name: str, text: str) -> Distribution:
     try:
         return distribution(text)
     except ConfigError as error:

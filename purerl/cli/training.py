@@ -6,7 +6,6 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -178,11 +177,11 @@ def _written(folder: Path) -> float:
 
 def _train(
     config: TrainConfig,
-    seeds: Any,
+    seeds: int | list[int] | None,
     folder: Path,
     args: argparse.Namespace,
     console: Console,
-    hyperparams: Any = None,
+    hyperparams: dict | None = None,
     resume: bool | None = None,
 ) -> int:
     live = console_sink(config, seeds, folder, console)

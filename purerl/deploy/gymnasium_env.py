@@ -5,7 +5,8 @@ Gymnasium is imported late: only those who use it wait for it.
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -14,13 +15,36 @@ from purerl.envs.registry import as_env
 from purerl.envs.spaces import Space, convert_spaces, is_space
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import check_count
+from purerl.records.types import PyTree
 from purerl.training.policy import Policy
 from purerl.training.train import check_seed
 
+if TYPE_CHECKING:
+    import gymnasium
+
+    from purerl.deploy.gymnasium_classes import GymnasiumEnv, GymnasiumVectorEnv
+
 RENDER_MODES = (None, "rgb_array")
+# From one observation to one action, and from an observation and its info.
+Act = Callable[[PyTree], PyTree]
+ActWithInfo = Callable[[PyTree, dict[str, PyTree]], PyTree]
 
 
-def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | None = None) -> Any:
+@overload
+def to_gymnasium(
+    env: object, num_envs: None = None, *, render_mode: str | None = None
+) -> "GymnasiumEnv": ...
+
+
+@overload
+def to_gymnasium(
+    env: object, num_envs: int, *, render_mode: str | None = None
+) -> "GymnasiumVectorEnv": ...
+
+
+def to_gymnasium(
+    env: object, num_envs: int | None = None, *, render_mode: str | None = None
+) -> "GymnasiumEnv | GymnasiumVectorEnv":
     """A Gymnasium environment from one of purerl's; the first step compiles.
 
     With `num_envs`, a `gymnasium.vector.VectorEnv` that steps all of them at once. It resets in the
@@ -58,8 +82,8 @@ def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | No
 
 
 def evaluate_in_gymnasium(
-    policy: Policy | Callable[[Any], Any],
-    env: Any,
+    policy: Policy | Act,
+    env: "str | gymnasium.Env",
     num_episodes: int = 10,
     seed: int = 0,
     max_steps: int = 100_000,
@@ -89,30 +113,29 @@ def evaluate_in_gymnasium(
     if not callable(policy):
         raise ConfigError(f"policy: got {shown(policy)}, expected a Policy, or a function")
     gymnasium = _gymnasium()
-    made = isinstance(env, str)
-    if not made and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
+    made = _make(gymnasium, env) if isinstance(env, str) else env
+    if not all(hasattr(made, name) for name in ("reset", "step", "action_space")):
         raise ConfigError(f"env: got {shown(env)}, expected an id or a gymnasium.Env")
-    env = _make(gymnasium, env) if made else env
     if isinstance(policy, Policy):
-        _check_actions(policy.spec.action_space, env.action_space)
+        _check_actions(policy.spec.action_space, made.action_space)
     try:
         players = (_player(policy) for _ in range(num_episodes))
-        played = [_play(env, act, seed + i, max_steps) for i, act in enumerate(players)]
+        played = [_play(made, act, seed + i, max_steps) for i, act in enumerate(players)]
     finally:
-        if made:
-            env.close()
+        if made is not env:
+            made.close()
     returns, lengths = zip(*played, strict=True) if played else ((), ())
     return np.array(returns, np.float64), np.array(lengths, np.int64)
 
 
-def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any, dict], Any]:
+def _player(policy: Policy | Act) -> ActWithInfo:
     """A function from an observation and its info to an action, for one episode: with a fresh
     memory, where the policy has one."""
     if not isinstance(policy, Policy):
         return lambda obs, info: policy(obs)
     remembers, memory = policy.has_memory, policy.memory()
 
-    def act(obs: Any, info: dict) -> Any:
+    def act(obs: PyTree, info: dict[str, PyTree]) -> PyTree:
         nonlocal memory
         obs = _with_mask(policy.spec, obs, info)
         if not remembers:
@@ -123,7 +146,7 @@ def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any, dict], Any]
     return act
 
 
-def _with_mask(spec: EnvSpec, obs: Any, info: dict[str, Any]) -> Any:
+def _with_mask(spec: EnvSpec, obs: PyTree, info: dict[str, PyTree]) -> PyTree:
     """The observation with the mask of legal actions in it, where the policy looks for it there and
     the environment has it only in `info["action_mask"]`."""
     key, known = spec.legal, spec.observation_space
@@ -138,9 +161,7 @@ def _with_mask(spec: EnvSpec, obs: Any, info: dict[str, Any]) -> Any:
     return {rest[0]: obs, key: mask} if len(rest) == 1 else obs
 
 
-def _play(
-    env: Any, act: Callable[[Any, dict], Any], seed: int, max_steps: int
-) -> tuple[float, int]:
+def _play(env: "gymnasium.Env", act: ActWithInfo, seed: int, max_steps: int) -> tuple[float, int]:
     obs, info = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
     while not over and length < max_steps:
@@ -149,14 +170,14 @@ def _play(
     return total, length
 
 
-def _gymnasium() -> Any:
+def _gymnasium() -> ModuleType:
     try:
         return importlib.import_module("gymnasium")
     except ImportError:
         raise ConfigError("gymnasium isn't installed: pip install 'purerl[gymnasium]'") from None
 
 
-def _make(gymnasium: Any, name: str) -> Any:
+def _make(gymnasium: ModuleType, name: str) -> "gymnasium.Env":
     try:
         return gymnasium.make(name)
     except gymnasium.error.UnregisteredEnv:
@@ -167,7 +188,7 @@ def _make(gymnasium: Any, name: str) -> Any:
         raise ConfigError(f"env: gymnasium can't make {name!r}: {error}") from None
 
 
-def _check_actions(ours: Space, theirs: Any) -> None:
+def _check_actions(ours: Space, theirs: object) -> None:
     try:
         found = convert_spaces(theirs)
     except ConfigError:  # choices that don't start at 0

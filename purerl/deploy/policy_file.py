@@ -46,7 +46,7 @@ MOST_ABOUT = 2**26  # bytes of the description
 # Elements of all spaces that any policy may have, however few its parameters: 1024 x 1024 x 4.
 MOST_ELEMENTS = 2**22
 # Networks of purerl that an agent may name as its actor or critic.
-NETWORKS: dict[str, Any] = {
+NETWORKS: dict[str, type] = {
     c.__name__: c
     for c in (DefaultActor, DefaultActorCritic, DefaultCritic, DefaultQCritic, DefaultQNetwork)
 }
@@ -110,7 +110,7 @@ def load_policy(
     agent: Agent | type[Agent] | None = None,
     *,
     action_processor: Callable[[jax.Array], jax.Array] | None = None,
-    env: Any = None,
+    env: object = None,
 ) -> Policy:
     """Reads a policy that `save_policy` wrote; its actions are those of the saved one, bit for bit.
 
@@ -248,12 +248,12 @@ def _read_about(path: Path, archive: _Archive) -> dict[str, Any]:
     return about
 
 
-def _leaves(state: PyTree, stats: PyTree) -> dict[str, Any]:
+def _leaves(state: PyTree, stats: PyTree) -> dict[str, jax.Array]:
     """Leaves of the state and the statistics, by path."""
     return by_path({"state": state, "obs_stats": stats})
 
 
-def _stored(x: Any) -> np.ndarray:
+def _stored(x: jax.Array) -> np.ndarray:
     """An array as the archive keeps it: key data for keys, raw bits for bfloat16 and its like."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
@@ -277,8 +277,7 @@ def _unpacked(path: Path, archive: _Archive, state: PyTree, stats: PyTree) -> tu
     except Exception as error:  # the readers may raise anything
         raise _damaged(path, error) from None
     leaves = [_restored(arrays[name], x.dtype) for name, x in wanted.items()]
-    structure: Any = jax.tree.structure({"state": state, "obs_stats": stats})
-    whole = structure.unflatten(leaves)
+    whole = jax.tree.unflatten(jax.tree.structure({"state": state, "obs_stats": stats}), leaves)
     return whole["state"], whole["obs_stats"]
 
 
@@ -290,7 +289,7 @@ def _as_stored(x: jax.Array) -> jax.Array:
     return x.view(f"u{x.dtype.itemsize}")
 
 
-def _restored(array: np.ndarray, dtype: Any) -> jax.Array:
+def _restored(array: np.ndarray, dtype: np.dtype) -> jax.Array:
     if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array))
     return jnp.asarray(array.view(dtype))
@@ -310,21 +309,23 @@ def _spec(plain: Mapping[str, Any], archive: _Archive) -> EnvSpec:
     return EnvSpec(name, observation, action, limit, source_from_plain(source) if source else None)
 
 
-def _plain_source(spec: EnvSpec) -> Any:
+def _plain_source(spec: EnvSpec) -> object:
     """The environment's source in plain values; None where it has no such form."""
     with contextlib.suppress(ConfigError):
         return plain_source(spec.source) if spec.source is not None else None
     return None
 
 
-def _plain_legal(spec: EnvSpec) -> dict[str, Any] | None:
+def _plain_legal(spec: EnvSpec) -> dict[str, str] | None:
     """The key of the mask of legal actions, or the name of the function that returns it."""
     if spec.legal is None:
         return None
     return {"key": spec.legal} if isinstance(spec.legal, str) else {"function": _name(spec.legal)}
 
 
-def _legal(path: Path, plain: Mapping[str, Any], spec: EnvSpec, env: Any) -> Any:
+def _legal(
+    path: Path, plain: Mapping[str, Any], spec: EnvSpec, env: object
+) -> str | Callable[[PyTree], jax.Array] | None:
     """`EnvSpec.legal`: the key in the file, or the function of the given environment, or of the one
     that the file names. Where that name imports code (`module:name`), the user has to pass the
     environment: no file decides which code runs. Raises RunError.
@@ -354,7 +355,7 @@ def _plausible(agent: dict[str, Any], archive: _Archive) -> dict[str, Any]:
     return agent
 
 
-def _plain_agent(agent: Agent) -> dict[str, Any]:
+def _plain_agent(agent: Agent) -> dict[str, object]:
     """An agent in plain values; of the user's classes and functions, the names."""
     cls = type(agent)
     fields, networks, named, none = {}, {}, {}, []
@@ -381,12 +382,12 @@ def _plain_agent(agent: Agent) -> dict[str, Any]:
     }
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     described = describe(value)
     return described if isinstance(described, str) else json.dumps(described)
 
 
-def _make_agent(path: Path, plain: Mapping[str, Any], given: Any) -> Agent:
+def _make_agent(path: Path, plain: Mapping[str, Any], given: Agent | type[Agent] | None) -> Agent:
     """The agent in the file, with the classes and functions of the given one. Raises RunError."""
     named = ", ".join(f"{name}={value}" for name, value in plain["own"].items())
     needed = plain["kind"] is None or named

@@ -3,7 +3,7 @@
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from purerl.records.types import PyTree
 from purerl.training.policy import Policy
 from purerl.training.train import check_seed
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 MOST_FRAMES = 500  # besides the first
 MILLISECONDS = 40  # a frame
 PAUSE = 1_000  # on the last one
@@ -28,7 +31,7 @@ STEPS_WITHOUT_LIMIT = 500
 
 def render(
     policy: Policy | None,
-    env: Any,
+    env: object,
     path: str | os.PathLike,
     seed: int = 0,
     max_steps: int | None = None,
@@ -138,12 +141,12 @@ def _play(
     return plain, jax.tree.map(np.asarray, observations), np.asarray(returns), int(length)
 
 
-def _on_host(x: jax.Array) -> Any:
+def _on_host(x: jax.Array) -> jax.Array | np.ndarray:
     """An array in numpy, which is quick to index; keys stay as they are."""
     return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
 
 
-def _write(frames: list[Any], path: Path) -> None:
+def _write(frames: list["Picture"], path: Path) -> None:
     from PIL import Image
 
     # Pillow's default palette takes ten times as long and is less accurate.

@@ -17,7 +17,9 @@ from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason, write_whole
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Path_ = str | os.PathLike[str]
@@ -61,7 +63,7 @@ def tidy(axes: "Axes", caption: str | None = None, grid: str = "y") -> None:
         axes.set_title(caption, loc="left", fontsize=9, color=GREY, parse_math=False)
 
 
-def engineering(value: float, _: Any = None) -> str:
+def engineering(value: float, _: object = None) -> str:
     """A number in engineering notation: 1500 is 1.5k. Below 1000 it is written out."""
     if not math.isfinite(value) or abs(value) < 1000:
         return f"{value:g}".replace("-", "\N{MINUS SIGN}", 1)
@@ -69,11 +71,11 @@ def engineering(value: float, _: Any = None) -> str:
     return f"{value / 1000**power:g}{'kMGT'[power - 1]}".replace("-", "\N{MINUS SIGN}", 1)
 
 
-def write_numbers(axis: Any) -> None:
+def write_numbers(axis: "Axis") -> None:
     """Writes an axis's numbers by `engineering`, where it spans a thousand or more."""
     from matplotlib.ticker import FuncFormatter
 
-    def write(value: float, _: Any = None) -> str:
+    def write(value: float, _: object = None) -> str:
         low, high = axis.get_view_interval()
         if abs(high - low) >= 1000:
             return engineering(value)
@@ -82,7 +84,7 @@ def write_numbers(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(write))
 
 
-def write_decades(axis: Any, span: float) -> None:
+def write_decades(axis: "Axis", span: float) -> None:
     """Writes a logarithmic axis, of values that span a factor, in plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -92,7 +94,7 @@ def write_decades(axis: Any, span: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str], width: int) -> None:
+def legend(figure: "Figure", handles: Sequence["Artist"], names: Sequence[str], width: int) -> None:
     """Adds a legend below the panels, and makes the figure higher by it.
 
     Args:

@@ -1,7 +1,7 @@
 """Swept values as the axis of a figure."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def make_levels(result: SweepResult, name: str) -> Levels:
     return Levels(name, texts, numbers, np.array([order.index(key) for key in keys]))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     text = str(getattr(value, "__name__", value))

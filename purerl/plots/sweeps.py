@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from purerl.sweeps.result import SweepResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 # Most learning curves in one panel.
@@ -170,7 +172,7 @@ def _draw_two(x: Levels, y: Levels, scores: np.ndarray, over: str, title: str | 
     return figure
 
 
-def _draw_cells(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> Any:
+def _draw_cells(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> "ScalarMappable":
     axes.set_facecolor("0.9")
     low, high = np.nanmin(cells), np.nanmax(cells)
     shown = axes.imshow(cells, origin="lower", aspect="auto", cmap="viridis")
@@ -189,7 +191,7 @@ def _draw_cells(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> Any:
     return shown
 
 
-def _draw_points(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> Any:
+def _draw_points(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> "ScalarMappable":
     assert x.numbers is not None
     assert y.numbers is not None
     rows, columns = np.nonzero(np.isfinite(cells))
@@ -212,7 +214,7 @@ def _draw_points(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> Any:
     return shown
 
 
-def _number_axis(set_scale: Callable[[str], None], axis: Any, levels: Levels) -> None:
+def _number_axis(set_scale: Callable[[str], None], axis: "Axis", levels: Levels) -> None:
     """Sets ticks at the values, where these are few and not too close."""
     if levels.numbers is None:
         axis.set_ticks(range(len(levels.texts)), levels.texts)

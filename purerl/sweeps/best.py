@@ -3,14 +3,15 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from purerl.deploy.policy_file import save_policy
+from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason, sealed, write_whole
+from purerl.records.types import PyTree
 from purerl.runs.folder import (
     CONFIG,
     METRICS,
@@ -24,6 +25,7 @@ from purerl.runs.folder import (
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
 from purerl.runs.view import BEST
+from purerl.sweeps.plan import Values
 from purerl.sweeps.result import SweepResult
 from purerl.training.config import TrainConfig, to_plain
 from purerl.training.describe import describe, versions
@@ -43,7 +45,7 @@ def write_best(result: SweepResult, run_dir: Path) -> None:
         return
     best, seeds = result.best(), result.plan.seeds
     first = best.member // len(seeds) * len(seeds)
-    outs: list[Any] = [result.member(first + i) for i in range(len(seeds))]
+    outs: list[PyTree] = [result.member(first + i) for i in range(len(seeds))]
     try:
         _write(run_dir / BEST, result.config(first), seeds, outs, best.hyperparams)
     except (ConfigError, RunError, OSError) as error:
@@ -54,13 +56,13 @@ def _write(
     folder: Path,
     config: TrainConfig,
     seeds: tuple[int, ...],
-    outs: list[Any],
-    values: dict[str, Any],
+    outs: list[PyTree],
+    values: Values,
 ) -> None:
     (folder / POLICIES).mkdir(parents=True, exist_ok=True)
     for seed, out in zip(seeds, outs, strict=True):
         save_policy(out.policy, folder / POLICIES / f"seed-{seed}.policy")
-    metrics: Any = jax.tree.map(lambda *xs: np.stack(xs), *(out.metrics for out in outs))
+    metrics: Metrics = jax.tree.map(lambda *xs: np.stack(xs), *(out.metrics for out in outs))
     num_updates = np.array([int(out.state.num_updates) for out in outs])
     state = outs[0].state._replace(num_updates=num_updates)
     whole = outs[0].replace(metrics=metrics, state=state)

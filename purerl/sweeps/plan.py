@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -27,6 +27,14 @@ from purerl.training.hyperparams import (
 from purerl.training.train import list_seeds
 
 Values = dict[str, Any]
+
+
+class Distribution(Protocol):
+    """`Uniform`, `LogUniform`, `Choice`, or the user's, to draw hyperparameters from."""
+
+    def draw(self, rng: np.random.Generator, count: int, /) -> list[Any]:
+        """`[count]` values."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +81,10 @@ class Plan:
 
 
 def make_plan(
-    config: TrainConfig | Mapping[str, Any],
+    config: TrainConfig | Mapping[str, object],
     seeds: int | Sequence[int],
-    grid: Mapping[str, Any] | None,
-    samples: Mapping[str, Any] | None,
+    grid: Mapping[str, object] | None,
+    samples: Mapping[str, Distribution] | None,
     num_samples: int | None,
     key: jax.Array | None,
 ) -> Plan:
@@ -103,7 +111,7 @@ def make_plan(
     )
 
 
-def _axes(grid: Mapping[str, Any] | None) -> dict[str, list[Any]]:
+def _axes(grid: Mapping[str, object] | None) -> dict[str, list[object]]:
     """The values of each name of the grid. Raises ConfigError."""
     if grid is not None and not isinstance(grid, Mapping):
         raise ConfigError(f"grid: got {shown(grid)}, expected a mapping of names to values")
@@ -114,8 +122,8 @@ def _axes(grid: Mapping[str, Any] | None) -> dict[str, list[Any]]:
 
 
 def _distributions(
-    samples: Mapping[str, Any] | None, num_samples: int | None, key: jax.Array | None
-) -> Mapping[str, Any]:
+    samples: Mapping[str, Distribution] | None, num_samples: int | None, key: jax.Array | None
+) -> Mapping[str, Distribution]:
     """Distributions by name, {} for none. Raises ConfigError."""
     if samples is None:
         if num_samples is not None or key is not None:
@@ -139,7 +147,9 @@ def _distributions(
 
 
 def _fields(
-    config: TrainConfig, axes: Mapping[str, list[Any]], distributions: Mapping[str, Any]
+    config: TrainConfig,
+    axes: Mapping[str, list[object]],
+    distributions: Mapping[str, Distribution],
 ) -> dict[str, str]:
     """Each given name, perhaps an alias, with its field in the plan's notation.
 
@@ -160,7 +170,7 @@ def _fields(
 
 
 def _draw(
-    distributions: Mapping[str, Any], num_samples: int | None, key: jax.Array | None
+    distributions: Mapping[str, Distribution], num_samples: int | None, key: jax.Array | None
 ) -> list[Values]:
     """Drawn values. Those of a name depend on the key and the name only; with a larger
     `num_samples` the first ones stay the same."""

@@ -6,7 +6,7 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from purerl.accelerator.transfer import from_host
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.files import counted, write_whole
-from purerl.sweeps.plan import Group, Plan, configure
+from purerl.sweeps.plan import Group, Plan, Values, configure
 from purerl.sweeps.slices import CompiledGroup
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput, final_return
@@ -72,7 +72,7 @@ class Best(NamedTuple):
         output: that member's `TrainOutput`, with its policy.
     """
 
-    hyperparams: dict[str, Any]
+    hyperparams: Values
     mean: float
     std: float
     member: int
@@ -171,7 +171,7 @@ class SweepResult:
                 return group.member(int(places[0]))
         raise AssertionError(index)
 
-    def _place(self, index: Any) -> int:
+    def _place(self, index: object) -> int:
         """A row of the table as a non-negative index. Raises MemberError, ConfigError."""
         if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
             raise ConfigError(f"member: got {shown(index)}, expected an integer")
@@ -219,7 +219,7 @@ class SweepResult:
         writer.writerows(zip(*self.table.values(), strict=True))
         write_whole(Path(path), lambda file: file.write(text.getvalue().encode()))
 
-    def __rich__(self) -> Any:
+    def __rich__(self) -> Lines:
         return _overview(self)
 
     def __str__(self) -> str:
@@ -268,7 +268,7 @@ def _table(plan: Plan, groups: tuple[GroupResult, ...]) -> dict[str, np.ndarray]
     return table | columns
 
 
-def _column(values: list[Any]) -> np.ndarray:
+def _column(values: list[object]) -> np.ndarray:
     """A column of the table: numbers, strings, or objects where types are mixed."""
     if len({type(x) for x in values}) == 1 and isinstance(values[0], (bool, int, float, str)):
         return np.array(values)
@@ -287,7 +287,7 @@ def _last_eval(metrics: Metrics) -> np.ndarray:
     return np.where(there.any(axis=1), returns, np.nan)
 
 
-def _overview(result: SweepResult) -> Any:
+def _overview(result: SweepResult) -> Lines:
     """A row for each combination, over its seeds, the best first; then time and memory."""
     plan, seeds = result.plan, len(result.plan.seeds)
     shown = plan.names or ()
@@ -304,7 +304,7 @@ def _overview(result: SweepResult) -> Any:
     scores = result.table["final_return"].reshape(-1, seeds)
     order = ranking(scores)
     for i in order[:ROWS]:
-        cells: list[Any] = [_text(plan.combinations[i][name]) for name in shown]
+        cells: list[str | Text] = [_text(plan.combinations[i][name]) for name in shown]
         cells += _numbers(scores[i])
         if evaluated:
             cells.append(_numbers(result.table["eval_return"].reshape(-1, seeds)[i])[0])
@@ -343,7 +343,7 @@ def _numbers(row: np.ndarray) -> list[str]:
     return [f"{seen.mean():.1f}", std, f"{seen.min():.1f}", f"{seen.max():.1f}"]
 
 
-def _text(value: Any) -> Text:
+def _text(value: object) -> Text:
     if isinstance(value, float):
         return Text(f"{value:.4g}")
     return Text(str(getattr(value, "__name__", value))[:40])

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,12 +12,15 @@ import numpy as np
 from purerl.accelerator.devices import map_members
 from purerl.accelerator.machine import check_memory, free_memory, program_memory
 from purerl.accelerator.transfer import to_host
+from purerl.records.types import PyTree
 from purerl.sweeps.plan import Group
 from purerl.training.train import TrainOutput, make_train
 
 # Members that a core trains at once, unless memory allows fewer: with more of them their data
 # leaves its caches, and every step takes longer (benchmarks/sweep.py --slices).
 MEMBERS_PER_CORE = 4
+# From key data and hyperparameters to a `TrainOutput`.
+Member = Callable[[PyTree, dict[str, PyTree]], TrainOutput]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class CompiledGroup:
         seconds: of compiling.
     """
 
-    call: Any
+    call: Member
     slice_size: int
     memory: int
     compiled: int
@@ -83,12 +86,12 @@ def _even(num_members: int, largest: int, num_devices: int) -> int:
     return -(-num_members // (num_slices * num_devices))
 
 
-def one_member(group: Group, keep_buffer: bool) -> Any:
+def one_member(group: Group, keep_buffer: bool) -> Member:
     """`train` of a group, from key data; without the buffer in its output unless it is kept."""
     train = make_train(group.config)
 
     def member(key: jax.Array, hyperparams: dict[str, jax.Array]) -> TrainOutput:
-        out: Any = train(jax.random.wrap_key_data(key), hyperparams)
+        out: PyTree = train(jax.random.wrap_key_data(key), hyperparams)
         return out if keep_buffer else out.replace(state=out.state._replace(buffer=None))
 
     return member

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -51,7 +50,7 @@ class Store:
     def save(self, group: int, places: np.ndarray, leaves: list[np.ndarray]) -> None:
         """Writes a slice: indices of members in their group, and the leaves of their outputs."""
         name = f"group-{group:03d}-members-{places[0]:06d}-{places[-1]:06d}.npz"
-        arrays: dict[str, Any] = {f"leaf_{i:03d}": plain_bytes(x) for i, x in enumerate(leaves)}
+        arrays = {f"leaf_{i:03d}": plain_bytes(x) for i, x in enumerate(leaves)}
         arrays = {"places": places, **arrays}
         about = self._about(group)
         write_whole(self.path / name, lambda file: write_arrays(file, about, arrays))
@@ -86,7 +85,7 @@ class Store:
                 stacklevel=4,
             )
 
-    def _about(self, group: int) -> dict[str, Any]:
+    def _about(self, group: int) -> dict[str, object]:
         return {"kind": KIND, "format": FORMAT, "sweep": self.sweep, "group": group}
 
     def _read(
@@ -107,7 +106,7 @@ class Store:
         return places, leaves
 
 
-def open_store(run_dir: str | os.PathLike[str], description: dict[str, Any]) -> Store:
+def open_store(run_dir: str | os.PathLike[str], description: dict[str, object]) -> Store:
     """Opens the store of a sweep, in an empty folder or in the one of the same sweep.
 
     Raises:
@@ -141,7 +140,7 @@ def open_store(run_dir: str | os.PathLike[str], description: dict[str, Any]) -> 
     return store
 
 
-def describe_sweep(plan: Plan, keep_buffer: bool) -> dict[str, Any]:
+def describe_sweep(plan: Plan, keep_buffer: bool) -> dict[str, object]:
     """The identity of a sweep in plain values: equal for the same sweep alone."""
     return {
         "format": FORMAT,

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def cores_lie_idle() -> bool:
     return alone and not asked and num_cores() > 1 and jax.process_count() == 1
 
 
-def pickled(work: Any) -> bytes | None:
+def pickled(work: Callable[[], object]) -> bytes | None:
     """The work and JAX's options, pickled; None where something in it can't be."""
     settings = {name: getattr(jax.config, name) for name in SETTINGS}
     try:

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ from purerl.records.folders import refuse_links
 from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY
 from purerl.runs.view import BEST
 from purerl.sweeps.best import write_best
-from purerl.sweeps.plan import Plan, make_plan
+from purerl.sweeps.plan import Distribution, Plan, make_plan
 from purerl.sweeps.progress import progress
 from purerl.sweeps.result import Effort, GroupResult, SweepResult
 from purerl.sweeps.slices import compile_group, member_shapes, run_slices
@@ -35,11 +34,11 @@ TABLE = "table.csv"  # written by the command
 
 
 def sweep(
-    config: TrainConfig | Mapping[str, Any],
+    config: TrainConfig | Mapping[str, object],
     *,
     seeds: int | Sequence[int] = 1,
-    grid: Mapping[str, Any] | None = None,
-    samples: Mapping[str, Any] | None = None,
+    grid: Mapping[str, object] | None = None,
+    samples: Mapping[str, Distribution] | None = None,
     num_samples: int | None = None,
     key: jax.Array | None = None,
     slice_size: int | None = None,
@@ -114,7 +113,7 @@ def sweep(
     return result
 
 
-def _open(run_dir: Any, description: dict[str, Any]) -> Store:
+def _open(run_dir: str | os.PathLike[str], description: dict[str, object]) -> Store:
     path = check_path("run_dir", run_dir).absolute()
     refuse_links(path, [DESCRIPTION, TABLE], [BEST])
     refuse_links(path / BEST, [CONFIG, METRICS, SUMMARY], [POLICIES])
