@@ -10,10 +10,9 @@ alone. 1,000 iterations are one jitted `lax.scan` into which the state is donate
 full before. Both libraries in one process and interleaved, A B A B; medians, compile time apart.
 
 flashbax's trajectory buffer with sequences of length 1 stores and samples just the same fields, one
-copy of each; its flat buffer would store pairs of steps. purerl stores two more by itself
-(`episode`, `valid`), and `td_error` with priorities. flashbax gives probabilities and leaves the
-importance weights to its user; they are computed here from those as purerl does. All that is
-sampled is added up, so that nothing can be left out.
+copy of each; its flat buffer would store pairs of steps. purerl stores two more fields (`episode`,
+`valid`), and `td_error` with priorities. flashbax returns probabilities, from which the importance
+weights are computed here as purerl does. All samples are summed, so that XLA can't leave any out.
 """
 
 import argparse
@@ -135,7 +134,7 @@ def theirs(size, priorities):
 
 
 def programs(library, size, priorities):
-    """What is timed, by name: bodies of a scan over the state and the sums of what is sampled."""
+    """Timed operations by name: bodies of a scan over the state and the sums of the samples."""
 
     def push(carry, inputs):
         (state, sums), (_, step) = carry, inputs
@@ -165,7 +164,7 @@ def programs(library, size, priorities):
 
 
 def add(sums, values, weight):
-    """Entry by entry and never down to one number: that would take longer than a sample."""
+    """Adds entry by entry: a sum to one number would take longer than a sample."""
     return jax.tree.map(lambda total, x: total + x, sums, (values, weight))
 
 

@@ -1,12 +1,12 @@
-"""What `fit` costs: training in chunks with reports, files and checkpoints, next to one jitted
+"""The overhead of `fit`: training in chunks with reports, files and checkpoints, next to one jitted
 `train`.
 
     python benchmarks/fit.py                         # about ten minutes on two CPU cores
     python benchmarks/fit.py --steps 2_000_000 --checkpoint-every 5 --repeats 3
 
-The very same training, A B A B in one process; the first pair only warms up. Compile time apart:
-`train` is compiled before its clock starts, and of `fit` the time begins where training does and
-ends when it returns, so with every report and with the last checkpoint written. Medians.
+The same training, A B A B in one process; the first pair warms up. Compile time is excluded:
+`train` is compiled before its clock starts, and `fit` is timed from the start of training until it
+returns, with every report and the last checkpoint written. Medians.
 """
 
 import argparse

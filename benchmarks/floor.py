@@ -1,9 +1,9 @@
-"""Where the time of training goes: each part by itself, and the whole over the sum of the floors.
+"""Where the time of training goes: each part alone, and the whole over the sum of the parts.
 
     python benchmarks/floor.py                            # all agents, some 20 minutes
     python benchmarks/floor.py --only ppo-64x128 --seeds 1 --cores 1
 
-In one process and interleaved, medians of several runs, compile time apart:
+In one process and interleaved, medians of several runs, compile time excluded:
 
     environment   steps and resets alone, actions and keys drawn beforehand
     acting        the networks on fixed observations, and the drawing of actions
@@ -13,13 +13,13 @@ In one process and interleaved, medians of several runs, compile time apart:
     update        returns, shuffling or replay, learning
     whole         training
 
-What is above the floor is listed by its share: rollout over environment and acting, update over
-learning, and what the whole has besides. "peak": the share of learning that its matrix products
-and activations would take at the speed that this machine reaches on large ones of their kind.
-"launches" are the operations that the compiled program starts in an update, and how many of them
-for each step of the environments and for each gradient step: the price on a GPU.
-"memory" is what the program holds beyond its inputs, and over the size of the run's state:
-parameters, optimizer, environments and buffer, which for most agents is one rollout.
+The time above the floor is listed by share: rollout over environment and acting, update over
+learning, and the rest of the whole. "peak": the share of learning that its matrix products and
+activations would take at the speed that this machine reaches on large ones of their kind.
+"launches" are the operations that the compiled program starts in an update, and those of each step
+of the environments and of each gradient step: the cost on a GPU. "memory" is that of the program
+beyond its inputs, and over the size of the run's state: parameters, optimizer, environments and
+buffer, which for most agents is one rollout.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def cases(purerl):
 
 
 class Parts:
-    """The parts of a run, `(init, body)` each: init makes a carry of a key, the body is scanned."""
+    """Parts of a run, `(init, body)` each: init makes a carry from a key, the body is scanned."""
 
     def __init__(self, env_name, agent, num_envs, num_steps, num_updates):
         size = num_envs * num_steps
@@ -186,7 +186,7 @@ class Parts:
 
     @property
     def gradient_steps(self):
-        """How many an update makes."""
+        """Gradient steps of an update."""
         agent = self.agent
         if isinstance(agent, purerl.PPO):
             size = self.num_envs * self.num_steps
@@ -197,7 +197,7 @@ class Parts:
 
 
 def all_of(tree):
-    """A number that nothing in the tree can be left out of."""
+    """A number that depends on every leaf of the tree, so that XLA can leave none out."""
     return sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(tree))
 
 
@@ -206,7 +206,7 @@ class Timed:
 
     def __init__(self, start, body, num_updates, keys):
         def scan(states, indices):
-            # The whole final state is returned, so that nothing can be left out.
+            # The whole final state is returned, so that XLA can leave nothing out.
             def one(state):
                 return jax.lax.scan(body, state, indices)
 
@@ -227,10 +227,9 @@ class Timed:
 
 
 def launches(text):
-    """Operations that a compiled program starts, by how often: `{times: operations}`.
+    """Operations that a compiled program starts, by their number of times: `{times: operations}`.
 
-    Tuples, constants and the like are free. What is in a loop of unknown length counts as if it
-    were run once.
+    Tuples, constants and the like are free. Operations in a loop of unknown length count once.
     """
     free = {"parameter", "tuple", "get-tuple-element", "constant", "bitcast"}
     counted = {}
@@ -241,8 +240,8 @@ def launches(text):
 
 
 def peak_seconds(parts, key):
-    """What the gradient steps of an update would take at the machine's best speed for matrix
-    products and for activations."""
+    """Seconds of an update's gradient steps at the machine's best speed for matrix products and
+    for activations."""
     carry = jax.jit(parts.learning_init)(key)
     rows, gradients.ROWS_AT_ONCE = gradients.ROWS_AT_ONCE, sys.maxsize
     cost = jax.jit(parts.one_step).lower(*carry).compile().cost_analysis()  # no loop to count once
@@ -255,7 +254,7 @@ _best = {}
 
 
 def best(name, function, x, work):
-    """Work a second of a compiled function at its best of ten."""
+    """Work per second of a compiled function, the best of ten runs."""
     if name not in _best:
         compiled = jax.jit(function).lower(x).compile()
         times = []

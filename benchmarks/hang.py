@@ -1,11 +1,11 @@
 """Whether vmapped training ends: 30 processes, 16 seeds each, while the cores are kept busy.
 
-    python benchmarks/hang.py                       # as purerl sets things
-    python benchmarks/hang.py --scheduler on        # with XLA's own choice, which hangs on JAX 0.10
+    python benchmarks/hang.py                       # with purerl's settings
+    python benchmarks/hang.py --scheduler on        # with XLA's default, which hangs on JAX 0.10
     python benchmarks/hang.py --layout devices --runs 50 --steps 30000     # sweep, a device a core
     python benchmarks/hang.py --layout devices --threads 2          # with as few threads as devices
 
-All runs compile the same program, so that it is kept on disk between them (not with --no-cache).
+All runs compile the same program, which is kept on disk between them (not with --no-cache).
 
 A process that doesn't end within --limit seconds counts as hung and is killed.
 """

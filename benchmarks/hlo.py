@@ -1,8 +1,8 @@
-"""What a compiled program does, read from its text."""
+"""Operations of a compiled program, read from its text."""
 
 import re
 
-# Branches and loops, by which attribute of theirs names the computations that they run.
+# Branches and loops, with the attributes that name the computations they run.
 INSIDE = {
     "while": r"body=%?([\w.\-]+)",
     "call": r"to_apply=%?([\w.\-]+)",
@@ -13,7 +13,7 @@ INSIDE = {
 def operations(text):
     """The operations that a program starts: `(times, kind, line)` each, fusions as one.
 
-    `times` is how often, by the trip counts of the loops around it; None where one isn't known.
+    `times` is the product of the trip counts of the loops around it; None where one isn't known.
     Both branches of a condition count.
     """
     blocks, name, entry = {}, None, None

@@ -5,10 +5,10 @@
 
 For each case and both trees: the final return (of the last tenth of the run) and the mean return
 over the whole run, its area under the curve; means over the seeds with 95 % bootstrap intervals.
-"higher here": how likely a seed of this tree ends higher than one of the other, with its interval;
-one half says that nothing has changed, and an interval below it that something got worse.
+"higher here": the probability that a seed of this tree ends higher than one of the other, with its
+interval; one half means no change, and an interval below it that something got worse.
 
-Each training is a process of its own, that imports purerl from its tree.
+Each training is a separate process, which imports purerl from its tree.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def cases(purerl):
 
 
 def work(tree, name, num_seeds, file):
-    """Trains, and writes returns and episodes of each update, `[S, U]` both."""
+    """Trains, and writes returns and numbers of episodes of each update, `[S, U]` both."""
     import jax
 
     import purerl
@@ -79,7 +79,7 @@ def unpack(revision, folder):
 
 
 def make_parser(doc):
-    """The arguments of whatever compares this tree with a revision."""
+    """The arguments of a comparison of this tree with a revision."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--against", default="HEAD", help="a revision (HEAD: what isn't committed)")
     parser.add_argument("--only", nargs="+", metavar="CASE", help="such as ppo-4x128")
@@ -88,13 +88,13 @@ def make_parser(doc):
 
 
 def pin(cores):
-    """Leaves this process and those that it starts so many cores; None for all."""
+    """Pins this process and its children to a number of cores; None for all."""
     if cores:
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
 
 
 def chosen(parser, only, known):
-    """The cases that are asked for, or all of them."""
+    """The chosen cases, or all of them."""
     for name in only or ():
         if name not in known:
             parser.error(f"--only: got {name!r}, expected some of {', '.join(known)}")
@@ -119,14 +119,14 @@ def main():
         before = unpack(args.against, folder)
         for name in names:
             old, new = (trained(tree, name, args.seeds, folder) for tree in (before, HERE))
-            for what in ("final", "area"):
-                told = []
-                for scores in (old[what], new[what]):
+            for score in ("final", "area"):
+                cells = []
+                for scores in (old[score], new[score]):
                     low, high = bootstrap_interval(np.mean, scores)
-                    told.append(f"{np.mean(scores):8.1f} [{low:.1f}, {high:.1f}]")
-                p = probability_of_improvement(new[what], old[what])
+                    cells.append(f"{np.mean(scores):8.1f} [{low:.1f}, {high:.1f}]")
+                p = probability_of_improvement(new[score], old[score])
                 print(
-                    f"{name:12} {what:5}  {args.against}: {told[0]}  here: {told[1]}  "
+                    f"{name:12} {score:5}  {args.against}: {cells[0]}  here: {cells[1]}  "
                     f"higher here: {p.value:.2f} [{p.low:.2f}, {p.high:.2f}]",
                     flush=True,
                 )

@@ -1,4 +1,4 @@
-"""purerl, as a program of `peers.py`."""
+"""The program of `peers.py` for purerl."""
 
 from peer_worker import Clock, serve
 
@@ -23,7 +23,7 @@ DQN = {
 
 
 def agent(purerl, case):
-    """The case's agent; what the peers don't have is switched off."""
+    """The case's agent, without features that the peers lack."""
     size = case["num_envs"] * case["num_steps"]
     networks = {"hidden": tuple(case["hidden"]), "activation": case["activation"], "network": "mlp"}
     if case["algorithm"] == "ppo":

@@ -1,4 +1,4 @@
-"""rejax, as a program of `peers.py`."""
+"""The program of `peers.py` for rejax."""
 
 from peer_worker import Clock, serve
 

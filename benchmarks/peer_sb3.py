@@ -1,4 +1,4 @@
-"""Stable-Baselines3 (PyTorch) and its JAX version sbx, as programs of `peers.py`."""
+"""The programs of `peers.py` for Stable-Baselines3 (PyTorch) and its JAX version sbx."""
 
 from peer_worker import Clock, serve
 
@@ -76,7 +76,7 @@ def load(case):
     model = make(case, library, activation, envs(case["num_envs"], 0), 0)
     costs["config"] = clock()
     warm = case.get("fill", 0) + 4 * case["num_envs"] * case["num_steps"]
-    model.learn(min(warm, case["steps"]))  # sbx compiles what it meets
+    model.learn(min(warm, case["steps"]))  # sbx compiles at the first call
     costs["first run"] = clock()
 
     def run(seed):

@@ -1,7 +1,8 @@
-"""What a program of `peers.py` says and hears. Needs nothing but Python.
+"""The protocol of `peers.py` and its programs. Needs nothing but Python.
 
-A program is started with its case as JSON and answers each line of standard input by a line of JSON
-on standard output: first, unasked, what starting has cost; then "run SEED" and "target SEED".
+A program is started with its case as JSON. It first prints the costs of starting, as a line of JSON
+on standard output; then it answers each line of standard input, "run SEED" or "target SEED", by
+another one.
 """
 
 import json
@@ -14,34 +15,34 @@ _started = time.perf_counter()
 
 
 def serve(load):
-    """Loads the case of the command line, then does what it is told until nothing comes any more.
+    """Loads the case of the command line, then answers requests until standard input closes.
 
     Args:
         load: from the case to `(costs, run, target)`. `costs` are seconds of starting by name.
-            `run(seed)` trains and returns a function of nothing that tells the return reached: its
-            time isn't counted. `target(seed)` trains with evaluations and returns the environment
-            steps after which the target return was reached, or None.
+            `run(seed)` trains and returns a function without arguments that returns the return
+            reached, and that isn't timed. `target(seed)` trains with evaluations and returns the
+            environment steps after which the target return was reached, or None.
     """
     case = json.loads(sys.argv[1])
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
     if case["cores"]:
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: case["cores"]]))
 
-    def say(**answer):
+    def send(**answer):
         print(json.dumps(answer), file=answers, flush=True)
 
     costs, run, target = load(case)
-    say(costs={**costs, "start": time.perf_counter() - _started})
+    send(costs={**costs, "start": time.perf_counter() - _started})
     for line in sys.stdin:
-        what, seed = line.split()
-        if what == "target":
-            say(steps=target(int(seed)))
+        request, seed = line.split()
+        if request == "target":
+            send(steps=target(int(seed)))
             continue
         cpu, start = time.process_time(), time.perf_counter()
         reached = run(int(seed))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        say(seconds=seconds, cpu=cpu, megabytes=peak, reached=reached())
+        send(seconds=seconds, cpu=cpu, megabytes=peak, reached=reached())
 
 
 class Clock:

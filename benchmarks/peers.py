@@ -1,19 +1,19 @@
-"""purerl next to what a user would pick instead: rejax, Stable-Baselines3 and sbx.
+"""purerl next to its alternatives: rejax, Stable-Baselines3 and sbx.
 
     python benchmarks/peers.py                          # everything, an hour or two
-    python benchmarks/peers.py --peers rejax            # what needs no PyTorch
+    python benchmarks/peers.py --peers rejax            # without PyTorch
     python benchmarks/peers.py --only ppo-64x128 --repeats 3 --target-seeds 0
 
-Each peer gets a virtual environment of its own, made here, with the versions that it needs, and of
-them the newest. Same environment, networks, batch, epochs and steps. All programs of a case are
-started and compiled first, each a process; then they take turns, A B A B, one running at a time.
-Given are the medians of the runs, and of the ratios of neighbours with their range; what starting
-has cost; the memory that the process has held at most; and the return that the policies reach,
-since speed can be had for learning. "target": environment steps until evaluations reach a return,
-and the seconds that a user waits for it: starting, compiling and the steps at the measured speed.
-These evaluations are each library's own: purerl plays greedily, rejax draws PPO's actions.
+Each peer gets a separate virtual environment, made here, with the newest versions that it allows.
+Same environment, networks, batch, epochs and steps. All programs of a case are started and compiled
+first, each in a process; then they take turns, A B A B, one running at a time. The table has the
+medians of the runs, and of the ratios of neighbours with their range; the costs of starting; the
+peak memory of the process; and the return that the policies reach, since speed can be bought with
+learning. "target": environment steps until evaluations reach a return, and the seconds that a user
+waits for it: starting, compiling and the steps at the measured speed. In these evaluations each
+library acts by its defaults: purerl greedily, rejax by PPO's samples.
 
-Programs are held to one core where the case says so. flashbax is in `buffer.py`.
+Programs are pinned to one core, except in the cases with two. flashbax is in `buffer.py`.
 """
 
 import argparse
@@ -41,8 +41,8 @@ PROGRAMS = {
     "sbx": "peer_sb3.py",
 }
 
-# What all cases have: evaluation of 64 episodes with sampled actions (PPO's exploration is its
-# policy), and no more than one core.
+# Common to all cases: evaluation of 64 episodes with sampled actions (PPO's exploration is its
+# policy), and one core.
 ALL = {"cores": 1, "devices": 1, "episodes": 64, "sampled": True, "evaluate_every": 16_384}
 PPO = ALL | {
     "algorithm": "ppo",
@@ -151,29 +151,29 @@ class Worker:
             text=True,
             env=environment,
         )
-        self.costs = self._heard()["costs"]
+        self.costs = self._receive()["costs"]
         self.runs = []
 
-    def _heard(self):
+    def _receive(self):
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.case['peer']}: the program has ended")
         return json.loads(line)
 
-    def tell(self, what, seed):
-        self.process.stdin.write(f"{what} {seed}\n")
+    def ask(self, request, seed):
+        self.process.stdin.write(f"{request} {seed}\n")
         self.process.stdin.flush()
-        return self._heard()
+        return self._receive()
 
     def run(self, seed):
-        self.runs.append(self.tell("run", seed))
+        self.runs.append(self.ask("run", seed))
 
     def close(self):
         self.process.stdin.close()
         self.process.wait()
 
-    def median(self, what):
-        return statistics.median(run[what] for run in self.runs)
+    def median(self, column):
+        return statistics.median(run[column] for run in self.runs)
 
     @property
     def speed(self):
@@ -181,7 +181,7 @@ class Worker:
 
 
 def programs(name, peers, folder):
-    """Programs of a case by label, purerl's first."""
+    """Programs of a case by label, purerl first."""
     case = CASES[name]
     started = {}
     for peer in VERSUS.get(name, ["purerl", "rejax"]):
@@ -198,7 +198,7 @@ def programs(name, peers, folder):
 
 
 def ratios(ours, theirs):
-    """Our speed over another program's, in each round."""
+    """The speed of purerl over another program's, in each round."""
     scale = ours.case["steps"] / theirs.case["steps"]
     return [
         scale * b["seconds"] / a["seconds"] for a, b in zip(ours.runs, theirs.runs, strict=True)
@@ -209,7 +209,7 @@ def target(program, num_seeds):
     """Median steps and seconds to the target return; None where most seeds don't reach it."""
     if "target" not in program.case or not num_seeds:
         return None
-    steps = [program.tell("target", seed)["steps"] for seed in range(num_seeds)]
+    steps = [program.ask("target", seed)["steps"] for seed in range(num_seeds)]
     reached = sorted(x for x in steps if x is not None)
     if len(reached) <= num_seeds // 2:
         return None

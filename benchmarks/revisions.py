@@ -4,10 +4,10 @@
     python benchmarks/revisions.py --against HEAD~9 --only ppo-4x128 dqn --cores 1
 
 Each case is trained by two processes, one that imports purerl from this tree and one from the
-revision's, which run by turns: one is idle while the other is timed. For each case: environment
-steps a second, medians of the repeats; their ratio, the median of the ratios of two runs that
-followed each other, with its range; the ratio of the time to compile; and of what the compiled
-program holds beyond its inputs.
+revision's, which take turns: one is idle while the other is timed. For each case: environment steps
+a second, medians of the repeats; their ratio, the median of the ratios of consecutive runs, with
+its range; the ratio of the compile times; and that of the compiled programs' memory beyond their
+inputs.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def cases(purerl):
 
 
 def work(tree, name):
-    """A case with the purerl of a tree."""
+    """A case with purerl of a tree."""
     import purerl
 
     if not Path(purerl.__file__).is_relative_to(tree):
@@ -57,7 +57,7 @@ def work(tree, name):
 
 
 def train_by_line(purerl, name):
-    """Compiles, says how long that took and what it holds, and trains once for each line."""
+    """Compiles, prints the time and the memory, and trains once for each line."""
     import jax
 
     env, agent, steps, options = cases(purerl)[name]
@@ -76,17 +76,17 @@ def train_by_line(purerl, name):
 
 
 class Worker:
-    """A process that trains a case, with the purerl of a tree.
+    """A process that trains a case, with purerl of a tree.
 
     Args:
-        script: what it runs, which gets `--work` and the arguments.
-        tree: where it finds purerl.
+        script: the file it runs, with `--work` and the arguments.
+        tree: the folder that purerl is imported from.
         *arguments: further ones.
     """
 
     def __init__(self, script, tree, *arguments):
         command = [sys.executable, script, "--work", *map(str, arguments)]
-        # No compiled programs from before: compiling is timed.
+        # No cache of compiled programs: compiling is timed.
         environment = {**os.environ, "PYTHONPATH": str(tree), "JAX_COMPILATION_CACHE_DIR": ""}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, cwd=tree, **pipes)
@@ -99,7 +99,7 @@ class Worker:
         return json.loads(line)
 
     def seconds(self):
-        """Of one training, from the first step to the last."""
+        """Seconds of one training, from the first step to the last."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self.answer()
@@ -110,7 +110,7 @@ class Worker:
 
 
 def compare(old, new, name, repeats):
-    """The row of a case, of which one worker is compared with another."""
+    """The row of a case: a comparison of two workers."""
     workers = old, new
     times = [(old.seconds(), new.seconds()) for _ in range(repeats)]
     for worker in workers:

@@ -1,19 +1,19 @@
-"""Weak and strong scaling over simulated devices, what they say to each other, and a projection.
+"""Weak and strong scaling over simulated devices, their communication, and a projection.
 
     python benchmarks/scaling.py                     # some five minutes on two idle cores
 
-Measured, the middle one of three processes a row: PPO on CartPole over D = 1, 2, 4, 8 devices that
-XLA makes of one CPU. They share its cores, beyond which nothing gets faster; what is seen is what
-it costs to split the same work: the time of an update over that of one device with all of the
-environments, which uses all cores too. 1 would be no cost.
+Measured, the median of three processes a row: PPO on CartPole over D = 1, 2, 4, 8 devices that XLA
+makes of one CPU. They share its cores, so that more devices than cores aren't faster; the figure is
+the overhead of splitting the same work: the time of an update over that of one device with all of
+the environments, which uses all cores too. 1 is no overhead.
 
 Counted: the collectives of one update and their bytes, in the program that XLA compiled. Neither
 depends on D.
 
 Projected, from the time of one device here at several numbers of environments, a line a + b N, and
 from the links below, which are assumptions: updates per second of 8 to 4,096 devices, the largest
-part of their time, and from which size on they talk for longer than they work. That learning gets
-on as well with larger batches is not claimed: weak scaling makes them D times as large.
+part of their time, and the size from which they communicate for longer than they compute. Weak
+scaling makes batches D times as large; how that changes learning isn't measured here.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from hlo import operations
 DEVICES = (1, 2, 4, 8)
 PROJECTED = (8, 16, 64, 256, 1024, 4096)
 # Assumed, in the order of an H100 node and its network: devices of a node; bytes per second and
-# direction between them and of each one's adapter to other nodes; seconds of an all-reduce of next
-# to nothing within a node, and of a hop between nodes, of which a tree has 2 log2(nodes).
+# direction between them, and of each one's adapter to other nodes; seconds of an all-reduce of few
+# bytes within a node, and of a hop between nodes, of which a tree has 2 log2(nodes).
 NODE, INSIDE, BETWEEN, START, HOP = 8, 450e9, 50e9, 12e-6, 4e-6
 SPEEDUPS = (1, 20)  # the projected device, next to this machine as one device
 
@@ -41,7 +41,7 @@ COLLECTIVES = r"(all-reduce|all-gather|reduce-scatter|collective-permute|all-to-
 
 
 def collectives(text):
-    """Bytes of each collective that one call of a compiled program makes, as often as it does."""
+    """Bytes of each collective in one call of a compiled program, repeated ones included."""
     found = []
     for times, kind, line in operations(text):
         if not re.fullmatch(rf"{COLLECTIVES}(?:-start)?", kind):
@@ -56,7 +56,7 @@ def collectives(text):
 
 
 def measure(num_devices, num_envs, num_steps, repeats):
-    """One row, in this process. Seconds of an update, and the bytes of its collectives."""
+    """Measures one row, in this process: seconds of an update, and bytes of its collectives."""
     import jax
 
     import purerl
@@ -90,7 +90,7 @@ def measure(num_devices, num_envs, num_steps, repeats):
 
 
 def middle_of_three(*row):
-    """The row of a process; of three the one in the middle, since some are slow from end to end."""
+    """The median row of three processes, since some are slow from end to end."""
     return sorted((in_a_process(*row) for _ in range(3)), key=lambda row: row["seconds"])[1]
 
 
@@ -109,8 +109,8 @@ def in_a_process(*row):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def talk(sizes, num_devices):
-    """Seconds of an update's collectives: waiting for the first byte, and for the others."""
+def communication_seconds(sizes, num_devices):
+    """Seconds of an update's collectives: latency, and transfer."""
     inside = min(num_devices, NODE)
     nodes = num_devices // inside
     wait = len(sizes) * (START + 2 * math.ceil(math.log2(nodes)) * HOP)
@@ -120,8 +120,8 @@ def talk(sizes, num_devices):
 
 
 def project(sizes, line, num_envs, num_devices, speedup):
-    """Seconds of an update, in parts."""
-    wait, stream = talk(sizes, num_devices)
+    """Seconds of an update, by part."""
+    wait, stream = communication_seconds(sizes, num_devices)
     a, b = line
     return {
         "steps one after the other": a / speedup,
@@ -132,7 +132,7 @@ def project(sizes, line, num_envs, num_devices, speedup):
 
 
 def fit(points):
-    """Least squares of relative errors: a + b N."""
+    """Fits a + b N by least squares of relative errors."""
     import numpy as np
 
     n, t = np.array(points).T
@@ -153,16 +153,16 @@ def show_projection(rows, sizes, line, total, num_steps):
                 parts = project(sizes, line, share(d), d, speedup)
                 seconds = sum(parts.values())
                 largest = max(parts, key=parts.get)
-                talking = parts["latency of collectives"] + parts["bytes of collectives"]
-                if turned is None and talking > seconds / 2:
+                communication = parts["latency of collectives"] + parts["bytes of collectives"]
+                if turned is None and communication > seconds / 2:
                     turned = d
                 rate = share(d) * d * num_steps / seconds
                 print(
                     f"{d:6,} devices {1 / seconds:10,.1f} updates/s {rate:18,.0f} steps/s"
-                    f"   talking {talking / seconds:4.0%}   most: {largest}"
+                    f"   communication {communication / seconds:4.0%}   largest: {largest}"
                 )
                 rows.append({"kind": kind, "speedup": speedup, "devices": d, **parts})
-            print(f"they talk for longer than they work from {turned or 'beyond 4,096'} devices on")
+            print(f"communication takes more than half from {turned or 'beyond 4,096'} devices on")
 
 
 def main():

@@ -8,12 +8,12 @@
 Variants:
     loop        the jitted train, called for one member after the other (--loop of them)
     vmap        one vmap of all members
-    devices     what sweep does: slices over one device a core (all its time: results on the host)
+    devices     as sweep: slices over one device a core (all its time, with results on the host)
     processes   one process a core, each with its part of the members in slices like sweep's
 
-Each variant has processes of its own, all of them alive at the same time, of which one variant
-works at a time, in turns. Medians; compiling apart. Beside the clock's time that of the processor,
-over all threads, which other work on the machine stretches less.
+Each variant has separate processes; all are alive at the same time, and the variants take turns.
+Medians; compile time excluded. Besides wall-clock time the table has processor time over all
+threads, on which other work on the machine has less influence.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--loop", type=int, default=16, help="members that the loop trains")
     parser.add_argument("--variants", nargs="+", default=["loop", "vmap", "devices"])
-    parser.add_argument("--slices", nargs="+", type=int, help="devices, with so many members each")
+    parser.add_argument("--slices", nargs="+", type=int, help="devices, with slices of these sizes")
     parser.add_argument("--json", help="where to write the figures")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -71,7 +71,7 @@ def main():
 
 
 def start(variant, args):
-    """A variant's processes, compiled and warm."""
+    """The processes of a variant, compiled and warm."""
     cores = len(os.sched_getaffinity(0)) if variant.startswith("processes") else 1
     command = [sys.executable, __file__, "--steps", str(args.steps), "--loop", str(args.loop)]
     processes = [
@@ -89,7 +89,7 @@ def start(variant, args):
 
 
 def work(args):
-    """A process of a variant: on each line that comes in it trains all its members."""
+    """Runs a process of a variant: it trains all its members for each line of standard input."""
     variant, *rest = args.worker.split(":")
     if variant == "processes":
         os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(rest[-1])]})

@@ -1,12 +1,12 @@
-"""What each trick for speed is worth: training with all of them next to training without one.
+"""The gain of each trick for speed: training with all of them next to training without one.
 
     python benchmarks/tricks.py --cores 1                        # all, some half an hour
     python benchmarks/tricks.py --only lean_scan --cases dqn --cores 1
 
-Each pair is two processes that run by turns, one of them with a trick taken out by its plain form.
-A row has environment steps a second without and with the trick, the median of the ratios of two
-runs that followed each other, with its range (above 1 the trick is faster), the ratio of the times
-to compile, and that of what the compiled program holds beyond its inputs.
+Each pair is two processes that take turns, one of them with the plain form in place of a trick. A
+row has environment steps a second without and with the trick, the median of the ratios of
+consecutive runs, with its range (above 1 the trick is faster), the ratio of the compile times, and
+that of the compiled programs' memory beyond their inputs.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def plain_convolution():
 
 
 def no_barriers():
-    """Those in the buffer, the sum tree and the check for NaN; that of the product stays."""
+    """Removes barriers in the buffer, the sum tree and the check for NaN, not in the product."""
     import jax
 
     from purerl.envs import base
@@ -98,7 +98,7 @@ FLAGS = {
 
 
 def work(without, name):
-    """A case without a trick; "nothing" for with all."""
+    """Trains a case without a trick; "nothing" keeps all."""
     if without in FLAGS:
         os.environ["XLA_FLAGS"] = FLAGS[without]
     import purerl

@@ -1,9 +1,9 @@
-"""Sixteen agents learn CartPole at once, each with its own seed.
+"""Sixteen agents learn CartPole at once, each with another seed.
 
     python experiments/cartpole_seeds.py        # about a minute on two CPU cores
 
-One `vmap` over keys: the same program as for one agent, with another axis. Writes
-cartpole_seeds.png: the interquartile mean of the seeds, and each of them.
+One `vmap` over keys: the program of one agent, with one more axis. Writes cartpole_seeds.png: the
+interquartile mean over seeds, and each seed.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Agents compared on classic control, eight seeds each, with the hyperparameters that ship.
+"""Agents compared on classic control, eight seeds each, with purerl's presets.
 
     python experiments/classic_control.py       # about four minutes on two CPU cores
 
 CartPole-v1: PPO, DQN, ActorCritic and REINFORCE; Pendulum-v1: PPO, ActorCritic and DDPG, all over
-the same number of environment steps. Writes a picture of the learning curves for each environment,
-over steps and over seconds, and one of the final returns: intervals, who is probably better than
-whom, and what share of the runs gets how far.
+the same number of environment steps. Writes learning curves for each environment, over steps and
+over seconds, and a comparison of the final returns: intervals, probabilities of improvement, and
+performance profiles.
 """
 
 import argparse
@@ -20,7 +20,7 @@ AGENTS = {
 
 
 def train(env, agent, num_seeds, total_timesteps, folder):
-    """The learning curves of an agent's seeds, trained at once; a killed run is continued."""
+    """Learning curves of an agent's seeds, trained at once; a killed run is continued."""
     config = purerl.preset(env, agent, total_timesteps=total_timesteps)
     run_dir = f"{folder}/{env}-{agent}"
     start = time.perf_counter()

@@ -2,7 +2,7 @@
 
     python experiments/learning_rates.py        # about a minute on two CPU cores
 
-Every float of an agent can be swept by name, and nothing is compiled again for another value.
+Every float of an agent can be swept by name, without compiling again for another value.
 `purerl.sweep` lays the members over all cores. Writes learning_rates.png, the final return by
 learning rate, and learning_rates_curves.png.
 """

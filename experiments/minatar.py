@@ -2,9 +2,9 @@
 
     python experiments/minatar.py               # about six minutes on two CPU cores
 
-All four with what ships for Breakout: a flat network, since a convolution takes four times as long
-on a CPU, and an entropy bonus without which exploration dies. Writes minatar.png, and a GIF of each
-game as the best seed plays it.
+All four with the preset of Breakout: an MLP, since a convolution takes four times as long on a CPU,
+and an entropy bonus, without which exploration stops early. Writes minatar.png, and a GIF of each
+game, played by the best seed.
 """
 
 import argparse

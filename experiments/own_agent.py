@@ -3,8 +3,9 @@
     python experiments/own_agent.py             # about a minute on two CPU cores
 
 An agent is a frozen record of hyperparameters with pure methods. Floats made by `fields.real` are
-traced, so that one program trains several temperatures; integers fix the program. The loop plays,
-counts, keeps NaN out and evaluates. `purerl.check_agent` runs an agent before you train with it.
+traced, so that one program trains several temperatures; integers fix the program. The loop
+does rollouts, metrics, evaluations and the guard against NaN. `purerl.check_agent` tests an agent
+before you train with it.
 
 Advantage-weighted regression (Peng et al. 2019, arXiv:1910.00177) imitates the actions of the last
 rollout, each weighted by exp(advantage / temperature). Prints the return at the end.
@@ -61,7 +62,7 @@ class AWR(purerl.Agent):
         return AWRState(params, self.optimizer(purerl.Clock()).init(params), actor, critic)
 
     def acting(self, state, clock):
-        """Actions `[N, *action_shape]`, and what `update` finds beside them in the buffer."""
+        """Actions `[N, *action_shape]`, and extras for `update`, which are stored too."""
 
         def act(obs, key):
             distribution = state.actor.apply(state.params["actor"], obs)
@@ -105,7 +106,7 @@ class AWR(purerl.Agent):
         def step(carry, _):
             params, opt_state = carry
             (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-            grads = clock.devices.mean(grads)  # of all, where the run is on several
+            grads = clock.devices.mean(grads)  # over all devices of the run
             updates, opt_state = optimizer.update(grads, opt_state)
             return (optax.apply_updates(params, updates), opt_state), {"loss": loss, **losses}
 

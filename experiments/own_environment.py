@@ -3,8 +3,9 @@
     python experiments/own_environment.py       # under a minute on two CPU cores
 
 A frog crosses a river of ten stones. It may hop one stone or leap two; a leap slips back to the
-bank one time in four. Reward 1 across the river, and -0.01 a move. Value iteration says: leap from
-the first three stones, where little is lost, and hop from then on. So does what is learned.
+bank one time in four. Reward 1 across the river, and -0.01 a move. By value iteration the
+optimal policy leaps from the first three stones, where little is lost, and then hops. So does the
+learned one.
 """
 
 from typing import NamedTuple
@@ -52,7 +53,7 @@ river = purerl.Env(
 
 
 class Table(purerl.Actor):
-    """One logit a stone and action: a policy that is a table."""
+    """One logit for each stone and action: a tabular policy."""
 
     @nn.compact
     def create_network(self, obs):
@@ -60,7 +61,7 @@ class Table(purerl.Actor):
 
 
 def main(total_timesteps=50_000, picture="own_environment.png"):
-    purerl.check_env(river)  # says what is wrong with an environment before anything is trained
+    purerl.check_env(river)  # raises for mistakes in an environment, before training
     config = purerl.TrainConfig(
         env=river,
         agent=purerl.PPO(actor=Table, lr=1e-2),

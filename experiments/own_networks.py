@@ -2,8 +2,8 @@
 
     python experiments/own_networks.py          # about two minutes on two CPU cores
 
-PPO learns Breakout-MinAtar, 10 x 10 cells of 4 channels, and DDPG Pendulum-v1. An agent takes the
-classes themselves; what their `create_network` returns is checked before anything is compiled.
+PPO learns Breakout-MinAtar, 10 x 10 cells of 4 channels, and DDPG Pendulum-v1. An agent takes
+the classes, not instances; the outputs of `create_network` are checked before anything is compiled.
 Writes a picture of the learning curves of each.
 """
 
@@ -30,7 +30,7 @@ def convolve(x, features, size):
 
 
 class PixelActor(purerl.Actor):
-    """Logits: two layers of convolution and one of neurons."""
+    """Logits: two convolutions and a dense layer."""
 
     @nn.compact
     def create_network(self, obs):  # [B, 10, 10, 4]
@@ -41,7 +41,7 @@ class PixelActor(purerl.Actor):
 
 
 class FlatCritic(purerl.Critic):
-    """V(s). A network may be of another kind than the actor's: this one sees no neighbours."""
+    """V(s), by another kind of network than the actor's: an MLP."""
 
     @nn.compact
     def create_network(self, obs):
@@ -52,7 +52,7 @@ class FlatCritic(purerl.Critic):
 
 
 class Torque(purerl.Actor):
-    """An action and no distribution; tanh and the scale of the action space come after it."""
+    """A deterministic action; tanh and the scale of the action space are applied to it."""
 
     distribution = None
 
@@ -60,7 +60,7 @@ class Torque(purerl.Actor):
     def create_network(self, obs):
         x = nn.relu(nn.Dense(64)(obs))
         x = nn.relu(nn.Dense(64)(x))
-        # Small at first, or tanh is flat where learning starts.
+        # Small at first, so that tanh doesn't saturate.
         return nn.Dense(self.action_dim, kernel_init=nn.initializers.normal(1e-2))(x)
 
 
@@ -102,7 +102,7 @@ def main(steps=200_000, num_seeds=2):
     pendulum = purerl.TrainConfig(
         env="Pendulum-v1",
         agent=purerl.DDPG(actor=Torque, critic=LateAction, gamma=0.95, gradient_steps=4),
-        num_envs=4,  # with 4 gradient steps after each of their steps: one to every transition
+        num_envs=4,  # with 4 gradient steps after each step of all: one a transition
         total_timesteps=max(steps // 10, 4_000),
     )
     return (

@@ -1,16 +1,16 @@
-"""The worth of prioritised replay: DQN with and without it, side by side.
+"""The gain of prioritised replay: DQN with and without it, side by side.
 
     python experiments/priorities.py            # about a minute on two CPU cores
 
 FrozenLake is 16 cells of ice on which two steps of three slip aside. The only reward is 1 at the
-goal, so early on few transitions say anything, and sampling in proportion to the error should
-favour them. All but the sampling is the same in both runs, the seeds too. Writes a PNG.
+goal, so that early on few transitions are informative, and sampling in proportion to the TD error
+should favour them. Only the sampling differs between the two runs. Writes a PNG.
 
-FrozenLake was chosen because the difference shows there, out of five environments that were tried;
-the default seeds are others than it was chosen on. In Catch and FourRooms priorities were ahead
-early and level at the end, MountainCar taught neither anything, and in DeepSea of size 10 they made
-no clear difference with the default `beta`: 14 of 24 seeds found the treasure, 12 without them, and
-22 with `beta=0, anneal_beta=False`.
+FrozenLake was chosen out of five environments because it shows a difference; the default seeds are
+others than those it was chosen on. In Catch and FourRooms priorities were ahead early and level at
+the end, MountainCar was learned by neither, and in DeepSea of size 10 they made no clear difference
+with the default `beta`: 14 of 24 seeds found the treasure, 12 without them, and 22 with
+`beta=0, anneal_beta=False`.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def train(priority_sampling, num_seeds, total_timesteps, key):
 
 
 def report(curves):
-    """Prints each seed's mean over the whole run and at its end, and what priorities gain."""
+    """Prints each seed's mean over the whole run and at its end, and the gain by priorities."""
     late = NUM_BINS // 5
     over_run = {kind: curve.mean(axis=1) for kind, curve in curves.items()}
     at_end = {kind: curve[:, -late:].mean(axis=1) for kind, curve in curves.items()}
@@ -72,7 +72,7 @@ def plot(curves, steps, path):
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    # Dark and light, whole and broken: it can be read in grey too.
+    # Dark and light, solid and dashed: legible in grey too.
     styles = {
         "priorities": {"color": "#0b3c74", "linestyle": "-", "label": "by priority"},
         "uniform": {"color": "#d9822b", "linestyle": "--", "label": "uniformly"},

@@ -2,8 +2,8 @@
 
     python experiments/seed_system.py           # about a minute on two CPU cores
 
-Each chapter is a function that prints lines which begin with its name, and returns what it made.
-The budgets are tiny: enough to see that something is learned, and not to compare agents by.
+Each chapter is a function that prints lines with its name, and returns its results. The budgets are
+tiny: enough to see learning, not to compare agents.
 """
 
 import flax.linen as nn
@@ -29,7 +29,7 @@ class MyActor(purerl.Actor):
 
 
 class MyDeterministicActor(MyActor):
-    """The same network, its output the action: the policy of DDPG."""
+    """The same network with the action as its output: the policy of DDPG."""
 
     distribution = None
 
@@ -44,7 +44,7 @@ class MyVCritic(purerl.Critic):
 
 
 class MyQCritic(purerl.Critic):
-    """Q(s, a): it is a Q critic because it takes the action, one-hot where that is discrete."""
+    """Q(s, a): a Q critic by its parameter `action`, one-hot where that is discrete."""
 
     @nn.compact
     def create_network(self, obs, action):
@@ -72,7 +72,7 @@ def report(name, metrics):
 
 
 def chapter_buffer():
-    """A buffer is a spec; what it holds is a state that its methods take and return."""
+    """A buffer is a spec; its contents are a state that its methods take and return."""
     num_envs, num_steps = 4, 3
     buffer = purerl.Buffer(maxlen=32, priority_sampling=True, gamma=0.99, lam=0.95)
 
@@ -87,7 +87,7 @@ def chapter_buffer():
         truncated=never,
         episode=jnp.zeros_like(time),
         valid=~never,
-        # What `update` needs of the action.
+        # Extras of the action, for `update`.
         extras={"value": jnp.zeros(time.shape), "log_prob": jnp.zeros(time.shape)},
     )
     example = jax.tree.map(lambda x: x[0], steps)
@@ -97,7 +97,7 @@ def chapter_buffer():
     state = buffer.push(state, steps)
     print(f"buffer: {int(state.size)} of {buffer.num_rows(num_envs)} rows written")
     entries = buffer.read(state)
-    # What follows from the critic's values is computed when it is asked for.
+    # Entries that follow from the critic's values are computed on request.
     entries |= rollout.path_entries(full, next_value=jnp.zeros((num_steps, num_envs)))
     for name, entry in entries.items():
         print(f"buffer: entry {name} {entry.shape} {entry.dtype}")
@@ -113,7 +113,7 @@ def chapter_buffer():
 
 
 def chapter_run():
-    """One loop for every agent; what an argument leaves out, the agent decides."""
+    """One loop for every agent, which sets the default of an argument that is left out."""
     state, metrics = train(
         "Pendulum-v1",
         purerl.DDPG(batch_size=64),
@@ -121,20 +121,20 @@ def chapter_run():
         num_envs=4,
         total_timesteps=2_000,  # at most; max_episodes comes first
         max_episodes=16,
-        max_episode_steps=50,  # truncates, which is not a death
+        max_episode_steps=50,  # a time limit: truncates, doesn't terminate
         update_every=2,  # steps of each environment between updates
         update_after=200,  # steps before anything is learned
-        rewarder=purerl.Scale(0.1),  # the agent learns from this, episode_return is as it was
+        rewarder=purerl.Scale(0.1),  # for learning; episode_return stays unscaled
         noise=purerl.OrnsteinUhlenbeckNoise(noise_decay=0.9),
         action_processor=lambda action: jnp.clip(action, -1.5, 1.5),
         normalize_obs=True,
         skip_frames=2,  # each action twice
         reset_each_episode=False,
-        wait_end_path=False,  # rollouts go on where the last one stopped
+        wait_end_path=False,  # rollouts continue where the last one stopped
         eval_every=20,
         eval_max_episodes=4,
         eval_max_episode_steps=50,
-        num_devices=1,  # the environments of one agent can lie on several
+        num_devices=1,  # the environments of one agent can be spread over several
         stop_if_nonfinite=False,  # an update that yields NaN is skipped and counted
         log_every=1,  # updates in each row of metrics
     )
@@ -147,7 +147,7 @@ def chapter_run():
 
 
 def chapter_networks():
-    """The classes themselves go in, and what they return is checked before anything is trained."""
+    """Networks are passed as classes; their outputs are checked before training."""
     agent = purerl.PPO(actor=MyActor, critic=MyVCritic)
     spec = purerl.make("CartPole-v1").spec
     state = agent.init(KEY, spec)
@@ -172,7 +172,7 @@ def chapter_reinforce():
 
 
 def chapter_actor_critic():
-    """The same agent with a V critic and with a Q critic: which one, the class says."""
+    """The same agent with a V critic and with a Q critic, by the parameters of `create_network`."""
     results = {}
     for name, critic in (("V", MyVCritic), ("Q", MyQCritic)):
         agent = purerl.ActorCritic(actor=MyActor, critic=critic, lr=3e-3)
@@ -188,7 +188,7 @@ def chapter_ppo():
 
 
 def chapter_ddpg():
-    """Off-policy: it learns from what the buffer kept, and explores by noise."""
+    """Off-policy learning from a replay buffer, with exploration noise."""
     agent = purerl.DDPG(actor=MyDeterministicActor, critic=MyQCritic, gamma=0.95, gradient_steps=4)
     noise = purerl.GaussianNoise(sigma=0.2)
     _, metrics = train("Pendulum-v1", agent, total_timesteps=16_000, noise=noise)

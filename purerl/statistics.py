@@ -1,44 +1,45 @@
-"""What few seeds tell: robust means with their intervals, and comparisons. Plain numpy.
+"""Statistics of few seeds: robust means with their intervals, and comparisons. Plain numpy.
 
 After Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
-Scores are an array with an axis of seeds first; where there are several environments, a list of
-such arrays, one each. A seed without a number has NaN.
+Scores are an array `[S, ...]` over seeds; for several environments a list of such arrays, one
+each. A seed without a score has NaN.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import INT64, check_count
 
-Scores = np.ndarray | Sequence[Any]
+Scores = np.ndarray | Sequence[ArrayLike]
 Seed = np.random.Generator | int
 Interval = tuple[np.ndarray, np.ndarray]
 
-# Numbers that the bootstrap holds in one array; it goes on in chunks beyond.
+# Largest array of the bootstrap, in numbers; more are computed in chunks.
 CHUNK = 2**21
 
 
 class Estimate(NamedTuple):
-    """A statistic, and the two ends of its confidence interval; arrays of one shape."""
+    """A statistic, and the two ends of its confidence interval; arrays of equal shapes."""
 
     value: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
 
-def iqm(scores: Any, axis: int | None = None) -> np.ndarray:
-    """The interquartile mean: of the middle half of the scores.
+def iqm(scores: ArrayLike, axis: int | None = None) -> np.ndarray:
+    """The interquartile mean: the mean of the middle half of the scores.
 
     Of n scores, n // 4 are left out at each end, as by `scipy.stats.trim_mean` with 0.25: none of
     fewer than four, and where n is no multiple of four somewhat more than half of them count. NaN
-    is no score: n counts the others.
+    is left out first.
 
     Args:
         scores: `[...]`.
-        axis: the one that is reduced; None for all of them.
+        axis: the axis that is reduced; None for all.
 
     Returns:
         float64, NaN where there is no score.
@@ -56,7 +57,7 @@ def iqm(scores: Any, axis: int | None = None) -> np.ndarray:
 
 
 def bootstrap_interval(
-    statistic: Callable[..., Any],
+    statistic: Callable[..., ArrayLike],
     scores: Scores,
     *,
     num_samples: int = 2000,
@@ -65,25 +66,25 @@ def bootstrap_interval(
 ) -> Interval:
     """A confidence interval by the stratified bootstrap, percentile method.
 
-    Seeds are drawn with replacement, each with all that it scored, within each environment as many
-    as it has. Of very few seeds (of one at all) the interval is too narrow: they can't tell what
-    other seeds would do.
+    Seeds are drawn with replacement, each with all its scores, and from each environment as many as
+    it has. With very few seeds the interval is too narrow, since they cover too little of the
+    spread over seeds; with a single one its width is 0.
 
     Args:
         statistic: called as `statistic(x, axis=1)` with `x` `[n, S, ...]`, the seeds of all
-            environments in one axis, to reduce that axis; such as `iqm` or `numpy.mean`. What is
-            NaN of it doesn't count.
+            environments in one axis, to reduce that axis; such as `iqm` or `numpy.mean`. Its NaNs
+            are left out.
         scores: `[S, ...]`, such as final returns `[S]` or curves `[S, U]`; or a list of arrays
             `[S_e, ...]`, one for each environment.
-        num_samples: how many times seeds are drawn.
-        confidence: the interval's, between 0 and 1.
-        rng: a `numpy.random.Generator`, or the seed of one.
+        num_samples: number of bootstrap samples.
+        confidence: between 0 and 1.
+        rng: a `numpy.random.Generator`, or its seed.
 
     Returns:
-        Its low and its high ends, `[...]` float64 each; NaN where the statistic is.
+        The low and the high ends, `[...]` float64 each; NaN where the statistic is.
 
     Raises:
-        ConfigError: no scores, scores that don't fit each other, or an argument out of its range.
+        ConfigError: no scores, incompatible shapes, or an argument out of its range.
     """
     _check(num_samples, confidence, rng)
     if not callable(statistic):
@@ -110,16 +111,17 @@ def probability_of_improvement(
     confidence: float = 0.95,
     rng: Seed = 0,
 ) -> Estimate:
-    """How likely a run of X scores higher than one of Y, a tie being half: the mean over
+    """The probability that a run of X scores higher than one of Y, a tie being half: the mean over
     environments of Mann and Whitney's U / (m n).
 
     Args:
         x, y: `[m]` and `[n]` scores, or lists of them, one for each environment, in the same
-            order. NaN is no score.
-        num_samples, confidence, rng: as of `bootstrap_interval`; runs of X and Y are drawn apart.
+            order. NaN is left out.
+        num_samples, confidence, rng: as of `bootstrap_interval`; runs of X and Y are drawn
+            independently.
 
     Raises:
-        ConfigError: no scores, other environments in X than in Y, or as `bootstrap_interval`.
+        ConfigError: no scores, unequal numbers of environments, or as `bootstrap_interval`.
     """
     _check(num_samples, confidence, rng)
     xs, ys = _seen(x), _seen(y)
@@ -130,7 +132,7 @@ def probability_of_improvement(
     for a, b in zip(xs, ys, strict=True):
         better = (a[:, None] > b) + 0.5 * (a[:, None] == b)
         value += better.mean() / len(xs)
-        # How often each run is drawn tells as much as which ones are.
+        # Counts of the draws suffice: the mean doesn't depend on their order.
         of_a = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), num_samples)
         of_b = rng.multinomial(len(b), np.full(len(b), 1 / len(b)), num_samples)
         drawn += np.sum((of_a @ better) * of_b, axis=1) / better.size / len(xs)
@@ -140,7 +142,7 @@ def probability_of_improvement(
 
 def performance_profile(
     scores: Scores,
-    thresholds: Any,
+    thresholds: ArrayLike,
     *,
     num_samples: int = 2000,
     confidence: float = 0.95,
@@ -149,7 +151,7 @@ def performance_profile(
     """The share of runs that score above each threshold, the mean over environments.
 
     Args:
-        scores: `[S]`, or a list of them, one for each environment. NaN is no score.
+        scores: `[S]`, or a list of them, one for each environment. NaN is left out.
         thresholds: `[T]`.
         num_samples, confidence, rng: as of `bootstrap_interval`.
 
@@ -171,18 +173,18 @@ def performance_profile(
 
 
 def bin_curves(
-    x: Any, returns: Any, num_episodes: Any, num_bins: int = 100
+    x: ArrayLike, returns: ArrayLike, num_episodes: ArrayLike, num_bins: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Curves without gaps, of few points: the mean return of the episodes of each bin.
+    """Bins curves: the mean return of the episodes of each bin, without gaps.
 
     Each episode counts once. A bin in which a seed ended no episode has the seed's value of the
     bin before; NaN before its first episode.
 
     Args:
         x: `[U]`, environment steps or seconds after each update.
-        returns: `[S, U]`, of the episodes that ended in each update: their mean, NaN where none.
-        num_episodes: `[S, U]`, how many ended.
-        num_bins: how many bins the updates are put into, equally; at most U are made.
+        returns: `[S, U]`, mean return of the episodes that ended in each update, NaN where none.
+        num_episodes: `[S, U]`, number of episodes that ended.
+        num_bins: number of bins, of equally many updates; at most U are made.
 
     Returns:
         x at the bins' ends, `[bins]`, and the curves, `[S, bins]` float64.
@@ -196,13 +198,15 @@ def bin_curves(
     return np.asarray(x)[edges[1:] - 1], np.take_along_axis(_ratio(total, count), latest, axis=1)
 
 
-def final_returns(returns: Any, num_episodes: Any, num_updates: Any = None) -> np.ndarray:
+def final_returns(
+    returns: ArrayLike, num_episodes: ArrayLike, num_updates: ArrayLike | None = None
+) -> np.ndarray:
     """Each seed's mean return over the last tenth of its updates, or rows of metrics (rounded up),
     each episode counted once.
 
     Args:
         returns, num_episodes: `[S, U]`, as of `bin_curves`.
-        num_updates: `[S]`, how many of the U each seed ran; None for all.
+        num_updates: `[S]`, updates of the U that each seed ran; None for all.
 
     Returns:
         `[S]` float64, NaN where no episode ended.
@@ -216,8 +220,8 @@ def final_returns(returns: Any, num_episodes: Any, num_updates: Any = None) -> n
     return _ratio(total.sum(axis=1), count.sum(axis=1))
 
 
-def _totals(returns: Any, num_episodes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of the episodes' returns, and how many episodes they are of."""
+def _totals(returns: ArrayLike, num_episodes: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of the episodes' returns, and the numbers of these episodes."""
     returns = np.asarray(returns, np.float64)
     count = np.where(np.isfinite(returns), num_episodes, 0)
     return np.where(count > 0, returns, 0.0) * count, count
@@ -228,10 +232,13 @@ def _ratio(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def _distribution(
-    statistic: Callable[..., Any], strata: list[np.ndarray], seeds: np.ndarray, num_samples: int
+    statistic: Callable[..., ArrayLike],
+    strata: list[np.ndarray],
+    seeds: np.ndarray,
+    num_samples: int,
 ) -> np.ndarray:
-    """The statistic `[num_samples, C]` of strata `[S_e, C]`, drawn anew each time."""
-    rngs = [np.random.default_rng(seed) for seed in seeds]  # chunks don't change what is drawn
+    """The statistic `[num_samples, C]` of bootstrap samples of strata `[S_e, C]`."""
+    rngs = [np.random.default_rng(seed) for seed in seeds]  # so that chunks don't change the draws
     size = max(1, CHUNK // sum(x.size for x in strata))
     parts = []
     for start in range(0, num_samples, size):
@@ -245,7 +252,7 @@ def _distribution(
 
 
 def _quantiles(drawn: np.ndarray, confidence: float) -> np.ndarray:
-    """Both ends `[2, C]` of the middle share of `[n, C]`, without NaN."""
+    """Both ends `[2, C]` of the central interval of `[n, C]`, NaN left out."""
     shares = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
     ends = np.quantile(drawn, shares, axis=0)
     for column in np.flatnonzero(np.isnan(ends[0])):
@@ -255,7 +262,7 @@ def _quantiles(drawn: np.ndarray, confidence: float) -> np.ndarray:
 
 
 def _strata(scores: Scores) -> list[np.ndarray]:
-    """Scores as a list of arrays, one for each environment, that fit each other."""
+    """Scores as a list of arrays, one for each environment. Raises ConfigError."""
     several = isinstance(scores, (list, tuple)) and any(np.ndim(x) > 0 for x in scores)
     try:
         strata = [np.asarray(x, np.float64) for x in (scores if several else [scores])]
@@ -280,7 +287,7 @@ def _seen(scores: Scores) -> list[np.ndarray]:
     return _strata([x[~np.isnan(x)] for x in strata])
 
 
-def _check(num_samples: int, confidence: float, rng: Any) -> None:
+def _check(num_samples: int, confidence: float, rng: object) -> None:
     check_count("num_samples", num_samples)
     if not isinstance(rng, np.random.Generator):
         check_count("rng", rng, at_least=0, at_most=INT64)

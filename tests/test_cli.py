@@ -22,7 +22,7 @@ from kit.quick import quick_jit
 from rich.console import Console
 
 import purerl
-from purerl.cli import COMMANDS, Parser, listing, training
+from purerl.cli import COMMANDS, Parser, listing, sweeping, training
 from purerl.cli.flags import add_config_flags, config_from, list_flags, literal
 from purerl.cli.terminal import lasting_output, new_console
 from purerl.experience.metrics import Metrics
@@ -183,6 +183,16 @@ def test_sweep_shows_the_best_and_leaves_a_table(command):
     assert (code, "swept holds a sweep without a best agent" in err) == (1, True)
 
 
+def test_a_sweep_that_is_interrupted_names_its_folder(command, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "sweep", interrupted)
+    code, out, err = command("sweep", "CartPole-v1", "--grid", "lr=0.0,1e-3")
+    assert (code, err) == (130, "")
+    assert "To continue, repeat the command with\n  --run-dir runs/CartPole-v1-ppo-sweep-1\n" in out
+
+
 def test_lists(command):
     code, out, _ = command("envs")
     assert code == 0
@@ -190,6 +200,9 @@ def test_lists(command):
         assert name in out
     assert re.search(r"CartPole-v1 +\(4,\) +Discrete\(2\) +500", out)
     assert re.search(r"MNISTBandit-bsuite +it wants to", out)
+    _, out, _ = command("envs", "CartPole-v1")
+    assert "CartPole-v1: observations Box(4,), actions Discrete(2), time limit 500\n" in out
+    assert re.search(r"--env.gravity +9.8 +hyperparameter", out)
     _, out, _ = command("agents")
     assert all(name in out for name in purerl.AGENTS)
     _, out, _ = command("agents", "dqn")
@@ -203,7 +216,7 @@ def test_bench_measures(command):
     argv = ("bench", "CartPole-v1", "--total-timesteps", 1024, "--repeats", 2)
     code, out, _ = command(*argv)
     assert code == 0
-    assert re.search(r"PPO, 1 seeds: [\d,]+ steps/s over all seeds \(median of 2", out)
+    assert re.search(r"PPO, 1 seed: [\d,]+ steps/s over all seeds \(median of 2", out)
 
 
 OWN = """
@@ -732,7 +745,10 @@ MISTAKES = [
     ("train CartPole-v1 --config /dev/zero", "can't read /dev/zero: it is a device, expected a"),
     ("train nowhere:Env", "can't import 'nowhere' of 'nowhere:Env'"),
     ("train", "ENV: missing, expected an environment"),
+    ("train CartPole-v1 --gravity 1.6", "listed by --help, the environment's by purerl envs ENV"),
     ("sweep CartPole-v1 --grid learnin_rate=1,2", "did you mean 'lr'"),
+    ("sweep CartPole-v1 --grid gravity=4.9,9.8", "did you mean 'env.gravity'?"),
+    ("sweep CartPole-v1 --grid env.gravty=4.9,9.8", "did you mean 'env.gravity'"),
     ("sweep CartPole-v1 --samples lr=loguniform(1,2)", "did you mean 'log_uniform'"),
     ("sweep CartPole-v1", "--grid: missing"),
     ("plot --x hours", "--x: got 'hours', expected steps or seconds"),
@@ -763,6 +779,7 @@ def test_mistakes_are_one_line_and_exit_code_2(line, message, command):
     assert message in err
     assert err.startswith("purerl: ")
     assert err.count("\n") == 1
+    assert not list(pathlib.Path("runs").glob("*-ppo-*"))  # no folder of a run that never began
 
 
 FAILURES = [

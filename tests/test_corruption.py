@@ -30,10 +30,10 @@ from kit.folders import contents
 from kit.quick import quick_jit
 
 import purerl
+from purerl.accelerator.transfer import is_key
 from purerl.records.files import sealed, unsealed
 from purerl.runs import fit as host_fit
 from purerl.runs.chunks import Program
-from purerl.accelerator.transfer import is_key
 from purerl.sweeps import slices
 from purerl.sweeps import sweep as host_sweep
 from purerl.training.describe import describe

@@ -20,31 +20,32 @@ from purerl.records.errors import ConfigError, RunError, suggest
 from purerl.training.check import AgentError
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
-# Set to anything, an error that nobody has foreseen is shown with where it came from.
+# Environment variable: where it is set, unexpected errors are shown with their traceback.
 TRACEBACK = "PURERL_TRACEBACK"
-# Where each command is, and what it is for.
+# The module and the description of each command.
 COMMANDS = {
     "train": ("training", "train an agent, with several seeds at once"),
-    "resume": ("training", "go on with a run that was stopped, or make it longer"),
+    "resume": ("training", "continue a run that was stopped, or train it for longer"),
     "sweep": ("sweeping", "train over seeds and hyperparameters"),
-    "eval": ("playing", "play episodes with what a run has learned"),
-    "render": ("playing", "draw an episode as a GIF"),
+    "eval": ("playing", "evaluate the policies of a run"),
+    "render": ("playing", "render an episode as a GIF"),
     "export": ("playing", "write a policy that runs without purerl"),
     "plot": ("pictures", "learning curves of runs, or their comparison"),
     "envs": ("listing", "list the environments"),
     "agents": ("listing", "list the agents, and their hyperparameters"),
     "presets": ("listing", "list the hyperparameters that ship with the package"),
-    "check-env": ("listing", "say what is wrong with an environment"),
+    "check-env": ("listing", "check an environment for mistakes"),
     "bench": ("listing", "measure how fast training is here"),
 }
 
 
 class UsageError(Exception):
-    """A command line that can't be understood."""
+    """An invalid command line."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Mistakes in one line, with the nearest right spelling of a flag; no abbreviations."""
+    """A parser with errors of one line, which have the nearest right spelling of a flag, and
+    without abbreviations."""
 
     def __init__(self, prog: str | None = None, description: str | None = None) -> None:
         form = argparse.RawDescriptionHelpFormatter
@@ -54,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The arguments, all of which have to be known. Raises UsageError."""
+        """Parses arguments. Raises UsageError, also for unknown ones."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
             is_flag = unknown[0].startswith("--")
@@ -69,7 +70,8 @@ class Parser(argparse.ArgumentParser):
         spelled = {flag.lstrip("-").replace("-", "_"): flag for flag in known}
         hint = suggest(word.lstrip("-").replace("-", "_"), spelled)
         if hint.startswith("known: "):
-            return "known ones are listed by --help"
+            params = ", the environment's by purerl envs ENV" if "--env.NAME" in known else ""
+            return f"known ones are listed by --help{params}"
         return re.sub(r"'(\w[\w.]*)'", lambda name: repr(spelled[name[1]]), hint)
 
 
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None for those of the process.
 
     Returns:
-        The exit code: 0; 1 where a file or folder fails, or an environment is found wrong; 2 for a
+        The exit code: 0; 1 where a file or folder fails, or an environment is invalid; 2 for a
         mistake in the arguments; 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -88,22 +90,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         except (RunError, EnvError, AgentError) as error:
-            return _tell(error, FAILED)
+            return _fail(error, FAILED)
         except (ConfigError, UsageError) as error:
-            return _tell(error, USAGE_ERROR)
+            return _fail(error, USAGE_ERROR)
         except KeyboardInterrupt:
-            return _tell("interrupted", INTERRUPTED)
+            return _fail("interrupted", INTERRUPTED)
         except BrokenPipeError:  # such as | head
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
         except Exception as error:
             if TRACEBACK in os.environ:
                 raise
-            return _tell(_unforeseen(error), FAILED)
+            return _fail(_unforeseen(error), FAILED)
 
 
 def _unforeseen(error: Exception) -> str:
-    """An error that is nobody's sentence: of the system, of a user's code, or a bug."""
+    """The message of an unexpected error: of the system, of the user's code, or a bug."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return f"out of memory: {str(error) or 'no more is to be had'}"[:300]
     if isinstance(error, OSError) and error.strerror:
@@ -117,8 +119,8 @@ def _unforeseen(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _importing_from_here(argv: Sequence[str]) -> Iterator[None]:
-    """Finds the modules of the working directory, as `python -m` does, where an argument names an
-    environment in one: `module:name`. Elsewhere they would stand in for packages of their names."""
+    """Imports from the working directory too, as `python -m` does, where an argument names an
+    environment in a module: `module:name`. Otherwise files there could shadow packages."""
     named = any(re.search(r"^(--env=)?[^\W\d][\w.]*:[^\W\d]\w*$", word) for word in argv)
     if not named or "" in sys.path:
         yield
@@ -157,19 +159,18 @@ def _help() -> None:
     print("usage: purerl COMMAND ...\n\nReinforcement learning, whole on the accelerator.\n")
     for name, (_, text) in COMMANDS.items():
         print(f"  {name:<10} {text}")
-    print("\npurerl COMMAND --help says more. For a start: purerl train CartPole-v1 --seeds 8")
+    print("\npurerl COMMAND --help lists flags. For a start: purerl train CartPole-v1 --seeds 8")
 
 
-def _tell(error: Any, code: int) -> int:
+def _fail(error: Exception | str, code: int) -> int:
     text = " ".join(str(error).split())
     print(f"purerl: {text}", file=sys.stderr)
     return code
 
 
 def _use_compile_cache() -> None:
-    """Keeps compiled programs on disk, so that the second run starts at once.
-
-    JAX_COMPILATION_CACHE_DIR says where; where it is empty, nowhere.
+    """Keeps compiled programs on disk, so that the second run starts at once: in
+    JAX_COMPILATION_CACHE_DIR, nowhere where that is empty, by default in the user's cache.
     """
     settings: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not settings.jax_compilation_cache_dir:
@@ -180,9 +181,9 @@ def _use_compile_cache() -> None:
 
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Prints warnings in one line each, without the source line that raised them."""
+    """Prints warnings in one line each, without their source line."""
 
-    def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if issubclass(category, UserWarning):
             print(f"purerl: {' '.join(str(message).split())}", file=sys.stderr)
 

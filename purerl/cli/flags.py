@@ -1,4 +1,4 @@
-"""Every field of a config as a flag of the command line, made from the records themselves."""
+"""Flags of the command line, one for each field of a config, made from the records."""
 
 import argparse
 import dataclasses
@@ -19,10 +19,12 @@ from purerl.runs.view import env_name, is_code, named_env, read_toml
 from purerl.training.config import TrainConfig
 from purerl.training.presets import find_preset
 
-# Parts that are chosen by name, upon which their fields become flags.
+# Parts that are chosen by name; the fields of the chosen ones become flags.
 PARTS: dict[str, Mapping[str, type]] = {"agent": AGENTS, "noise": NOISES, "rewarder": REWARDERS}
 MOST_SEEDS = 2**20
-# Functions and classes, which a word can't stand for.
+# A config in plain values, as in TOML: its fields by name, parts as mappings.
+Fields = dict[str, Any]
+# Fields that hold functions or classes, which no word on the command line can express.
 UNSPOKEN = ("env", "agent", "buffer", "noise", "rewarder", "action_processor", "actor", "critic")
 
 
@@ -44,7 +46,7 @@ class Flag(NamedTuple):
 
 
 def list_flags(chosen: Mapping[str, str | None]) -> list[Flag]:
-    """Every flag there is, with these parts chosen by name; all fields of those that aren't."""
+    """All flags, for parts chosen by name; of a part with None the fields of all alternatives."""
     records: dict[str, list[type]] = {"": [TrainConfig]}
     for part, name in chosen.items():
         known = PARTS[part]
@@ -63,9 +65,9 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     """Adds the flags of the config, and of the parts that the arguments choose: `args.chosen`.
 
     Raises:
-        ConfigError: a part that there isn't; a config file that can't be read.
+        ConfigError: an unknown part, or a config file that can't be read.
     """
-    group = parser.add_argument_group("what is run")
+    group = parser.add_argument_group("environment, agent and files")
     group.add_argument("--config", metavar="FILE", help="a TOML file of fields; flags come on top")
     group.add_argument("--no-preset", action="store_true", help="the agent's defaults only")
     for part, known in PARTS.items():
@@ -73,7 +75,7 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     add_env_flags(group, argv := list(argv))
     chosen = _chosen(argv)
     titles = {"": "the run", "agent": f"the agent, {chosen['agent']}", "buffer": "the buffer"}
-    groups: dict[str, Any] = {}
+    groups: dict[str, argparse._ArgumentGroup] = {}
     flags = list_flags(chosen)
     for flag in flags:
         if flag.part not in groups:
@@ -85,9 +87,9 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     parser.set_defaults(chosen=chosen)
 
 
-def add_env_flags(group: Any, argv: Iterable[str]) -> None:
-    """Adds a flag for each parameter of the environment that the arguments have. Which there are is
-    known once the environment is made, which may take seconds and the user's code."""
+def add_env_flags(group: argparse._ActionsContainer, argv: Iterable[str]) -> None:
+    """Adds a flag for each environment parameter in the arguments. They are checked later: the
+    environment has to be made first, which may take seconds and run the user's code."""
     group.add_argument("--env.NAME", metavar="X", dest="_", default=argparse.SUPPRESS,
                        help="a parameter of the environment: see purerl envs ENV")  # fmt: skip
     words = (word.partition("=")[0] for word in argv if word.startswith("--env."))
@@ -97,22 +99,22 @@ def add_env_flags(group: Any, argv: Iterable[str]) -> None:
         group.add_argument(word, dest=dest, help=argparse.SUPPRESS, **options)
 
 
-def env_values(args: argparse.Namespace) -> dict[str, Any]:
-    """The parameters of the environment that the flags give."""
+def env_values(args: argparse.Namespace) -> Fields:
+    """The environment's parameters in the arguments."""
     given = {n.removeprefix("env."): x for n, x in vars(args).items() if n.startswith("env.")}
-    # A distribution, uniform(4.9, 9.8), is no list.
+    # A comma in a distribution, uniform(4.9, 9.8), makes no list.
     return {name: x if "(" in x else literal(x) for name, x in given.items()}
 
 
 def _add_aliases(parser: argparse.ArgumentParser, flags: list[Flag]) -> None:
-    """Flags of the fields' other names, which --help doesn't list; none for a word that is a flag
-    already, or that two fields of different meaning would share."""
+    """Adds flags for aliases of fields, which --help doesn't list; none for a word that is a flag
+    already, or that is an alias of two fields."""
     words: dict[str, list[tuple[Flag, str]]] = {}
     for flag in flags:
         for alias, field in aliases_of(field_names(flag.record)).items():
             if field == flag.name:
                 words.setdefault(flag.spelled(alias), []).append((flag, alias))
-                if alias == "buffer_size":  # a flag without a prefix in other libraries
+                if alias == "buffer_size":  # other libraries have it without a prefix
                     words.setdefault("--buffer-size", []).append((flag, alias))
     taken = {word for action in parser._actions for word in action.option_strings}
     for word, found in words.items():
@@ -121,8 +123,13 @@ def _add_aliases(parser: argparse.ArgumentParser, flags: list[Flag]) -> None:
             _add(parser, flag, word, alias)
 
 
-def _add(group: Any, flag: Flag, word: str | None = None, alias: str | None = None) -> None:
-    """The flag of a field, or one of its aliases."""
+def _add(
+    group: argparse._ActionsContainer,
+    flag: Flag,
+    word: str | None = None,
+    alias: str | None = None,
+) -> None:
+    """Adds the flag of a field, or of one of its aliases."""
     field = field_options(flag.record)[flag.name]
     unknown = field.default is None or field.default is dataclasses.MISSING
     shown = "" if unknown else f" ({default_word(field)})"
@@ -153,14 +160,14 @@ def _metavar(metadata: Mapping[str, Any]) -> str:
     return "NAME"
 
 
-def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
-    """The config that a command line describes, and the preset that it began with (or {}).
+def config_from(args: argparse.Namespace) -> tuple[TrainConfig, Fields]:
+    """The config of a command line, and the preset under it (or {}).
 
     Raises:
-        ConfigError: see `TrainConfig`; or the environment of a file is code, and isn't named on
-            the command line too.
+        ConfigError: see `TrainConfig`; or the environment of a config file is code, and isn't named
+            on the command line too.
     """
-    given: dict[str, Any] = {}
+    given: Fields = {}
     for part in PARTS:
         if getattr(args, part) is not None:
             given[part] = {"name": getattr(args, part).lower()}
@@ -169,7 +176,7 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
         if dot and part != "env":
             where = given.setdefault(part, {}) if part else given
             where[name] = literal(value)
-    start: dict[str, Any] = read_config(args.config) if args.config else {}
+    start: Fields = read_config(args.config) if args.config else {}
     there = start.get("env")
     name = args.env if args.env is not None else env_name(there)
     if name is None:
@@ -181,7 +188,7 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
         )
     given, start = (_by_fields(layer, args.chosen) for layer in (given, start))
     env = named_env(there, name, env_values(args))
-    preset: dict[str, Any] = {}
+    preset: Fields = {}
     if not args.config and not args.no_preset:
         preset = find_preset(name, given.get("agent", {}).get("name"))
     mapping = {"agent": {"name": "ppo"}}
@@ -190,9 +197,9 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, dict[str, Any]]:
     return TrainConfig.from_mapping({**mapping, "env": env}), preset
 
 
-def _by_fields(layer: Mapping[str, Any], chosen: Mapping[str, str | None]) -> dict[str, Any]:
-    """A mapping of fields under their names, not their aliases, so that others can be laid over it.
-    Raises ConfigError: a field is there under two names."""
+def _by_fields(layer: Mapping[str, object], chosen: Mapping[str, str | None]) -> Fields:
+    """A mapping with aliases replaced by the fields' names, so that mappings can be merged. Raises
+    ConfigError where a field is there under two names."""
     fields = read_names(TrainConfig, layer)
     for part, known in {**PARTS, "buffer": {"buffer": Buffer}}.items():
         inner = fields.get(part)
@@ -202,8 +209,8 @@ def _by_fields(layer: Mapping[str, Any], chosen: Mapping[str, str | None]) -> di
     return fields
 
 
-def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """One mapping laid over another. A part of another name starts afresh."""
+def _over(below: Fields, above: Mapping[str, Any]) -> Fields:
+    """Merges mappings, the second one wins. A part with another name takes nothing of the first."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -216,7 +223,7 @@ def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen(argv: list[str]) -> dict[str, str | None]:
-    """The parts that the arguments choose by name, before they are read as a whole."""
+    """The parts that the arguments choose by name, before all flags are known."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for word in (*PARTS, "config"):
         first.add_argument(f"--{word}")
@@ -237,8 +244,8 @@ def _chosen(argv: list[str]) -> dict[str, str | None]:
     return chosen
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """The fields of the file that `--config` names.
+def read_config(path: str) -> Fields:
+    """The fields in the file of `--config`.
 
     Raises:
         ConfigError: it can't be read, or isn't TOML.
@@ -251,7 +258,7 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def literal(text: Any) -> Any:
-    """A value as TOML reads it; a bare word is a string, and commas make a list."""
+    """A value as in TOML; a bare word is a string, and commas make a list."""
     if not isinstance(text, str):
         return text
     if text.lower() == "none":
@@ -266,7 +273,7 @@ def literal(text: Any) -> Any:
 
 
 def integers(flag: str, text: str) -> int | list[int]:
-    """A number, or several with commas between. Raises ConfigError."""
+    """An integer, or several, separated by commas. Raises ConfigError."""
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -283,7 +290,7 @@ def integers(flag: str, text: str) -> int | list[int]:
 
 
 def check_integer(flag: str, value: int | None, least: int, most: int = 2**31 - 1) -> None:
-    """Raises ConfigError where a flag's number (None for no such flag) is out of its range."""
+    """Raises ConfigError where a flag's number (None where it wasn't given) is out of range."""
     if value is not None and not least <= value <= most:
         shown = str(value) if abs(value) < 10**20 else f"{value:.3g}"
         expected = f"an integer >= {least}" if value < least else f"at most {most:,}"
@@ -291,12 +298,12 @@ def check_integer(flag: str, value: int | None, least: int, most: int = 2**31 - 
 
 
 def check_key(value: int) -> None:
-    """Raises ConfigError unless a key can be made of a number."""
+    """Raises ConfigError unless a number is a seed of `jax.random.key`."""
     check_integer("--key", value, 0, 2**32 - 1)
 
 
-def spelled_out(mapping: dict[str, Any], prefix: str = "") -> list[str]:
-    """A preset's fields as they would be given."""
+def spelled_out(mapping: Fields, prefix: str = "") -> list[str]:
+    """Fields of a preset as `name=value`."""
     words = []
     for name, value in mapping.items():
         if isinstance(value, dict):

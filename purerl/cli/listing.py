@@ -5,7 +5,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from rich.console import Console
@@ -25,12 +24,15 @@ from purerl.cli.flags import (
     spelled_out,
 )
 from purerl.envs import check_env, env_names, env_params, make
+from purerl.envs.base import EnvSpec
 from purerl.envs.check import EnvError
 from purerl.envs.params import frozen, is_float, is_traceable
 from purerl.envs.spaces import is_space
 from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import field_options
+from purerl.records.files import counted
+from purerl.records.types import PyTree
 from purerl.runs.chunks import check_size, seed_keys
 from purerl.training.presets import list_presets
 from purerl.training.train import make_train
@@ -39,11 +41,11 @@ from purerl.training.train import make_train
 def add_envs(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `envs`."""
     del argv
-    parser.add_argument("env", nargs="?", metavar="ENV", help="its parameters, and their defaults")
+    parser.add_argument("env", nargs="?", metavar="ENV", help="one: its spaces and parameters")
 
 
 def run_envs(args: argparse.Namespace, console: Console) -> int:
-    """Lists environments: their spaces and time limits; or one's parameters."""
+    """Lists environments, or the parameters of one."""
     if args.env is not None:
         return _list_params(args.env, console)
     table = Table("name", "observation", "action", "time limit", box=None, pad_edge=False)
@@ -64,10 +66,12 @@ def run_envs(args: argparse.Namespace, console: Console) -> int:
 
 def _list_params(name: str, console: Console) -> int:
     env = make(name)
+    console.print(f"{name}: {_spec_words(env.spec)}", soft_wrap=True)
     params = env_params(env)
     if not params:
-        console.print(f"{name} has no parameters", soft_wrap=True)
+        console.print("It has no parameters.")
         return 0
+    console.print()
     table = Table("flag", "default", "", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for word, value in params.items():
@@ -88,7 +92,7 @@ def add_agents(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_agents(args: argparse.Namespace, console: Console) -> int:
-    """Lists agents, or one's hyperparameters."""
+    """Lists agents, or the hyperparameters of one."""
     if args.agent is None:
         for name, cls in AGENTS.items():
             console.print(f"  {name:<13}", style="bold", end=" ")
@@ -115,17 +119,17 @@ def add_presets(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_presets(args: argparse.Namespace, console: Console) -> int:
-    """Lists presets: what differs from the defaults."""
+    """Lists presets by their differences from the defaults."""
     presets = list_presets()
     if args.env is not None and args.env not in presets:
         raise ConfigError(f"ENV: no preset for {args.env!r}; {suggest(args.env, presets)}")
-    table = Table("environment", "agent", "what differs", box=None, pad_edge=False)
+    table = Table("environment", "agent", "differences from the defaults", box=None, pad_edge=False)
     for env, agents in presets.items():
         if args.env in (None, env):
             for agent, fields in agents.items():
                 table.add_row(env, agent, ", ".join(spelled_out(fields)))
     console.print(table)
-    console.print("\npurerl train ENV --agent AGENT takes them.")
+    console.print("\npurerl train ENV --agent AGENT uses them.")
     return 0
 
 
@@ -144,16 +148,18 @@ def run_check_env(args: argparse.Namespace, console: Console) -> int:
     except EnvError as error:
         print(f"purerl: {args.env}: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
-    spec = env.spec
-    console.print(
-        f"{spec.name} is right: observations {_shapes(spec.observation_space)}, actions "
-        f"{_shapes(spec.action_space)}, time limit {spec.max_episode_steps or 'none'}",
-        soft_wrap=True,
-    )
+    console.print(f"{env.spec.name} is right: {_spec_words(env.spec)}", soft_wrap=True)
     return 0
 
 
-def _shapes(space: Any) -> str:
+def _spec_words(spec: EnvSpec) -> str:
+    return (
+        f"observations {_shapes(spec.observation_space)}, actions {_shapes(spec.action_space)}, "
+        f"time limit {spec.max_episode_steps or 'none'}"
+    )
+
+
+def _shapes(space: PyTree) -> str:
     """Spaces without their bounds."""
     if is_space(space):
         return f"Box{tuple(space.shape)}" if space.sizes is None else str(space)
@@ -172,7 +178,7 @@ def add_bench(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_bench(args: argparse.Namespace, console: Console) -> int:
-    """Times the whole of training, compiling apart."""
+    """Measures the time of a whole training, and of compiling it."""
     check_integer("--repeats", args.repeats, 1)
     if args.env is None and not args.config:
         args.env = "CartPole-v1"
@@ -193,7 +199,7 @@ def run_bench(args: argparse.Namespace, console: Console) -> int:
     steps = len(keys) * int(out.timesteps[-1])
     median = statistics.median(seconds)
     console.print(
-        f"{config.env.spec.name}, {type(config.agent).__name__}, {len(keys)} seeds: "
+        f"{config.env.spec.name}, {type(config.agent).__name__}, {counted(len(keys), 'seed')}: "
         f"{steps / median:,.0f} steps/s over all seeds (median of {args.repeats}: "
         f"{steps / max(seconds):,.0f} to {steps / min(seconds):,.0f}); {steps:,} steps in "
         f"{median:.2f} s; compiled in {compiling:.1f} s\n"

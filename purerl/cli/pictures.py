@@ -37,7 +37,7 @@ def add_plot(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_plot(args: argparse.Namespace, console: Console) -> int:
-    """Draws."""
+    """Draws curves, or a comparison."""
     from purerl.cli.training import newest_run
     from purerl.plots import figures
     from purerl.plots.runs import plot_comparison, plot_curves
@@ -60,8 +60,8 @@ def run_plot(args: argparse.Namespace, console: Console) -> int:
 
 
 def _read(folders: list[Path]) -> list["Curves"]:
-    """Of several folders, such as `runs/*`, those that have something to show; the others are
-    named on standard error. Raises RunError where none has, and for folders that aren't there."""
+    """Reads curves. Of several folders, such as `runs/*`, those without curves are left out, with
+    a line on standard error. Raises RunError where none has any, and for missing folders."""
     from purerl.runs.view import apart, read_run
 
     shown, left = {}, []
@@ -74,7 +74,7 @@ def _read(folders: list[Path]) -> list["Curves"]:
             left.append(error)
     if not shown:
         raise left[0]
-    for what in left:
-        print(f"purerl: left out: {what}", file=sys.stderr)
+    for unusable in left:
+        print(f"purerl: left out: {unusable}", file=sys.stderr)
     there = [folder for folder in folders if folder in shown]
     return apart(there, [shown[folder] for folder in there])

@@ -1,10 +1,9 @@
-"""`purerl eval`, `purerl render` and `purerl export`: what a run has learned, at work."""
+"""`purerl eval`, `purerl render` and `purerl export`: uses of a run's policies."""
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,18 +17,19 @@ from purerl.cli.training import newest_run
 from purerl.deploy.policy_file import load_policy
 from purerl.envs import Env, EnvSource, make, vectorize
 from purerl.records.errors import ConfigError
+from purerl.records.types import PyTree
 from purerl.runs.view import SWEEP, RunView, is_code
 from purerl.training.evaluate import play_episodes
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env
 
-# The limit of an episode where the environment has none.
+# Time limit of an evaluation's episodes, where the environment has none.
 MAX_STEPS = 10_000
 
 
-def _add_what(parser: Parser, argv: Sequence[str], seed_help: str) -> None:
+def _add_target(parser: Parser, argv: Sequence[str], seed_help: str) -> None:
     add = parser.add_argument
-    add("what", metavar="RUN", nargs="?", help="a run's folder (the newest), or a .policy file")
+    add("target", metavar="RUN", nargs="?", help="a run's folder (the newest), or a .policy file")
     add("--of", metavar="SEED", help=seed_help)
     add("--env", metavar="ENV", help="another environment, or module:name where it is yours")
     add_env_flags(parser, argv)
@@ -38,22 +38,22 @@ def _add_what(parser: Parser, argv: Sequence[str], seed_help: str) -> None:
 def add_eval(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `eval`."""
     parser.epilog = "Example:\n  purerl eval runs/CartPole-v1-ppo-1 --episodes 1000 --json"
-    _add_what(parser, argv, "only the policy of this seed of the run")
+    _add_target(parser, argv, "only the policy of this seed of the run")
     add = parser.add_argument
     add("--episodes", type=int, default=100, metavar="N", help="of each policy (100)")
-    add("--max-steps", type=int, metavar="N", help="where an episode is stopped")
+    add("--max-steps", type=int, metavar="N", help="where an episode is cut off")
     add("--sample", action="store_true", help="draw actions instead of taking the mode")
     add("--key", type=int, default=0, metavar="K", help="for the episodes' randomness (0)")
     add("--json", action="store_true", help="for programs")
 
 
 def run_eval(args: argparse.Namespace, console: Console) -> int:
-    """Plays episodes."""
+    """Evaluates policies."""
     check_integer("--episodes", args.episodes, 1)
     check_integer("--max-steps", args.max_steps, 1)
     check_key(args.key)
     if not args.json:
-        _say_which(args, console)
+        _print_choice(args, console)
     rows = []
     for name, policy in _policies(args).items():
         env = environment(policy, args)
@@ -80,15 +80,15 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
         f"{rows[0]['env']}: {args.episodes} episodes each, "
         f"{'sampled' if args.sample else 'greedy'} actions"
     )
-    info = [name for name in rows[0] if name.startswith("info/")]
-    heads = [name.removeprefix("info/") for name in info]
+    extra = [name for name in rows[0] if name.startswith("info/")]
+    heads = [name.removeprefix("info/") for name in extra]
     heads = ["policy", "return", "std", "min", "max", "length", *heads]
     table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
         names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
-        cells = [*(f"{row[name]:.1f}" for name in names), *(f"{row[name]:.4g}" for name in info)]
+        cells = [*(f"{row[name]:.1f}" for name in names), *(f"{row[name]:.4g}" for name in extra)]
         table.add_row(row["policy"], *cells)
     console.print(table)
     if len(rows) > 1:
@@ -98,8 +98,10 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, np.ndarray, Any]:
-    def play(key: jax.Array, policy: Policy) -> Any:
+def _play(
+    env: Env, policy: Policy, args: argparse.Namespace, limit: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def play(key: jax.Array, policy: Policy) -> PyTree:
         acting = policy.acting(sample=args.sample)
         return play_episodes(vectorize(env), acting, key, args.episodes, limit)
 
@@ -113,15 +115,15 @@ def _play(env: Env, policy: Policy, args: Any, limit: int) -> tuple[np.ndarray, 
 def add_render(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `render`."""
     parser.epilog = "Example:\n  purerl render runs/CartPole-v1-ppo-1 --out cartpole.gif"
-    _add_what(parser, argv, "the policy of this seed of the run (the best)")
+    _add_target(parser, argv, "the policy of this seed of the run (the best)")
     add = parser.add_argument
     add("--out", metavar="FILE", help="a .gif (RUN/episode.gif)")
-    add("--max-steps", type=int, metavar="N", help="where the episode is stopped")
+    add("--max-steps", type=int, metavar="N", help="where the episode is cut off")
     add("--key", type=int, default=0, metavar="K", help="for the episode's randomness (0)")
 
 
 def run_render(args: argparse.Namespace, console: Console) -> int:
-    """Draws an episode."""
+    """Renders an episode."""
     from purerl.deploy.render import render
 
     check_integer("--max-steps", args.max_steps, 1)
@@ -141,7 +143,7 @@ def add_export(parser: Parser, argv: Sequence[str]) -> None:
         "  exported = jax.export.deserialize(bytearray(open('policy.stablehlo', 'rb').read()))\n"
         "  actions = exported.call(obs)  # [B, *obs_shape] -> [B, *action_shape]"
     )
-    _add_what(parser, argv, "the policy of this seed of the run (the best)")
+    _add_target(parser, argv, "the policy of this seed of the run (the best)")
     parser.add_argument("--out", metavar="FILE", help="(RUN/policy.stablehlo)")
 
 
@@ -156,11 +158,11 @@ def run_export(args: argparse.Namespace, console: Console) -> int:
 
 
 def _target(args: argparse.Namespace) -> Path:
-    return Path(args.what) if args.what else newest_run()
+    return Path(args.target) if args.target else newest_run()
 
 
 def _is_policy(target: Path) -> bool:
-    """Whether it is to be read as a policy's file; what isn't there is a run's folder."""
+    """Whether a path is read as a policy's file; a missing one is read as a run's folder."""
     return target.exists() and not target.is_dir()
 
 
@@ -171,7 +173,7 @@ def _beside(args: argparse.Namespace, name: str) -> Path:
 
 
 def _policies(args: argparse.Namespace) -> dict[str, Policy]:
-    """The policies that are meant, by name. Raises RunError."""
+    """The chosen policies, by name. Raises RunError, ConfigError."""
     target = _target(args)
     if _is_policy(target):
         return {target.name: load_policy(target, env=args.env)}
@@ -180,21 +182,21 @@ def _policies(args: argparse.Namespace) -> dict[str, Policy]:
     if args.of is not None and args.of not in map(str, seeds):
         known = ", ".join(map(str, seeds))
         raise ConfigError(f"--of: got {args.of}, expected one of the run's seeds: {known}")
-    meant = [x for x in seeds if args.of in (None, str(x))]
-    return {f"seed-{x}": policy for x, policy in view.policies(meant, args.env).items()}
+    chosen = [x for x in seeds if args.of in (None, str(x))]
+    return {f"seed-{x}": policy for x, policy in view.policies(chosen, args.env).items()}
 
 
 def _best(args: argparse.Namespace, console: Console) -> Policy:
-    """The policy that is meant; of several seeds, the one with the highest final return."""
+    """The chosen policy; of several seeds, the one with the highest final return."""
     target = _target(args)
     if args.of is None and not _is_policy(target):
         args.of = str(RunView(target).best_seed())
-    _say_which(args, console)
+    _print_choice(args, console)
     return next(iter(_policies(args).values()))
 
 
-def _say_which(args: argparse.Namespace, console: Console) -> None:
-    """Of a sweep, which of its agents are meant."""
+def _print_choice(args: argparse.Namespace, console: Console) -> None:
+    """Prints which of a sweep's agents are used."""
     target = _target(args)
     if (target / SWEEP).is_file():
         seed = "" if args.of is None else f", seed {args.of}"
@@ -203,12 +205,12 @@ def _say_which(args: argparse.Namespace, console: Console) -> None:
 
 
 def environment(policy: Policy, args: argparse.Namespace) -> Env:
-    """The environment to play in: that of training, with its parameters, unless others are named,
-    with the run's frame skip and time limit where its folder says so.
+    """The environment to play in: that of training, with its parameters, unless the arguments have
+    others; with the frame skip and the time limit of the run, where there is one.
 
     Raises:
-        ConfigError: no name makes the environment of the training run, or its code is the user's:
-            --env has to name it.
+        ConfigError: no name makes the environment of the training run, or its code is the user's,
+            and the arguments don't name it by --env.
     """
     spec, given = policy.spec, env_values(args)
     source = spec.source if args.env is None else EnvSource(args.env)

@@ -2,12 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from purerl.cli import Parser
+from purerl.cli import INTERRUPTED, Parser
 from purerl.cli.flags import (
     MOST_SEEDS,
     PARTS,
@@ -18,23 +16,26 @@ from purerl.cli.flags import (
     list_flags,
     literal,
 )
-from purerl.cli.training import new_folder
+from purerl.cli.training import chosen_folder
+from purerl.envs import env_params, make
 from purerl.records.draws import distribution
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason
 from purerl.runs.chunks import check_size
-from purerl.sweeps.plan import read_name
+from purerl.sweeps.plan import Distribution, read_name
 from purerl.sweeps.subprocess import SweepProcessError
-from purerl.sweeps.sweep import sweep
+from purerl.sweeps.sweep import TABLE, sweep
 
 EPILOG = """\
-Any field can be swept; those of noise, rewarder and buffer as noise.sigma. Float hyperparameters
-share one program; each value of another field (num_envs, network, ...) has one for it alone. A
-killed sweep is continued by the same command, with --run-dir.
+Any field can be swept; those of noise, rewarder, buffer and environment by path, such as
+noise.sigma or env.gravity. Float hyperparameters share one program; each value of another field
+(num_envs, network, ...) has a separate one. The same command with --run-dir continues a sweep that
+was killed.
 
 Examples:
   purerl sweep CartPole-v1 --seeds 16 --grid lr=1e-4,3e-4,1e-3 --grid gamma=0.98,0.99
   purerl sweep Pendulum-v1 --agent ddpg --grid noise.sigma=0.05,0.1,0.2
+  purerl sweep CartPole-v1 --grid env.gravity=4.9,9.8,19.6
   purerl sweep CartPole-v1 --samples 'lr=log_uniform(1e-5, 1e-2)' --num-samples 20 --seeds 4
 """
 
@@ -60,35 +61,38 @@ def add_sweep(parser: Parser, argv: Sequence[str]) -> None:
 
 
 def run_sweep(args: argparse.Namespace, console: Console) -> int:
-    """Sweeps, and shows the best."""
+    """Sweeps, and prints the best combinations."""
     if not (args.grid or args.samples):
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
     grid = {name: _values(text) for name, text in map(_split, args.grid)}
     samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
-    # The config takes seconds: what can be known before is checked before.
-    paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
-    for name in [*grid, *samples]:
-        read_name(PARTS["agent"][args.chosen["agent"]], name, paths)
+    _check_names([*grid, *samples], args)
     config, _ = config_from(args)
     check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
     check_size(config.make_loop(), 1)
-    folder = Path(args.run_dir) if args.run_dir else new_folder(config, "sweep")
-    try:
-        result = sweep(
-            config,
-            seeds=integers("--seeds", args.seeds),
-            grid=grid or None,
-            samples=samples or None,
-            num_samples=args.num_samples,
-            run_dir=folder,
-        )
-        result.to_csv(folder / "table.csv")
-    except SweepProcessError as error:
-        raise RunError(
-            f"the sweep's process failed: {str(error).strip().splitlines()[-1]}"
-        ) from None
-    except OSError as error:
-        raise RunError(f"run_dir: can't write into {folder}: {reason(error)}") from None
+    with chosen_folder(args, config, "sweep") as folder:
+        try:
+            result = sweep(
+                config,
+                seeds=integers("--seeds", args.seeds),
+                grid=grid or None,
+                samples=samples or None,
+                num_samples=args.num_samples,
+                run_dir=folder,
+            )
+            result.to_csv(folder / TABLE)
+        except KeyboardInterrupt:
+            console.print(
+                "interrupted; finished slices are saved. To continue, repeat the command with"
+                f"\n  --run-dir {folder}",
+                soft_wrap=True,
+            )
+            return INTERRUPTED
+        except SweepProcessError as error:
+            last = str(error).strip().splitlines()[-1]
+            raise RunError(f"the sweep's process failed: {last}") from None
+        except OSError as error:
+            raise RunError(f"run_dir: can't write into {folder}: {reason(error)}") from None
     console.print(result)
     if result.has_returns:
         from purerl.plots.sweeps import plot_sweep
@@ -98,6 +102,21 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _check_names(names: Sequence[str], args: argparse.Namespace) -> None:
+    """Raises ConfigError for a name that is no field; at once, where the config takes seconds."""
+    agent = PARTS["agent"][args.chosen["agent"]]
+    paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
+    try:
+        for name in names:
+            read_name(agent, name, paths)
+    except ConfigError:
+        if args.env is None:
+            raise
+        paths += [f"env.{param}" for param in env_params(make(args.env))]
+        for name in names:
+            read_name(agent, name, paths)
+
+
 def _split(text: str) -> tuple[str, str]:
     name, sign, values = text.partition("=")
     if not sign or not values:
@@ -105,12 +124,12 @@ def _split(text: str) -> tuple[str, str]:
     return name.strip().replace("-", "_"), values.strip()
 
 
-def _values(text: str) -> list[Any]:
+def _values(text: str) -> list[object]:
     values = literal(text)
     return values if isinstance(values, list) else [values]
 
 
-def _distribution(name: str, text: str) -> Any:
+def _distribution(name: str, text: str) -> Distribution:
     try:
         return distribution(text)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Where the command prints: a terminal that may take ASCII alone, or be gone."""
+"""Output of the command, to a terminal that may lack Unicode, or be closed."""
 
 import contextlib
 import sys
@@ -12,8 +12,8 @@ from purerl.runs.console import LastingFile
 
 @contextlib.contextmanager
 def lasting_output() -> Iterator[None]:
-    """Standard output and error that outlive their terminal, and spell out what its encoding
-    hasn't."""
+    """Makes standard output and error outlive their terminal, and escape characters that its
+    encoding lacks."""
     before: tuple[Any, Any] = sys.stdout, sys.stderr
     for stream in before:
         if getattr(stream, "errors", None) in ("strict", "surrogateescape"):
@@ -26,6 +26,6 @@ def lasting_output() -> Iterator[None]:
 
 
 def new_console() -> Console:
-    """A console whose texts are printed as they are: brackets in them are no markup."""
-    # With its file, whose encoding it asks for; without, it takes UTF-8 for granted.
+    """A console that prints texts as they are, brackets included."""
+    # Without `file` it would assume UTF-8.
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)

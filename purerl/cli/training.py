@@ -4,9 +4,8 @@ import argparse
 import contextlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -27,7 +26,7 @@ from purerl.training.config import TrainConfig
 RUNS, EVENTS = Path("runs"), "tensorboard"
 EPILOG = """\
 A run's folder has its config, metrics, checkpoints, policies, TensorBoard events and learning
-curve. Ctrl-C saves; purerl resume continues, to the very same end.
+curve. Ctrl-C saves; purerl resume continues, with the same result as without the stop.
 
 Examples:
   purerl train CartPole-v1 --seeds 8
@@ -59,7 +58,7 @@ def _add_log_flags(parser: Parser) -> None:
 
 def run_train(args: argparse.Namespace, console: Console) -> int:
     """Trains."""
-    seeds = integers("--seeds", args.seeds)  # first: a config takes seconds to check
+    seeds = integers("--seeds", args.seeds)  # first, since a config takes seconds to check
     config, preset = config_from(args)
     check_size(config.make_loop(), seeds if isinstance(seeds, int) else len(seeds))
     if preset:
@@ -67,11 +66,20 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
         kept = [x for x in spelled_out(preset) if x in spelled_out(config.to_mapping())]
         listed = ", ".join(kept) or "the agent's defaults"
         console.print(f"preset for {args.env} and {name}: {listed} (--no-preset for none)")
-    if args.run_dir is not None:
-        return _train(config, seeds, check_path("--run-dir", args.run_dir), args, console)
-    folder = new_folder(config)
-    try:
+    with chosen_folder(args, config) as folder:
         return _train(config, seeds, folder, args, console)
+
+
+@contextlib.contextmanager
+def chosen_folder(args: argparse.Namespace, config: TrainConfig, kind: str = "") -> Iterator[Path]:
+    """The folder of --run-dir, or a new one in runs/, which is removed again where an argument
+    turns out to be wrong."""
+    if args.run_dir is not None:
+        yield check_path("--run-dir", args.run_dir)
+        return
+    folder = new_folder(config, kind)
+    try:
+        yield folder
     except ConfigError:
         with contextlib.suppress(OSError):  # something is in it
             folder.rmdir()
@@ -79,10 +87,11 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
 
 
 def new_folder(config: TrainConfig, kind: str = "") -> Path:
-    """Makes the first of runs/ENV-agent-1, -2, ... that isn't there, for this process alone.
+    """Creates the first folder of runs/ENV-agent-1, -2, ... that doesn't exist, for this process
+    alone.
 
     Raises:
-        RunError: it can't be made.
+        RunError: it can't be created.
     """
     env = re.sub(r"[^\w.-]+", "-", config.env.spec.name)
     stem = "-".join(filter(None, (env, type(config.agent).__name__.lower(), kind)))
@@ -90,7 +99,7 @@ def new_folder(config: TrainConfig, kind: str = "") -> Path:
         folder = RUNS / f"{stem}-{i}"
         try:
             RUNS.mkdir(exist_ok=True)
-            folder.mkdir()  # which only one of two that want it can
+            folder.mkdir()  # succeeds in one of two processes
         except FileExistsError:
             if RUNS.is_dir():
                 continue
@@ -105,13 +114,15 @@ def add_resume(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `resume`."""
     del argv
     parser.add_argument("run", metavar="RUN", nargs="?", help="its folder (the newest in runs/)")
-    parser.add_argument("--total-timesteps", type=float, metavar="N", help="train for longer")
+    parser.add_argument(
+        "--total-timesteps", type=float, metavar="N", help="a new length of the run"
+    )
     parser.add_argument("--env", metavar="MODULE:NAME", help="the environment, where it is yours")
     _add_log_flags(parser)
 
 
 def run_resume(args: argparse.Namespace, console: Console) -> int:
-    """Goes on with a run."""
+    """Continues a run."""
     folder = Path(args.run) if args.run else newest_run()
     if (folder / SWEEP).exists():
         raise RunError(
@@ -145,8 +156,8 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
 
 
 def newest_run() -> Path:
-    """The folder of the run or the sweep in runs/ that was written last. Raises RunError where
-    there is none."""
+    """The last written folder of a run or a sweep in runs/. Raises RunError where there is
+    none."""
     runs = {file.parent for name in (RUN, SWEEP) for file in RUNS.glob(f"*/{name}")}
     if not runs:
         raise RunError("there is no run in runs/: name a run's folder")
@@ -154,7 +165,7 @@ def newest_run() -> Path:
 
 
 def _written(folder: Path) -> float:
-    """When training last wrote into a folder; pictures don't count."""
+    """Time of the last write into a folder by training, not by plots."""
     names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", SWEEP, "table.csv", BEST)
     files = [*(folder / name for name in names), *folder.glob("group-*.npz")]
     times = []
@@ -166,11 +177,11 @@ def _written(folder: Path) -> float:
 
 def _train(
     config: TrainConfig,
-    seeds: Any,
+    seeds: int | list[int] | None,
     folder: Path,
     args: argparse.Namespace,
     console: Console,
-    hyperparams: Any = None,
+    hyperparams: dict | None = None,
     resume: bool | None = None,
 ) -> int:
     live = console_sink(config, seeds, folder, console)

@@ -1,1 +1,1 @@
-"""Policies outside of training: files, StableHLO, Gymnasium in both directions, pictures."""
+"""Policies outside training: files, StableHLO, Gymnasium in both directions, pictures."""

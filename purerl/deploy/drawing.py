@@ -1,15 +1,15 @@
 """One moment of an environment as a picture, drawn with Pillow.
 
-What the classic control environments are is drawn from their states, the sizes those of Gymnasium's
-own pictures; everything else is drawn as the agent sees it, from the observation: images as grids,
+Classic control environments are drawn from their states, in the proportions of Gymnasium's
+pictures; everything else is drawn as the agent sees it, from the observation: images as grids,
 numbers as bars.
 """
 
 import colorsys
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, SupportsFloat
 
 import jax
 import numpy as np
@@ -17,14 +17,21 @@ import numpy as np
 from purerl.envs.base import EnvSpec
 from purerl.records.types import PyTree
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+    from PIL.ImageDraw import ImageDraw as Brush
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
 WIDTH, HEIGHT, TITLE = 400, 260, 28
-OVER = 2  # drawn so many times larger, then scaled down: smooth edges
+OVER = 2  # oversampling: drawn larger by this factor, then scaled down, for smooth edges
 INK, FAINT, BLUE, RED, WOOD = "#222222", "#c8c8c8", "#3465a4", "#c0392b", "#ca9865"
+Points = Iterable[tuple[float, float]]
+Color = str | tuple[int, ...]
 MOST_BARS = 64
 FAR = 10_000.0
 
 
-def draw(spec: EnvSpec, state: PyTree, obs: PyTree, steps: int, total: float) -> Any:
+def draw(spec: EnvSpec, state: PyTree, obs: PyTree, steps: int, total: float) -> "Picture":
     """A picture of an environment.
 
     Args:
@@ -54,16 +61,16 @@ def draw(spec: EnvSpec, state: PyTree, obs: PyTree, steps: int, total: float) ->
 class _Canvas:
     """Draws in units of final pixels, from the upper left corner under the title."""
 
-    def __init__(self, draw: Any) -> None:
+    def __init__(self, draw: "Brush") -> None:
         self._draw = draw
 
-    def line(self, points: Any, color: str, width: float = 1.0) -> None:
+    def line(self, points: Points, color: str, width: float = 1.0) -> None:
         self._draw.line(self._scaled(points), color, round(OVER * width), joint="curve")
 
-    def polygon(self, points: Any, color: Any) -> None:
+    def polygon(self, points: Points, color: Color) -> None:
         self._draw.polygon(self._scaled(points), color)
 
-    def box(self, left: float, top: float, right: float, bottom: float, color: Any) -> None:
+    def box(self, left: float, top: float, right: float, bottom: float, color: Color) -> None:
         if right > left and bottom > top:
             self._draw.rectangle(self._scaled([(left, top), (right, bottom)]), color)
 
@@ -89,30 +96,30 @@ class _Canvas:
         self.box(0, -TITLE, WIDTH, -1, "#eeeeee")
         self.text(8, -TITLE + 6, text, 14)
 
-    def _scaled(self, points: Any) -> list[tuple[float, float]]:
+    def _scaled(self, points: Points) -> list[tuple[float, float]]:
         return [(OVER * float(x), OVER * (float(y) + TITLE)) for x, y in points]
 
 
-def _number(x: Any) -> float:
-    """A state that has come to NaN or infinity is drawn too, if nowhere in particular."""
+def _number(x: SupportsFloat) -> float:
+    """A finite number, so that a state with NaN or infinity can be drawn too."""
     return float(np.clip(np.nan_to_num(float(x)), -FAR, FAR))
 
 
 @functools.cache
-def _font(size: int) -> Any:
+def _font(size: int) -> "FreeTypeFont | ImageFont":
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
 
 
 def _innermost(state: PyTree) -> PyTree:
-    """The state inside of time limits and the like."""
+    """The state inside time limits and other wrappers."""
     while hasattr(state, "env"):
         state = state.env
     return state
 
 
-def _draw_cartpole(canvas: _Canvas, state: Any) -> None:
+def _draw_cartpole(canvas: _Canvas, state: PyTree) -> None:
     scale = WIDTH / 4.8  # the track is as wide as where episodes end, 2.4 either way
     x, ground = WIDTH / 2 + _number(state.x) * scale, 200.0
     canvas.line([(0, ground), (WIDTH, ground)], INK)
@@ -121,7 +128,7 @@ def _draw_cartpole(canvas: _Canvas, state: Any) -> None:
     canvas.disc(x, ground - 12, 4, "#8184cb")
 
 
-def _draw_pendulum(canvas: _Canvas, state: Any) -> None:
+def _draw_pendulum(canvas: _Canvas, state: PyTree) -> None:
     x, y, torque = WIDTH / 2, HEIGHT / 2, _number(state.last_u)
     # The angle is from straight up, counterclockwise.
     canvas.rod(x, y, -_number(state.theta), 100, 18, "#cd4d4d")
@@ -131,7 +138,7 @@ def _draw_pendulum(canvas: _Canvas, state: Any) -> None:
     canvas.box(ends[0], HEIGHT - 20, ends[1], HEIGHT - 10, BLUE if torque > 0 else RED)
 
 
-def _draw_acrobot(canvas: _Canvas, state: Any) -> None:
+def _draw_acrobot(canvas: _Canvas, state: PyTree) -> None:
     scale = HEIGHT / 4.4
     x, y = WIDTH / 2, HEIGHT / 2
     first = math.pi - _number(state.joint_angle1)  # from hanging down, counterclockwise
@@ -142,7 +149,7 @@ def _draw_acrobot(canvas: _Canvas, state: Any) -> None:
         canvas.disc(joint[0], joint[1], 5, "#cccc00")
 
 
-def _draw_mountain_car(canvas: _Canvas, state: Any, goal: float) -> None:
+def _draw_mountain_car(canvas: _Canvas, state: PyTree, goal: float) -> None:
     left, right = -1.2, 0.6
     scale = WIDTH / (right - left)
 
@@ -195,13 +202,13 @@ def _draw_grid(canvas: _Canvas, image: np.ndarray) -> None:
 
 
 def _colors(image: np.ndarray) -> np.ndarray:
-    """`[height, width, 3]` uint8. Bytes are what they are; of other numbers each channel has a
-    color, and a cell has that of its last channel that isn't 0."""
+    """`[height, width, 3]` uint8. Grey and RGB bytes are kept; otherwise each channel has a color,
+    and a cell has the color of its last channel that isn't 0."""
     image = image[..., None] if image.ndim == 2 else image
     channels = image.shape[-1]
     if image.dtype == np.uint8 and channels in (1, 3):
         return np.broadcast_to(image, (*image.shape[:2], 3))
-    values: Any = np.nan_to_num(image.astype(np.float64))
+    values: np.ndarray = np.nan_to_num(image.astype(np.float64))
     low, high = min(values.min(), 0.0), values.max()
     values = (values - low) / (high - low) if high > low else np.zeros_like(values)
     colors = np.zeros((*image.shape[:2], 3))
@@ -214,11 +221,11 @@ def _colors(image: np.ndarray) -> np.ndarray:
 
 
 def _draw_bars(canvas: _Canvas, values: np.ndarray) -> None:
-    """A bar for each number, up or down from 0; numbers beyond 1 share their part of the scale."""
+    """A bar for each number, up or down from 0; beyond 1 the scale is compressed."""
     shown = np.nan_to_num(values[:MOST_BARS])
     step = (WIDTH - 40) / max(len(shown), 1)
     middle, reach = HEIGHT / 2, HEIGHT / 2 - 36
-    # Up to 1 linear, beyond it slowly: a bar tells sign and size, and stays inside.
+    # Linear up to 1, compressed beyond: a bar shows sign and size, and stays inside.
     heights = np.sign(shown) * np.where(
         np.abs(shown) <= 1, 0.6 * np.abs(shown), 1 - 0.4 / np.maximum(np.abs(shown), 1e-9)
     )
@@ -231,8 +238,8 @@ def _draw_bars(canvas: _Canvas, values: np.ndarray) -> None:
             canvas.text(left, HEIGHT - 22, f"{round(value, 2) + 0.0:.2f}", 11)
 
 
-# By name: what a state has to have, and how it is drawn.
-_DRAWERS: dict[str, tuple[str, Callable[[_Canvas, Any], None]]] = {
+# By the environment's name: an attribute that its states have, and the function that draws one.
+_DRAWERS: dict[str, tuple[str, Callable[[_Canvas, PyTree], None]]] = {
     "CartPole-v1": ("theta", _draw_cartpole),
     "Pendulum-v1": ("last_u", _draw_pendulum),
     "Acrobot-v1": ("joint_angle1", _draw_acrobot),

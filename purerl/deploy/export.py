@@ -1,4 +1,4 @@
-"""A policy as a program that runs without purerl."""
+"""Export of a policy to StableHLO, a program that runs without purerl."""
 
 import os
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def export_policy(
 ) -> None:
     """Writes the greedy policy as StableHLO: a file that needs JAX and nothing else to run.
 
-    Observations are normalised inside, and actions are those that `Policy.act` gives: as the
-    environment takes them. To run it:
+    Observations are normalised inside, and actions are those of `Policy.act`: as the environment
+    takes them. To run it:
 
         exported = jax.export.deserialize(bytearray(pathlib.Path("policy.stablehlo").read_bytes()))
         policy = jax.jit(exported.call)
@@ -35,18 +35,18 @@ def export_policy(
     A policy with a memory takes it and returns it: `memory, action = policy(memory, obs)`, from
     `policy.memory(B)`, a pytree of arrays `[B, ...]`, at the start of an episode.
 
-    JAX promises to read such a file for six months after it was written, by later versions; keep
-    one of `save_policy` too.
+    Later versions of JAX read such a file for six months after it was written; keep one of
+    `save_policy` too.
 
     Args:
         policy: such as `out.policy`.
-        path: the file; one that is there is replaced.
-        batch: B, where it is to be fixed; None leaves it open.
-        platforms: where it is to run.
+        path: the file; an existing one is replaced.
+        batch: B, to fix it; None for any B.
+        platforms: some of "cpu", "cuda", "rocm", "tpu".
 
     Raises:
-        ConfigError: it isn't one policy; or its network can't be written down with an open batch,
-            or for such observations.
+        ConfigError: it isn't one policy; or its network can't be traced with an unknown batch
+            size, or for such observations.
         RunError: the file can't be written.
     """
     if not isinstance(policy, Policy):
@@ -59,7 +59,7 @@ def export_policy(
             f"platforms: got {shown(platforms)}, expected some of {', '.join(KNOWN_PLATFORMS)}"
         )
     target = check_path("path", path)
-    # Imported late, with flatbuffers: only those who export wait for it.
+    # A late import: it takes time, with flatbuffers, and only exports need it.
     from jax import export
 
     (size,) = export.symbolic_shape("batch") if batch is None else (batch,)
@@ -78,7 +78,7 @@ def export_policy(
 
         inputs = (memory, obs) if remembers else (obs,)
         packed = export.export(jax.jit(act), platforms=tuple(platforms))(*inputs).serialize()
-    except Exception as error:  # the user's network raises of every kind
+    except Exception as error:  # a user's network may raise anything
         hint = "; try batch=1" if batch is None else ""
         raise ConfigError(f"policy: can't be exported: {reason(error)}{hint}") from error
     write_bytes(target, packed, "the policy")

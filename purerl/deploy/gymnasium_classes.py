@@ -1,4 +1,5 @@
-"""purerl environments as Gymnasium's classes. Imports gymnasium: `to_gymnasium` does it late."""
+"""purerl environments as subclasses of Gymnasium's. Imported late, by `to_gymnasium`, since it
+imports gymnasium."""
 
 import functools
 import re
@@ -16,11 +17,12 @@ from purerl.envs.spaces import is_space
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
 
-METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 30}
+Info = dict[str, PyTree]
+METADATA: dict[str, object] = {"render_modes": ["rgb_array"], "render_fps": 30}
 VECTOR_METADATA = {**METADATA, "autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
 
 
-def as_gymnasium_space(space: Any) -> gymnasium.Space:
+def as_gymnasium_space(space: PyTree) -> gymnasium.Space:
     """A space, or a pytree of them, as Gymnasium's."""
     if is_space(space):
         return space.as_gymnasium(gymnasium.spaces)
@@ -33,8 +35,8 @@ def as_gymnasium_space(space: Any) -> gymnasium.Space:
     )
 
 
-def _on_host(space: gymnasium.Space, obs: Any) -> Any:
-    """An observation in numpy, as the space has it; with a batch axis or without."""
+def _on_host(space: gymnasium.Space, obs: PyTree) -> PyTree:
+    """An observation in numpy, in the space's dtypes; with a batch axis or without."""
     if isinstance(space, gymnasium.spaces.Dict):
         return {name: _on_host(part, obs[name]) for name, part in space.items()}
     if isinstance(space, gymnasium.spaces.Tuple):
@@ -43,9 +45,9 @@ def _on_host(space: gymnasium.Space, obs: Any) -> Any:
     return array[()] if isinstance(space, gymnasium.spaces.Discrete) else array
 
 
-def _mask(env: Env, obs: Any) -> Any:
-    """The legal actions at one observation, as an action space of Gymnasium's samples by them:
-    int8, `[n]`, or of several choices a tuple of such. None where all are legal."""
+def _mask(env: Env, obs: PyTree) -> PyTree:
+    """The mask of legal actions at one observation, as `sample(mask)` of Gymnasium's action spaces
+    takes it: int8 `[n]`, for a `MultiDiscrete` a tuple of such. None where all are legal."""
     legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
     if legal is None or sizes is None:
         return None
@@ -54,27 +56,27 @@ def _mask(env: Env, obs: Any) -> Any:
     return parts[0] if env.spec.action_space.n is not None else parts
 
 
-def _first(env: Env, key: jax.Array) -> tuple[jax.Array, Any, Any, PyTree]:
-    """A reset: the key for a reset that follows without a step, the observation, the mask of legal
-    actions, the state."""
+def _first(env: Env, key: jax.Array) -> tuple[jax.Array, PyTree, PyTree, PyTree]:
+    """A reset: the key of the next reset, where no step comes between; the observation, the mask
+    of legal actions, the state."""
     obs, state = env.reset(key)
     return jax.random.fold_in(key, 0), obs, _mask(env, obs), state
 
 
-def _with_mask(info: dict[str, Any], mask: Any) -> dict[str, Any]:
+def _with_mask(info: Info, mask: PyTree) -> Info:
     if mask is not None:
         info["action_mask"] = jax.tree.map(np.array, mask)
     return info
 
 
 def _next_keys(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The key to go on with, one for a step, and one for the reset after it."""
+    """The next key, one for a step, and one for the reset after it."""
     key, step_key, reset_key = jax.random.split(key, 3)
     return key, step_key, reset_key
 
 
 class GymnasiumEnv(gymnasium.Env):
-    """One environment; `to_gymnasium` makes it."""
+    """A single environment, made by `to_gymnasium`."""
 
     metadata = METADATA
 
@@ -85,9 +87,9 @@ class GymnasiumEnv(gymnasium.Env):
         name = re.sub(r"[^\w:.-]", "-", env.spec.name)
         entry: Any = functools.partial(GymnasiumEnv, env)
         self.spec = gymnasium.envs.registration.EnvSpec(f"purerl/{name}", entry)
-        self._keys: tuple[jax.Array, jax.Array] | None = None  # for what comes, for a reset
+        self._keys: tuple[jax.Array, jax.Array] | None = None  # the next, and one for a reset
         self._state: PyTree = None
-        self._seen: tuple[Any, int, float] = (None, 0, 0.0)  # observation, steps, return
+        self._seen: tuple[PyTree, int, float] = (None, 0, 0.0)  # observation, steps, return
 
         @jax.jit
         def step(key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
@@ -98,8 +100,8 @@ class GymnasiumEnv(gymnasium.Env):
         self._reset, self._step = jax.jit(functools.partial(_first, env)), step
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[PyTree, Info]:
         super().reset(seed=seed)
         if seed is not None or self._keys is None:
             seed = int(self.np_random.integers(2**32)) if seed is None else seed
@@ -111,7 +113,7 @@ class GymnasiumEnv(gymnasium.Env):
         self._seen = obs, 0, 0.0
         return obs, _with_mask({}, mask)
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[PyTree, float, bool, bool, Info]:
         if self._keys is None:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
         action = _action(self.env, action, ())
@@ -122,7 +124,7 @@ class GymnasiumEnv(gymnasium.Env):
         ends = bool(timestep.terminated), bool(timestep.truncated)
         return obs, reward, *ends, _with_mask(jax.tree.map(np.array, timestep.info), mask)
 
-    def render(self) -> Any:
+    def render(self) -> np.ndarray | None:
         """`[height, width, 3]` uint8 where `render_mode` is "rgb_array"."""
         if self.render_mode is None:
             return None
@@ -132,7 +134,7 @@ class GymnasiumEnv(gymnasium.Env):
 
 
 class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
-    """N environments, stepped at once; `to_gymnasium` makes it."""
+    """A vector of N environments, made by `to_gymnasium`."""
 
     metadata = VECTOR_METADATA
 
@@ -144,12 +146,12 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._keys: tuple[jax.Array, jax.Array] | None = None  # each [N]
         self._state: PyTree = None
-        self._seen: tuple[Any, np.ndarray, np.ndarray] = (None, np.zeros(0), np.zeros(0))
+        self._seen: tuple[PyTree, np.ndarray, np.ndarray] = (None, np.zeros(0), np.zeros(0))
         self._reset = jax.jit(jax.vmap(functools.partial(_first, env)))
         self._step = jax.jit(jax.vmap(self._play))
 
     def _play(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
-        """A step of one, and a reset where it ends the episode."""
+        """A step of one environment, and a reset where it ends the episode."""
         key, step_key, reset_key = _next_keys(key)
         state, timestep = self.env.step(step_key, state, action)
         first = self.env.reset(reset_key)
@@ -161,8 +163,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         self,
         *,
         seed: int | list[int | None] | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> tuple[Any, dict[str, Any]]:
+        options: dict[str, object] | None = None,
+    ) -> tuple[PyTree, Info]:
         if options and "reset_mask" in options:
             raise ConfigError("reset_mask: environments reset themselves (SAME_STEP)")
         if isinstance(seed, int):
@@ -185,7 +187,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         drawn = self.np_random.integers(2**32, size=self.num_envs)
         return [int(d) if s is None else s % 2**32 for s, d in zip(given, drawn, strict=True)]
 
-    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: object) -> tuple[PyTree, np.ndarray, np.ndarray, np.ndarray, Info]:
         if self._keys is None:
             raise gymnasium.error.ResetNeeded("call reset before the first step")
         action = _action(self.env, actions, (self.num_envs,))
@@ -199,13 +201,13 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         self._seen = obs, np.where(done, 0, lengths), np.where(done, 0.0, returns)
         return obs, reward, *ends, self._with_masks(self._info(timestep, done), mask)
 
-    def _with_masks(self, info: dict[str, Any], mask: Any) -> dict[str, Any]:
+    def _with_masks(self, info: Info, mask: PyTree) -> Info:
         every = np.ones(self.num_envs, bool)
         return info if mask is None else info | _masked(_with_mask({}, mask), every)
 
-    def _info(self, timestep: TimeStep, done: np.ndarray) -> dict[str, Any]:
-        """As Gymnasium's vectors have it: entries that an environment doesn't give are masked."""
-        given: dict[str, Any] = jax.tree.map(np.array, timestep.info)
+    def _info(self, timestep: TimeStep, done: np.ndarray) -> Info:
+        """The info of a vector, as Gymnasium has it: with a mask for each entry."""
+        given: Info = jax.tree.map(np.array, timestep.info)
         info = _masked(given, ~done)
         if done.any():
             last = _on_host(self.observation_space, timestep.obs)
@@ -215,7 +217,7 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
             info |= _masked({"final_obs": final, "final_info": _masked(given, done)}, done)
         return info
 
-    def render(self) -> tuple[Any, ...] | None:
+    def render(self) -> tuple[np.ndarray, ...] | None:
         """A frame of each, `[height, width, 3]` uint8, where `render_mode` is "rgb_array"."""
         if self.render_mode is None:
             return None
@@ -226,12 +228,12 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         return tuple(np.asarray(draw(self.env.spec, state, *seen)) for state, seen in each)
 
 
-def _masked(values: dict[str, Any], mask: np.ndarray) -> dict[str, Any]:
+def _masked(values: Info, mask: np.ndarray) -> Info:
     masks = {f"_{name}": mask.copy() for name in values}
     return {**values, **masks}
 
 
-def _action(env: Env, action: Any, batch: tuple[int, ...]) -> jax.Array:
+def _action(env: Env, action: object, batch: tuple[int, ...]) -> jax.Array:
     space = env.spec.action_space
     array = np.asarray(action)
     if array.shape != batch + space.shape:

@@ -1,11 +1,12 @@
-"""Gymnasium, both ways: its environments for a policy, and environments for what is written for it.
+"""Gymnasium, both ways: purerl's environments as Gymnasium's, and policies in Gymnasium's.
 
-Gymnasium itself is imported late: only those who use it wait for it.
+Gymnasium is imported late: only those who use it wait for it.
 """
 
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -14,25 +15,48 @@ from purerl.envs.registry import as_env
 from purerl.envs.spaces import Space, convert_spaces, is_space
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import check_count
+from purerl.records.types import PyTree
 from purerl.training.policy import Policy
 from purerl.training.train import check_seed
 
+if TYPE_CHECKING:
+    import gymnasium
+
+    from purerl.deploy.gymnasium_classes import GymnasiumEnv, GymnasiumVectorEnv
+
 RENDER_MODES = (None, "rgb_array")
+# From one observation to one action, and from an observation and its info.
+Act = Callable[[PyTree], PyTree]
+ActWithInfo = Callable[[PyTree, dict[str, PyTree]], PyTree]
 
 
-def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | None = None) -> Any:
-    """An environment as one of Gymnasium's; its steps are compiled at the first.
+@overload
+def to_gymnasium(
+    env: object, num_envs: None = None, *, render_mode: str | None = None
+) -> "GymnasiumEnv": ...
 
-    With a number of them, a `gymnasium.vector.VectorEnv` that steps all at once. It resets in the
-    very step that ends an episode (`AutoresetMode.SAME_STEP`): the last observation of an episode
-    is in `info["final_obs"]`, the rest of that step's info in `info["final_info"]`.
+
+@overload
+def to_gymnasium(
+    env: object, num_envs: int, *, render_mode: str | None = None
+) -> "GymnasiumVectorEnv": ...
+
+
+def to_gymnasium(
+    env: object, num_envs: int | None = None, *, render_mode: str | None = None
+) -> "GymnasiumEnv | GymnasiumVectorEnv":
+    """A Gymnasium environment from one of purerl's; the first step compiles.
+
+    With `num_envs`, a `gymnasium.vector.VectorEnv` that steps all of them at once. It resets in the
+    step that ends an episode (`AutoresetMode.SAME_STEP`): the last observation of an episode is in
+    `info["final_obs"]`, the rest of that step's info in `info["final_info"]`.
 
     Where the environment has illegal actions, the legal ones are in `info["action_mask"]` of every
     reset and step, as `env.action_space.sample(mask)` takes them: int8, of a `MultiDiscrete` a
     tuple with the mask of each choice. A vector's have a leading axis `[N]`.
 
     `reset(seed=s)` fixes all episodes that follow. The i-th environment of a vector that is reset
-    with seed s plays, episode by episode, what a single one with seed s + i does.
+    with seed s plays the same episodes as a single one that is reset with seed s + i.
 
     Args:
         env: a name, a `purerl.Env`, or a gymnax `Environment`, with its parameters or without.
@@ -40,8 +64,8 @@ def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | No
         render_mode: "rgb_array" for `render()`, or None.
 
     Raises:
-        ConfigError: arguments that can't be used, or observations that are pytrees of other than
-            dicts and tuples; Gymnasium isn't installed.
+        ConfigError: invalid arguments, observations that are pytrees of other containers than
+            dicts and tuples, or Gymnasium isn't installed.
     """
     env = typed(as_env(env))
     if render_mode not in RENDER_MODES:
@@ -58,30 +82,30 @@ def to_gymnasium(env: Any, num_envs: int | None = None, *, render_mode: str | No
 
 
 def evaluate_in_gymnasium(
-    policy: Policy | Callable[[Any], Any],
-    env: Any,
+    policy: Policy | Act,
+    env: "str | gymnasium.Env",
     num_episodes: int = 10,
     seed: int = 0,
     max_steps: int = 100_000,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Plays whole episodes of a Gymnasium environment, one after the other, with the greedy policy.
 
+    Where `EnvSpec.legal` of the policy is a key of its observations, the mask is taken from
+    `info["action_mask"]`, unless the environment's observations have it.
+
     Args:
         policy: a `Policy`, or a function from one observation to one action.
         env: the id of a registered environment, such as `"CartPole-v1"`, or a `gymnasium.Env`.
-        num_episodes: E, how many.
-        seed: of the first episode's reset; the ones after it count up from there.
-        max_steps: an episode longer than this counts with what it has reached by then.
+        num_episodes: E.
+        seed: of the first episode's reset; the i-th episode is reset with `seed + i`.
+        max_steps: where a longer episode is cut off, with its return so far.
 
     Returns:
         Their returns, `[E]` float64, and their lengths, `[E]` int64.
 
     Raises:
-        ConfigError: no such environment, or its actions are others than the policy's; Gymnasium
-            isn't installed.
-
-    A policy that looks for the legal actions in its observations, where `EnvSpec.legal` is a key,
-    finds them where the environment has them in `info["action_mask"]`.
+        ConfigError: no such environment, its action space isn't the policy's, or Gymnasium isn't
+            installed.
     """
     num_episodes = check_count("num_episodes", num_episodes)
     max_steps = check_count("max_steps", max_steps)
@@ -89,30 +113,29 @@ def evaluate_in_gymnasium(
     if not callable(policy):
         raise ConfigError(f"policy: got {shown(policy)}, expected a Policy, or a function")
     gymnasium = _gymnasium()
-    made = isinstance(env, str)
-    if not made and not all(hasattr(env, name) for name in ("reset", "step", "action_space")):
+    made = _make(gymnasium, env) if isinstance(env, str) else env
+    if not all(hasattr(made, name) for name in ("reset", "step", "action_space")):
         raise ConfigError(f"env: got {shown(env)}, expected an id or a gymnasium.Env")
-    env = _make(gymnasium, env) if made else env
     if isinstance(policy, Policy):
-        _check_actions(policy.spec.action_space, env.action_space)
+        _check_actions(policy.spec.action_space, made.action_space)
     try:
         players = (_player(policy) for _ in range(num_episodes))
-        played = [_play(env, act, seed + i, max_steps) for i, act in enumerate(players)]
+        played = [_play(made, act, seed + i, max_steps) for i, act in enumerate(players)]
     finally:
-        if made:
-            env.close()
+        if made is not env:
+            made.close()
     returns, lengths = zip(*played, strict=True) if played else ((), ())
     return np.array(returns, np.float64), np.array(lengths, np.int64)
 
 
-def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any, dict], Any]:
-    """From one observation and its info to one action, through an episode: with a fresh memory,
-    where the policy has one."""
+def _player(policy: Policy | Act) -> ActWithInfo:
+    """A function from an observation and its info to an action, for one episode: with a fresh
+    memory, where the policy has one."""
     if not isinstance(policy, Policy):
         return lambda obs, info: policy(obs)
     remembers, memory = policy.has_memory, policy.memory()
 
-    def act(obs: Any, info: dict) -> Any:
+    def act(obs: PyTree, info: dict[str, PyTree]) -> PyTree:
         nonlocal memory
         obs = _with_mask(policy.spec, obs, info)
         if not remembers:
@@ -123,9 +146,9 @@ def _player(policy: Policy | Callable[[Any], Any]) -> Callable[[Any, dict], Any]
     return act
 
 
-def _with_mask(spec: EnvSpec, obs: Any, info: dict[str, Any]) -> Any:
+def _with_mask(spec: EnvSpec, obs: PyTree, info: dict[str, PyTree]) -> PyTree:
     """The observation with the mask of legal actions in it, where the policy looks for it there and
-    the environment has it in `info["action_mask"]`."""
+    the environment has it only in `info["action_mask"]`."""
     key, known = spec.legal, spec.observation_space
     there = isinstance(obs, Mapping)
     if not isinstance(key, str) or "action_mask" not in info or (there and key in obs):
@@ -138,9 +161,7 @@ def _with_mask(spec: EnvSpec, obs: Any, info: dict[str, Any]) -> Any:
     return {rest[0]: obs, key: mask} if len(rest) == 1 else obs
 
 
-def _play(
-    env: Any, act: Callable[[Any, dict], Any], seed: int, max_steps: int
-) -> tuple[float, int]:
+def _play(env: "gymnasium.Env", act: ActWithInfo, seed: int, max_steps: int) -> tuple[float, int]:
     obs, info = env.reset(seed=seed)
     total, length, over = 0.0, 0, False
     while not over and length < max_steps:
@@ -149,14 +170,14 @@ def _play(
     return total, length
 
 
-def _gymnasium() -> Any:
+def _gymnasium() -> ModuleType:
     try:
         return importlib.import_module("gymnasium")
     except ImportError:
         raise ConfigError("gymnasium isn't installed: pip install 'purerl[gymnasium]'") from None
 
 
-def _make(gymnasium: Any, name: str) -> Any:
+def _make(gymnasium: ModuleType, name: str) -> "gymnasium.Env":
     try:
         return gymnasium.make(name)
     except gymnasium.error.UnregisteredEnv:
@@ -167,7 +188,7 @@ def _make(gymnasium: Any, name: str) -> Any:
         raise ConfigError(f"env: gymnasium can't make {name!r}: {error}") from None
 
 
-def _check_actions(ours: Space, theirs: Any) -> None:
+def _check_actions(ours: Space, theirs: object) -> None:
     try:
         found = convert_spaces(theirs)
     except ConfigError:  # choices that don't start at 0

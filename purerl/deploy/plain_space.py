@@ -1,16 +1,18 @@
-"""Spaces, and dicts and tuples of them, in the plain values that JSON has."""
+"""Spaces, and dicts and tuples of them, to and from the plain values of JSON."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from purerl.envs.spaces import KINDS, is_space
 from purerl.records.errors import ConfigError
+from purerl.records.types import PyTree
 
 
-def space_to_plain(space: Any, name: str) -> dict[str, Any]:
-    """A space in plain values, exactly.
+def space_to_plain(space: PyTree, name: str) -> dict[str, object]:
+    """A space in plain values, without loss.
 
     Raises:
         ConfigError: a pytree of spaces with other containers than dicts and tuples.
@@ -28,8 +30,8 @@ def space_to_plain(space: Any, name: str) -> dict[str, Any]:
     )
 
 
-def space_from_plain(plain: Any) -> Any:
-    """The space that `space_to_plain` was given."""
+def space_from_plain(plain: Mapping[str, Any]) -> PyTree:
+    """The inverse of `space_to_plain`."""
     ((kind, value),) = plain.items()
     if kind in KINDS:
         return KINDS[kind].from_plain(value)
@@ -38,9 +40,9 @@ def space_from_plain(plain: Any) -> Any:
     return {"tuple": tuple, "list": list}[kind](space_from_plain(part) for part in value)
 
 
-def count_elements(plain: Any) -> int:
-    """Elements of all spaces in what `space_to_plain` gave: the bounds of a `Box` take memory for
-    each, where the plain values may have one number for all."""
+def count_elements(plain: Mapping[str, Any]) -> int:
+    """The number of elements of all spaces in plain values: in memory a `Box` has bounds for each,
+    in the file perhaps one number for all."""
     ((kind, value),) = plain.items()
     if kind == "discrete":
         return 1

@@ -1,7 +1,7 @@
-"""A policy as one small file: arrays, and beside them in JSON what they are of.
+"""A policy as one small file: its arrays, and a description in JSON.
 
-The file is a NumPy archive (`.npz`), uncompressed. Loading reads arrays and plain values; no code
-comes from it, and no memory is taken beyond the file's size before its parts fit each other.
+The file is a NumPy archive (`.npz`), uncompressed. Loading reads arrays and plain values, never
+code, and allocates no more than the file's size before its parts are found to fit each other.
 """
 
 import contextlib
@@ -45,26 +45,26 @@ ABOUT = "about"
 MOST_ABOUT = 2**26  # bytes of the description
 # Elements of all spaces that any policy may have, however few its parameters: 1024 x 1024 x 4.
 MOST_ELEMENTS = 2**22
-# The networks that a user may name in an agent and that are everybody's.
-NETWORKS: dict[str, Any] = {
+# Networks of purerl that an agent may name as its actor or critic.
+NETWORKS: dict[str, type] = {
     c.__name__: c
     for c in (DefaultActor, DefaultActorCritic, DefaultCritic, DefaultQCritic, DefaultQNetwork)
 }
 
 
 def save_policy(policy: Policy, path: str | os.PathLike) -> None:
-    """Writes a policy into one small file, which is there whole or not at all.
+    """Writes a policy into one small file, whole or not at all.
 
-    In it are parameters, observation statistics, hyperparameters, the environment's spaces, and the
-    name and parameters that it was made with.
+    The file has the networks' parameters, observation statistics, hyperparameters, and the
+    environment's spaces, name and parameters.
 
     Args:
         policy: such as `out.policy`, or `out.member(i).policy` of several runs.
-        path: the file; one that is there is replaced.
+        path: the file; an existing one is replaced.
 
     Raises:
-        ConfigError: it isn't one policy, observations are pytrees of other than dicts and tuples,
-            or the bounds of a space are too many to be written down.
+        ConfigError: it isn't one policy, observations are pytrees of other containers than dicts
+            and tuples, or the bounds of a space are too many to be written down.
         RunError: the file can't be written.
     """
     if not isinstance(policy, Policy):
@@ -110,18 +110,18 @@ def load_policy(
     agent: Agent | type[Agent] | None = None,
     *,
     action_processor: Callable[[jax.Array], jax.Array] | None = None,
-    env: Any = None,
+    env: object = None,
 ) -> Policy:
-    """A policy that `save_policy` wrote; it acts as the one that was saved, bit for bit.
+    """Reads a policy that `save_policy` wrote; its actions are those of the saved one, bit for bit.
 
     Args:
         path: the file.
-        agent: where the agent holds classes or functions of your own, which aren't in the file: an
-            agent with them, such as `purerl.PPO(actor=MyActor)`; where the agent itself is your
-            own, its class. All else comes from the file.
+        agent: needed where the agent has classes or functions of the user's, which aren't in the
+            file: an agent with them, such as `purerl.PPO(actor=MyActor)`; where the agent is a
+            user's subclass, that class. All else comes from the file.
         action_processor: that of the run, where it had one.
-        env: the environment, where it is your own and its `EnvSpec.legal` a function: a name, an
-            `Env`, or a gymnax `Environment`.
+        env: the environment, needed where it is the user's and its `EnvSpec.legal` is a function: a
+            name, an `Env`, or a gymnax `Environment`.
 
     Raises:
         RunError: the file can't be read, is damaged, is no policy's or another version's, or the
@@ -148,7 +148,7 @@ def load_policy(
             return Policy(made, *found, Interface(spec, action_processor), num_updates=trained)
         except (RunError, ConfigError) as error:
             raise RunError(str(error)) from None
-        except Exception as error:  # a user's own agent raises of every kind
+        except Exception as error:  # a user's agent may raise anything
             raise RunError(f"{path} can't be made a policy: {reason(error)}") from error
 
 
@@ -163,13 +163,13 @@ class _Shape(NamedTuple):
 
 
 class _Archive:
-    """The arrays of a file: their shapes at once, their numbers when they are asked for.
+    """The arrays of a file: shapes are read at once, values by `read`.
 
     Attributes:
         shapes: by name.
 
     Raises:
-        Exception: of every kind, where the file is damaged, or isn't as `save_policy` writes it.
+        Exception: of any type, where the file is damaged, or isn't as `save_policy` writes it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -187,7 +187,7 @@ class _Archive:
         self.shapes = {name: self._shape(name) for name in self._members}
 
     def _shape(self, name: str) -> _Shape:
-        """By the array's header, which has to account for all bytes of the member."""
+        """The shape in the array's header, which has to account for all bytes of the member."""
         member = self._members[name]
         with self._zip.open(member) as stream:
             if np.lib.format.read_magic(stream) != (1, 0):
@@ -199,16 +199,16 @@ class _Archive:
         return _Shape(dtype, shape)
 
     def read(self, name: str) -> np.ndarray:
-        """An array. Raises ValueError or BadZipFile where its checksum is another."""
+        """Reads an array. Raises ValueError or BadZipFile where its checksum differs."""
         with self._zip.open(self._members[name]) as stream:
             array = np.lib.format.read_array(stream, allow_pickle=False)
-            if stream.read(1):  # having read to the end, it has compared the checksum
+            if stream.read(1):  # at the end of the member the checksum is compared
                 raise ValueError(f"the array {name!r} is longer than it should be")
         return array
 
     @property
     def num_elements(self) -> int:
-        """Of all arrays together."""
+        """The number of elements of all arrays."""
         return sum(math.prod(x.shape) for x in self.shapes.values())
 
 
@@ -229,14 +229,14 @@ def _damaged(path: Path, error: Exception) -> RunError:
 
 
 def _read_about(path: Path, archive: _Archive) -> dict[str, Any]:
-    """What the file's arrays are of. Raises RunError."""
+    """The description in the file. Raises RunError."""
     try:
         shape = archive.shapes.pop(ABOUT)
         if shape.dtype != np.uint8 or len(shape.shape) != 1 or shape.shape[0] > MOST_ABOUT:
             raise ValueError(f"its description is {shape}")
         about = json.loads(archive.read(ABOUT).tobytes())
         kind = about.get("kind")
-    except Exception as error:  # the readers raise of every kind
+    except Exception as error:  # the readers may raise anything
         raise _damaged(path, error) from None
     if kind != KIND:
         raise RunError(f"{path} is no policy that save_policy wrote, but {kind!r}")
@@ -248,20 +248,20 @@ def _read_about(path: Path, archive: _Archive) -> dict[str, Any]:
     return about
 
 
-def _leaves(state: PyTree, stats: PyTree) -> dict[str, Any]:
-    """By their path in the tree."""
+def _leaves(state: PyTree, stats: PyTree) -> dict[str, jax.Array]:
+    """Leaves of the state and the statistics, by path."""
     return by_path({"state": state, "obs_stats": stats})
 
 
-def _stored(x: Any) -> np.ndarray:
-    """An array of one of numpy's own types: archives keep no keys, no bfloat16 and its like."""
+def _stored(x: jax.Array) -> np.ndarray:
+    """An array as the archive keeps it: key data for keys, raw bits for bfloat16 and its like."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     return plain_bytes(np.asarray(x))
 
 
 def _unpacked(path: Path, archive: _Archive, state: PyTree, stats: PyTree) -> tuple[PyTree, PyTree]:
-    """State and statistics of the given shapes, with what was stored in their places."""
+    """State and statistics of the given shapes, from the archive. Raises RunError."""
     wanted = _leaves(state, stats)
     stored = {name: jax.eval_shape(_as_stored, x) for name, x in wanted.items()}
     shapes = {name: _Shape(np.dtype(x.dtype), x.shape) for name, x in stored.items()}
@@ -274,11 +274,10 @@ def _unpacked(path: Path, archive: _Archive, state: PyTree, stats: PyTree) -> tu
             )
     try:
         arrays = {name: archive.read(name) for name in wanted}
-    except Exception as error:  # the readers raise of every kind
+    except Exception as error:  # the readers may raise anything
         raise _damaged(path, error) from None
     leaves = [_restored(arrays[name], x.dtype) for name, x in wanted.items()]
-    structure: Any = jax.tree.structure({"state": state, "obs_stats": stats})
-    whole = structure.unflatten(leaves)
+    whole = jax.tree.unflatten(jax.tree.structure({"state": state, "obs_stats": stats}), leaves)
     return whole["state"], whole["obs_stats"]
 
 
@@ -290,7 +289,7 @@ def _as_stored(x: jax.Array) -> jax.Array:
     return x.view(f"u{x.dtype.itemsize}")
 
 
-def _restored(array: np.ndarray, dtype: Any) -> jax.Array:
+def _restored(array: np.ndarray, dtype: np.dtype) -> jax.Array:
     if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.asarray(array))
     return jnp.asarray(array.view(dtype))
@@ -302,7 +301,7 @@ def _spec(plain: Mapping[str, Any], archive: _Archive) -> EnvSpec:
     if (size := sum(map(count_elements, parts))) > most:
         raise ValueError(f"its spaces have {size:,} elements, expected at most {most:,}")
     name, limit = plain["name"], plain["max_episode_steps"]
-    # Files of earlier versions have none: there every environment counted as what its name makes.
+    # Files of earlier versions have none: in them the name stands for the whole environment.
     source = plain.get("source", name)
     if not isinstance(name, str) or (limit is not None and type(limit) is not int):
         raise ValueError(f"the environment's name is {name!r}, its limit {limit!r}")
@@ -310,23 +309,26 @@ def _spec(plain: Mapping[str, Any], archive: _Archive) -> EnvSpec:
     return EnvSpec(name, observation, action, limit, source_from_plain(source) if source else None)
 
 
-def _plain_source(spec: EnvSpec) -> Any:
-    """The call of `make` that makes the environment; None where none with plain values does."""
+def _plain_source(spec: EnvSpec) -> object:
+    """The environment's source in plain values; None where it has no such form."""
     with contextlib.suppress(ConfigError):
         return plain_source(spec.source) if spec.source is not None else None
     return None
 
 
-def _plain_legal(spec: EnvSpec) -> dict[str, Any] | None:
-    """The key that has the mask of legal actions, or the name of the function that gives it."""
+def _plain_legal(spec: EnvSpec) -> dict[str, str] | None:
+    """The key of the mask of legal actions, or the name of the function that returns it."""
     if spec.legal is None:
         return None
     return {"key": spec.legal} if isinstance(spec.legal, str) else {"function": _name(spec.legal)}
 
 
-def _legal(path: Path, plain: Mapping[str, Any], spec: EnvSpec, env: Any) -> Any:
-    """The `EnvSpec.legal` of the file: its key, or the function of the environment that is given,
-    or of the one that has the name. A name of code is for the user to give: no file brings code.
+def _legal(
+    path: Path, plain: Mapping[str, Any], spec: EnvSpec, env: object
+) -> str | Callable[[PyTree], jax.Array] | None:
+    """`EnvSpec.legal`: the key in the file, or the function of the given environment, or of the one
+    that the file names. Where that name imports code (`module:name`), the user has to pass the
+    environment: no file decides which code runs. Raises RunError.
     """
     saved = plain.get("legal")  # which files of earlier versions don't have
     if saved is None or "key" in saved:
@@ -345,18 +347,18 @@ def _legal(path: Path, plain: Mapping[str, Any], spec: EnvSpec, env: Any) -> Any
 
 
 def _plausible(agent: dict[str, Any], archive: _Archive) -> dict[str, Any]:
-    """An agent's plain values, none of them with more parts (such as layers) than the file has
-    arrays."""
+    """An agent's plain values, as they are. Raises ValueError where one has more parts (such as
+    layers) than the file has arrays."""
     for name, value in agent["fields"].items():
         if isinstance(value, list) and len(value) > 100 + len(archive.shapes):
             raise ValueError(f"{name} has {len(value):,} parts, and there are fewer arrays")
     return agent
 
 
-def _plain_agent(agent: Agent) -> dict[str, Any]:
-    """Its fields in plain values; of the user's own classes and functions, what they are called."""
+def _plain_agent(agent: Agent) -> dict[str, object]:
+    """An agent in plain values; of the user's classes and functions, the names."""
     cls = type(agent)
-    fields, networks, own, none = {}, {}, {}, []
+    fields, networks, named, none = {}, {}, {}, []
     for name in field_names(cls):
         value = getattr(agent, name)
         if value is None:
@@ -368,7 +370,7 @@ def _plain_agent(agent: Agent) -> dict[str, Any]:
                 fields[name] = plain_value(cls, name, value)
             except ConfigError:
                 if name != "optimizer":  # a policy acts without
-                    own[name] = _name(value)
+                    named[name] = _name(value)
     kind = next((name for name, known in AGENTS.items() if cls is known), None)
     return {
         "kind": kind,
@@ -376,20 +378,20 @@ def _plain_agent(agent: Agent) -> dict[str, Any]:
         "fields": fields,
         "none": none,
         "networks": networks,
-        "own": own,
+        "own": named,
     }
 
 
-def _name(value: Any) -> str:
+def _name(value: object) -> str:
     described = describe(value)
     return described if isinstance(described, str) else json.dumps(described)
 
 
-def _make_agent(path: Path, plain: Mapping[str, Any], given: Any) -> Agent:
-    """The agent of the file, with what isn't in it from the one that is given."""
-    own = ", ".join(f"{name}={value}" for name, value in plain["own"].items())
-    needed = plain["kind"] is None or own
-    call = f"{plain['class'].rpartition('.')[2]}({own})"
+def _make_agent(path: Path, plain: Mapping[str, Any], given: Agent | type[Agent] | None) -> Agent:
+    """The agent in the file, with the classes and functions of the given one. Raises RunError."""
+    named = ", ".join(f"{name}={value}" for name, value in plain["own"].items())
+    needed = plain["kind"] is None or named
+    call = f"{plain['class'].rpartition('.')[2]}({named})"
     if given is None and needed:
         raise RunError(
             f"{path} is of {call}, whose code isn't in the file: give it, as "
@@ -412,5 +414,5 @@ def _make_agent(path: Path, plain: Mapping[str, Any], given: Any) -> Agent:
 
 
 def _last(name: str) -> str:
-    """The name without its module, which differs between a script and what imports it."""
+    """The name without its module, which differs for a script (`__main__`) and a module."""
     return name.rpartition(".")[2]

@@ -1,9 +1,9 @@
-"""`render`: an episode as a GIF."""
+"""`render`: one episode as a GIF."""
 
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,10 @@ from purerl.records.types import PyTree
 from purerl.training.policy import Policy
 from purerl.training.train import check_seed
 
-MOST_FRAMES = 500  # and the first
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+MOST_FRAMES = 500  # besides the first
 MILLISECONDS = 40  # a frame
 PAUSE = 1_000  # on the last one
 STEPS_WITHOUT_LIMIT = 500
@@ -28,7 +31,7 @@ STEPS_WITHOUT_LIMIT = 500
 
 def render(
     policy: Policy | None,
-    env: Any,
+    env: object,
     path: str | os.PathLike,
     seed: int = 0,
     max_steps: int | None = None,
@@ -36,24 +39,24 @@ def render(
 ) -> tuple[float, int]:
     """Plays one episode and writes it as a GIF.
 
-    CartPole, Pendulum, Acrobot and both MountainCars are drawn as they are known; of all others the
+    CartPole, Pendulum, Acrobot and both MountainCars are drawn as in Gymnasium; of all others the
     observation is drawn: an image `[H, W]` or `[H, W, C]` as a grid with a color for each channel,
-    anything else as bars. Of an episode of more than 500 steps every other is left out, or more.
+    anything else as bars. Of an episode of more than 500 steps only every k-th is drawn.
 
     Args:
-        policy: who plays; None for random actions.
+        policy: such as `out.policy`; None for random actions.
         env: a name, a `purerl.Env`, or a gymnax `Environment`, with its parameters or without.
-        path: the file, `.gif`; one that is there is replaced.
-        seed: for the initial state and the dynamics.
-        max_steps: where the episode is left, if it goes on; None for the environment's own limit,
-            or 500 where it has none.
-        key: to sample from the policy; None for its mode.
+        path: the file, `.gif`; an existing one is replaced.
+        seed: of the initial state and the dynamics.
+        max_steps: where a longer episode is cut off; None for the environment's time limit, or 500
+            where it has none.
+        key: to sample actions; None for the mode.
 
     Returns:
         The episode's return and its length.
 
     Raises:
-        ConfigError: arguments that can't be used.
+        ConfigError: invalid arguments.
         RunError: the file can't be written.
     """
     env = typed(as_env(env))
@@ -85,7 +88,7 @@ def render(
 
 
 def _shown(length: int) -> list[int]:
-    """Which of the moments 0 to `length` are drawn: evenly, and the last."""
+    """Indices of the frames: 0 to `length`, evenly spaced, and the last."""
     every = max(1, -(-length // MOST_FRAMES))
     return sorted({*range(0, length + 1, every), length})
 
@@ -93,9 +96,9 @@ def _shown(length: int) -> list[int]:
 def _play(
     env: Env, policy: Policy | None, seed: int, max_steps: int, sample_key: jax.Array | None
 ) -> tuple[PyTree, PyTree, np.ndarray, int]:
-    """States and observations `[T + 1, ...]`, returns so far `[T + 1]`, and how many steps count.
+    """States and observations `[T + 1, ...]`, returns so far `[T + 1]`, and the episode's length.
 
-    T is `max_steps`; what follows the episode's end repeats it.
+    T is `max_steps`; after the episode's end its last moment is repeated.
     """
 
     def choose(obs: PyTree, key: jax.Array) -> tuple[jax.Array, dict]:
@@ -138,15 +141,15 @@ def _play(
     return plain, jax.tree.map(np.asarray, observations), np.asarray(returns), int(length)
 
 
-def _on_host(x: jax.Array) -> Any:
-    """In numpy, which is quick to take apart; keys stay as they are."""
+def _on_host(x: jax.Array) -> jax.Array | np.ndarray:
+    """An array in numpy, which is quick to index; keys stay as they are."""
     return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
 
 
-def _write(frames: list[Any], path: Path) -> None:
+def _write(frames: list["Picture"], path: Path) -> None:
     from PIL import Image
 
-    # Pillow's own way to a palette takes ten times as long, and comes less close.
+    # Pillow's default palette takes ten times as long and is less accurate.
     method = Image.Quantize.FASTOCTREE
     first, *rest = (x.quantize(256, method=method, dither=Image.Dither.NONE) for x in frames)
     durations = [MILLISECONDS] * (len(frames) - 1) + [PAUSE]

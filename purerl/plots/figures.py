@@ -1,7 +1,7 @@
-"""What all figures share: how runs are told apart, how numbers are written, how they are saved.
+"""Common parts of all figures: styles of runs, numbers on axes, legends, saving.
 
-Figures are made without `matplotlib.pyplot`, so that the user's backend and open figures stay what
-they are.
+Figures are made without `matplotlib.pyplot`, so that the user's backend and open figures stay
+unchanged.
 """
 
 import io
@@ -17,13 +17,15 @@ from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason, write_whole
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Path_ = str | os.PathLike[str]
 
 SUFFIXES = (".png", ".pdf", ".svg")
-# Told apart by the colour-blind, and by their luminance (CIE L* 20, 72, 40, 62, 51, 30) in grey.
+# Distinct for the colour-blind, and in grey by luminance (CIE L* 20, 72, 40, 62, 51, 30).
 COLORS = ("#0b2a6f", "#e8a33d", "#b3292f", "#3aa6a0", "#bd5291", "#71207f")
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -53,7 +55,7 @@ def new_figure(width: float, height: float, title: str | None) -> "Figure":
 
 
 def tidy(axes: "Axes", caption: str | None = None, grid: str = "y") -> None:
-    """Takes what isn't needed from a panel, and says above it what it shows."""
+    """Removes needless lines from a panel, and writes its caption above it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, linewidth=0.5, alpha=0.5)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
@@ -61,19 +63,19 @@ def tidy(axes: "Axes", caption: str | None = None, grid: str = "y") -> None:
         axes.set_title(caption, loc="left", fontsize=9, color=GREY, parse_math=False)
 
 
-def engineering(value: float, _: Any = None) -> str:
-    """A number as an axis has it: 1500 is 1.5k. Below 1000 it is written out."""
+def engineering(value: float, _: object = None) -> str:
+    """A number in engineering notation: 1500 is 1.5k. Below 1000 it is written out."""
     if not math.isfinite(value) or abs(value) < 1000:
         return f"{value:g}".replace("-", "\N{MINUS SIGN}", 1)
     power = min(int(math.log10(abs(value)) / 3 + 1e-9), 4)
     return f"{value / 1000**power:g}{'kMGT'[power - 1]}".replace("-", "\N{MINUS SIGN}", 1)
 
 
-def write_numbers(axis: Any) -> None:
-    """Has an axis written as `engineering` does, unless it has no thousands between its ends."""
+def write_numbers(axis: "Axis") -> None:
+    """Writes an axis's numbers by `engineering`, where it spans a thousand or more."""
     from matplotlib.ticker import FuncFormatter
 
-    def write(value: float, _: Any = None) -> str:
+    def write(value: float, _: object = None) -> str:
         low, high = axis.get_view_interval()
         if abs(high - low) >= 1000:
             return engineering(value)
@@ -82,8 +84,8 @@ def write_numbers(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(write))
 
 
-def write_decades(axis: Any, span: float) -> None:
-    """Has a logarithmic axis, of values that span a factor, written in plain numbers."""
+def write_decades(axis: "Axis", span: float) -> None:
+    """Writes a logarithmic axis, of values that span a factor, in plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     subs = (1, 2, 5) if span < 50 else (1, 3) if span < 5000 else (1,)
@@ -92,13 +94,13 @@ def write_decades(axis: Any, span: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str], width: int) -> None:
-    """Below the panels, where it hides nothing; what it takes, the figure grows by.
+def legend(figure: "Figure", handles: Sequence["Artist"], names: Sequence[str], width: int) -> None:
+    """Adds a legend below the panels, and makes the figure higher by it.
 
     Args:
-        figure: whose.
-        handles, names: the runs.
-        width: how many letters fit side by side.
+        figure: the figure.
+        handles, names: of the runs.
+        width: characters that fit side by side.
     """
     names = [textwrap.fill(name, 60) for name in names]
     longest = max(len(line) for name in names for line in name.splitlines())
@@ -119,7 +121,7 @@ def legend(figure: "Figure", handles: Sequence[Any], names: Sequence[str], width
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Names, with numbers where several are the same."""
+    """Names, with numbers where several are equal."""
     count, seen = Counter(names), Counter[str]()
     numbered = []
     for name in names:
@@ -138,7 +140,7 @@ def check_path(path: Path_ | None) -> None:
 
 
 def save(figure: "Figure", path: Path_ | None) -> "Figure":
-    """Writes a figure, whole or not at all, as its name's suffix says; not where there is no name.
+    """Writes a figure, whole or not at all, in the format of the suffix; None writes nothing.
 
     Raises:
         RunError: it can't be written.

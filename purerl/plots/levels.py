@@ -1,7 +1,7 @@
-"""What was swept, as the axis of a figure."""
+"""Swept values as the axis of a figure."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,10 +14,10 @@ class Levels(NamedTuple):
     """The values of one swept name.
 
     Attributes:
-        name: its name.
-        texts: each value in short, numbers in ascending order, others as they come first.
-        numbers: `[L]` float64; None where some are no numbers.
-        places: `[C]`, which of them each combination has.
+        name: the swept name.
+        texts: each value in short, numbers in ascending order, others in order of appearance.
+        numbers: `[L]` float64; None where a value is no number.
+        places: `[C]`, the index of each combination's value.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Levels(NamedTuple):
 
 
 def swept(result: SweepResult, names: str | Sequence[str] | None) -> list[str]:
-    """Names as they were asked for; all that were swept for None.
+    """The chosen names, in their order; for None all swept ones.
 
     Raises:
-        ConfigError: nothing was swept, or not this.
+        ConfigError: nothing was swept, or a name wasn't.
     """
     if not hasattr(result, "plan"):
         raise ConfigError(f"result: got {shown(result)}, expected a SweepResult: purerl.sweep(...)")
@@ -56,7 +56,7 @@ def swept(result: SweepResult, names: str | Sequence[str] | None) -> list[str]:
 
 
 def make_levels(result: SweepResult, name: str) -> Levels:
-    """The values that a swept name has."""
+    """The levels of a swept name."""
     values = [combination[name] for combination in result.plan.combinations]
     keys = [repr(value) for value in values]  # a value may be of any kind
     first = {key: values[keys.index(key)] for key in keys}
@@ -67,7 +67,7 @@ def make_levels(result: SweepResult, name: str) -> Levels:
     return Levels(name, texts, numbers, np.array([order.index(key) for key in keys]))
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     text = str(getattr(value, "__name__", value))

@@ -1,4 +1,4 @@
-"""Figures of runs: learning curves, and comparisons of what was learned.
+"""Figures of runs: learning curves, and comparisons of final returns.
 
 After Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice".
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 X_LABELS = {"steps": "environment steps", "seconds": "wall-clock time (s)"}
 Y_LABEL = "return of training episodes"
-# Up to how many seeds are shown one by one.
+# Most seeds that are drawn one by one.
 THIN_LINES = 16
 
 
@@ -42,8 +42,8 @@ def plot_curves(
     title: str | None = None,
     note: str | None = None,
 ) -> "Figure":
-    """Learning curves: of each run the interquartile mean over its seeds, with a band, its 95 %
-    bootstrap interval; of a single run its seeds as well, as thin lines, where they are few.
+    """Learning curves: of each run the interquartile mean over its seeds, with its 95 % bootstrap
+    interval as a band; of a single run its seeds too, as thin lines, where they are few.
 
     Seeds in which no episode has ended yet don't count in the mean.
 
@@ -54,14 +54,14 @@ def plot_curves(
         y: the "return" of training episodes, or one of the environment's metrics, as
             "info/success" (see `EnvSpec.metrics`).
         title: above the figure.
-        note: a word more of what it shows, below the title.
+        note: a line below the title.
 
     Returns:
-        A figure, which belongs to no backend.
+        A figure without a backend.
 
     Raises:
-        ConfigError: no runs, a run without an episode, other `x` or `y`, no seconds known, unknown
-            suffix.
+        ConfigError: no runs, a run without an episode, invalid `x` or `y`, a run without known
+            seconds, unknown suffix.
         RunError: the file can't be written.
     """
     figures.check_path(path)
@@ -107,7 +107,7 @@ def _draw_curve(axes: "Axes", run: Curves, number: int, of: int, x: str) -> "Lin
         )
     if of == 1 and 1 < run.num_seeds <= THIN_LINES:
         axes.plot(at, curves.T, color=style["color"], linewidth=0.6, alpha=0.4)
-    # Markers of different runs stand at different places.
+    # Markers of different runs are shifted against each other.
     every = max(1, len(at) // 8)
     (line,) = axes.plot(
         at,
@@ -126,8 +126,8 @@ def _draw_curve(axes: "Axes", run: Curves, number: int, of: int, x: str) -> "Lin
 def plot_comparison(
     curves: Sequence[Curves], path: Path_ | None = None, *, title: str | None = None
 ) -> "Figure":
-    """What runs have learned in the end: the mean return over the last tenth of the updates, each
-    episode counted once.
+    """A comparison of final returns: means over the last tenth of the updates, each episode counted
+    once.
 
     Three panels, all with 95 % bootstrap intervals: each run's interquartile mean over seeds; the
     share of its seeds above each return; for each pair of runs, how likely a seed of the one ends

@@ -1,8 +1,8 @@
-"""Figures of sweeps: what comes out in the end, and how it is learned, by hyperparameter."""
+"""Figures of sweeps: final returns and learning curves, by hyperparameter."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,11 +17,13 @@ from purerl.sweeps.result import SweepResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-# Learning curves that can be told apart in one panel.
+# Most learning curves in one panel.
 MOST_CURVES = 8
-# Cells to a side of a heat map that have their numbers written in.
+# Largest side of a heat map whose cells have their numbers written in.
 MOST_CELLS = 16
 
 
@@ -36,18 +38,18 @@ def plot_sweep(
 
     Of one: the interquartile mean over seeds, with its 95 % bootstrap interval, and each seed as a
     point; the axis is logarithmic where the values span a factor of ten. Of two: the interquartile
-    mean as a map of cells, or, where the values were drawn, as points. What else was swept is put
-    together with the seeds.
+    mean as a heat map, or, where the values were drawn, as points. Other swept names are pooled
+    with the seeds.
 
     Args:
         result: of `purerl.sweep`.
-        names: one or two swept names, the second for the upright axis; None for all.
+        names: one or two swept names, the second for the y-axis; None for all.
         path: where the figure is written, a PNG, PDF or SVG file by its suffix; None for nowhere.
         title: above the figure.
 
     Raises:
-        ConfigError: a name that wasn't swept, more than two, nothing was swept, no member ended an
-            episode in the end, unknown suffix.
+        ConfigError: a name that wasn't swept, more than two names, nothing was swept, no member has
+            a final return, unknown suffix.
         RunError: the file can't be written.
     """
     figures.check_path(path)
@@ -78,17 +80,17 @@ def plot_sweep_curves(
     *,
     title: str | None = None,
 ) -> "Figure":
-    """A learning curve for each value of the swept names, or for each combination of values: of
-    more than eight those with the highest interquartile mean of the final returns, the best first.
+    """A learning curve for each value of a swept name, or for each combination of values; of more
+    than eight the best, by the interquartile mean of their final returns, in descending order.
 
     Args:
         result: of `purerl.sweep`.
-        names: swept names; None for all. What else was swept is put together with the seeds.
+        names: swept names; None for all. Others are pooled with the seeds.
         path, title: as of `plot_sweep`.
 
     Raises:
-        ConfigError: a name that wasn't swept; nothing was swept; members to be put together differ
-            in their steps; unknown suffix.
+        ConfigError: a name that wasn't swept, nothing was swept, members to be pooled differ in
+            their steps, unknown suffix.
         RunError: the file can't be written.
     """
     figures.check_path(path)
@@ -170,7 +172,7 @@ def _draw_two(x: Levels, y: Levels, scores: np.ndarray, over: str, title: str | 
     return figure
 
 
-def _draw_cells(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> Any:
+def _draw_cells(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> "ScalarMappable":
     axes.set_facecolor("0.9")
     low, high = np.nanmin(cells), np.nanmax(cells)
     shown = axes.imshow(cells, origin="lower", aspect="auto", cmap="viridis")
@@ -189,7 +191,7 @@ def _draw_cells(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> Any:
     return shown
 
 
-def _draw_points(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> Any:
+def _draw_points(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> "ScalarMappable":
     assert x.numbers is not None
     assert y.numbers is not None
     rows, columns = np.nonzero(np.isfinite(cells))
@@ -212,8 +214,8 @@ def _draw_points(axes: "Axes", x: Levels, y: Levels, cells: np.ndarray) -> Any:
     return shown
 
 
-def _number_axis(set_scale: Callable[[str], None], axis: Any, levels: Levels) -> None:
-    """Ticks at the values, where these are few and not too close."""
+def _number_axis(set_scale: Callable[[str], None], axis: "Axis", levels: Levels) -> None:
+    """Sets ticks at the values, where these are few and not too close."""
     if levels.numbers is None:
         axis.set_ticks(range(len(levels.texts)), levels.texts)
         for label in axis.get_ticklabels():
@@ -235,7 +237,7 @@ def _number_axis(set_scale: Callable[[str], None], axis: Any, levels: Levels) ->
 def _by_level(
     scores: np.ndarray, places: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Interquartile mean and interval, `[count]` each, of scores `[C, S]` of equal places."""
+    """Interquartile means and intervals, `[count]` each, of scores `[C, S]` pooled by place."""
     ends = np.full((3, count), np.nan)
     for place in np.unique(places):
         strata = list(scores[places == place])
@@ -244,7 +246,7 @@ def _by_level(
 
 
 def _member_curves(result: SweepResult, name: str, combinations: np.ndarray) -> Curves:
-    """All seeds of some combinations."""
+    """Curves of all seeds of some combinations. Raises ConfigError where their steps differ."""
     seeds = len(result.plan.seeds)
     members = (combinations[:, None] * seeds + np.arange(seeds)).ravel()
     parts = []
@@ -271,7 +273,7 @@ def _member_curves(result: SweepResult, name: str, combinations: np.ndarray) -> 
 
 
 def _number(value: float) -> str:
-    """Three digits, more of large numbers."""
+    """A number with three digits, from 100 on as an integer."""
     if np.isnan(value):
         return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

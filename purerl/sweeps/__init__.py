@@ -1,1 +1,1 @@
-"""Seeds times hyperparameters, over devices."""
+"""Sweeps: seeds x hyperparameters, over devices."""

@@ -3,14 +3,15 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from purerl.deploy.policy_file import save_policy
+from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason, sealed, write_whole
+from purerl.records.types import PyTree
 from purerl.runs.folder import (
     CONFIG,
     METRICS,
@@ -24,6 +25,7 @@ from purerl.runs.folder import (
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
 from purerl.runs.view import BEST
+from purerl.sweeps.plan import Values
 from purerl.sweeps.result import SweepResult
 from purerl.training.config import TrainConfig, to_plain
 from purerl.training.describe import describe, versions
@@ -33,17 +35,17 @@ def write_best(result: SweepResult, run_dir: Path) -> None:
     """Writes the combination with the highest mean return, all its seeds, into `run_dir/best`:
     config, metrics, summary and policies, for `read_run` and the command to read.
 
-    What can't be written is a warning: the sweep is done, and its slices are saved.
+    Warns where it can't be written: the sweep is done, and its slices are saved.
 
     Args:
-        result: of the whole sweep. Where no episode of it has ended, nothing is written.
+        result: of the whole sweep. Without an episode that ended, nothing is written.
         run_dir: the sweep's folder.
     """
     if not result.has_returns:
         return
     best, seeds = result.best(), result.plan.seeds
     first = best.member // len(seeds) * len(seeds)
-    outs: list[Any] = [result.member(first + i) for i in range(len(seeds))]
+    outs: list[PyTree] = [result.member(first + i) for i in range(len(seeds))]
     try:
         _write(run_dir / BEST, result.config(first), seeds, outs, best.hyperparams)
     except (ConfigError, RunError, OSError) as error:
@@ -54,18 +56,18 @@ def _write(
     folder: Path,
     config: TrainConfig,
     seeds: tuple[int, ...],
-    outs: list[Any],
-    values: dict[str, Any],
+    outs: list[PyTree],
+    values: Values,
 ) -> None:
     (folder / POLICIES).mkdir(parents=True, exist_ok=True)
     for seed, out in zip(seeds, outs, strict=True):
         save_policy(out.policy, folder / POLICIES / f"seed-{seed}.policy")
-    metrics: Any = jax.tree.map(lambda *xs: np.stack(xs), *(out.metrics for out in outs))
+    metrics: Metrics = jax.tree.map(lambda *xs: np.stack(xs), *(out.metrics for out in outs))
     num_updates = np.array([int(out.state.num_updates) for out in outs])
     state = outs[0].state._replace(num_updates=num_updates)
     whole = outs[0].replace(metrics=metrics, state=state)
     stop, steps = updates_gone_through(whole), whole.steps_per_update
-    # How long a member alone would have taken isn't known.
+    # The time of a single member isn't known.
     took = (np.nan, np.nan)
     report = Report(0, stop, stop, steps, metrics, *took, seeds, whole.log_every)
     csv_sink(folder / METRICS)(report)

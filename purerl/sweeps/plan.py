@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -29,15 +29,23 @@ from purerl.training.train import list_seeds
 Values = dict[str, Any]
 
 
+class Distribution(Protocol):
+    """`Uniform`, `LogUniform`, `Choice`, or the user's, to draw hyperparameters from."""
+
+    def draw(self, rng: np.random.Generator, count: int, /) -> list[Any]:
+        """`[count]` values."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Members that one program trains: they differ in seeds and in float hyperparameters only.
+    """S members that one program trains: they differ in seeds and in float hyperparameters only.
 
     Attributes:
-        config: theirs; of the hyperparameters that are mapped over it has no sensible value.
-        static: what tells this group from others, by name.
-        members: `[S]` int64, their places in the sweep.
-        keys: `[S, ...]` uint32, the data of a key each.
+        config: of all of them; hyperparameters in `hyperparams` have an arbitrary value in it.
+        static: the swept values that fix the program, by name.
+        members: `[S]` int64, indices in the sweep.
+        keys: `[S, ...]` uint32, key data.
         hyperparams: `[S]` float32 each, by name.
     """
 
@@ -53,8 +61,8 @@ class Plan:
     """All members of a sweep: member i has combination `i // len(seeds)`, seed `i % len(seeds)`.
 
     Attributes:
-        config: what all have in common.
-        names: what is swept.
+        config: common to all members.
+        names: the swept fields.
         combinations: values by name.
         seeds: seed s trains with `jax.random.key(s)`.
         groups: one for each program.
@@ -68,15 +76,15 @@ class Plan:
 
     @property
     def num_members(self) -> int:
-        """How many agents are trained."""
+        """Agents that are trained."""
         return len(self.combinations) * len(self.seeds)
 
 
 def make_plan(
-    config: TrainConfig | Mapping[str, Any],
+    config: TrainConfig | Mapping[str, object],
     seeds: int | Sequence[int],
-    grid: Mapping[str, Any] | None,
-    samples: Mapping[str, Any] | None,
+    grid: Mapping[str, object] | None,
+    samples: Mapping[str, Distribution] | None,
     num_samples: int | None,
     key: jax.Array | None,
 ) -> Plan:
@@ -103,7 +111,7 @@ def make_plan(
     )
 
 
-def _axes(grid: Mapping[str, Any] | None) -> dict[str, list[Any]]:
+def _axes(grid: Mapping[str, object] | None) -> dict[str, list[object]]:
     """The values of each name of the grid. Raises ConfigError."""
     if grid is not None and not isinstance(grid, Mapping):
         raise ConfigError(f"grid: got {shown(grid)}, expected a mapping of names to values")
@@ -114,8 +122,8 @@ def _axes(grid: Mapping[str, Any] | None) -> dict[str, list[Any]]:
 
 
 def _distributions(
-    samples: Mapping[str, Any] | None, num_samples: int | None, key: jax.Array | None
-) -> Mapping[str, Any]:
+    samples: Mapping[str, Distribution] | None, num_samples: int | None, key: jax.Array | None
+) -> Mapping[str, Distribution]:
     """Distributions by name, {} for none. Raises ConfigError."""
     if samples is None:
         if num_samples is not None or key is not None:
@@ -139,13 +147,14 @@ def _distributions(
 
 
 def _fields(
-    config: TrainConfig, axes: Mapping[str, list[Any]], distributions: Mapping[str, Any]
+    config: TrainConfig,
+    axes: Mapping[str, list[object]],
+    distributions: Mapping[str, Distribution],
 ) -> dict[str, str]:
-    """From each name that a user gives to the field that it stands for, as the plan calls it.
+    """Each given name, perhaps an alias, with its field in the plan's notation.
 
     Raises:
-        ConfigError: there is no such field in the config or in a part of the run; or two names are
-            of one.
+        ConfigError: no such field in the config or in a part of the run, or two names of one field.
     """
     for name in axes:
         if name in distributions:
@@ -161,10 +170,10 @@ def _fields(
 
 
 def _draw(
-    distributions: Mapping[str, Any], num_samples: int | None, key: jax.Array | None
+    distributions: Mapping[str, Distribution], num_samples: int | None, key: jax.Array | None
 ) -> list[Values]:
-    """Drawn values; those of a name depend on the key and the name only, and more of them begin
-    with the fewer."""
+    """Drawn values. Those of a name depend on the key and the name only; with a larger
+    `num_samples` the first ones stay the same."""
     if not distributions or num_samples is None:
         return [{}]
     key = jax.random.key(0) if key is None else key
@@ -180,7 +189,8 @@ def _draw(
 def _groups(
     config: TrainConfig, seeds: tuple[int, ...], combinations: list[Values]
 ) -> tuple[Group, ...]:
-    """Combinations put together by what fixes their program, and every one of them checked."""
+    """Combinations grouped by the static values that fix a program. Raises ConfigError for any
+    invalid value."""
     groups: list[tuple[Values, Parts, TrainConfig, list[int]]] = []
     for i, values in enumerate(combinations):
         parts = _parts(config, values)
@@ -195,19 +205,20 @@ def _groups(
         group[3].append(i)
     num, keys = len(seeds), np.stack([jax.random.key_data(jax.random.key(s)) for s in seeds])
     made = []
-    for static, _, own, indices in groups:
+    for static, _, of_group, indices in groups:
         members = (np.array(indices)[:, None] * num + np.arange(num)).reshape(-1)
         names = [name for name in combinations[indices[0]] if name not in static]
         hyperparams = {
             name: np.repeat(np.array([combinations[i][name] for i in indices], np.float32), num)
             for name in names
         }
-        made.append(Group(own, static, members, np.tile(keys, (len(indices), 1)), hyperparams))
+        tiled = np.tile(keys, (len(indices), 1))
+        made.append(Group(of_group, static, members, tiled, hyperparams))
     return tuple(made)
 
 
 def _same(one: Values, other: Values) -> bool:
-    """Whether they are equal; numbers of different types aren't, True is not 1."""
+    """Whether values are equal and of equal types: True is not 1."""
     return one.keys() == other.keys() and all(
         type(one[name]) is type(other[name]) and bool(one[name] == other[name]) for name in one
     )
@@ -232,16 +243,16 @@ def _is_traced(parts: Parts, name: str) -> bool:
 
 
 def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
-    """The field of the config or of the agent that a name, or an alias, stands for. Paths, such as
-    `noise.sigma`, are for the plan to read, and stay.
+    """The field of the config or of the agent with this name or alias. Paths, such as
+    `noise.sigma`, are returned as they are; the plan resolves them.
 
     Args:
         agent: the agent's class.
-        name: what is swept.
-        paths: fields of the other parts, one of which may have been meant.
+        name: of a swept field.
+        paths: fields of the other parts, for the error's suggestions.
 
     Raises:
-        ConfigError: neither has such a field, or both have one that it may stand for.
+        ConfigError: neither has such a field, or both have one under this name.
     """
     if "." in name:
         return name
@@ -263,10 +274,10 @@ def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
 
 
 def configure(config: TrainConfig, values: Values) -> TrainConfig:
-    """The config with fields of its own, and of the run's parts, replaced.
+    """The config with values replaced in it and in the parts of the run.
 
     Raises:
-        ConfigError: a name that none of them has, or a value that can't be used.
+        ConfigError: a name that none of them has, or an invalid value.
     """
     changes = {name: value for name, value in values.items() if _of_config(name)}
     parts = _parts(config, values)
@@ -274,9 +285,9 @@ def configure(config: TrainConfig, values: Values) -> TrainConfig:
     for path, name in read_paths(parts, [name for name in values if name not in changes], "sweep"):
         of_parts.setdefault(path.part, {})[path.field] = values[name]
     for part, fields in of_parts.items():
-        # An environment is made anew: its spec, and what files have of it, follow.
+        # The environment is made again, so that its spec and its source have the values.
         replace = with_params if part == "env" else replace_fields
         changes[part] = replace(parts[part], fields)
     if "rewarder" in of_parts:
-        changes["normalize_reward"] = False  # the rewarder that it stands for is there itself
+        changes["normalize_reward"] = False  # the config has the rewarder in its place
     return config.replace(**changes)

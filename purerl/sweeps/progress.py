@@ -1,4 +1,4 @@
-"""How far a sweep is, on the screen."""
+"""Progress of a sweep on the terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ Notify = Callable[[str, int], None]
 
 @contextmanager
 def progress(num_members: int, verbose: bool | None) -> Iterator[Notify]:
-    """Shows how far a sweep is, on stderr: a bar on a terminal; elsewhere a line a slice, if
-    verbose.
+    """Shows the progress of a sweep on stderr: a bar on a terminal, elsewhere a line for each slice
+    if verbose.
 
     Yields:
-        `report(what, members)`: what goes on, and how many members are done.
+        `report(phase, members)`: the phase, such as "compiling", and how many members are done.
     """
     console = lasting_console(stderr=True)
     columns = (
@@ -29,9 +29,9 @@ def progress(num_members: int, verbose: bool | None) -> Iterator[Notify]:
     with Progress(*columns, console=console, transient=True, disable=off) as bar:
         task = bar.add_task("sweep", total=num_members)
 
-        def report(what: str, members: int) -> None:
-            bar.update(task, description=what, completed=members)
+        def report(phase: str, members: int) -> None:
+            bar.update(task, description=phase, completed=members)
             if off and verbose:
-                console.print(f"sweep: {what}, {members} of {num_members} agents")
+                console.print(f"sweep: {phase}, {members} of {num_members} agents")
 
         yield report

@@ -1,4 +1,4 @@
-"""What a sweep leaves."""
+"""The result of a sweep: its table, its members' outputs, the best of them."""
 
 import csv
 import dataclasses
@@ -6,7 +6,7 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,26 +19,26 @@ from purerl.accelerator.transfer import from_host
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.files import counted, write_whole
-from purerl.sweeps.plan import Group, Plan, configure
+from purerl.sweeps.plan import Group, Plan, Values, configure
 from purerl.sweeps.slices import CompiledGroup
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput, final_return
 
-# Combinations on the screen.
+# Combinations in the printed overview.
 ROWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """What a sweep took; of what was on disk already it counts nothing.
+    """Time and memory of a sweep, without slices that were on disk already.
 
     Attributes:
-        slices: how many slices were trained.
-        compiled: how many programs were compiled for them.
-        compile_seconds, seconds: compiling, and training.
-        devices: how many devices the members were laid over.
-        slice_sizes: members trained at once, for each group that was.
-        memory: bytes that the largest program takes on each device, by its own account.
+        slices: number of slices trained.
+        compiled: number of programs compiled for them.
+        compile_seconds, seconds: of compiling, and of training.
+        devices: D, over which the members were laid out.
+        slice_sizes: members trained at once, for each group that was trained.
+        memory: bytes of the largest program on each device, as the compiler reports them.
     """
 
     slices: int = 0
@@ -50,7 +50,7 @@ class Effort:
     memory: int = 0
 
     def plus(self, program: CompiledGroup, num_members: int, seconds: float) -> "Effort":
-        """With a group's training added."""
+        """The sum with a group's training."""
         return Effort(
             slices=self.slices + -(-num_members // program.slice_size),
             compiled=self.compiled + program.compiled,
@@ -68,11 +68,11 @@ class Best(NamedTuple):
     Attributes:
         hyperparams: its values by name.
         mean, std: of its seeds' returns (the standard deviation of a sample; 0 for one seed).
-        member: the best of its seeds, as a number for `SweepResult.member`.
+        member: the best of its seeds, as an index for `SweepResult.member`.
         output: that member's `TrainOutput`, with its policy.
     """
 
-    hyperparams: dict[str, Any]
+    hyperparams: Values
     mean: float
     std: float
     member: int
@@ -84,7 +84,7 @@ class GroupResult:
     """Members that one program trained.
 
     Attributes:
-        group: which they are, and their config.
+        group: their indices in the sweep, and their config.
         outputs: the leaves of their `TrainOutput`s, `[S, ...]` numpy arrays; keys as their data.
         shapes: one member's `TrainOutput` of `jax.ShapeDtypeStruct`s.
     """
@@ -100,26 +100,26 @@ class GroupResult:
 
     @property
     def num_updates(self) -> np.ndarray:
-        """`[S]` int64, how many updates each member ran."""
+        """`[S]` int64, updates that each member ran."""
         return np.asarray(self._whole().state.num_updates, np.int64)
 
     @property
     def num_rows(self) -> np.ndarray:
-        """`[S]` int64, how many rows of metrics each member's run has."""
+        """`[S]` int64, rows of metrics of each member's run."""
         return -(-self.num_updates // self.shapes.log_every)
 
     def _whole(self) -> TrainOutput:
         return jax.tree.unflatten(jax.tree.structure(self.shapes), self.outputs)
 
     def member(self, place: int) -> TrainOutput:
-        """One member's output, by its place in the group."""
+        """One member's output, by its index in the group."""
         leaves, structure = jax.tree.flatten(self.shapes)
         pairs = zip(self.outputs, leaves, strict=True)
         return jax.tree.unflatten(structure, [from_host(x[place], shape) for x, shape in pairs])
 
 
 class SweepResult:
-    """What a sweep leaves, on the host. Print it for an overview.
+    """The result of a sweep, on the host. Print it for an overview.
 
     Attributes:
         table: a row a member, as columns `[members]` by name: every swept name; `seed`;
@@ -128,9 +128,9 @@ class SweepResult:
             none did; `eval_return`, of its last evaluation (NaN without one; no column where no
             member is evaluated); `nonfinite_updates`, as in `Metrics`, of all rows;
             `num_timesteps`.
-        groups: a `GroupResult` for each program. There is one, unless what fixes a program (a
-            static field, such as `num_envs`) was swept too.
-        effort: what it took.
+        groups: a `GroupResult` for each program. There is one, unless a static field, such as
+            `num_envs`, was swept too.
+        effort: its time and memory.
     """
 
     def __init__(self, plan: Plan, groups: list[GroupResult], effort: Effort) -> None:
@@ -144,8 +144,8 @@ class SweepResult:
         """`Metrics` of numpy arrays `[members, num_rows]`, in the table's order.
 
         Raises:
-            ValueError: the groups differ in their numbers of updates, or in what they measure:
-                take each by itself, `result.groups[i].metrics`.
+            ValueError: the groups differ in their numbers of updates, or in their metrics: take
+                them one by one, `result.groups[i].metrics`.
         """
         parts = [group.metrics for group in self.groups]
         kinds = {(str(jax.tree.structure(x)), x.num_episodes.shape[1]) for x in parts}
@@ -162,7 +162,7 @@ class SweepResult:
         only if that was kept), its metrics.
 
         Raises:
-            MemberError: there is no such member. It is an `IndexError`.
+            MemberError: no such member. It is an `IndexError`.
         """
         index = self._place(index)
         for group in self.groups:
@@ -171,8 +171,8 @@ class SweepResult:
                 return group.member(int(places[0]))
         raise AssertionError(index)
 
-    def _place(self, index: Any) -> int:
-        """A row of the table, counted from its start. Raises MemberError, ConfigError."""
+    def _place(self, index: object) -> int:
+        """A row of the table as a non-negative index. Raises MemberError, ConfigError."""
         if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
             raise ConfigError(f"member: got {shown(index)}, expected an integer")
         if not -self.plan.num_members <= index < self.plan.num_members:
@@ -188,10 +188,10 @@ class SweepResult:
         """The combination with the highest mean over its seeds, and the best of these.
 
         Args:
-            by: a column of the table. Seeds without a number don't count in the mean.
+            by: a column of the table, "final_return" or "eval_return". NaN is left out of means.
 
         Raises:
-            ConfigError: no such column, or nothing but NaN in it.
+            ConfigError: no such column, or all of it is NaN.
         """
         if by not in ("final_return", "eval_return") or by not in self.table:
             columns = [x for x in ("final_return", "eval_return") if x in self.table]
@@ -219,7 +219,7 @@ class SweepResult:
         writer.writerows(zip(*self.table.values(), strict=True))
         write_whole(Path(path), lambda file: file.write(text.getvalue().encode()))
 
-    def __rich__(self) -> Any:
+    def __rich__(self) -> Lines:
         return _overview(self)
 
     def __str__(self) -> str:
@@ -233,13 +233,13 @@ class SweepResult:
 
 
 def ranking(scores: np.ndarray) -> list[int]:
-    """Rows of `[combinations, seeds]` by their mean, the best first, those without one last."""
+    """Rows of scores `[combinations, seeds]` by their mean, the best first, NaN last."""
     means = [_spread(row)[0] for row in scores]
     return sorted(range(len(means)), key=lambda i: math.inf if math.isnan(means[i]) else -means[i])
 
 
 def _spread(row: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of what isn't NaN."""
+    """Mean and standard deviation without NaN."""
     seen = row[np.isfinite(row)]
     if not seen.size:
         return math.nan, math.nan
@@ -268,8 +268,8 @@ def _table(plan: Plan, groups: tuple[GroupResult, ...]) -> dict[str, np.ndarray]
     return table | columns
 
 
-def _column(values: list[Any]) -> np.ndarray:
-    """A column of numbers or words, or of whatever else there is."""
+def _column(values: list[object]) -> np.ndarray:
+    """A column of the table: numbers, strings, or objects where types are mixed."""
     if len({type(x) for x in values}) == 1 and isinstance(values[0], (bool, int, float, str)):
         return np.array(values)
     column = np.empty(len(values), object)
@@ -287,8 +287,8 @@ def _last_eval(metrics: Metrics) -> np.ndarray:
     return np.where(there.any(axis=1), returns, np.nan)
 
 
-def _overview(result: SweepResult) -> Any:
-    """Combinations with their seeds put together, the best first, and what the sweep took."""
+def _overview(result: SweepResult) -> Lines:
+    """A row for each combination, over its seeds, the best first; then time and memory."""
     plan, seeds = result.plan, len(result.plan.seeds)
     shown = plan.names or ()
     columns = [Column(Text(name)) for name in shown]
@@ -304,7 +304,7 @@ def _overview(result: SweepResult) -> Any:
     scores = result.table["final_return"].reshape(-1, seeds)
     order = ranking(scores)
     for i in order[:ROWS]:
-        cells: list[Any] = [_text(plan.combinations[i][name]) for name in shown]
+        cells: list[str | Text] = [_text(plan.combinations[i][name]) for name in shown]
         cells += _numbers(scores[i])
         if evaluated:
             cells.append(_numbers(result.table["eval_return"].reshape(-1, seeds)[i])[0])
@@ -343,7 +343,7 @@ def _numbers(row: np.ndarray) -> list[str]:
     return [f"{seen.mean():.1f}", std, f"{seen.min():.1f}", f"{seen.max():.1f}"]
 
 
-def _text(value: Any) -> Text:
+def _text(value: object) -> Text:
     if isinstance(value, float):
         return Text(f"{value:.4g}")
     return Text(str(getattr(value, "__name__", value))[:40])

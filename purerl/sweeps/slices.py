@@ -1,9 +1,9 @@
-"""A sweep's members in slices: one program, compiled once, takes so many of them at a time."""
+"""Slices of a sweep: one program, compiled once, trains a fixed number of members at a time."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,12 +12,15 @@ import numpy as np
 from purerl.accelerator.devices import map_members
 from purerl.accelerator.machine import check_memory, free_memory, program_memory
 from purerl.accelerator.transfer import to_host
+from purerl.records.types import PyTree
 from purerl.sweeps.plan import Group
 from purerl.training.train import TrainOutput, make_train
 
-# Members that a core trains at once, unless memory allows fewer: with more of them what they touch
+# Members that a core trains at once, unless memory allows fewer: with more of them their data
 # leaves its caches, and every step takes longer (benchmarks/sweep.py --slices).
 MEMBERS_PER_CORE = 4
+# From key data and hyperparameters to a `TrainOutput`.
+Member = Callable[[PyTree, dict[str, PyTree]], TrainOutput]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +30,12 @@ class CompiledGroup:
     Attributes:
         call: from key data `[S, ...]` and hyperparameters `[S]` to a `TrainOutput` of `[S, ...]`.
         slice_size: S.
-        memory: bytes that it takes on each device, by its own account; 0 where it has none.
-        compiled: how often was compiled; twice or more where the first one didn't fit the memory.
-        seconds: what that took.
+        memory: bytes on each device, as the compiler reports them; 0 where it doesn't.
+        compiled: compilations; two or more where the first program didn't fit the memory.
+        seconds: of compiling.
     """
 
-    call: Any
+    call: Member
     slice_size: int
     memory: int
     compiled: int
@@ -42,14 +45,17 @@ class CompiledGroup:
 def compile_group(
     group: Group, num_members: int, slice_size: int | None, keep_buffer: bool
 ) -> CompiledGroup:
-    """The program for slices of a group.
+    """Compiles the program that trains slices of a group.
 
     Args:
-        group: what is trained.
-        num_members: how many of it.
-        slice_size: how many at a time, rounded up to a multiple of the devices; None for as many as
-            the memory takes by the compiled program's own account (and a core has use for).
-        keep_buffer: whether the buffer is in its output.
+        group: the members.
+        num_members: how many of them are to be trained.
+        slice_size: S, rounded up to a multiple of the devices; None for as many as fit the memory,
+            by the size that the compiler reports (on a CPU at most 4 a core).
+        keep_buffer: whether the buffer is in the output.
+
+    Raises:
+        ConfigError: `slice_size` members, or a single one, don't fit the memory.
     """
     start, count = time.perf_counter(), 0
     num_devices = jax.local_device_count()
@@ -75,24 +81,24 @@ def compile_group(
 
 
 def _even(num_members: int, largest: int, num_devices: int) -> int:
-    """Members on each device, so that slices are alike and the last has little padding."""
+    """Members on each device, for slices of equal size and little padding of the last."""
     num_slices = -(-num_members // largest)
     return -(-num_members // (num_slices * num_devices))
 
 
-def one_member(group: Group, keep_buffer: bool) -> Any:
-    """`(key data, hyperparams) -> TrainOutput`: `train`, perhaps without the buffer."""
+def one_member(group: Group, keep_buffer: bool) -> Member:
+    """`train` of a group, from key data; without the buffer in its output unless it is kept."""
     train = make_train(group.config)
 
     def member(key: jax.Array, hyperparams: dict[str, jax.Array]) -> TrainOutput:
-        out: Any = train(jax.random.wrap_key_data(key), hyperparams)
+        out: PyTree = train(jax.random.wrap_key_data(key), hyperparams)
         return out if keep_buffer else out.replace(state=out.state._replace(buffer=None))
 
     return member
 
 
 def member_shapes(group: Group, keep_buffer: bool) -> TrainOutput:
-    """What a member's output looks like, as `jax.ShapeDtypeStruct`s."""
+    """The shapes of a member's output, as `jax.ShapeDtypeStruct`s."""
     example = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (group.keys, group.hyperparams)
     )
@@ -105,13 +111,13 @@ def run_slices(
     """Trains members slice by slice.
 
     Args:
-        group: whose members.
+        group: the members.
         program: from `compile_group`.
-        todo: `[n]` integers, which of them: places in the group.
+        todo: `[n]` integers, indices in the group of those to be trained.
 
     Yields:
-        Places in the group, `[S]` at most, and the leaves of their outputs, `[S, ...]` each, on the
-        host; keys as their data.
+        Indices in the group, `[S]` at most, and the leaves of their outputs, `[S, ...]` each, on
+        the host; keys as their data.
     """
     for start in range(0, len(todo), program.slice_size):
         places = todo[start : start + program.slice_size]

@@ -1,7 +1,7 @@
-"""Finished slices of a sweep on disk, to go on from after the process has died.
+"""Finished slices of a sweep on disk, from which a killed sweep continues.
 
-Each file has checksums over all that is read of it, and names the sweep and the members that it is
-of. One that doesn't pass is put aside, and its members are trained again.
+Each file has checksums over all its contents, and names its sweep and its members. A file that
+doesn't pass is put aside, and its members are trained again.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -42,16 +41,16 @@ class Store:
 
     Attributes:
         path: the folder.
-        sweep: a text that no other sweep has.
+        sweep: a hash of the sweep's description.
     """
 
     path: Path
     sweep: str = ""
 
     def save(self, group: int, places: np.ndarray, leaves: list[np.ndarray]) -> None:
-        """Writes a slice: which members of a group, and the leaves of their outputs."""
+        """Writes a slice: indices of members in their group, and the leaves of their outputs."""
         name = f"group-{group:03d}-members-{places[0]:06d}-{places[-1]:06d}.npz"
-        arrays: dict[str, Any] = {f"leaf_{i:03d}": plain_bytes(x) for i, x in enumerate(leaves)}
+        arrays = {f"leaf_{i:03d}": plain_bytes(x) for i, x in enumerate(leaves)}
         arrays = {"places": places, **arrays}
         about = self._about(group)
         write_whole(self.path / name, lambda file: write_arrays(file, about, arrays))
@@ -59,15 +58,15 @@ class Store:
     def load(
         self, group: int, size: int, shapes: list[jax.ShapeDtypeStruct]
     ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-        """The good slices of a group; the others are put aside, with a warning.
+        """Reads the intact slices of a group; the others are put aside, with a warning.
 
         Args:
-            group: its number.
-            size: how many members it has.
+            group: its index in the plan.
+            size: its number of members.
             shapes: of the leaves of one member's output, as on the host.
 
         Raises:
-            RunError: one can't be put aside.
+            RunError: a damaged file can't be put aside.
         """
         for file in sorted(self.path.glob(f"group-{group:03d}-members-*.npz")):
             try:
@@ -86,7 +85,7 @@ class Store:
                 stacklevel=4,
             )
 
-    def _about(self, group: int) -> dict[str, Any]:
+    def _about(self, group: int) -> dict[str, object]:
         return {"kind": KIND, "format": FORMAT, "sweep": self.sweep, "group": group}
 
     def _read(
@@ -107,11 +106,11 @@ class Store:
         return places, leaves
 
 
-def open_store(run_dir: str | os.PathLike[str], description: dict[str, Any]) -> Store:
-    """The store of a sweep: an empty folder that is made its own, or the one that it left.
+def open_store(run_dir: str | os.PathLike[str], description: dict[str, object]) -> Store:
+    """Opens the store of a sweep, in an empty folder or in the one of the same sweep.
 
     Raises:
-        ConfigError: something else is in the folder, or another sweep: it says what differs.
+        ConfigError: something else is in the folder, or another sweep, with the difference.
     """
     path = Path(run_dir)
     description = json.loads(json.dumps(description))
@@ -141,8 +140,8 @@ def open_store(run_dir: str | os.PathLike[str], description: dict[str, Any]) -> 
     return store
 
 
-def describe_sweep(plan: Plan, keep_buffer: bool) -> dict[str, Any]:
-    """What makes a sweep that one and no other, in plain values."""
+def describe_sweep(plan: Plan, keep_buffer: bool) -> dict[str, object]:
+    """The identity of a sweep in plain values: equal for the same sweep alone."""
     return {
         "format": FORMAT,
         "config": describe(plan.config),

@@ -1,7 +1,7 @@
-"""A sweep in a process of its own, whose CPU is one device a core.
+"""A sweep in a separate process, where each core of the CPU is a device.
 
-How many devices a CPU is can be said to JAX before it starts and never again; this way a sweep uses
-all cores of a process that has started with one.
+JAX takes the number of CPU devices before it starts and not later; this way a sweep uses all cores
+also where JAX has started with one device.
 """
 
 import os
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from purerl.records.errors import ConfigError, RunError
 
 CODE = "from purerl.sweeps.subprocess import main; main()"
 ANSWER = "answer"
-# What of JAX's configuration changes numbers, and may have been set by other means than variables.
+# JAX's options that change results, and that may have been set by other means than the environment.
 SETTINGS = (
     "jax_enable_x64",
     "jax_default_prng_impl",
@@ -32,32 +33,32 @@ SETTINGS = (
 
 
 class SweepProcessError(RuntimeError):
-    """The process of a sweep has failed."""
+    """A failure of the sweep's process."""
 
 
 def cores_lie_idle() -> bool:
-    """Whether JAX runs on a CPU of several cores that is one device to it, unasked."""
+    """Whether JAX has a CPU of several cores as one device, and the user asked for no number."""
     settings: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
     asked = COUNT_FLAG in os.environ.get("XLA_FLAGS", "") or settings.jax_num_cpu_devices > 0
     alone = jax.default_backend() == "cpu" and jax.local_device_count() == 1
     return alone and not asked and num_cores() > 1 and jax.process_count() == 1
 
 
-def pickled(work: Any) -> bytes | None:
-    """The work as bytes for another process, or None where something in it has no such form."""
+def pickled(work: Callable[[], object]) -> bytes | None:
+    """The work and JAX's options, pickled; None where something in it can't be."""
     settings = {name: getattr(jax.config, name) for name in SETTINGS}
     try:
         return cloudpickle.dumps((settings, cloudpickle.dumps(work)))
-    except Exception:  # whatever an object's own reduction raises
+    except Exception:  # an object's reduction may raise anything
         return None
 
 
 def run_apart(payload: bytes) -> Any:
-    """Does pickled work, a function without arguments, in a new process; returns what it returns.
+    """Calls a pickled function without arguments in a new process, and returns its result.
 
     Raises:
-        ConfigError, RunError: the work raised one.
-        SweepProcessError: it raised anything else, or the process was ended.
+        ConfigError, RunError: raised by the function.
+        SweepProcessError: it raised anything else, or the process ended early.
     """
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     environment = {**all_cores_environment(), "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
@@ -89,7 +90,7 @@ def run_apart(payload: bytes) -> Any:
 
 
 def main() -> None:
-    """What the new process does."""
+    """Runs the new process: reads the work from stdin, and writes its result into a file."""
     stdin = sys.stdin.buffer
     settings, pickle = cloudpickle.loads(stdin.read(int.from_bytes(stdin.read(8), "little")))
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -110,6 +111,6 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Returns never: when whoever started this process is gone, so is this process."""
+    """Ends this process once its parent is gone, which closes stdin; never returns."""
     sys.stdin.buffer.read()
     os._exit(1)

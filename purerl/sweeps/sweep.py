@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +20,7 @@ from purerl.records.folders import refuse_links
 from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY
 from purerl.runs.view import BEST
 from purerl.sweeps.best import write_best
-from purerl.sweeps.plan import Plan, make_plan
+from purerl.sweeps.plan import Distribution, Plan, make_plan
 from purerl.sweeps.progress import progress
 from purerl.sweeps.result import Effort, GroupResult, SweepResult
 from purerl.sweeps.slices import compile_group, member_shapes, run_slices
@@ -29,17 +28,17 @@ from purerl.sweeps.store import DESCRIPTION, Store, describe_sweep, open_store
 from purerl.sweeps.subprocess import cores_lie_idle, pickled, run_apart
 from purerl.training.config import TrainConfig
 
-# Environment steps in all from which on a process of its own, some 4 seconds to start, pays.
+# Environment steps of a sweep from which on a separate process, some 4 seconds to start, pays.
 WORTH_A_PROCESS = 5_000_000
-TABLE = "table.csv"  # what the command writes into a sweep's folder, too
+TABLE = "table.csv"  # written by the command
 
 
 def sweep(
-    config: TrainConfig | Mapping[str, Any],
+    config: TrainConfig | Mapping[str, object],
     *,
     seeds: int | Sequence[int] = 1,
-    grid: Mapping[str, Any] | None = None,
-    samples: Mapping[str, Any] | None = None,
+    grid: Mapping[str, object] | None = None,
+    samples: Mapping[str, Distribution] | None = None,
     num_samples: int | None = None,
     key: jax.Array | None = None,
     slice_size: int | None = None,
@@ -51,35 +50,35 @@ def sweep(
     """Trains an agent for every combination of hyperparameters and seed.
 
     The members are one flat axis, laid over all devices of the process and cut into slices that fit
-    their memory; one program, compiled once, trains all slices. A member is what
-    `make_train(config)(jax.random.key(seed), hyperparams)` gives, to rounding.
+    their memory; one program, compiled once, trains all slices. A member equals
+    `make_train(config)(jax.random.key(seed), hyperparams)`, to rounding.
 
     Args:
-        config: what all members have in common; a mapping as for `make_train`.
-        seeds: how many (0, 1, ...), or which.
-        grid: values by name, every combination of them. Names are fields of the config, of its
-            agent, or of another part of the run by path, such as `noise.sigma`. Float fields of the
-            parts are mapped over; whatever else differs (`num_envs`, `network`, ...) fixes a
-            program, and the members of each are trained apart.
-        samples: distributions by name, `Uniform`, `LogUniform` or `Choice`, to draw from; each draw
-            goes with each point of the grid, and with each seed.
-        num_samples: how many are drawn.
-        key: what is drawn follows from it; None for `jax.random.key(0)`.
-        slice_size: how many members are trained at once, rounded up to a multiple of the devices;
-            None for what the memory takes.
+        config: common to all members; a mapping as for `make_train`.
+        seeds: how many (0, 1, ...), or a sequence of seeds.
+        grid: values by name, for every combination of them. Names are fields of the config, of its
+            agent, or of another part of the run by path, such as `noise.sigma` or `env.gravity`.
+            Float fields of the parts are mapped over; each value of any other field (`num_envs`,
+            `network`, ...) has a separate program.
+        samples: distributions by name, `Uniform`, `LogUniform` or `Choice`; each draw is combined
+            with each point of the grid, and with each seed.
+        num_samples: number of draws.
+        key: of the draws; None for `jax.random.key(0)`.
+        slice_size: S, members trained at once, rounded up to a multiple of the devices; None for as
+            many as fit the memory.
         keep_buffer: whether each member's final state has its buffer.
         run_dir: a folder that gets each slice when it is finished. The same call with the same
-            folder goes on from what is there, also after the process was killed. At the end the
-            best combination is in it as a run, for `read_run`, `purerl eval` and the like.
-        all_cores: on a CPU that is one device to JAX, train in a process of its own, where each
-            core is a device; None where that pays. What is trained is the same. (Where JAX has not
-            started, `use_all_cores` makes that process needless.)
-        verbose: None shows a progress bar on a terminal; True, elsewhere, a line a slice; False
-            nothing.
+            folder continues from there, also after the process was killed. At the end the best
+            combination is in it as a run, for `read_run`, `purerl eval` and the like.
+        all_cores: where JAX has the CPU as one device, train in a separate process, with a device
+            for each core; None to do so where it pays. The results are the same. (Where JAX has not
+            started yet, `use_all_cores` does without that process.)
+        verbose: None shows a progress bar on a terminal; True also prints a line for each slice
+            elsewhere; False shows nothing.
 
     Raises:
-        ConfigError: a name or a value that can't be used, or another sweep in `run_dir`. Before
-            anything is compiled.
+        ConfigError: an invalid name or value, or another sweep in `run_dir`. Raised before anything
+            is compiled.
         RunError: the folder can't be written or read.
     """
     switches = {"keep_buffer": keep_buffer, "all_cores": all_cores, "verbose": verbose}
@@ -114,7 +113,7 @@ def sweep(
     return result
 
 
-def _open(run_dir: Any, description: dict[str, Any]) -> Store:
+def _open(run_dir: str | os.PathLike[str], description: dict[str, object]) -> Store:
     path = check_path("run_dir", run_dir).absolute()
     refuse_links(path, [DESCRIPTION, TABLE], [BEST])
     refuse_links(path / BEST, [CONFIG, METRICS, SUMMARY], [POLICIES])
@@ -132,7 +131,7 @@ def _temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[None]:
-    """What is written in here into a folder: one error in one line where that fails."""
+    """Raises RunError, in one line, where the body can't write into a folder."""
     try:
         yield
     except OSError as error:
@@ -146,13 +145,13 @@ Results = list[tuple[GroupResult, np.ndarray]]
 
 
 def _steps_to_go(results: Results) -> int:
-    """Environment steps of the members that aren't done."""
+    """Environment steps of the unfinished members."""
     return sum(int(np.sum(~done)) * int(result.shapes.timesteps[-1]) for result, done in results)
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is to be trained, and how."""
+    """A plan, where its slices are stored, and options of training."""
 
     plan: Plan
     store: Store | None
@@ -161,7 +160,7 @@ class Job:
     verbose: bool | None
 
     def load(self) -> Results:
-        """Each group with what the store has of it, and which of its members, `[S]` bool."""
+        """Each group with its outputs in the store, and which members have them, `[S]` bool."""
         results = []
         for number, group in enumerate(self.plan.groups):
             shapes, size = member_shapes(group, self.keep_buffer), len(group.members)
@@ -174,7 +173,7 @@ class Job:
         return results
 
     def train(self, results: Results) -> Effort:
-        """Trains what isn't done, into the results and into the store."""
+        """Trains the unfinished members, into the results and into the store."""
         effort = Effort(devices=jax.local_device_count())
         with progress(self.plan.num_members, self.verbose) as report:
             for number, (result, done) in enumerate(results):
@@ -197,7 +196,7 @@ class Job:
 
 
 def _effort(job: Job) -> Effort:
-    """What another process does: the results go through the store."""
+    """Trains in another process: the results go through the store."""
     return job.train(job.load())
 
 
