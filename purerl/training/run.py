@@ -44,16 +44,9 @@ def assemble(options: Options) -> Loop:
     env = limit_env(raw_env, options.max_episode_steps, options.skip_frames)
     env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
     buffer = _fit_buffer(options.buffer, agent, num_envs, update_every)
-    agent.check_run(
-        num_envs,
-        update_every,
-        buffer,
-        {
-            "noise": noise,
-            "wait_end_path": wait_end_path,
-            "reset_each_episode": options.reset_each_episode,
-        },
-    )
+    checked = {"noise": noise, "wait_end_path": wait_end_path}
+    checked |= {"reset_each_episode": options.reset_each_episode}
+    agent.check_run(num_envs, update_every, buffer, checked)
     if noise is not None and raw_env.spec.action_space.sizes is not None:
         raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
     if options.normalize_obs:
@@ -61,7 +54,7 @@ def assemble(options: Options) -> Loop:
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)
-    limit = env.spec.max_episode_steps
+    limit = env_limit = env.spec.max_episode_steps
     if wait_end_path:
         limit = min(limit or update_every, update_every)
     if options.total_timesteps is not None:
@@ -93,9 +86,7 @@ def assemble(options: Options) -> Loop:
         stop_if_nonfinite=options.stop_if_nonfinite,
         eval_every=options.eval_every,
         eval_max_episodes=options.eval_max_episodes,
-        eval_max_episode_steps=options.eval_max_episode_steps
-        or env.spec.max_episode_steps
-        or 10_000,
+        eval_max_episode_steps=options.eval_max_episode_steps or env_limit or 10_000,
     )
     return loop if options.num_devices == 1 else _divide(loop, options.num_devices)
 
