@@ -1,23 +1,29 @@
 """A scan whose loop body has only the operations that depend on the carry."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from purerl.records.types import PyTree
 
+# The body of a scan, `(carry, x) -> (carry, y)`.
+Step: TypeAlias = Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+
 # Bytes computed at once before and after the loop: more than this exceeds a core's cache.
 MAX_BYTES = 1 << 20
+
+# The number of a value, or a constant.
+Operand: TypeAlias = int | Literal
 
 # Primitives whose inner jaxpr is inlined.
 CALLS = ("jit", "pjit", "closed_call")
 
 
 def lean_scan(
-    step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    step: Step,
     start: PyTree,
     keys: PyTree,
     max_bytes: int = MAX_BYTES,
@@ -60,7 +66,7 @@ def _block(num_steps: int, max_bytes: int, num_bytes: int) -> int:
     return size
 
 
-def _in_blocks(block: Callable, carry: PyTree, xs: PyTree, size: int) -> tuple[PyTree, PyTree]:
+def _in_blocks(block: Step, carry: PyTree, xs: PyTree, size: int) -> tuple[PyTree, PyTree]:
     """Scans over blocks of `size` steps."""
     num_steps = jax.tree.leaves(xs)[0].shape[0]
     if size == num_steps:
@@ -73,8 +79,8 @@ def _in_blocks(block: Callable, carry: PyTree, xs: PyTree, size: int) -> tuple[P
 class _Operation(NamedTuple):
     """An equation of a jaxpr, whose values are referred to by number."""
 
-    equation: Any
-    inputs: list[Any]
+    equation: JaxprEqn
+    inputs: list[Operand]
     outputs: list[int]
 
     @property
@@ -90,7 +96,7 @@ class _Program:
     """
 
     def __init__(
-        self, step: Callable, start: PyTree, keys: PyTree, num_steps: int, max_bytes: int
+        self, step: Step, start: PyTree, keys: PyTree, num_steps: int, max_bytes: int
     ) -> None:
         closed, shape = jax.make_jaxpr(step, return_shape=True)(start, keys)
         self._carry_tree, self._result_tree = (jax.tree.structure(x) for x in shape)
@@ -187,7 +193,7 @@ class _Program:
             values |= _named(self._deferred, later)
         fixed = self._evaluate([], {})
 
-        def all_steps(x: Any) -> jax.Array:
+        def all_steps(x: Operand) -> jax.Array:
             if isinstance(x, int) and x in values:
                 return values[x]
             value = jnp.asarray(self._read(fixed, [x])[0])
@@ -195,24 +201,26 @@ class _Program:
 
         return jax.tree.unflatten(self._result_tree, [all_steps(x) for x in self._results])
 
-    def _number(self, shape: Any) -> int:
+    def _number(self, shape: object) -> int:
         self._shapes.append(shape)
         return len(self._shapes) - 1
 
-    def _bytes(self, numbers: Any) -> int:
+    def _bytes(self, numbers: Iterable[int]) -> int:
         return sum(self._shapes[x].size * self._shapes[x].dtype.itemsize for x in numbers)
 
-    def _used(self, operations: list[_Operation], results: list[Any]) -> set[int]:
+    def _used(self, operations: list[_Operation], results: Sequence[Operand]) -> set[int]:
         used = {x for x in results if not isinstance(x, Literal)}
         return used.union(*(operation.known for operation in operations))
 
-    def _read(self, values: dict[int, Any], numbers: list[Any]) -> list[Any]:
+    def _read(self, values: dict[int, jax.Array], numbers: Sequence[Operand]) -> list[jax.Array]:
         return [x.val if isinstance(x, Literal) else values[x] for x in numbers]
 
-    def _inline(self, jaxpr: Any, names: dict[Any, Any], operations: list[_Operation]) -> list[Any]:
+    def _inline(
+        self, jaxpr: Jaxpr, names: dict[Var, Operand], operations: list[_Operation]
+    ) -> list[Operand]:
         """Collects the operations of a jaxpr and its inner calls; returns its results' numbers."""
 
-        def numbers(variables: Any) -> list[Any]:
+        def numbers(variables: Iterable[Var | Literal]) -> list[Operand]:
             return [x if isinstance(x, Literal) else names[x] for x in variables]
 
         for equation in jaxpr.eqns:
@@ -222,12 +230,15 @@ class _Program:
                 called = dict(zip(inner.jaxpr.invars, inputs, strict=True))
                 outputs = self._inline(inner.jaxpr, called, operations)
             else:
-                outputs = [self._number(x.aval) for x in equation.outvars]
-                operations.append(_Operation(equation, inputs, outputs))
+                new = [self._number(x.aval) for x in equation.outvars]
+                operations.append(_Operation(equation, inputs, new))
+                outputs = list(new)
             names.update(zip(equation.outvars, outputs, strict=True))
         return numbers(jaxpr.outvars)
 
-    def _evaluate(self, operations: list[_Operation], values: dict[int, Any]) -> dict[int, Any]:
+    def _evaluate(
+        self, operations: list[_Operation], values: dict[int, jax.Array]
+    ) -> dict[int, jax.Array]:
         values = self._constants | values
         for equation, inputs, outputs in [*self._fixed, *operations]:
             primitive = equation.primitive
@@ -239,5 +250,5 @@ class _Program:
         return values
 
 
-def _named(numbers: list[int], values: PyTree) -> dict[int, Any]:
+def _named(numbers: list[int], values: PyTree) -> dict[int, jax.Array]:
     return dict(zip(numbers, jax.tree.leaves(values), strict=True))

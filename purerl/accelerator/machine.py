@@ -5,7 +5,6 @@ import math
 import os
 import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -95,7 +94,7 @@ def free_memory() -> float:
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
-        return 0.9 * (stats["bytes_limit"] - stats["bytes_in_use"])
+        return 0.9 * float(stats["bytes_limit"] - stats["bytes_in_use"])
     if device.platform != "cpu":
         return math.inf
     free = min(_meminfo_free(), _cgroup_free())
@@ -174,10 +173,10 @@ def _backend_is_up() -> bool:
         return False
 
 
-def program_memory(compiled: Any) -> int:
+def program_memory(compiled: jax.stages.Compiled) -> int:
     """Bytes on each device for arguments, results and temporaries; 0 if unknown."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return 0
     sizes = (analysis.argument_size_in_bytes, analysis.output_size_in_bytes)
-    return sum(sizes) + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes
+    return int(sum(sizes) + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes)

@@ -1,15 +1,13 @@
 """Arrays to the host and back, typed keys included."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def is_key(x: Any) -> bool:
+def is_key(x: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> bool:
     """Whether an array has typed keys as its elements."""
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def to_host(x: jax.Array) -> np.ndarray:
@@ -22,6 +20,6 @@ def host_shape(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(jax.random.key_data, shape) if is_key(shape) else shape
 
 
-def from_host(x: np.ndarray, shape: jax.ShapeDtypeStruct) -> Any:
+def from_host(x: np.ndarray, shape: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
     """The array that `to_host` was called with, from its result and its shape."""
     return jax.random.wrap_key_data(jnp.asarray(x)) if is_key(shape) else x

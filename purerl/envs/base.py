@@ -12,11 +12,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from purerl.envs.spaces import Space, convert_spaces, is_space
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_count
-from purerl.records.types import PyTree
+from purerl.records.types import PyTree, Structure
 
 E = TypeVar("E")  # an environment, of one or of many
 
@@ -37,7 +38,7 @@ class TimeStep(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
-    info: dict[str, Any]
+    info: dict[str, PyTree]
 
 
 class EnvSource(NamedTuple):
@@ -50,7 +51,7 @@ class EnvSource(NamedTuple):
     """
 
     name: str
-    params: tuple[tuple[str, Any], ...] = ()
+    params: tuple[tuple[str, object], ...] = ()
 
 
 class EnvSpec(NamedTuple):
@@ -75,7 +76,7 @@ class EnvSpec(NamedTuple):
     """
 
     name: str
-    observation_space: Any
+    observation_space: PyTree
     action_space: Space
     max_episode_steps: int | None = None
     source: EnvSource | None = None
@@ -93,7 +94,7 @@ class EnvSpec(NamedTuple):
         """A legal action at one observation, drawn uniformly."""
         return self.action_space.sample(key, self.legal_actions(obs))
 
-    def _facts(self) -> tuple:
+    def _facts(self) -> tuple[object, ...]:
         spaces = self.observation_space, self.action_space
         return self.name, spaces, self.max_episode_steps, self.metrics
 
@@ -104,17 +105,21 @@ class EnvSpec(NamedTuple):
         return not self == other
 
     def __hash__(self) -> int:
-        structure: Any
+        structure: Structure
         spaces, structure = jax.tree.flatten(self.observation_space, is_leaf=is_space)
         rest = self.name, self.action_space, self.max_episode_steps, self.metrics
         return hash((tuple(spaces), structure, rest))
 
 
-class _Reset(Protocol):
+class Reset(Protocol):
+    """A function that begins an episode: `(key) -> (obs, env_state)`."""
+
     def __call__(self, key: jax.Array, /) -> tuple[PyTree, PyTree]: ...
 
 
-class _Step(Protocol):
+class Step(Protocol):
+    """A function that takes a step: `(key, env_state, action) -> (env_state, TimeStep)`."""
+
     def __call__(
         self, key: jax.Array, env_state: PyTree, action: jax.Array, /
     ) -> tuple[PyTree, TimeStep]: ...
@@ -129,8 +134,8 @@ class Env(NamedTuple):
         spec: the `EnvSpec`.
     """
 
-    reset: _Reset
-    step: _Step
+    reset: Reset
+    step: Step
     spec: EnvSpec
 
 
@@ -166,12 +171,12 @@ class Dynamics:
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
         raise NotImplementedError
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Parameters by name that distinguish it from other environments of its name, for a run's
         identity; no memory addresses."""
         raise NotImplementedError
 
-    def params(self) -> dict[str, Any]:
+    def params(self) -> dict[str, object]:
         """Parameters by name, with their values."""
         return {}
 
@@ -180,7 +185,7 @@ class Dynamics:
         del name
         return False
 
-    def replace_params(self, values: Mapping[str, Any]) -> "Dynamics":
+    def replace_params(self, values: Mapping[str, object]) -> "Dynamics":
         """A copy with some float parameters replaced; the values may be traced. The spec stays."""
         raise NotImplementedError
 
@@ -211,14 +216,14 @@ class Adapter(Dynamics):
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
         return self.env.step(key, state, action)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         inner = dynamics_of(self.env)
         names = [field.name for field in dataclasses.fields(self)]
         if inner is not None and names == ["env"]:
             return inner.identity()
         return {name: getattr(self, name) for name in names}
 
-    def params(self) -> dict[str, Any]:
+    def params(self) -> dict[str, object]:
         inner = dynamics_of(self.env)
         return {} if inner is None else inner.params()
 
@@ -226,7 +231,7 @@ class Adapter(Dynamics):
         inner = dynamics_of(self.env)
         return inner is not None and inner.fixes_spec(name)
 
-    def replace_params(self, values: Mapping[str, Any]) -> Dynamics:
+    def replace_params(self, values: Mapping[str, object]) -> Dynamics:
         inner = dynamics_of(self.env)
         assert inner is not None, "who has no parameters is given none"
         return dataclasses.replace(self, env=inner.replace_params(values).as_env(self.env.spec))
@@ -253,7 +258,7 @@ def with_our_spaces(env: Env) -> Env:
     Raises:
         ConfigError: a `Discrete` that doesn't start at 0.
     """
-    spec: Any = env.spec
+    spec = env.spec
     names = [n for n in ("observation_space", "action_space") if hasattr(spec, n)]
     ours = {name: convert_spaces(getattr(spec, name)) for name in names}
     changed = {name: space for name, space in ours.items() if space is not getattr(spec, name)}
@@ -278,13 +283,13 @@ def typed(env: Env) -> Env:
     return env if dynamics is not None and dynamics.exact else _Typed(env).as_env(env.spec)
 
 
-def _as(x: Any, dtype: Any) -> jax.Array:
+def _as(x: ArrayLike, dtype: DTypeLike) -> jax.Array:
     # Drops a weak type (that of Python numbers) too: a scan's carry needs one type.
     return jax.lax.convert_element_type(jnp.asarray(x), np.dtype(dtype))
 
 
 def _typed_obs(obs: PyTree, spec: EnvSpec, where: str) -> PyTree:
-    structure: Any
+    structure: Structure
     spaces, structure = jax.tree.flatten(spec.observation_space, is_leaf=is_space)
     try:
         parts = structure.flatten_up_to(obs)
@@ -295,7 +300,7 @@ def _typed_obs(obs: PyTree, spec: EnvSpec, where: str) -> PyTree:
     )
 
 
-def _typed_part(x: Any, space: Any, spec: EnvSpec, where: str) -> Any:
+def _typed_part(x: PyTree, space: object, spec: EnvSpec, where: str) -> PyTree:
     number = isinstance(x, (bool, int, float))
     if not is_space(space) or not (number or hasattr(x, "dtype")):
         return x
@@ -308,7 +313,7 @@ def _typed_part(x: Any, space: Any, spec: EnvSpec, where: str) -> Any:
     return _as(x, space.dtype)
 
 
-def _holds(dtype: Any, other: Any) -> bool:
+def _holds(dtype: np.dtype, other: np.dtype) -> bool:
     """Whether a dtype can hold another's values (a float dtype all numbers, rounded)."""
     if dtype == other:
         return True
@@ -350,7 +355,8 @@ def map_actions(env: E, fn: Callable[[jax.Array], jax.Array]) -> E:
     """
     made: Any = env
     mapped = _MapActions(made, fn)
-    return made._replace(reset=mapped.reset, step=mapped.step)
+    replaced: E = made._replace(reset=mapped.reset, step=mapped.step)
+    return replaced
 
 
 class AutoResetState(NamedTuple):
@@ -445,7 +451,7 @@ class _ActionRepeat(Adapter):
         keys = jax.random.split(key, self.num_repeats)
         carry = self.env.step(keys[0], state, action)
 
-        def repeat(carry: tuple[PyTree, TimeStep], key: jax.Array) -> tuple[Any, None]:
+        def repeat(carry: tuple[PyTree, TimeStep], key: jax.Array) -> tuple[PyTree, None]:
             state, last = carry
             done = last.terminated | last.truncated
             next_state, timestep = self.env.step(key, state, action)

@@ -5,17 +5,19 @@ import inspect
 import re
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from purerl.envs.base import Env, TimeStep, vectorize, where
+from purerl.envs.base import Env, EnvSpec, TimeStep, vectorize, where
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import is_space, split_choices
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.fields import check_count, check_key
+from purerl.records.types import PyTree, Structure
 
 # The programs here are tiny: compile time matters more than run time.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0}
@@ -31,7 +33,7 @@ class EnvError(ConfigError, AssertionError):
 
 
 def check_env(
-    env: Any, key: jax.Array | None = None, num_steps: int | None = None, *, quick: bool = False
+    env: object, key: jax.Array | None = None, num_steps: int | None = None, *, quick: bool = False
 ) -> None:
     """Checks an environment; use it on a new environment before training.
 
@@ -71,8 +73,8 @@ def check_env(
 class Traced(NamedTuple):
     """Shapes and dtypes of the outputs of an environment's functions."""
 
-    obs: Any
-    state: Any
+    obs: PyTree
+    state: PyTree
     timestep: TimeStep
 
 
@@ -95,7 +97,7 @@ def trace_env(env: Env, *, strict: bool = True) -> Traced:
     return Traced(obs, state, timestep)
 
 
-def check_new_env(env: Any) -> Env:
+def check_new_env(env: object) -> Env:
     """An `Env` from a user's argument (see `as_env`), with the checks that training needs; each
     environment is traced once, for any number of configs.
 
@@ -107,25 +109,29 @@ def check_new_env(env: Any) -> Env:
         made = as_env(env)
     owner = getattr(made.step, "__self__", made.step)
     with contextlib.suppress(TypeError):  # not hashable, or without weak references
-        reset, step, spec = _traced_before.get(owner, (None, None, None))
-        known = None if reset is None else (reset(), step(), spec)
-        # `legal` is not part of a spec's equality.
-        if known == tuple(made) and spec.legal == made.spec.legal:
-            return made
+        before = _traced_before.get(owner)
+        if before is not None:
+            reset, step, spec = before
+            # `legal` is not part of a spec's equality.
+            if (reset(), step(), spec) == tuple(made) and spec.legal == made.spec.legal:
+                return made
     trace_env(made, strict=False)
     with contextlib.suppress(TypeError):
         _traced_before[owner] = _reference(made.reset), _reference(made.step), made.spec
     return made
 
 
-_traced_before: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_Reference: TypeAlias = Callable[[], object]  # weak: None after its object is gone
+_traced_before: weakref.WeakKeyDictionary[object, tuple[_Reference, _Reference, EnvSpec]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _reference(function: Any) -> Any:
+def _reference(function: Callable[..., object]) -> _Reference:
     return (weakref.WeakMethod if inspect.ismethod(function) else weakref.ref)(function)
 
 
-def _require(condition: Any, message: str) -> None:
+def _require(condition: object, message: str) -> None:
     if not condition:
         raise EnvError(message)
 
@@ -166,9 +172,9 @@ def _check_spec(env: Env) -> None:
         raise EnvError("spec is not hashable: is an array in it? Use spaces and tuples") from None
 
 
-def _check_obs(env: Env, obs: Any, where: str, strict: bool) -> None:
+def _check_obs(env: Env, obs: PyTree, where: str, strict: bool) -> None:
     space = env.spec.observation_space
-    structure: Any = jax.tree.structure(obs)
+    structure: Structure = jax.tree.structure(obs)
     expected = jax.tree.structure(space, is_leaf=is_space)
     _require(
         structure == expected,
@@ -181,7 +187,7 @@ def _check_obs(env: Env, obs: Any, where: str, strict: bool) -> None:
         _require_array(leaf, part.shape, part.dtype if strict else None, what)
 
 
-def _require_array(x: Any, shape: tuple, dtype: Any, what: str) -> None:
+def _require_array(x: PyTree, shape: tuple[int, ...], dtype: DTypeLike | None, what: str) -> None:
     """Raises EnvError unless x is an array of a shape and dtype; None for any real dtype."""
     _require(hasattr(x, "dtype"), f"{what} is a {type(x).__name__}, expected an array")
     right = is_real(x.dtype) if dtype is None else x.dtype == dtype
@@ -193,13 +199,13 @@ def _require_array(x: Any, shape: tuple, dtype: Any, what: str) -> None:
     )
 
 
-def is_real(dtype: Any) -> bool:
+def is_real(dtype: DTypeLike) -> bool:
     """Whether a dtype is one of floats, integers or booleans."""
     kinds = (np.floating, np.integer, np.bool_)
-    return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
-def dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: DTypeLike) -> str:
     """The name of a dtype; numpy has none for typed keys."""
     try:
         return np.dtype(dtype).name
@@ -207,24 +213,25 @@ def dtype_name(dtype: Any) -> str:
         return str(dtype)
 
 
-def _traced(function: Callable, *args: Any, what: str, strict: bool) -> Any:
+def _traced(function: Callable[..., PyTree], *args: PyTree, what: str, strict: bool) -> PyTree:
     """The shapes of a function's output."""
     leaks = jax.checking_leaks() if strict else contextlib.nullcontext()
     with sentence(f"{what} can't be traced by jax.jit", EnvError), leaks:
         return jax.eval_shape(function, *args)
 
 
-def _check_reset(env: Env, key: Any, strict: bool) -> tuple[Any, Any]:
+def _check_reset(env: Env, key: jax.ShapeDtypeStruct, strict: bool) -> tuple[PyTree, PyTree]:
     out = _traced(env.reset, key, what="reset(key)", strict=strict)
     _require(
         isinstance(out, tuple) and len(out) == 2,
         f"reset must return (obs, env_state), and returns {_kind(out)}",
     )
-    _check_obs(env, out[0], "reset", strict)
-    return out
+    obs, state = out
+    _check_obs(env, obs, "reset", strict)
+    return obs, state
 
 
-def _check_legal(env: Env, obs: Any) -> None:
+def _check_legal(env: Env, obs: PyTree) -> None:
     """Checks the mask of legal actions."""
     spec = env.spec
     if getattr(spec, "legal", None) is None:
@@ -249,10 +256,10 @@ def _check_legal(env: Env, obs: Any) -> None:
     _require_array(mask, shape, np.bool_, what)
 
 
-def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
+def _check_step(env: Env, key: jax.ShapeDtypeStruct, state: PyTree, strict: bool) -> TimeStep:
     action = jax.eval_shape(env.spec.action_space.sample, key)
 
-    def step(key: jax.Array, state: Any, action: jax.Array) -> Any:
+    def step(key: jax.Array, state: PyTree, action: jax.Array) -> PyTree:
         out = env.step(key, state, action)
         _require(
             isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], TimeStep),
@@ -268,6 +275,7 @@ def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
             )
         return out
 
+    timestep: TimeStep
     next_state, timestep = _traced(
         step, key, state, action, what="step(key, env_state, action)", strict=strict
     )
@@ -281,7 +289,7 @@ def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
     for name in env.spec.metrics:
         _require(name in timestep.info, f"step: info has no {name!r}, which spec.metrics names")
         _require_array(timestep.info[name], (), None, f"step: info[{name!r}]")
-    before: Any = jax.tree.structure(state)
+    before: Structure = jax.tree.structure(state)
     after = jax.tree.structure(next_state)
     _require(before == after, f"reset's state is {before}, step's is {after}")
     for path_leaf, next_leaf in zip(
@@ -293,7 +301,7 @@ def _check_step(env: Env, key: Any, state: Any, strict: bool) -> TimeStep:
     return timestep
 
 
-def _kind(x: Any) -> str:
+def _kind(x: object) -> str:
     """The name of a type; for a tuple, the types of its elements."""
     if type(x) is tuple:
         return f"({', '.join(type(part).__name__ for part in x)})"
@@ -307,7 +315,7 @@ def _check_transforms(env: Env, key: jax.Array) -> None:
     run. Else one environment and four under `vmap` are compiled and compared.
     """
 
-    def program() -> tuple[str, list[Any]]:
+    def program() -> tuple[str, list[PyTree]]:
         closed = jax.make_jaxpr(lambda key: _start_and_step(env, key))(key)
         return re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr)), closed.consts
 
@@ -326,26 +334,26 @@ def _check_transforms(env: Env, key: jax.Array) -> None:
     _require_equal(stacked, together, message)
 
 
-def _equal_constants(some: list[Any], others: list[Any]) -> bool:
-    def same(a: Any, b: Any) -> bool:
+def _equal_constants(some: list[PyTree], others: list[PyTree]) -> bool:
+    def same(a: PyTree, b: PyTree) -> bool:
         return a is b or bool(np.array_equal(_plain(a), _plain(b), equal_nan=True))
 
     return len(some) == len(others) and all(map(same, some, others))
 
 
-def _plain(x: Any) -> np.ndarray:
+def _plain(x: PyTree) -> np.ndarray:
     """The numpy array of an array; typed keys become their key data."""
-    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return np.asarray(jax.random.key_data(x) if is_key else x)
 
 
-def _start_and_step(env: Env, key: jax.Array) -> Any:
+def _start_and_step(env: Env, key: jax.Array) -> PyTree:
     reset_key, action_key, step_key = jax.random.split(key, 3)
     obs, state = env.reset(reset_key)
     return obs, env.step(step_key, state, env.spec.random_action(action_key, obs))
 
 
-def _require_equal(x: Any, y: Any, message: str, exact: bool = False) -> None:
+def _require_equal(x: PyTree, y: PyTree, message: str, exact: bool = False) -> None:
     tolerance = 0.0 if exact else 1e-4
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(x), jax.tree.leaves(y), strict=True
@@ -364,11 +372,14 @@ class _Seen(NamedTuple):
     both: jax.Array
     broken_reward: jax.Array
     stuck: jax.Array
-    low: Any
-    high: Any
+    low: PyTree
+    high: PyTree
 
 
-def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
+_Carry: TypeAlias = tuple[jax.Array, PyTree, PyTree, _Seen]
+
+
+def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[PyTree, _Seen]:
     """First observations, and statistics of episodes with random legal actions."""
     many = vectorize(env)
     reset_key, play_key = jax.random.split(key)
@@ -376,10 +387,10 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
     no = jnp.zeros(EPISODES, bool)
     start = _Seen(no, jnp.zeros(EPISODES, jnp.int32), no, no, no, no, first, first)
 
-    def going(carry: tuple) -> jax.Array:
+    def going(carry: _Carry) -> jax.Array:
         return (carry[0] < num_steps) & ~jnp.all(carry[3].over)
 
-    def step(carry: tuple) -> tuple:
+    def step(carry: _Carry) -> _Carry:
         time, obs, state, seen = carry
         keys = jax.random.split(jax.random.fold_in(play_key, time), (2, EPISODES))
         action = jax.vmap(env.spec.random_action)(keys[0], obs)
@@ -387,7 +398,7 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
         state, timestep = many.step(keys[1], state, action)
         valid = ~seen.over
 
-        def widened(pick: Callable, bound: Any) -> Any:
+        def widened(pick: Callable[..., jax.Array], bound: PyTree) -> PyTree:
             return jax.vmap(where)(valid, jax.tree.map(pick, bound, timestep.obs), bound)
 
         both = timestep.terminated & timestep.truncated
@@ -410,12 +421,14 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[Any, _Seen]:
     return first, jax.lax.while_loop(going, step, (jnp.int32(0), first, state, start))[3]
 
 
-def _no_legal_action(env: Env, obs: Any) -> jax.Array:
+def _no_legal_action(env: Env, obs: PyTree) -> jax.Array:
     """`[]` bool, whether some number of an action has no legal choice."""
     legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
+    stuck: jax.Array = jnp.bool_(False)
     if legal is None or sizes is None:
-        return jnp.bool_(False)
-    return ~jnp.all(jnp.any(split_choices(legal, sizes, False), axis=-1))
+        return stuck
+    stuck = ~jnp.all(jnp.any(split_choices(legal, sizes, False), axis=-1))
+    return stuck
 
 
 def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
@@ -424,7 +437,7 @@ def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
     if num_steps is None:
         num_steps = limit if limit is not None and limit <= PLAYED_OUT else PLAYED
 
-    def played(key: jax.Array, num_steps: jax.Array) -> Any:
+    def played(key: jax.Array, num_steps: jax.Array) -> PyTree:
         return _play(env, key, num_steps)
 
     run = jax.jit(played, compiler_options=QUICK_COMPILE)
@@ -454,7 +467,7 @@ def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
     _check_inside(env, seen.low, seen.high, "step")
 
 
-def _check_inside(env: Env, lowest: Any, highest: Any, where: str) -> None:
+def _check_inside(env: Env, lowest: PyTree, highest: PyTree, where: str) -> None:
     """Checks that observations are inside their space, by the extremes of each number."""
     spaces = jax.tree.leaves(env.spec.observation_space, is_leaf=is_space)
     for least, most, space in zip(

@@ -16,16 +16,24 @@ import inspect
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
+from jax.typing import ArrayLike, DTypeLike
 
 from purerl.envs.base import Dynamics, Env, EnvSource, EnvSpec, TimeStep
-from purerl.envs.gymnax_wrappers import packed, unpacked, whole_step, without_resets, wrapped
+from purerl.envs.gymnax_wrappers import (
+    GymnaxEnv,
+    packed,
+    unpacked,
+    whole_step,
+    without_resets,
+    wrapped,
+)
 from purerl.envs.params import Made, differing, is_same
 from purerl.envs.spaces import Box, convert_spaces, is_space
 from purerl.records.errors import ConfigError, sentence, shown
@@ -56,11 +64,11 @@ def _names_in_source() -> list[str]:
     source = pathlib.Path(spec.submodule_search_locations[0], "registration.py").read_text()
     for node in ast.parse(source).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_BUILTIN_ENV_IDS":
-            return ast.literal_eval(node.value)
+            return list(ast.literal_eval(node.value))
     raise LookupError
 
 
-def construct(name: str, kwargs: Mapping[str, Any]) -> Any:
+def construct(name: str, kwargs: Mapping[str, object]) -> GymnaxEnv:
     """A registered gymnax environment.
 
     Args:
@@ -72,7 +80,8 @@ def construct(name: str, kwargs: Mapping[str, Any]) -> Any:
             download.
     """
     try:
-        return importlib.import_module("gymnax").make(name, **kwargs)[0]
+        made: GymnaxEnv = importlib.import_module("gymnax").make(name, **kwargs)[0]
+        return made
     except OSError as error:
         why = "it wants to download a data set" if name in NEEDS_DOWNLOAD else str(error)
         raise ConfigError(f"env: {name!r} can't be made here: {why}") from error
@@ -81,19 +90,19 @@ def construct(name: str, kwargs: Mapping[str, Any]) -> Any:
         raise ConfigError(f"env: {name!r} can't be made{given}: {error}") from error
 
 
-def is_gymnax(env: Any) -> bool:
+def is_gymnax(env: object) -> TypeGuard[GymnaxEnv]:
     """Whether it is a gymnax environment or a wrapper of one; False for a class."""
     return hasattr(env, "step_env") and not isinstance(env, type)
 
 
-def params_by_name(params: Any) -> dict[str, Any]:
+def params_by_name(params: PyTree) -> dict[str, object]:
     """A gymnax environment's parameters by name."""
     if not dataclasses.is_dataclass(params):
         return {}
     return {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
 
 
-def known_source(env: Any, params: Any = None) -> EnvSource | None:
+def known_source(env: GymnaxEnv, params: PyTree = None) -> EnvSource | None:
     """The call of `make` that gives the same environment as a gymnax environment and its parameters
     (None for the defaults). None if there is none: an unregistered class, attributes that its
     constructor doesn't reproduce, parameters of another class, or traced ones."""
@@ -101,7 +110,7 @@ def known_source(env: Any, params: Any = None) -> EnvSource | None:
         return _known_source(env, env.default_params if params is None else params)
 
 
-def _known_source(env: Any, params: Any) -> EnvSource | None:
+def _known_source(env: GymnaxEnv, params: PyTree) -> EnvSource | None:
     try:
         if env.name not in names() or _has_tracers((vars(env), params)):
             return None
@@ -125,7 +134,7 @@ def _known_source(env: Any, params: Any) -> EnvSource | None:
         return None
 
 
-def _same_attributes(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _same_attributes(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
     if one.keys() != other.keys():
         return False
     pairs = ((jax.tree.leaves(x), jax.tree.leaves(other[name])) for name, x in one.items())
@@ -136,7 +145,7 @@ def _has_tracers(tree: PyTree) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
-def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
+def gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = None) -> Env:
     """An `Env` from a gymnax `Environment`, or a wrapper of one, and its parameters.
 
     Parameters may be traced, to be mapped by `jax.vmap`: bounds of spaces are then those of the
@@ -160,7 +169,7 @@ def gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
     return Made(made).as_env(made.spec)
 
 
-def raw_gymnax_env(env: Any, params: Any = None, name: str | None = None) -> Env:
+def raw_gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = None) -> Env:
     """`gymnax_env` without a source in the spec, for callers that set it."""
     if not hasattr(env, "step_env") and not hasattr(env, "step"):
         raise ConfigError(f"env: got {shown(env)}, expected a gymnax Environment")
@@ -216,11 +225,11 @@ class GymnaxDynamics(Dynamics):
         dtypes: of the state's leaves, in its structure; None before they are known.
     """
 
-    env: Any
-    given: Any
-    categories: Any = 0
+    env: GymnaxEnv
+    given: PyTree
+    categories: PyTree = 0
     whole: bool = False
-    dtypes: Any = None
+    dtypes: PyTree = None
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         reset = self.env.reset if self.whole else self.env.reset_env
@@ -237,7 +246,7 @@ class GymnaxDynamics(Dynamics):
         timestep = TimeStep(obs, reward, terminated, truncated & ~terminated, dict(info))
         return self._cast(state), timestep
 
-    def raw_step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
+    def raw_step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, ...]:
         """Observation, state, reward, terminated, truncated and info, uncorrected."""
         with _usual_promotion():
             if self.whole:
@@ -250,10 +259,10 @@ class GymnaxDynamics(Dynamics):
     def _cast(self, state: PyTree) -> PyTree:
         return state if self.dtypes is None else jax.tree.map(_strong, state, self.dtypes)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         return {"gymnax": self.env, "params": self.given}
 
-    def params(self) -> dict[str, Any]:
+    def params(self) -> dict[str, object]:
         return params_by_name(self.given)
 
     def fixes_spec(self, name: str) -> bool:
@@ -271,10 +280,10 @@ class GymnaxDynamics(Dynamics):
             return True
         return False
 
-    def replace_params(self, values: Mapping[str, Any]) -> "GymnaxDynamics":
+    def replace_params(self, values: Mapping[str, object]) -> "GymnaxDynamics":
         return dataclasses.replace(self, given=dataclasses.replace(self.given, **values))
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Callable[..., "GymnaxDynamics"], tuple[object, ...]]:
         rest = (self.given, self.categories, self.whole, self.dtypes)
         return _restored, (packed(self.env), *rest)
 
@@ -287,16 +296,18 @@ def _usual_promotion() -> Iterator[None]:
         yield
 
 
-def _restored(env: Any, *rest: Any) -> GymnaxDynamics:
-    return GymnaxDynamics(unpacked(env), *rest)
+def _restored(env: object, *rest: PyTree) -> GymnaxDynamics:
+    return GymnaxDynamics(cast(GymnaxEnv, unpacked(env)), *rest)
 
 
-def _wrapped_name(env: Any) -> str:
+def _wrapped_name(env: GymnaxEnv) -> str:
     inner = wrapped(env)
     return env.name if inner is None else f"{type(env).__name__}({_wrapped_name(inner)})"
 
 
-def _warn_of_deadly_limit(dynamics: GymnaxDynamics, name: str, key: Any, action: Any) -> None:
+def _warn_of_deadly_limit(
+    dynamics: GymnaxDynamics, name: str, key: jax.ShapeDtypeStruct, action: jax.ShapeDtypeStruct
+) -> None:
     """Warns if the time limit among the parameters sets `terminated`.
 
     Environments for gymnax before 1.0 were written so. Dead-code elimination for each of the two
@@ -306,7 +317,7 @@ def _warn_of_deadly_limit(dynamics: GymnaxDynamics, name: str, key: Any, action:
     if kind.__module__.startswith("gymnax.") or not hasattr(params, LIMIT):
         return
 
-    def ends(limit: jax.Array, key: Any, state: Any, action: Any) -> list[jax.Array]:
+    def ends(limit: jax.Array, key: jax.Array, state: PyTree, action: jax.Array) -> list[jax.Array]:
         limited = dataclasses.replace(params, max_steps_in_episode=limit)
         out = dataclasses.replace(dynamics, given=limited).raw_step(key, state, action)
         return [jnp.asarray(out[3]), jnp.asarray(out[4])]
@@ -327,22 +338,22 @@ def _warn_of_deadly_limit(dynamics: GymnaxDynamics, name: str, key: Any, action:
         )
 
 
-def _common_dtype(x: Any, y: Any) -> Any:
+def _common_dtype(x: jax.ShapeDtypeStruct, y: jax.ShapeDtypeStruct) -> np.dtype | str:
     """The promoted dtype of two arrays; `KEYS` for typed keys."""
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return KEYS
     return np.dtype(x.dtype if x.dtype == y.dtype else jnp.promote_types(x.dtype, y.dtype))
 
 
-def _strong(x: Any, dtype: Any = None) -> Any:
+def _strong(x: ArrayLike, dtype: DTypeLike | None = None) -> jax.Array:
     """An array of a dtype, without a weak type; typed keys are unchanged."""
     x = jnp.asarray(x)
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return jax.lax.convert_element_type(x, np.dtype(dtype or x.dtype))
 
 
-def _observation_space(space: Any, obs: Any) -> Any:
+def _observation_space(space: PyTree, obs: PyTree) -> PyTree:
     """Spaces in the structure of an observation, with its dtypes."""
     if getattr(space, "n", None) is not None:
         return Box(0.0, 1.0, (int(space.n),))
@@ -355,7 +366,7 @@ def _observation_space(space: Any, obs: Any) -> Any:
     return tuple(_observation_space(child, o) for child, o in zip(children, obs, strict=True))
 
 
-def _categories(space: Any) -> Any:
+def _categories(space: PyTree) -> PyTree:
     """For each part of an observation, n if it is `Discrete`, else 0."""
     if getattr(space, "n", None) is not None:
         return int(space.n)
@@ -367,7 +378,7 @@ def _categories(space: Any) -> Any:
     return tuple(_categories(child) for child in children)
 
 
-def _observe(obs: Any, categories: Any) -> Any:
+def _observe(obs: PyTree, categories: PyTree) -> PyTree:
     """An observation in dicts and tuples, with its categories one-hot."""
     if isinstance(categories, dict):
         at = (lambda name: obs[name]) if isinstance(obs, Mapping) else (lambda x: getattr(obs, x))

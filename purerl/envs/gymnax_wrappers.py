@@ -6,27 +6,48 @@ behaviour is only in its `step`, after the reset inside, which loses the true su
 wrapper is copied with an inner environment whose `step` doesn't reset.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 
 from purerl.records.errors import ConfigError
+from purerl.records.types import PyTree
 
 # The public methods of gymnax, and the raw dynamics that they call.
 PAIRS = (("step", "step_env"), ("reset", "reset_env"))
 FAR = (1_000_000, 0)
 
 
+class GymnaxEnv(Protocol):
+    """A gymnax `Environment`, or a wrapper of one, which forwards its attributes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def default_params(self) -> PyTree: ...
+    def reset(self, key: jax.Array, params: PyTree = None) -> PyTree: ...
+    def reset_env(self, key: jax.Array, params: PyTree) -> PyTree: ...
+    def step(
+        self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree = None
+    ) -> PyTree: ...
+    def step_env(
+        self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree
+    ) -> PyTree: ...
+    def is_truncated(self, state: PyTree, params: PyTree) -> jax.Array: ...
+    def action_space(self, params: PyTree) -> PyTree: ...
+    def observation_space(self, params: PyTree) -> PyTree: ...
+
+
 class Bare:
     """A gymnax environment without auto-reset in its `step`."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: GymnaxEnv) -> None:
         self._env = env
         self.called: set[str] = set()  # the raw methods called while tracing
 
     @property
-    def env(self) -> Any:
+    def env(self) -> GymnaxEnv:
         """The wrapped environment."""
         return self._env
 
@@ -35,18 +56,20 @@ class Bare:
             raise AttributeError(name)
         return getattr(self._env, name)
 
-    def reset_env(self, key: jax.Array, params: Any) -> Any:
+    def reset_env(self, key: jax.Array, params: PyTree) -> PyTree:
         self.called.add("reset")
         return self._env.reset_env(key, params)
 
-    def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> Any:
+    def step_env(self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree) -> PyTree:
         self.called.add("step")
         return self._env.step_env(key, state, action, params)
 
-    def reset(self, key: jax.Array, params: Any = None) -> Any:
+    def reset(self, key: jax.Array, params: PyTree = None) -> PyTree:
         return self.reset_env(key, self._env.default_params if params is None else params)
 
-    def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> Any:
+    def step(
+        self, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree = None
+    ) -> PyTree:
         params = self._env.default_params if params is None else params
         obs, state, reward, terminated, info = self.step_env(key, state, action, params)
         truncated = self._env.is_truncated(state, params)
@@ -55,7 +78,7 @@ class Bare:
         return obs, state, reward, terminated, truncated, info
 
 
-def without_resets(env: Any) -> tuple[Any, Bare | None]:
+def without_resets(env: GymnaxEnv) -> tuple[GymnaxEnv, Bare | None]:
     """A copy of a wrapper with auto-reset disabled inside, and the innermost environment of it. The
     environment and None if it doesn't override `step` or `reset`.
 
@@ -74,27 +97,29 @@ def without_resets(env: Any) -> tuple[Any, Bare | None]:
         )
     inside, innermost = without_resets(inner)
     if innermost is None:
-        inside = innermost = Bare(inside)
+        innermost = Bare(inside)
+        inside = cast(GymnaxEnv, innermost)
     values = {name: inside if x is inner else x for name, x in _attributes(env).items()}
-    return _rebuilt(type(env), values), innermost
+    return cast(GymnaxEnv, _rebuilt(type(env), values)), innermost
 
 
-def wrapped(env: Any) -> Any:
+def wrapped(env: object) -> GymnaxEnv | None:
     """The only environment among an object's attributes; None if there is none, or several."""
     found = {id(x): x for x in _attributes(env).values() if _is_environment(x)}
-    return next(iter(found.values())) if len(found) == 1 else None
+    return cast(GymnaxEnv, next(iter(found.values()))) if len(found) == 1 else None
 
 
-def _attributes(env: Any) -> dict[str, Any]:
-    return getattr(env, "__dict__", {})
+def _attributes(env: object) -> dict[str, object]:
+    attributes: dict[str, object] = getattr(env, "__dict__", {})
+    return attributes
 
 
-def _is_environment(x: Any) -> bool:
+def _is_environment(x: object) -> bool:
     whole = all(hasattr(x, name) for name in ("step", "reset", "step_env", "reset_env"))
     return whole and not isinstance(x, type)
 
 
-def _place(env: Any, name: str) -> tuple[int, int]:
+def _place(env: object, name: str) -> tuple[int, int]:
     """The place of a method: the number of wrappers around it, and its index in the MRO."""
     depth = 0
     while env is not None:
@@ -107,7 +132,9 @@ def _place(env: Any, name: str) -> tuple[int, int]:
     return FAR
 
 
-def whole_step(env: Any, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+def whole_step(
+    env: GymnaxEnv, key: jax.Array, state: PyTree, action: jax.Array, params: PyTree
+) -> tuple[PyTree, ...]:
     """A wrapper's step: observation, state, reward, terminated, truncated, info.
 
     If it returns `done` in place of the two ends, the inner environment's ends, from `info`, split
@@ -130,10 +157,10 @@ def whole_step(env: Any, key: jax.Array, state: Any, action: Any, params: Any) -
 
 class _Packed(NamedTuple):
     cls: type
-    values: dict[str, Any]
+    values: dict[str, object]
 
 
-def packed(env: Any) -> Any:
+def packed(env: object) -> object:
     """An environment in a form that pickles. Unpickling a wrapper that forwards every attribute
     would recurse forever, since its inner environment isn't set yet."""
     if not hasattr(type(env), "__getattr__"):
@@ -141,14 +168,14 @@ def packed(env: Any) -> Any:
     return _Packed(type(env), {name: packed(x) for name, x in _attributes(env).items()})
 
 
-def unpacked(env: Any) -> Any:
+def unpacked(env: object) -> object:
     """The environment from its `packed` form."""
     if not isinstance(env, _Packed):
         return env
     return _rebuilt(env.cls, {name: unpacked(x) for name, x in env.values.items()})
 
 
-def _rebuilt(cls: type, values: dict[str, Any]) -> Any:
-    env: Any = object.__new__(cls)
+def _rebuilt(cls: type, values: dict[str, object]) -> object:
+    env: object = object.__new__(cls)
     env.__dict__.update(values)
     return env

@@ -4,18 +4,19 @@ import dataclasses
 import math
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
-from purerl.envs.base import Adapter, Dynamics, Env, EnvSource, dynamics_of, typed
+from purerl.envs.base import Adapter, Dynamics, Env, EnvSource, TimeStep, dynamics_of, typed
 from purerl.records.draws import Choice, Uniform, distribution
 from purerl.records.errors import ConfigError, raised, sentence, shown, suggest
 from purerl.records.types import PyTree
 
-Values = dict[str, Any]
+Values: TypeAlias = dict[str, object]
 FIXED = "it fixes the program: make an environment for each of its values"
 PREFIX = "env."  # before a parameter's name among hyperparameters, and on the command line
 
@@ -27,7 +28,7 @@ def env_params(env: Env) -> Values:
     return {} if dynamics is None else dynamics.params()
 
 
-def check_params(name: str, known: Mapping[str, Any], values: Mapping[str, Any]) -> Values:
+def check_params(name: str, known: Mapping[str, object], values: Mapping[str, object]) -> Values:
     """Values for some parameters, converted to the types of the present values.
 
     Args:
@@ -46,11 +47,11 @@ def check_params(name: str, known: Mapping[str, Any], values: Mapping[str, Any])
     return {word: _checked(f"{PREFIX}{word}", x, known[word]) for word, x in values.items()}
 
 
-def _checked(where: str, value: Any, like: Any) -> Any:
+def _checked(where: str, value: object, like: object) -> object:
     """A value converted to the type of another one."""
     if is_float(like) or is_drawn(like):
         return _checked_float(where, value)
-    kinds: tuple[tuple[Any, Any, str], ...] = (
+    kinds: tuple[tuple[type | tuple[type, ...], Callable[[Any], object], str], ...] = (
         ((bool, np.bool_), bool, "True or False"),
         ((int, np.integer), int, "an integer"),
         (str, str, "text"),
@@ -67,7 +68,7 @@ def _checked(where: str, value: Any, like: Any) -> Any:
     return tuple(value) if isinstance(like, tuple) and isinstance(value, list) else value
 
 
-def _checked_float(where: str, value: Any) -> Any:
+def _checked_float(where: str, value: object) -> object:
     if isinstance(value, str) and "(" in value:
         try:
             value = distribution(value)
@@ -94,7 +95,7 @@ def _checked_float(where: str, value: Any) -> Any:
     return float(value)
 
 
-def _checked_array(where: str, value: Any, like: Any) -> Any:
+def _checked_array(where: str, value: object, like: np.ndarray | jax.Array) -> jax.Array:
     with sentence(f"{where}: got {shown(value)}, expected numbers of shape {like.shape}"):
         array = jnp.asarray(value, like.dtype)
     if array.shape != like.shape:
@@ -102,23 +103,23 @@ def _checked_array(where: str, value: Any, like: Any) -> Any:
     return array
 
 
-def _is_real(dtype: Any) -> bool:
-    return any(jax.dtypes.issubdtype(dtype, kind) for kind in (np.integer, np.floating))
+def _is_real(dtype: DTypeLike) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.integer, np.floating))
 
 
-def is_float(value: Any) -> bool:
+def is_float(value: object) -> bool:
     """Whether a parameter with this value is a float, which may be a hyperparameter."""
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return value.shape == () and jax.dtypes.issubdtype(value.dtype, np.floating)
+        return value.shape == () and jnp.issubdtype(value.dtype, np.floating)
     return isinstance(value, float)
 
 
-def is_drawn(value: Any) -> bool:
+def is_drawn(value: object) -> TypeGuard[Uniform | Choice]:
     """Whether a parameter with this value is drawn for every episode."""
     return isinstance(value, (Uniform, Choice))
 
 
-def is_same(one: Any, other: Any) -> bool:
+def is_same(one: object, other: object) -> bool:
     """Whether two values are equal, arrays in every element."""
     arrays = (np.ndarray, np.generic, jax.Array)
     if isinstance(one, jax.core.Tracer) or isinstance(other, jax.core.Tracer):
@@ -126,26 +127,27 @@ def is_same(one: Any, other: Any) -> bool:
     if not (isinstance(one, arrays) or isinstance(other, arrays)):
         return type(one) is type(other) and bool(one == other)
     dtypes = [getattr(x, "dtype", np.dtype(float)) for x in (one, other)]
-    if any(jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) for dtype in dtypes):
+    if any(jnp.issubdtype(dtype, jax.dtypes.prng_key) for dtype in dtypes):
         return one is other
     return bool(np.array_equal(np.asarray(one), np.asarray(other)))
 
 
-def differing(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple:
+def differing(
+    values: Mapping[str, object], defaults: Mapping[str, object]
+) -> tuple[tuple[str, object], ...]:
     """The values that differ from the defaults, in the form of `EnvSource.params`."""
     changed = {n: x for n, x in values.items() if n not in defaults or not is_same(x, defaults[n])}
     return tuple(sorted((name, frozen(x)) for name, x in changed.items()))
 
 
-def frozen(value: Any) -> Any:
+def frozen(value: object) -> object:
     """A value in hashable form, with tuples for lists and arrays; unchanged if it has none."""
-    array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
-    if array and _is_real(value.dtype):
-        value = np.asarray(value).tolist()
+    if isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer):
+        value = np.asarray(value).tolist() if _is_real(value.dtype) else value
     return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
-def replace_params(env: Env, values: Mapping[str, Any]) -> Env:
+def replace_params(env: Env, values: Mapping[str, object]) -> Env:
     """The environment with some float parameters replaced; its spec is kept.
 
     Args:
@@ -165,7 +167,7 @@ def replace_params(env: Env, values: Mapping[str, Any]) -> Env:
     return dynamics.replace_params(values).as_env(env.spec)
 
 
-def check_traceable(env: Env, name: str, value: Any = 0.0) -> None:
+def check_traceable(env: Env, name: str, value: object = 0.0) -> None:
     """Raises ConfigError unless a parameter is a traceable float, and `value` a scalar."""
     known = env_params(env)
     value = check_params(env.spec.name, known, {name: value})[name]
@@ -226,12 +228,12 @@ class Made(Adapter):
     """
 
     exact = False  # so that `check_env` sees its real dtypes
-    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    again: Callable[[Mapping[str, Any]], Env] | None = None
+    arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    again: Callable[[Mapping[str, object]], Env] | None = None
 
     def identity(self) -> Values:
         inner = dynamics_of(self.env)
-        found = {"env": self.env} if inner is None else inner.identity()
+        found: Values = {"env": self.env} if inner is None else inner.identity()
         if not self.arguments or "gymnax" in found:  # whose identity has the arguments already
             return found
         return found | {"make": dict(self.arguments)}
@@ -242,7 +244,7 @@ class Made(Adapter):
     def fixes_spec(self, name: str) -> bool:
         return name not in self.arguments and super().fixes_spec(name)
 
-    def replace_params(self, values: Mapping[str, Any]) -> Dynamics:
+    def replace_params(self, values: Mapping[str, object]) -> Dynamics:
         if not set(values) & set(self.arguments):
             return super().replace_params(values)
         assert self.again is not None
@@ -265,6 +267,10 @@ class RandomizedState(NamedTuple):
     params: dict[str, jax.Array]
 
 
+# `(key) -> values by name`, or a distribution for each name.
+Sample: TypeAlias = Callable[[jax.Array], Mapping[str, ArrayLike]] | Mapping[str, Uniform | Choice]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Randomized(Adapter):
     """An environment that draws parameters at each reset.
@@ -274,7 +280,7 @@ class Randomized(Adapter):
         sample: `(key) -> values by name`, or a distribution for each name.
     """
 
-    sample: Any
+    sample: Sample
 
     def reset(self, key: jax.Array) -> tuple[PyTree, RandomizedState]:
         sample_key, reset_key = jax.random.split(key)
@@ -284,11 +290,11 @@ class Randomized(Adapter):
 
     def step(
         self, key: jax.Array, state: RandomizedState, action: jax.Array
-    ) -> tuple[RandomizedState, Any]:
+    ) -> tuple[RandomizedState, TimeStep]:
         inner, timestep = self._with(state.params).step(key, state.env, action)
         return RandomizedState(inner, state.params), timestep
 
-    def draw(self, key: jax.Array) -> Values:
+    def draw(self, key: jax.Array) -> Mapping[str, ArrayLike]:
         """An episode's parameters by name, `[]` each."""
         if callable(self.sample):
             return self.sample(key)
@@ -296,7 +302,7 @@ class Randomized(Adapter):
         pairs = zip(keys, self.sample.items(), strict=True)
         return {name: x.sample(key) for key, (name, x) in pairs}
 
-    def _with(self, values: Mapping[str, Any]) -> Dynamics:
+    def _with(self, values: Mapping[str, object]) -> Dynamics:
         inner = dynamics_of(self.env)
         assert inner is not None, "checked by `randomize`"
         return inner.replace_params(values)
@@ -306,7 +312,7 @@ class Randomized(Adapter):
         return {**super().params(), **ranges}
 
 
-def randomized(env: Env, sample: Any) -> Env:
+def randomized(env: Env, sample: Sample) -> Env:
     """`randomize` with one argument: a function of a key, or distributions by name.
 
     Raises:
@@ -331,12 +337,12 @@ def randomized(env: Env, sample: Any) -> Env:
     return adapter.as_env(env.spec._replace(source=None))
 
 
-def source_with(source: EnvSource | None, values: Mapping[str, Any]) -> EnvSource | None:
+def source_with(source: EnvSource | None, values: Mapping[str, ArrayLike]) -> EnvSource | None:
     """The call of `make` with the float parameters of a run; None if they are traced, or have an
     axis of several runs."""
     known = not any(isinstance(x, jax.core.Tracer) or np.shape(x) for x in values.values())
     if source is None or not known:
         return None
     # The shortest text of a float32: the one nearest to 1.6 is 1.60000002.
-    floats = {name: float(str(np.float32(x))) for name, x in values.items()}
+    floats = {name: float(str(np.asarray(x, np.float32))) for name, x in values.items()}
     return EnvSource(source.name, tuple(sorted({**dict(source.params), **floats}.items())))

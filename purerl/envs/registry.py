@@ -5,13 +5,15 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeGuard
 
 import jax
+from jax.typing import ArrayLike
 
 from purerl.envs import gymnax
 from purerl.envs.base import Env, EnvSource, dynamics_of, with_our_spaces
+from purerl.envs.gymnax_wrappers import GymnaxEnv
 from purerl.envs.params import (
     Made,
     Values,
@@ -22,8 +24,9 @@ from purerl.envs.params import (
     randomized,
     replace_params,
 )
-from purerl.records.draws import Uniform, distribution
+from purerl.records.draws import Choice, Uniform, distribution
 from purerl.records.errors import ConfigError, sentence, shown, suggest
+from purerl.records.types import Plain
 
 _factories: dict[str, Callable[..., Env]] = {}
 
@@ -57,7 +60,7 @@ def env_names() -> list[str]:
     return [*_factories, *gymnax.names()]
 
 
-def make(name: str, /, **params: Any) -> Env:
+def make(name: str, /, **params: object) -> Env:
     """An environment by its name.
 
         purerl.make("CartPole-v1", gravity=1.6)
@@ -94,13 +97,13 @@ class _Maker(NamedTuple):
         known: whether it makes a registered gymnax environment.
     """
 
-    call: Callable[..., Any]
+    call: Callable[..., object]
     defaults: Values
     takes_all: bool = False
     known: bool = False
 
 
-def _make(name: str, params: Mapping[str, Any]) -> Env:
+def _make(name: str, params: Mapping[str, object]) -> Env:
     maker = _find(name)
     known = {n: x for n, x in params.items() if n in maker.defaults}
     rest = {n: x for n, x in params.items() if n not in maker.defaults}
@@ -110,7 +113,9 @@ def _make(name: str, params: Mapping[str, Any]) -> Env:
     return _build(name, maker, arguments, rest)
 
 
-def _build(name: str, maker: _Maker, arguments: Mapping[str, Any], rest: Mapping[str, Any]) -> Env:
+def _build(
+    name: str, maker: _Maker, arguments: Mapping[str, object], rest: Mapping[str, object]
+) -> Env:
     """An environment from its factory.
 
     Args:
@@ -122,9 +127,8 @@ def _build(name: str, maker: _Maker, arguments: Mapping[str, Any], rest: Mapping
     drawn = {n: x for n, x in arguments.items() if is_drawn(x)}
     given = f" with {shown(dict(arguments))}" if arguments else ""
     with sentence(f"env: {name!r} can't be made{given}"):
-        made = maker.call(**{n: x for n, x in arguments.items() if n not in drawn})
-    if isinstance(made, type) or not (isinstance(made, Env) or gymnax.is_gymnax(made)):
-        made = as_env(made)  # raises the error if it is no environment
+        built = maker.call(**{n: x for n, x in arguments.items() if n not in drawn})
+    made = built if isinstance(built, Env) or gymnax.is_gymnax(built) else as_env(built)
     usual = env_params(made) if isinstance(made, Env) else _usual(made)
     names = {**usual, **maker.defaults}
     rest = check_params(name, names, rest)
@@ -152,21 +156,21 @@ class _Again:
 
     name: str
     maker: _Maker
-    arguments: Mapping[str, Any]
-    rest: Mapping[str, Any]
+    arguments: Mapping[str, object]
+    rest: Mapping[str, object]
 
-    def __call__(self, values: Mapping[str, Any]) -> Env:
+    def __call__(self, values: Mapping[str, object]) -> Env:
         ours = {n: x for n, x in self.arguments.items() if not is_drawn(x)}
         arguments = {**ours, **{n: x for n, x in values.items() if n in self.maker.defaults}}
         rest = {**self.rest, **{n: x for n, x in values.items() if n not in arguments}}
         return _build(self.name, self.maker, arguments, rest)
 
 
-def _usual(env: Any) -> Values:
+def _usual(env: GymnaxEnv) -> Values:
     return gymnax.params_by_name(env.default_params)
 
 
-def _with(made: Any, params: Mapping[str, Any], name: str | None) -> Env:
+def _with(made: Env | GymnaxEnv, params: Mapping[str, object], name: str | None) -> Env:
     """An `Env` from a factory's result, with some of its parameters replaced."""
     if isinstance(made, Env):
         return replace_params(made, params)
@@ -181,23 +185,24 @@ def _find(name: str) -> _Maker:
         return _maker(_factories[name])
     if ":" in name:
         found = _import(name)
-        made = isinstance(found, Env) or not callable(found)
-        return _Maker(functools.partial(_itself, found), {}) if made else _maker(found)
+        if isinstance(found, Env) or not callable(found):
+            return _Maker(functools.partial(_itself, found), {})
+        return _maker(found)
     if name not in gymnax.names():
         raise ConfigError(f"env: no environment {name!r}; {suggest(name, env_names())}")
     make = functools.partial(_construct, name)
     return _maker(type(gymnax.construct(name, {})))._replace(call=make, known=True)
 
 
-def _construct(name: str, **kwargs: Any) -> Any:
+def _construct(name: str, **kwargs: object) -> GymnaxEnv:
     return gymnax.construct(name, kwargs)
 
 
-def _itself(found: Any) -> Any:
+def _itself(found: object) -> object:
     return found
 
 
-def _maker(factory: Callable[..., Any]) -> _Maker:
+def _maker(factory: Callable[..., object]) -> _Maker:
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # a function without a signature
@@ -209,7 +214,7 @@ def _maker(factory: Callable[..., Any]) -> _Maker:
     return _Maker(factory, defaults, any(x.kind is x.VAR_KEYWORD for x in parameters))
 
 
-def _import(name: str) -> Any:
+def _import(name: str) -> object:
     """The object of a `"module:name"`."""
     module_name, _, attribute = name.partition(":")
     try:
@@ -234,7 +239,10 @@ def source_of(env: Env) -> EnvSource | None:
 
 
 def randomize(
-    env: Any, sample: Callable[[jax.Array], Mapping[str, Any]] | None = None, /, **ranges: Any
+    env: object,
+    sample: Callable[[jax.Array], Mapping[str, ArrayLike]] | None = None,
+    /,
+    **ranges: object,
 ) -> Env:
     """An environment that draws parameters for every episode.
 
@@ -261,24 +269,25 @@ def randomize(
         if not callable(sample):
             raise ConfigError(f"randomize: got {shown(sample)}, expected a function of a key")
         return randomized(env, sample)
-    drawn = {n: Uniform(*x) if _is_pair(x) else x for n, x in ranges.items()}
-    drawn = check_params(env.spec.name, env_params(env), drawn)
-    for name, x in drawn.items():
+    given = {n: Uniform(*x) if _is_pair(x) else x for n, x in ranges.items()}
+    drawn: dict[str, Uniform | Choice] = {}
+    for name, x in check_params(env.spec.name, env_params(env), given).items():
         if not is_drawn(x):
             raise ConfigError(
                 f"randomize: {name}: got {shown(x)}, expected two bounds or a distribution"
             )
+        drawn[name] = x
     source = source_of(env)
     if source is None:
         return randomized(env, drawn)
     return make(source.name, **{**dict(source.params), **drawn})
 
 
-def _is_pair(x: Any) -> bool:
+def _is_pair(x: object) -> TypeGuard[Sequence[float]]:
     return isinstance(x, (tuple, list)) and len(x) == 2
 
 
-def with_params(env: Env, values: Mapping[str, Any]) -> Env:
+def with_params(env: Env, values: Mapping[str, object]) -> Env:
     """An environment, made again with some parameters replaced, of any type.
 
     Raises:
@@ -314,7 +323,7 @@ def plain_source(source: EnvSource) -> str | Values:
     return {"name": source.name, **{name: _plain(name, x) for name, x in source.params}}
 
 
-def source_from_plain(plain: Any) -> EnvSource:
+def source_from_plain(plain: Plain) -> EnvSource:
     """The call of `make` from `plain_source`'s values. Raises ValueError if they are invalid."""
     values = {"name": plain} if isinstance(plain, str) else dict(plain)
     name = values.pop("name", None)
@@ -323,7 +332,7 @@ def source_from_plain(plain: Any) -> EnvSource:
     return EnvSource(name, tuple(sorted((n, _from_plain(x)) for n, x in values.items())))
 
 
-def _from_plain(value: Any) -> Any:
+def _from_plain(value: Plain) -> object:
     if isinstance(value, str) and "(" in value:
         with contextlib.suppress(ConfigError):
             return distribution(value)
@@ -334,7 +343,7 @@ def _from_plain(value: Any) -> Any:
     return value
 
 
-def _plain(name: str, value: Any) -> Any:
+def _plain(name: str, value: object) -> Plain:
     if is_drawn(value) and distribution(str(value)) == value:
         return str(value)
     if isinstance(value, tuple):
@@ -344,7 +353,7 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
-def as_env(env: Any) -> Env:
+def as_env(env: object) -> Env:
     """An `Env` from a user's argument: a name, a mapping of a name and parameters, an `Env`, a
     gymnax `Environment` (or its class), or a pair of a gymnax environment and its parameters.
 
@@ -364,8 +373,7 @@ def as_env(env: Any) -> Env:
                 '{"name": "CartPole-v1", "gravity": 1.6}'
             )
         return make(env["name"], **{name: x for name, x in env.items() if name != "name"})
-    pair = isinstance(env, tuple) and len(env) == 2
-    instance, params = env if pair else (env, None)
+    instance, params = env if isinstance(env, tuple) and len(env) == 2 else (env, None)
     if isinstance(instance, type) and hasattr(instance, "step_env"):
         with sentence(f"env: {instance.__name__} can't be made"):
             instance = instance()

@@ -8,14 +8,16 @@ files. No other module checks the class of a space.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from types import ModuleType
+from typing import Any, ClassVar, Self, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from purerl.records.errors import ConfigError, shown
-from purerl.records.types import PyTree
+from purerl.records.types import Plain, PyTree, Structure
 
 
 class Space:
@@ -73,32 +75,32 @@ class Space:
         """Zeros of the space's dtype, `[*batch, *shape]`."""
         return jnp.zeros((*batch, *self.shape), self.dtype)
 
-    def contains(self, x: Any) -> bool:
+    def contains(self, x: ArrayLike) -> bool:
         """Whether a concrete value has the space's shape and dtype and is inside the bounds."""
         x = np.asarray(x)
         if x.shape != self.shape or x.dtype != self.dtype:
             return False
         return bool(np.all(x >= self.low) and np.all(x <= self.high))
 
-    def on_host(self, x: np.ndarray) -> Any:
+    def on_host(self, x: np.ndarray) -> int | np.ndarray:
         """An element for an environment outside of JAX: an int for a single choice, else the numpy
         array."""
         return x
 
-    def plain(self) -> Any:
+    def plain(self) -> Plain:
         """The space in JSON types, for `from_plain`."""
         raise NotImplementedError
 
     @classmethod
-    def from_plain(cls, value: Any) -> Self:
+    def from_plain(cls, value: Plain) -> Self:
         """The space from its `plain` value."""
         raise NotImplementedError
 
-    def as_gymnasium(self, spaces: Any) -> Any:
+    def as_gymnasium(self, spaces: ModuleType) -> PyTree:
         """The Gymnasium space, from the module `gymnasium.spaces`."""
         raise NotImplementedError
 
-    def _identity(self) -> tuple:
+    def _identity(self) -> tuple[object, ...]:
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
@@ -134,20 +136,20 @@ class Discrete(Space):
             return jax.random.randint(key, (), 0, self.n, dtype=jnp.int32)
         return _any_legal(key, legal)
 
-    def on_host(self, x: np.ndarray) -> Any:
+    def on_host(self, x: np.ndarray) -> int | np.ndarray:
         return x.item() if x.ndim == 0 else x
 
-    def plain(self) -> Any:
+    def plain(self) -> Plain:
         return self.n
 
     @classmethod
-    def from_plain(cls, value: Any) -> Self:
+    def from_plain(cls, value: Plain) -> Self:
         return cls(value)
 
-    def as_gymnasium(self, spaces: Any) -> Any:
+    def as_gymnasium(self, spaces: ModuleType) -> PyTree:
         return spaces.Discrete(self.n)
 
-    def _identity(self) -> tuple:
+    def _identity(self) -> tuple[object, ...]:
         return (self.n,)
 
     def __repr__(self) -> str:
@@ -165,7 +167,7 @@ class MultiDiscrete(Space):
     dtype = np.dtype(np.int32)
     sizes: tuple[int, ...]
 
-    def __init__(self, nvec: Any):
+    def __init__(self, nvec: ArrayLike | Sequence[object]):
         try:
             given = np.asarray(nvec, dtype=object)
         except ValueError:  # nested lists of several lengths
@@ -192,17 +194,17 @@ class MultiDiscrete(Space):
             return jax.random.randint(key, self.shape, 0, self.nvec, dtype=jnp.int32)
         return _any_legal(key, legal, self.sizes).reshape(self.shape)
 
-    def plain(self) -> Any:
+    def plain(self) -> Plain:
         return self.nvec.tolist()
 
     @classmethod
-    def from_plain(cls, value: Any) -> Self:
+    def from_plain(cls, value: Plain) -> Self:
         return cls(value)
 
-    def as_gymnasium(self, spaces: Any) -> Any:
+    def as_gymnasium(self, spaces: ModuleType) -> PyTree:
         return spaces.MultiDiscrete(self.nvec, dtype=np.int32)
 
-    def _identity(self) -> tuple:
+    def _identity(self) -> tuple[object, ...]:
         return self.shape, self.sizes
 
     def __repr__(self) -> str:
@@ -214,7 +216,13 @@ class Box(Space):
 
     kind = "box"
 
-    def __init__(self, low: Any, high: Any, shape: Sequence[int] | None = None, dtype: Any = float):
+    def __init__(
+        self,
+        low: ArrayLike | Sequence[object],
+        high: ArrayLike | Sequence[object],
+        shape: Sequence[int] | None = None,
+        dtype: DTypeLike = float,
+    ):
         bounds = [_bound(name, bound) for name, bound in (("low", low), ("high", high))]
         if shape is None:
             try:
@@ -245,13 +253,15 @@ class Box(Space):
     def center(self) -> np.ndarray:
         """`[*shape]` float32, the middle of the bounds; 0 where a bound is infinite."""
         low, high = self._finite_bounds()
-        return (high + low) / 2
+        center: np.ndarray = (high + low) / 2
+        return center
 
     @property
     def half_range(self) -> np.ndarray:
         """`[*shape]` float32, half the distance of the bounds; 1 where a bound is infinite."""
         low, high = self._finite_bounds()
-        return (high - low) / 2
+        half: np.ndarray = (high - low) / 2
+        return half
 
     def _finite_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         huge = np.finfo(np.float32).max
@@ -294,16 +304,16 @@ class Box(Space):
         bounds = low.astype(drawn), high.astype(drawn) + drawn.type(1)
         return jax.random.randint(key, self.shape, *bounds, drawn).astype(self.dtype)
 
-    def plain(self) -> Any:
+    def plain(self) -> Plain:
         bounds = {name: _plain_bound(x) for name, x in (("low", self.low), ("high", self.high))}
         return {**bounds, "shape": list(self.shape), "dtype": self.dtype.name}
 
     @classmethod
-    def from_plain(cls, value: Any) -> Self:
+    def from_plain(cls, value: Plain) -> Self:
         low, high = (np.array(value[bound], np.float32) for bound in ("low", "high"))
         return cls(low, high, value["shape"], value["dtype"])
 
-    def as_gymnasium(self, spaces: Any) -> Any:
+    def as_gymnasium(self, spaces: ModuleType) -> PyTree:
         low, high = self.low, self.high
         if np.issubdtype(self.dtype, np.integer):
             limits = np.iinfo(self.dtype)
@@ -312,7 +322,7 @@ class Box(Space):
         bounds = low.astype(self.dtype), high.astype(self.dtype)
         return spaces.Box(*bounds, self.shape, self.dtype.type)
 
-    def _identity(self) -> tuple:
+    def _identity(self) -> tuple[object, ...]:
         return (self.shape, self.dtype.str, self.low.tobytes(), self.high.tobytes())
 
     def __repr__(self) -> str:
@@ -326,22 +336,22 @@ class Box(Space):
 KINDS: dict[str, type[Space]] = {kind.kind: kind for kind in (Discrete, MultiDiscrete, Box)}
 
 
-def is_space(x: Any) -> bool:
+def is_space(x: object) -> TypeGuard[Space]:
     """Whether it is a single space, not a pytree of spaces."""
     return isinstance(x, Space)
 
 
-def leaves_of(space: PyTree) -> tuple[list[Any], Any]:
+def leaves_of(space: PyTree) -> tuple[list[Space], Structure]:
     """The spaces in a pytree of spaces, and its structure."""
     return jax.tree.flatten(space, is_leaf=is_space)
 
 
-def map_spaces(function: Callable[[Space], Any], space: PyTree) -> PyTree:
+def map_spaces(function: Callable[[Space], PyTree], space: PyTree) -> PyTree:
     """`jax.tree.map` over a pytree of spaces."""
     return jax.tree.map(function, space, is_leaf=is_space)
 
 
-def split_choices(x: jax.Array, sizes: tuple[int, ...], fill: Any) -> jax.Array:
+def split_choices(x: jax.Array, sizes: tuple[int, ...], fill: float) -> jax.Array:
     """Values of choices, `[..., sum(sizes)]`, as `[..., len(sizes), max(sizes)]`: a row for each
     number of an element, padded with `fill` if it has fewer choices."""
     most = max(sizes)
@@ -384,7 +394,7 @@ def _any_legal(key: jax.Array, legal: jax.Array, sizes: tuple[int, ...] | None =
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
-def convert_spaces(space: Any) -> Any:
+def convert_spaces(space: PyTree) -> PyTree:
     """A space, or a pytree of spaces, with those of Gymnasium and gymnax converted; the same object
     if there are none.
 
@@ -429,16 +439,16 @@ def _count(name: str, n: Any) -> int:
     return int(n)
 
 
-def _as_tuples(x: Any) -> Any:
+def _as_tuples(x: Plain) -> Plain:
     return tuple(map(_as_tuples, x)) if isinstance(x, list) else x
 
 
-def _plain_bound(x: np.ndarray) -> Any:
+def _plain_bound(x: np.ndarray) -> Plain:
     """A single number if all are equal, else nested lists."""
     return float(x.flat[0]) if x.size and np.all(x == x.flat[0]) else x.tolist()
 
 
-def _bound(name: str, bound: Any) -> np.ndarray:
+def _bound(name: str, bound: ArrayLike | Sequence[object]) -> np.ndarray:
     try:
         if np.iscomplexobj(bound):
             raise TypeError
@@ -449,7 +459,7 @@ def _bound(name: str, bound: Any) -> np.ndarray:
         ) from None
 
 
-def _shape(shape: Any) -> tuple[int, ...]:
+def _shape(shape: Sequence[int] | int | np.integer) -> tuple[int, ...]:
     sizes = (shape,) if isinstance(shape, (int, np.integer)) else shape
     try:
         sizes = tuple(int(np.asarray(size).__index__()) for size in sizes)
@@ -460,13 +470,13 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _dtype(dtype: Any) -> np.dtype:
+def _dtype(dtype: DTypeLike) -> np.dtype:
     kinds = (np.floating, np.integer, np.bool_)
     try:
         found = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
     except (TypeError, ValueError):
         found = None
-    if found is None or not any(jax.dtypes.issubdtype(found, kind) for kind in kinds):
+    if found is None or not any(jnp.issubdtype(found, kind) for kind in kinds):
         raise ConfigError(
             f"Box.dtype: got {shown(dtype)}, expected one of floats, integers or booleans"
         )

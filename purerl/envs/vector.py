@@ -12,7 +12,7 @@ reset is as expensive as a step or more, such as that of a generated world, fewe
 
 import dataclasses
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from purerl.envs.base import (
     Adapter,
     Env,
     EnvSpec,
-    PyTree,
+    Reset,
+    Step,
     TimeStep,
     all_finite,
     auto_reset,
@@ -31,6 +32,7 @@ from purerl.envs.base import (
 )
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import check_count
+from purerl.records.types import PyTree
 
 KINDS = ("fresh", "optimistic", "spare")
 RATIO = 16  # as in Craftax
@@ -49,8 +51,8 @@ class VectorEnv(NamedTuple):
         num_envs: N.
     """
 
-    reset: Any
-    step: Any
+    reset: Reset
+    step: Step
     spec: EnvSpec
     num_envs: int
 
@@ -115,7 +117,7 @@ def vector_env(env: Env, num_envs: int, resets: str = "fresh") -> VectorEnv:
     return VectorEnv(made.reset, made.step, made.spec, num_envs)
 
 
-def parse_resets(resets: Any) -> tuple[str, int]:
+def parse_resets(resets: object) -> tuple[str, int]:
     """The name and ratio of a strategy; the ratio of `fresh` is 1.
 
     Raises:
@@ -160,7 +162,8 @@ def _begin(
     done: jax.Array, first: tuple[PyTree, PyTree], inner: PyTree, obs: PyTree
 ) -> tuple[PyTree, PyTree]:
     """States and observations, replaced by `first` where an episode ended."""
-    return jax.vmap(where)(done, first, (inner, obs))
+    begun: tuple[PyTree, PyTree] = jax.vmap(where)(done, first, (inner, obs))
+    return begun
 
 
 def _counted(num_shared: jax.Array, shared: jax.Array) -> jax.Array:

@@ -15,16 +15,8 @@ from purerl.accelerator.devices import ALONE, Devices
 from purerl.envs.base import where
 from purerl.experience import returns, sumtree
 from purerl.experience.transition import Transition
-from purerl.records.fields import (
-    ConfigError,
-    Record,
-    check_count,
-    check_key,
-    flag,
-    integer,
-    real,
-    suggest,
-)
+from purerl.records.errors import ConfigError, suggest
+from purerl.records.fields import Record, check_count, check_key, flag, integer, real
 from purerl.records.types import PyTree
 
 Batch = dict[str, PyTree]
@@ -74,8 +66,8 @@ class Buffer(Record):
     priority_sampling: bool = flag(default=False)
     gamma: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     lam: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
-    alpha: Any = real(default=None, at_least=0.0, optional=True)
-    beta: Any = real(default=None, at_least=0.0, at_most=1.0, optional=True)
+    alpha: float | None = real(default=None, at_least=0.0, optional=True)
+    beta: float | None = real(default=None, at_least=0.0, at_most=1.0, optional=True)
     anneal_beta: bool | None = flag(default=None, optional=True)
 
     def check(self) -> None:
@@ -158,7 +150,7 @@ class Buffer(Record):
         keys: Sequence[str] | None = None,
         indices: jax.Array | None = None,
         n_step: int = 1,
-        progress: Any = 0.0,
+        progress: jax.Array | float = 0.0,
         devices: Devices = ALONE,
     ) -> Batch:
         """A batch of transitions: sampled with replacement, or at given indices.
@@ -289,17 +281,18 @@ class Buffer(Record):
         return jnp.maximum(state.priorities[0][indices], jnp.finfo(jnp.float32).tiny)
 
     def _weight(
-        self, state: BufferState, priority: jax.Array, progress: Any, devices: Devices
+        self, state: BufferState, priority: jax.Array, progress: jax.Array | float, devices: Devices
     ) -> jax.Array:
         if not self.priority_sampling:
             return priority
         if devices.count > 1:  # each probability depends on the sum in its buffer
             priority /= sumtree.total(state.priorities)
-        beta = DEFAULT_BETA if self.beta is None else self.beta
+        beta: jax.Array | float = DEFAULT_BETA if self.beta is None else self.beta
         if self.anneal_beta is not False:
             beta = beta + (1.0 - beta) * progress
         # Relative to the batch's largest the size cancels, and with one buffer the sum too.
-        return (devices.min(jnp.min(priority)) / priority) ** beta
+        weight: jax.Array = (devices.min(jnp.min(priority)) / priority) ** beta
+        return weight
 
     def _look_ahead(self, state: BufferState, indices: jax.Array, n_step: int) -> Batch:
         """Entries that depend on the next `n_step` steps, or fewer if the path ends."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from purerl.accelerator.devices import Devices
 
@@ -30,14 +31,14 @@ class Count:
     low: jax.Array
 
     @classmethod
-    def of(cls, number: Any) -> "Count":
+    def of(cls, number: "Count | jax.Array | int") -> "Count":
         """A count from an integer, an int32 array, or a count."""
         if isinstance(number, Count):
             return number
         high, low = number >> _BITS, number & (2**_BITS - 1)
         return cls(jnp.asarray(high, jnp.int32), jnp.asarray(low, jnp.int32))
 
-    def plus(self, number: Any) -> "Count":
+    def plus(self, number: jax.Array | int) -> "Count":
         """The sum with a number up to 2**30."""
         low = self.low + number
         return Count(self.high + (low >> _BITS), low & (2**_BITS - 1))
@@ -45,7 +46,8 @@ class Count:
     def at_least(self, number: int) -> jax.Array:
         """`[]` bool, whether the count is at least a number."""
         high, low = divmod(number, 2**_BITS)
-        return (self.high > high) | ((self.high == high) & (self.low >= low))
+        reached: jax.Array = (self.high > high) | ((self.high == high) & (self.low >= low))
+        return reached
 
     def divides(self, divisor: int, most: int) -> jax.Array:
         """`[]` bool, whether a divisor up to 2**30 divides the count, which is at most `most`."""
@@ -62,7 +64,7 @@ class Count:
     def __int__(self) -> int:
         return int(np.asarray(self))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         high, low = (np.asarray(x).astype(np.int64) for x in (self.high, self.low))
         return np.asarray((high << _BITS) + low, np.int64 if dtype is None else dtype)
 

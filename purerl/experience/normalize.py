@@ -1,7 +1,7 @@
 """Running mean and variance, over all environments together (not one per environment)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,11 +128,15 @@ def moments(
 
 
 def _moments(
-    batch: PyTree, num_axes: int, devices: Devices, valid: jax.Array | None, count: Any
-) -> tuple[Any, PyTree, PyTree, jax.Array]:
+    batch: PyTree,
+    num_axes: int,
+    devices: Devices,
+    valid: jax.Array | None,
+    count: jax.Array | float,
+) -> tuple[jax.Array | float, PyTree, PyTree, jax.Array]:
     """Number of entries, mean, variance, and the sum of `count` over the devices."""
     axes, shape = tuple(range(num_axes)), jax.tree.leaves(batch)[0].shape[:num_axes]
-    size: Any = devices.count
+    size: jax.Array | float = devices.count
     for length in shape:
         size *= length
 
@@ -141,17 +145,18 @@ def _moments(
             x = jnp.where(valid.reshape(*shape, *[1] * (x.ndim - num_axes)), x, 0.0)
         return jnp.sum(x, axes)
 
+    counted: jax.Array
     sums = jax.tree.map(total, batch)
     if valid is None:
-        sums, count = devices.sum((sums, count))
+        sums, counted = devices.sum((sums, count))
     else:
         size = jnp.sum(valid, dtype=jnp.float32)
-        sums, count, size = devices.sum((sums, count, size))
+        sums, counted, size = devices.sum((sums, count, size))
         size = jnp.maximum(size, 1.0)
     mean = jax.tree.map(lambda x: x / size, sums)
     squares = jax.tree.map(lambda x, mean: total((x - _as_wide(mean, x)) ** 2), batch, mean)
     var = jax.tree.map(lambda x: x / size, devices.sum(squares))
-    return size, mean, var, count
+    return size, mean, var, counted
 
 
 def normalize(stats: RunningStats, x: PyTree, clip: float = 10.0) -> PyTree:
@@ -166,20 +171,20 @@ def normalize(stats: RunningStats, x: PyTree, clip: float = 10.0) -> PyTree:
 
 
 def _map(
-    function: Callable[..., Any],
+    function: Callable[..., PyTree],
     shift: PyTree,
     *trees: PyTree,
-    other: Callable[[Any], Any] = lambda x: None,
+    other: Callable[[PyTree], PyTree] = lambda x: None,
 ) -> PyTree:
     """`function` mapped over the normalised leaves, and `other` over the others."""
 
-    def each(shift: Any, first: Any, *rest: Any) -> Any:
+    def each(shift: PyTree, first: PyTree, *rest: PyTree) -> PyTree:
         return other(first) if shift is None else function(shift, first, *rest)
 
     return jax.tree.map(each, shift, *trees, is_leaf=lambda x: x is None)
 
 
-def _is_float(x: Any) -> bool:
+def _is_float(x: jax.Array) -> bool:
     return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
@@ -195,7 +200,7 @@ def _distance(x: jax.Array, shift: jax.Array, offset: jax.Array) -> jax.Array:
     x = jnp.asarray(x)
     shift, offset = _as_wide(shift, x), _as_wide(offset, x)
     wide = 8 in (x.dtype.itemsize, shift.dtype.itemsize)  # only under `jax_enable_x64`
-    real: Any = jnp.float64 if wide else jnp.float32
+    real = jnp.float64 if wide else jnp.float32
     return (x.astype(real) - shift.astype(real)).astype(jnp.float32) - offset
 
 
@@ -209,7 +214,9 @@ def _bounded(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) <= BOUND, x, 0)
 
 
-def _add(value: jax.Array, lost: jax.Array, change: Any) -> tuple[jax.Array, jax.Array]:
+def _add(
+    value: jax.Array, lost: jax.Array, change: jax.Array | float
+) -> tuple[jax.Array, jax.Array]:
     """The sum and its rounding error (Kahan 1965, with Knuth's exact remainder)."""
     change = lost + change
     total = value + change

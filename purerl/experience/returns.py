@@ -5,7 +5,7 @@ at the last row of the data. Only `terminated` zeroes the bootstrap value: a tru
 path bootstraps from `next_value`, the value of its true successor.
 """
 
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ import numpy as np
 
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_count
+from purerl.records.types import PyTree
+
+Arrays: TypeAlias = tuple[jax.Array, ...]
 
 
 def gae(
@@ -42,7 +45,7 @@ def gae(
     delta = td_error(reward, value, next_value, terminated, gamma)
     decay = jnp.where(terminated | truncated, 0.0, gamma * lam)
 
-    def step(advantage: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+    def step(advantage: jax.Array, inputs: Arrays) -> tuple[jax.Array, jax.Array]:
         delta, decay = inputs
         advantage = delta + decay * advantage
         return advantage, advantage
@@ -51,7 +54,7 @@ def gae(
 
 
 def _check_paths(
-    name: str, reward: Any, values: tuple, ends: tuple, gamma: Any, lam: Any = 1.0
+    name: str, reward: PyTree, values: Arrays, ends: Arrays, gamma: object, lam: object = 1.0
 ) -> None:
     """Raises ConfigError unless all are arrays `[T, ...]` of one shape, the ends boolean, and gamma
     and lambda numbers."""
@@ -70,7 +73,7 @@ def _check_paths(
             raise ConfigError(f"{name}: {word} has shape {x.shape}, expected {expected}")
     for word in ("terminated", "truncated"):
         dtype = arrays[word].dtype
-        if not any(jax.dtypes.issubdtype(dtype, kind) for kind in (np.bool_, np.integer)):
+        if not any(jnp.issubdtype(dtype, kind) for kind in (np.bool_, np.integer)):
             raise ConfigError(f"{name}: {word} has dtype {dtype}, expected bool")
 
 
@@ -106,7 +109,7 @@ def reward_to_go(
     _check_paths("reward_to_go", reward, (next_value,), (terminated, truncated), gamma)
     beyond = jnp.where(terminated, 0.0, next_value)
 
-    def step(to_go: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+    def step(to_go: jax.Array, inputs: Arrays) -> tuple[jax.Array, jax.Array]:
         reward, beyond, done = inputs
         to_go = reward + gamma * jnp.where(done, beyond, to_go)
         return to_go, to_go
@@ -139,7 +142,7 @@ def lambda_return(
     _check_paths("lambda_return", reward, (next_value,), (terminated, truncated), gamma, lam)
     beyond = jnp.where(terminated, 0.0, next_value)
 
-    def step(later: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+    def step(later: jax.Array, inputs: Arrays) -> tuple[jax.Array, jax.Array]:
         reward, beyond, done = inputs
         mixed = (1.0 - lam) * beyond + lam * jnp.where(done, beyond, later)
         returns = reward + gamma * mixed
@@ -177,7 +180,7 @@ def n_step_return(
     _check_paths("n_step_return", reward, (next_value,), (terminated, truncated), gamma)
     beyond = jnp.where(terminated, 0.0, next_value)
 
-    def step(shorter: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
+    def step(shorter: jax.Array, inputs: Arrays) -> tuple[jax.Array, jax.Array]:
         # shorter[k] is the (k + 1)-step return of the next step.
         reward, beyond, done = (x[None] for x in inputs)
         tail = jnp.concatenate([beyond, shorter[:-1]])
@@ -191,12 +194,12 @@ def n_step_return(
 
 
 def look_ahead(
-    data: dict[str, Any],
+    data: dict[str, PyTree],
     position: jax.Array,
     indices: jax.Array,
     gamma: jax.Array | float,
     n: int,
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """n-step returns of sampled transitions, from a ring buffer.
 
     Args:
@@ -231,6 +234,6 @@ def look_ahead(
     return {**ends, "reward": reward, "discount": discount}
 
 
-def take(entry: Any, indices: jax.Array) -> Any:
+def take(entry: PyTree, indices: jax.Array) -> PyTree:
     """A pytree of `[L, N, ...]` at flat indices, row * N + environment."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]).at[indices].get(mode="clip"), entry)

@@ -17,7 +17,8 @@ from purerl.experience.normalize import (
 )
 from purerl.experience.returns import n_step_return
 from purerl.experience.transition import Transition
-from purerl.records.fields import ConfigError, Record, flag, integer, real
+from purerl.records.errors import ConfigError
+from purerl.records.fields import Record, flag, integer, real
 from purerl.records.types import PyTree
 
 
@@ -62,12 +63,12 @@ def transform(
 class Identity(Record):
     """The environment's reward, unchanged."""
 
-    def init(self, num_envs: int) -> tuple:
+    def init(self, num_envs: int) -> tuple[()]:
         return ()
 
     def __call__(
-        self, state: tuple, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
-    ) -> tuple[tuple, jax.Array]:
+        self, state: tuple[()], reward: jax.Array, terminated: jax.Array, truncated: jax.Array
+    ) -> tuple[tuple[()], jax.Array]:
         return state, reward
 
 
@@ -80,12 +81,12 @@ class Scale(Record):
 
     factor: float = real()
 
-    def init(self, num_envs: int) -> tuple:
+    def init(self, num_envs: int) -> tuple[()]:
         return ()
 
     def __call__(
-        self, state: tuple, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
-    ) -> tuple[tuple, jax.Array]:
+        self, state: tuple[()], reward: jax.Array, terminated: jax.Array, truncated: jax.Array
+    ) -> tuple[tuple[()], jax.Array]:
         return state, self.factor * reward
 
 
@@ -104,12 +105,12 @@ class Clip(Record):
         if not traced and self.low > self.high:
             raise ConfigError(f"Clip.low: got {self.low}, expected at most high={self.high}")
 
-    def init(self, num_envs: int) -> tuple:
+    def init(self, num_envs: int) -> tuple[()]:
         return ()
 
     def __call__(
-        self, state: tuple, reward: jax.Array, terminated: jax.Array, truncated: jax.Array
-    ) -> tuple[tuple, jax.Array]:
+        self, state: tuple[()], reward: jax.Array, terminated: jax.Array, truncated: jax.Array
+    ) -> tuple[tuple[()], jax.Array]:
         return state, jnp.clip(reward, self.low, self.high)
 
 
@@ -139,18 +140,18 @@ class NStep(Record):
                 "after the rollout's end are not known"
             )
 
-    def init(self, num_envs: int) -> tuple:
+    def init(self, num_envs: int) -> tuple[()]:
         return ()
 
     def __call__(
         self,
-        state: tuple,
+        state: tuple[()],
         reward: jax.Array,
         terminated: jax.Array,
         truncated: jax.Array,
         valid: jax.Array | None = None,
         devices: Devices = ALONE,
-    ) -> tuple[tuple, jax.Array]:
+    ) -> tuple[tuple[()], jax.Array]:
         nothing = jnp.zeros_like(reward)
         total = n_step_return(reward, nothing, terminated, truncated, self.gamma, self.n)
         if self.normalize:
@@ -209,7 +210,9 @@ class RunningNormalize(Record):
             ends = jnp.asarray(done, jnp.int32)
             episode = state.episode[None] + jnp.cumsum(ends, axis=0) - ends
 
-        def step(carry: tuple[jax.Array, jax.Array], inputs: tuple) -> tuple[tuple, jax.Array]:
+        def step(
+            carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array, jax.Array]
+        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             (discounted, expected), (reward, episode, done) = carry, inputs
             bounded = jnp.where(jnp.abs(reward) <= BOUND, reward, 0.0)
             discounted = jnp.where(episode == expected, self.gamma * discounted, 0.0) + bounded
@@ -224,7 +227,7 @@ class RunningNormalize(Record):
         return RunningNormalizeState(discounted, expected, stats), scaled
 
 
-REWARDERS: dict[str, Any] = {
+REWARDERS: dict[str, type[Record]] = {
     "clip": Clip,
     "n_step": NStep,
     "running_normalize": RunningNormalize,

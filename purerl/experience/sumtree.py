@@ -105,7 +105,8 @@ def uniform(key: jax.Array, batch_size: int, num_leaves: jax.Array) -> jax.Array
     span = num_leaves.astype(jnp.uint32)
     high, low = jax.random.bits(key, (2, batch_size), jnp.uint32)
     half = jnp.uint32(1 << 16) % span
-    return ((high % span * (half * half % span) + low % span) % span).astype(jnp.int32)
+    index: jax.Array = (high % span * (half * half % span) + low % span) % span
+    return index.astype(jnp.int32)
 
 
 def _children(level: jax.Array, parent: jax.Array) -> jax.Array:

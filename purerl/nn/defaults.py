@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic
-from purerl.records.fields import ConfigError
+from purerl.records.errors import ConfigError
+from purerl.records.types import PyTree
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": nn.tanh,
@@ -21,8 +22,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 NETWORKS = ("auto", "mlp", "cnn")
 
 
-def _orthogonal(gain: float) -> Any:
+def _orthogonal(gain: float) -> jax.nn.initializers.Initializer:
     return nn.initializers.orthogonal(gain)
+
+
+Pair: TypeAlias = tuple[jax.Array, jax.Array]
 
 
 @jax.custom_jvp
@@ -37,7 +41,7 @@ def _thin_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @_thin_product.defjvp
-def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]) -> Any:
+def _(primals: Pair, tangents: Pair) -> Pair:
     (x, kernel), (dx, dkernel) = primals, tangents
     barrier = jax.lax.optimization_barrier
     return x @ kernel, dx @ kernel + barrier((barrier(barrier(dkernel.T) @ x.T)).T)
@@ -46,7 +50,7 @@ def _(primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array
 def _head(size: int, gain: float) -> nn.Dense:
     """The last layer, of a few outputs."""
 
-    def product(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    def product(x: jax.Array, kernel: jax.Array, *_: object, **__: object) -> jax.Array:
         return _thin_product(x, kernel)
 
     # With one output the plain product is fast.
@@ -67,7 +71,7 @@ class Torso(nn.Module):
     network: str = "auto"
 
     @nn.compact
-    def __call__(self, obs: Any) -> jax.Array:
+    def __call__(self, obs: PyTree) -> jax.Array:
         activation = ACTIVATIONS[self.activation]
         leaves = jax.tree.leaves(obs)
         if self.network == "cnn" and all(leaf.ndim != 4 for leaf in leaves):
@@ -116,7 +120,7 @@ class DefaultActor(Actor):
     network: str = "auto"
 
     @nn.compact
-    def create_network(self, obs: Any) -> jax.Array:
+    def create_network(self, obs: PyTree) -> jax.Array:
         x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
         return _head(self.action_dim, 0.01)(x)
 
@@ -129,7 +133,7 @@ class DefaultActorCritic(ActorCriticNetwork):
     network: str = "auto"
 
     @nn.compact
-    def create_network(self, obs: Any) -> tuple[jax.Array, jax.Array]:
+    def create_network(self, obs: PyTree) -> tuple[jax.Array, jax.Array]:
         x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
         return _head(self.action_dim, 0.01)(x), _head(1, 1.0)(x)
 
@@ -142,7 +146,7 @@ class DefaultCritic(Critic):
     network: str = "auto"
 
     @nn.compact
-    def create_network(self, obs: Any) -> jax.Array:
+    def create_network(self, obs: PyTree) -> jax.Array:
         x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
         return _head(1, 1.0)(x)
 
@@ -155,7 +159,7 @@ class DefaultQCritic(Critic):
     network: str = "auto"
 
     @nn.compact
-    def create_network(self, obs: Any, action: jax.Array) -> jax.Array:
+    def create_network(self, obs: PyTree, action: jax.Array) -> jax.Array:
         x = Torso(self.hidden, self.activation, self.network)(
             {"action": action, "obs": self.view.features(obs)}
         )
@@ -170,6 +174,6 @@ class DefaultQNetwork(Critic):
     network: str = "auto"
 
     @nn.compact
-    def create_network(self, obs: Any) -> jax.Array:
+    def create_network(self, obs: PyTree) -> jax.Array:
         x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
         return _head(self.action_dim, 1.0)(x)

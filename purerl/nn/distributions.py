@@ -13,13 +13,15 @@ action of 1 has lost the pre-tanh number. For a loss that needs it later, keep e
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import ArrayLike
 
 from purerl.envs.spaces import split_choices
+from purerl.records.types import PyTree
 
 
 class Distribution(Protocol):
@@ -44,14 +46,14 @@ def draw(distribution: Distribution, key: jax.Array) -> dict[str, jax.Array]:
     return {"action": distribution.sample(key)}
 
 
-def log_prob_of(distribution: Distribution, batch: Mapping[str, Any]) -> jax.Array:
+def log_prob_of(distribution: Distribution, batch: Mapping[str, PyTree]) -> jax.Array:
     """`[B]`, log probabilities of the actions of a batch with the entries that `draw` returned."""
     if isinstance(distribution, TanhNormal) and PRE_ACTION in batch:
         return distribution.log_prob_before(batch[PRE_ACTION])
     return distribution.log_prob(batch["action"])
 
 
-def drawn_actions(data: Mapping[str, Any]) -> dict[str, Any]:
+def drawn_actions(data: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """The entries of a buffer that `draw` returned."""
     return {name: data[name] for name in ("action", PRE_ACTION) if name in data}
 
@@ -258,7 +260,7 @@ def _mean_abs(loc: jax.Array, scale: jax.Array) -> jax.Array:
     return scale * tail + loc * jax.lax.erf(z * math.sqrt(0.5))
 
 
-def _lift(x: Any, like: jax.Array) -> jax.Array:
+def _lift(x: ArrayLike, like: jax.Array) -> jax.Array:
     """x with leading axes added, to as many as `like` has."""
     x = jnp.asarray(x, like.dtype)
     return x.reshape((1,) * (like.ndim - x.ndim) + x.shape)

@@ -4,8 +4,6 @@ A network has a memory if its `create_network` has a parameter `memory`. The fun
 networks without one too, with `()` as memory.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -32,8 +30,8 @@ def reset_memory(network: Network, memory: PyTree, fresh: jax.Array) -> PyTree:
 
 
 def step(
-    network: nn.Module, params: PyTree, memory: PyTree, *inputs: Any, method: str | None = None
-) -> tuple[PyTree, Any]:
+    network: nn.Module, params: PyTree, memory: PyTree, *inputs: PyTree, method: str | None = None
+) -> tuple[PyTree, PyTree]:
     """One step of a network: the memory after it, and the output.
 
     Args:
@@ -53,9 +51,9 @@ def unroll(
     params: PyTree,
     memory: PyTree,
     fresh: jax.Array,
-    *inputs: Any,
+    *inputs: PyTree,
     method: str | None = None,
-) -> tuple[PyTree, Any]:
+) -> tuple[PyTree, PyTree]:
     """T steps of a network: the memory after them, and the outputs `[T, N, ...]`.
 
     A network without a memory is applied to all steps at once; one with a memory is scanned.
@@ -73,7 +71,7 @@ def unroll(
         out = apply(network, params, *flat, method=method)
         return memory, jax.tree.map(lambda x: x.reshape(*size, *x.shape[1:]), out)
 
-    def body(memory: PyTree, row: tuple) -> tuple[PyTree, Any]:
+    def body(memory: PyTree, row: tuple[jax.Array, PyTree]) -> tuple[PyTree, PyTree]:
         fresh, inputs = row
         memory = reset_memory(network, memory, fresh)
         return step(network, params, memory, *inputs, method=method)

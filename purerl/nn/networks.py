@@ -23,9 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.envs.spaces import Box, Space, where_legal
-from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhNormal
+from purerl.nn.distributions import (
+    Categorical,
+    Distribution,
+    MultiCategorical,
+    Normal,
+    TanhNormal,
+)
 from purerl.nn.views import View
-from purerl.records.fields import ConfigError
+from purerl.records.errors import ConfigError
+from purerl.records.types import PyTree
 
 DEFAULT_DISTRIBUTION = "default"
 
@@ -50,7 +57,7 @@ class Actor(nn.Module):
     """
 
     action_space: Space
-    distribution: Any = DEFAULT_DISTRIBUTION
+    distribution: type[Distribution] | str | None = DEFAULT_DISTRIBUTION
     init_log_std: float = 0.0
     view: View = View()
 
@@ -62,7 +69,7 @@ class Actor(nn.Module):
                 cls.__annotations__.setdefault(field.name, Any)
         super().__init_subclass__(**kwargs)
 
-    def create_network(self, obs: Any) -> Any:
+    def create_network(self, obs: PyTree) -> PyTree:
         """The network, for subclasses to implement.
 
         Args:
@@ -83,20 +90,20 @@ class Actor(nn.Module):
         for each choice."""
         return self.action_space.num_outputs
 
-    def initial_memory(self, batch: int) -> Any:
+    def initial_memory(self, batch: int) -> PyTree:
         """The memory at the start of an episode, a pytree of arrays `[batch, ...]`; for subclasses
         with a memory to implement. Their `create_network(self, obs, memory)` returns a pair: the
         output, and the memory after the step."""
         raise NotImplementedError(f"{type(self).__name__} has to implement initial_memory")
 
     @nn.compact
-    def __call__(self, obs: Any, memory: Any = None) -> Any:
+    def __call__(self, obs: PyTree, memory: PyTree = None) -> PyTree:
         """A distribution with batch shape `[B]`, or actions `[B, *action_shape]` if `distribution`
         is None; with a memory, a pair of that and the memory after the step."""
         out, after = _create(self, obs, memory)
         return _beside(self._policy(out, obs), after)
 
-    def _policy(self, out: Any, obs: Any) -> Any:
+    def _policy(self, out: PyTree, obs: PyTree) -> PyTree:
         """The distribution from the output of `create_network` at observations `[B, ...]`."""
         if type(self).create_distribution is Actor.create_distribution:
             batch = _batch_size(obs)
@@ -105,7 +112,7 @@ class Actor(nn.Module):
                 self._check_shape(name, x, batch)
         return self.create_distribution(out, self.view.mask(obs))
 
-    def create_distribution(self, out: Any, legal: jax.Array | None) -> Any:
+    def create_distribution(self, out: PyTree, legal: jax.Array | None) -> PyTree:
         """The distribution set by `distribution`; a subclass may override it to return another.
 
         Args:
@@ -117,7 +124,7 @@ class Actor(nn.Module):
             A `purerl.nn.distributions.Distribution` with batch shape `[B]`; for a deterministic
             policy actions `[B, *action_shape]`.
         """
-        distribution, space = self._distribution(), cast(Any, self.action_space)
+        distribution, space = self._distribution(), self.action_space
         mean, log_std = out if _is_pair(out) else (out, None)
         mean = jnp.asarray(mean, jnp.float32)  # from any precision of the network
         if space.sizes is not None:
@@ -135,7 +142,7 @@ class Actor(nn.Module):
             log_std = self.param("log_std", start, (self.action_dim,), jnp.float32)
             log_std = jnp.broadcast_to(log_std, mean.shape)
         log_std = jnp.asarray(log_std, jnp.float32)
-        mean, log_std, space = _drawn_alike(mean, log_std, space)
+        mean, log_std, space = _drawn_alike(mean, log_std, cast(Box, space))
         mean, scale = mean.reshape(shape), jnp.exp(jnp.clip(log_std, -20.0, 2.0)).reshape(shape)
         event_ndim = len(space.shape)
         if distribution is TanhNormal:
@@ -146,7 +153,7 @@ class Actor(nn.Module):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _check_shape(self, what: str, out: Any, batch: int) -> None:
+    def _check_shape(self, what: str, out: PyTree, batch: int) -> None:
         expected = (batch, self.action_dim)
         if getattr(out, "shape", None) != expected:
             raise ConfigError(
@@ -155,9 +162,9 @@ class Actor(nn.Module):
             )
         _check_floats(f"{self._name()}.{what}", out)
 
-    def _distribution(self) -> Any:
-        space = cast(Any, self.action_space)
-        allowed: tuple[Any, ...] = (Normal, TanhNormal, None)
+    def _distribution(self) -> type[Distribution] | str | None:
+        space = self.action_space
+        allowed: tuple[type[Distribution] | None, ...] = (Normal, TanhNormal, None)
         if space.sizes is not None:
             allowed = (MultiCategorical if space.n is None else Categorical,)
         if self.distribution == DEFAULT_DISTRIBUTION:
@@ -169,7 +176,7 @@ class Actor(nn.Module):
                 f"{self._name()}.distribution: got {got}, expected {words} for the action space "
                 f"{space}; for any other one, override create_distribution"
             )
-        if self.distribution in (TanhNormal, None) and not space.bounded:
+        if self.distribution in (TanhNormal, None) and not cast(Box, space).bounded:
             raise ConfigError(
                 f"{self._name()}.distribution: the action space {space} has infinite "
                 "bounds, expected Normal"
@@ -177,8 +184,9 @@ class Actor(nn.Module):
         return self.distribution
 
     def _affine(self, x: jax.Array) -> jax.Array:
-        space = cast(Any, self.action_space)
-        return space.center[None] + space.half_range[None] * x
+        space = cast(Box, self.action_space)
+        scaled: jax.Array = space.center[None] + space.half_range[None] * x
+        return scaled
 
 
 class ActorCriticNetwork(Actor):
@@ -198,7 +206,7 @@ class ActorCriticNetwork(Actor):
     """
 
     @nn.compact
-    def policy_and_value(self, obs: Any, memory: Any = None) -> Any:
+    def policy_and_value(self, obs: PyTree, memory: PyTree = None) -> PyTree:
         """A pair of the distribution and V(s), `[B]` float32; with a memory, a pair of that pair
         and the memory after the step."""
         out, after = _create(self, obs, memory)
@@ -210,7 +218,7 @@ class ActorCriticNetwork(Actor):
         value = _one_each(f"{self._name()}.create_network", out[1], _batch_size(obs))
         return _beside((self._policy(out[0], obs), value), after)
 
-    def __call__(self, obs: Any, memory: Any = None) -> Any:
+    def __call__(self, obs: PyTree, memory: PyTree = None) -> PyTree:
         out = self.policy_and_value(obs, memory)
         return out[0] if memory is None else (out[0][0], out[1])
 
@@ -219,7 +227,7 @@ class Critic(nn.Module):
     """A value function: V(s) of an observation, or Q(s, a) of an observation and an action.
 
     A subclass whose `create_network` has a parameter `action` is a Q critic; so is, for Discrete
-    actions, one that returns a number for each action. Any other one is a V critic, and returns a
+    actions, one that returns a number for each action. Every other one is a V critic, and returns a
     number for each observation.
 
     Attributes:
@@ -250,11 +258,13 @@ class Critic(nn.Module):
         assert self.action_space is not None
         return self.action_space.num_outputs
 
-    def initial_memory(self, batch: int) -> Any:
+    def initial_memory(self, batch: int) -> PyTree:
         """The memory at the start of an episode, as that of an `Actor`."""
         raise NotImplementedError(f"{type(self).__name__} has to implement initial_memory")
 
-    def __call__(self, obs: Any, action: jax.Array | None = None, memory: Any = None) -> Any:
+    def __call__(
+        self, obs: PyTree, action: jax.Array | None = None, memory: PyTree = None
+    ) -> PyTree:
         """Values `[B]`, or `[B, n]` from a critic with the values of n actions as outputs; with a
         memory, a pair of that and the memory after the step.
 
@@ -317,7 +327,7 @@ def _parameters(network: Callable[..., nn.Module]) -> dict[str, inspect.Paramete
     return dict(list(inspect.signature(cls.create_network).parameters.items())[1:])
 
 
-def init_network(network: nn.Module, key: jax.Array, *inputs: Any) -> Any:
+def init_network(network: nn.Module, key: jax.Array, *inputs: PyTree) -> PyTree:
     """A network's initial variables for example inputs, observations first: "params", which are
     trained, and flax's other collections, which keep their initial values."""
     options = {}
@@ -326,7 +336,7 @@ def init_network(network: nn.Module, key: jax.Array, *inputs: Any) -> Any:
     return {"params": {}, **network.init(key, *inputs, **options)}
 
 
-def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:
+def init_critic(critic: Critic, key: jax.Array, obs: PyTree) -> PyTree:
     """A critic's initial variables (see `init_network`) for observations `[B, *obs_shape]`."""
     if not takes_action(type(critic)):
         return init_network(critic, key, obs)
@@ -335,7 +345,7 @@ def init_critic(critic: Critic, key: jax.Array, obs: Any) -> Any:
     return init_network(critic, key, obs, space.example(batch))
 
 
-def trained(params: Any) -> tuple[Any, Callable[[Any], Any]]:
+def trained(params: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     """The trained part of networks' variables: floats, of flax's collections only "params".
 
     Args:
@@ -346,10 +356,10 @@ def trained(params: Any) -> tuple[Any, Callable[[Any], Any]]:
         trained, the part is `params`.
     """
 
-    def is_variables(x: Any) -> bool:
+    def is_variables(x: object) -> bool:
         return isinstance(x, Mapping) and "params" in x
 
-    def mark(x: Any) -> Any:
+    def mark(x: PyTree) -> PyTree:
         if not is_variables(x):
             return jnp.issubdtype(x.dtype, jnp.inexact)
         rest = {name: jax.tree.map(lambda _: False, part) for name, part in x.items()}
@@ -360,7 +370,7 @@ def trained(params: Any) -> tuple[Any, Callable[[Any], Any]]:
         return params, lambda part: part
     leaves, structure = jax.tree.flatten(params)
 
-    def join(part: list[jax.Array]) -> Any:
+    def join(part: list[jax.Array]) -> PyTree:
         rest = iter(part)
         new = [next(rest) if learns else x for x, learns in zip(leaves, marks, strict=True)]
         return jax.tree.unflatten(structure, new)
@@ -368,7 +378,7 @@ def trained(params: Any) -> tuple[Any, Callable[[Any], Any]]:
     return [x for x, learns in zip(leaves, marks, strict=True) if learns], join
 
 
-def is_q_critic(critic: Critic, obs: Any) -> bool:
+def is_q_critic(critic: Critic, obs: PyTree) -> bool:
     """Whether it is a Q critic, which takes the action or returns the values of all actions."""
     if takes_action(type(critic)):
         return True
@@ -376,10 +386,11 @@ def is_q_critic(critic: Critic, obs: Any) -> bool:
     return len(out.shape) == 2
 
 
-def q_value(critic: Critic, params: Any, obs: Any, action: jax.Array) -> jax.Array:
+def q_value(critic: Critic, params: PyTree, obs: PyTree, action: jax.Array) -> jax.Array:
     """Q(s, a) of a Q critic, `[B]`, for obs `[B, *obs_shape]` and action `[B, *action_shape]`."""
     if takes_action(type(critic)):
-        return apply(critic, params, obs, action)
+        value: jax.Array = apply(critic, params, obs, action)
+        return value
     return pick(apply(critic, params, obs), action)
 
 
@@ -393,7 +404,7 @@ def pick(values: jax.Array, action: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(chosen, values, 0.0), axis=-1)
 
 
-def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
+def q_values(critic: Critic, params: PyTree, obs: PyTree) -> jax.Array:
     """Q(s, a) of a Q critic for each of n discrete actions, `[B, n]`; minus infinity for actions
     that are illegal at the observation."""
     batch, n = _batch_size(obs), critic.action_dim
@@ -401,14 +412,14 @@ def q_values(critic: Critic, params: Any, obs: Any) -> jax.Array:
         values = apply(critic, params, obs).reshape(batch, n)
     else:
 
-        def of(action: jax.Array) -> jax.Array:
+        def of(action: jax.Array) -> PyTree:
             return apply(critic, params, obs, jnp.broadcast_to(action, batch))
 
         values = jax.vmap(of, out_axes=1)(jnp.arange(n, dtype=jnp.int32))
     return where_legal(values, critic.view.mask(obs))
 
 
-def uniform_action(network: Actor | Critic, obs: Any, uniform: jax.Array) -> jax.Array:
+def uniform_action(network: Actor | Critic, obs: PyTree, uniform: jax.Array) -> jax.Array:
     """A uniform choice of the legal discrete actions at each observation, `[B]` int32.
 
     Args:
@@ -416,7 +427,7 @@ def uniform_action(network: Actor | Critic, obs: Any, uniform: jax.Array) -> jax
         obs: `[B, *obs_shape]`.
         uniform: `[B]`, uniform random numbers in [0, 1).
     """
-    n, legal = cast(Any, network.action_space).n, network.view.mask(obs)
+    n, legal = network.action_dim, network.view.mask(obs)
     if legal is None:
         return jnp.minimum((uniform * n).astype(jnp.int32), n - 1)  # if the product is rounded up
     legal = legal | ~jnp.any(legal, axis=-1, keepdims=True)
@@ -426,8 +437,8 @@ def uniform_action(network: Actor | Critic, obs: Any, uniform: jax.Array) -> jax
 
 
 def policy_and_value(
-    actor: Actor, critic: Critic | None, params: dict[str, Any], obs: Any
-) -> tuple[Any, jax.Array]:
+    actor: Actor, critic: Critic | None, params: dict[str, PyTree], obs: PyTree
+) -> tuple[PyTree, jax.Array]:
     """The distribution, and V(s) `[B]`.
 
     Args:
@@ -436,20 +447,29 @@ def policy_and_value(
         obs: `[B, *obs_shape]`.
     """
     if critic is None:
-        return apply(actor, params["actor"], obs, method="policy_and_value")
+        both: tuple[PyTree, jax.Array]
+        both = apply(actor, params["actor"], obs, method="policy_and_value")
+        return both
     return apply(actor, params["actor"], obs), apply(critic, params["critic"], obs)
 
 
-def value_of(actor: Actor, critic: Critic | None, params: dict[str, Any], obs: Any) -> jax.Array:
+def value_of(
+    actor: Actor, critic: Critic | None, params: dict[str, PyTree], obs: PyTree
+) -> jax.Array:
     """V(s) `[B]`; arguments as in `policy_and_value`."""
     if critic is None:
         return policy_and_value(actor, critic, params, obs)[1]
-    return apply(critic, params["critic"], obs)
+    value: jax.Array = apply(critic, params["critic"], obs)
+    return value
 
 
 def apply(
-    network: nn.Module, params: Any, *inputs: Any, method: str | None = None, **options: Any
-) -> Any:
+    network: nn.Module,
+    params: PyTree,
+    *inputs: PyTree,
+    method: str | None = None,
+    **options: PyTree,
+) -> PyTree:
     """The output of a network, or of another method of it.
 
     Raises:
@@ -474,7 +494,9 @@ def _first_sentence(error: Exception) -> str:
     return str(error).split(" (https:")[0].rstrip(".") + "."
 
 
-def _drawn_alike(mean: jax.Array, log_std: jax.Array, space: Box) -> tuple[Any, Any, Box]:
+def _drawn_alike(
+    mean: jax.Array, log_std: jax.Array, space: Box
+) -> tuple[jax.Array, jax.Array, Box]:
     """Replaces the distribution of action entries with equal bounds by a fixed one, with bounds 1
     to each side; they are clipped on the way to the environment. Log probabilities stay finite, and
     nothing is learned from these entries.
@@ -496,11 +518,14 @@ def _drawn_alike(mean: jax.Array, log_std: jax.Array, space: Box) -> tuple[Any, 
     return mean, log_std, Box(low, high, space.shape, space.dtype)
 
 
-def _batch_size(obs: Any) -> int:
-    return jax.tree.leaves(obs)[0].shape[0]
+def _batch_size(obs: PyTree) -> int:
+    size: int = jax.tree.leaves(obs)[0].shape[0]
+    return size
 
 
-def _create(network: Actor | Critic, obs: Any, memory: Any, **inputs: Any) -> tuple[Any, Any]:
+def _create(
+    network: Actor | Critic, obs: PyTree, memory: PyTree, **inputs: PyTree
+) -> tuple[PyTree, PyTree]:
     """The output of a network's `create_network` for the part that it sees, and the memory after
     the step, None for a network without."""
     name, seen = type(network).__name__, network.view.seen(obs)
@@ -509,7 +534,7 @@ def _create(network: Actor | Critic, obs: Any, memory: Any, **inputs: Any) -> tu
         raise ConfigError(f"{name}: has {what}")
     if memory is None:
         return network.create_network(seen, **inputs), None
-    out = cast(Any, network).create_network(seen, memory=memory, **inputs)
+    out: PyTree = cast(Any, network).create_network(seen, memory=memory, **inputs)
     if not _is_pair(out):
         raise ConfigError(
             f"{name}.create_network: got {_shown(out)}, expected a pair: the output, and the memory"
@@ -519,22 +544,22 @@ def _create(network: Actor | Critic, obs: Any, memory: Any, **inputs: Any) -> tu
         raise ConfigError(
             f"{name}.create_network: got the memory {after}, expected what it was, {before}"
         )
-    return out
+    return out[0], out[1]
 
 
-def _beside(out: Any, memory: Any) -> Any:
+def _beside(out: PyTree, memory: PyTree) -> PyTree:
     return out if memory is None else (out, memory)
 
 
-def _is_pair(out: Any) -> bool:
+def _is_pair(out: PyTree) -> bool:
     return isinstance(out, tuple) and len(out) == 2
 
 
-def _shown(out: Any) -> str:
+def _shown(out: PyTree) -> str:
     return f"shape {out.shape}" if hasattr(out, "shape") else type(out).__name__
 
 
-def _one_each(what: str, out: Any, batch: int) -> jax.Array:
+def _one_each(what: str, out: PyTree, batch: int) -> jax.Array:
     """Values `[B]` float32 from an output. Raises ConfigError unless it is `[B]` or `[B, 1]`."""
     if getattr(out, "shape", None) not in ((batch,), (batch, 1)):
         raise ConfigError(
@@ -545,7 +570,7 @@ def _one_each(what: str, out: Any, batch: int) -> jax.Array:
     return jnp.asarray(out, jnp.float32).reshape(batch)
 
 
-def _check_floats(what: str, out: Any) -> None:
+def _check_floats(what: str, out: PyTree) -> None:
     """Raises ConfigError unless the dtype is a real float."""
     if hasattr(out, "dtype") and not jnp.issubdtype(out.dtype, jnp.floating):
         raise ConfigError(f"{what}: got {out.dtype}, expected floats")

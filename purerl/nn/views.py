@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +81,8 @@ class View:
         None if all are legal."""
         if self.legal is None:
             return None
-        return jax.vmap(functools.partial(_part, self.legal))(obs).astype(jnp.bool_)
+        mask: jax.Array = jax.vmap(functools.partial(_part, self.legal))(obs)
+        return mask.astype(jnp.bool_)
 
     def features(self, seen: PyTree) -> list[jax.Array]:
         """The leaves of a part from `seen`, for a network without structured inputs: those of
@@ -102,7 +102,7 @@ class View:
         return kept or leaves
 
 
-def _part(chosen: Any, obs: PyTree) -> PyTree:
+def _part(chosen: Sees, obs: PyTree) -> PyTree:
     """The part of one observation that a key, several keys or a function selects."""
     if isinstance(chosen, str):
         return obs[chosen]
@@ -125,7 +125,7 @@ def _mask_sources(view: View) -> frozenset[int]:
     return frozenset(x for x in _passed_on(view.legal, view.observation_space) if x is not None)
 
 
-def _passed_on(chosen: Any, space: PyTree) -> list[int | None]:
+def _passed_on(chosen: Sees, space: PyTree) -> list[int | None]:
     """For each selected leaf, the index of the observation's leaf that it is, up to its dtype; None
     if it is computed."""
     example = map_spaces(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), space)
@@ -138,7 +138,7 @@ def _passed_on(chosen: Any, space: PyTree) -> list[int | None]:
     return [sources.get(id(x)) for x in jaxpr.outvars]
 
 
-def reads(function: Callable[[PyTree], Any], space: PyTree) -> list[bool]:
+def reads(function: Callable[[PyTree], PyTree], space: PyTree) -> list[bool]:
     """Whether the result of a function of observations depends on each leaf of them.
 
     Args:
@@ -169,7 +169,9 @@ def check_mask_is_kept(spec: EnvSpec) -> None:
             )
 
 
-def without_unread(tree: PyTree, read: list[bool], is_leaf: Any = None) -> PyTree:
+def without_unread(
+    tree: PyTree, read: list[bool], is_leaf: Callable[[PyTree], bool] | None = None
+) -> PyTree:
     """A pytree without the dict entries in which no leaf is read; other containers stay whole. At
     least one leaf has to be read."""
     keep = iter(read)
@@ -199,7 +201,7 @@ def filled(space: PyTree, asked: PyTree, obs: PyTree, batch: tuple[int, ...] = (
     Raises:
         ConfigError: a needed entry is missing.
     """
-    zeros: Any = jnp.zeros if batch else np.zeros
+    zeros: Callable[..., jax.Array | np.ndarray] = jnp.zeros if batch else np.zeros
     if type(space) is not dict or not isinstance(obs, Mapping):
         return obs
     whole = dict(obs)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.records.errors import ConfigError, shown, suggest
+from purerl.records.types import Plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Uniform:
         for name, bound in zip(("low", "high"), bounds, strict=True):
             object.__setattr__(self, name, float(bound))
 
-    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
+    def draw(self, rng: np.random.Generator, count: int) -> list[float]:
         """`count` values, drawn on the host."""
-        return rng.uniform(self.low, self.high, count).tolist()
+        return list(rng.uniform(self.low, self.high, count).tolist())
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One value, `[]` float32, drawn inside a program."""
@@ -61,9 +62,9 @@ class LogUniform(Uniform):
         if self.low <= 0:
             raise ConfigError(f"LogUniform: got {(self.low, self.high)}, expected low > 0")
 
-    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
+    def draw(self, rng: np.random.Generator, count: int) -> list[float]:
         drawn = np.exp(rng.uniform(np.log(self.low), np.log(self.high), count))
-        return np.clip(drawn, self.low, self.high).tolist()
+        return list(np.clip(drawn, self.low, self.high).tolist())
 
     def sample(self, key: jax.Array) -> jax.Array:
         low, high = np.float32(self.low), np.float32(self.high)
@@ -82,12 +83,12 @@ class Choice:
         ConfigError: there are no options, or they aren't a sequence.
     """
 
-    options: Sequence[Any]
+    options: Sequence[object]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", tuple(list_values("Choice", self.options)))
 
-    def draw(self, rng: np.random.Generator, count: int) -> list[Any]:
+    def draw(self, rng: np.random.Generator, count: int) -> list[object]:
         """`count` values, drawn on the host."""
         return [self.options[i] for i in rng.integers(len(self.options), size=count)]
 
@@ -100,7 +101,7 @@ class Choice:
         return f"choice({', '.join(map(str, self.options))})"
 
 
-DISTRIBUTIONS: dict[str, Callable[..., Any]] = {
+DISTRIBUTIONS: dict[str, Callable[..., Uniform | Choice]] = {
     "uniform": Uniform,
     "log_uniform": LogUniform,
     "choice": lambda *options: Choice(options),
@@ -125,7 +126,7 @@ def distribution(text: str) -> Uniform | Choice:
         raise ConfigError(f"got {shown(text)}, expected two bounds") from None
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> Plain:
     """A value parsed as TOML; a bare word is a string."""
     if text.lower() == "none":
         return None
@@ -137,7 +138,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def list_values(what: str, values: Any) -> list[Any]:
+def list_values(what: str, values: object) -> list[Any]:
     """A list of Python values. Raises ConfigError unless it is a sequence of at least one."""
     if isinstance(values, (np.ndarray, jax.Array)):
         if values.ndim != 1:

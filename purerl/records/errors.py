@@ -32,7 +32,7 @@ class RunError(Error, RuntimeError):
     output: Any = None
 
 
-def shown(value: Any, most: int = 200) -> str:
+def shown(value: object, most: int = 200) -> str:
     """A value in one line of limited length, whatever its `repr` does."""
     try:
         text = " ".join(repr(value).split())
@@ -69,16 +69,15 @@ def _line_of(error: BaseException) -> str:
     return ""
 
 
-def suggest(word: Any, known: Iterable[str]) -> str:
+def suggest(word: object, known: Iterable[str]) -> str:
     """The end of an error message: the closest known names, or else all of them."""
-    known = [str(name) for name in known]
-    word = str(word).lower()
-    meant = (*ALIASES.get(word, ()), HINTS.get(word))
+    known, text = [str(name) for name in known], str(word).lower()
+    meant = (*ALIASES.get(text, ()), HINTS.get(text))
     near = [name for name in known if name in meant]
     # A misspelled field, or else a misspelled alias.
     for lowered in ({name.lower(): name for name in known}, aliases_of(known)):
         if not near:
-            close = difflib.get_close_matches(word, lowered, n=3, cutoff=0.6)
+            close = difflib.get_close_matches(text, lowered, n=3, cutoff=0.6)
             near = list(dict.fromkeys(lowered[name] for name in close))
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"

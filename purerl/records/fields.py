@@ -12,17 +12,25 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, TypeVar, dataclass_transform
+from typing import Any, Self, TypeAlias, TypeVar, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from purerl.records.aliases import field_of
 from purerl.records.docs import complete
-from purerl.records.errors import ConfigError, shown, suggest
+from purerl.records.errors import ConfigError as ConfigError
+from purerl.records.errors import shown, suggest
 
 R = TypeVar("R", bound="Record")
-_MISSING: Any = dataclasses.MISSING
+V = TypeVar("V")
+_MISSING = dataclasses.MISSING
+# A field's specifier, which a type checker accepts in `lr: float = real()`.
+FieldOf: TypeAlias = Any
+# From a user's value to the stored one; raises ValueError or TypeError.
+Check: TypeAlias = Callable[[Any], object]
+Leaves: TypeAlias = tuple[object, ...]
 # Sizes and indices are int32 on the device; counts of steps and episodes may be larger.
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 # The package's records, by name.
@@ -30,13 +38,13 @@ _RECORDS: dict[str, type] = {}
 
 
 def _field(
-    check: Callable[[Any], Any],
+    check: Check,
     expected: str,
-    default: Any,
+    default: object,
     optional: bool,
     traced: bool,
     total: bool = False,
-) -> Any:
+) -> FieldOf:
     metadata = {
         "check": check,
         "expected": expected + (" or None" if optional else ""),
@@ -47,7 +55,9 @@ def _field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def _bounds(above: Any, at_least: Any, below: Any, at_most: Any) -> tuple[Callable, str]:
+def _bounds(
+    above: float | None, at_least: float | None, below: float | None, at_most: float | None
+) -> tuple[Callable[[float], bool], str]:
     limits = [
         (above, lambda x, y: x > y, ">"),
         (at_least, lambda x, y: x >= y, ">="),
@@ -60,21 +70,21 @@ def _bounds(above: Any, at_least: Any, below: Any, at_most: Any) -> tuple[Callab
 
 
 def real(
-    default: Any = _MISSING,
+    default: object = _MISSING,
     *,
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
     at_most: float | None = None,
     optional: bool = False,
-) -> Any:
+) -> FieldOf:
     """A float field: a leaf of the pytree, which `vmap` may map over and `jit` may trace."""
     within, text = _bounds(above, at_least, below, at_most)
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         if isinstance(value, (np.ndarray, np.generic, jax.Array)):
             kinds = (np.integer, np.floating)  # bfloat16 is none of numpy's
-            if value.shape != () or not any(jax.dtypes.issubdtype(value.dtype, k) for k in kinds):
+            if value.shape != () or not any(jnp.issubdtype(value.dtype, k) for k in kinds):
                 raise ValueError
             if isinstance(value, jax.core.Tracer):
                 return value
@@ -95,20 +105,20 @@ def _float32(value: Any) -> np.float32:
 
 
 def integer(
-    default: Any = _MISSING,
+    default: object = _MISSING,
     *,
     at_least: int | None = None,
     at_most: int | None = None,
     optional: bool = False,
     counter: bool = False,
     total: bool = False,
-) -> Any:
+) -> FieldOf:
     """A static integer field, which fixes shapes or trip counts: below 2**31, or below 2**63 for a
     `counter`. A `total` is over all devices, each of which gets an equal part."""
     within, text = _bounds(None, at_least, None, at_most)
     largest = INT64 if counter else INT32
 
-    def check(value: Any) -> int:
+    def check(value: object) -> int:
         # People write half a million as 5e5: a float with an integer's value is accepted.
         if isinstance(value, (float, np.floating)) and float(value).is_integer():
             value = int(value)
@@ -116,17 +126,17 @@ def integer(
             raise ValueError
         if abs(int(value)) > largest:
             raise ValueError(f"at most {largest}")
-        if not within(value):
+        if not within(int(value)):
             raise ValueError
         return int(value)
 
     return _field(check, "an integer" + text, default, optional, traced=False, total=total)
 
 
-def flag(default: Any = _MISSING, *, optional: bool = False) -> Any:
+def flag(default: object = _MISSING, *, optional: bool = False) -> FieldOf:
     """A static boolean field."""
 
-    def check(value: Any) -> bool:
+    def check(value: object) -> bool:
         if not isinstance(value, (bool, np.bool_)):
             raise ValueError
         return bool(value)
@@ -134,11 +144,11 @@ def flag(default: Any = _MISSING, *, optional: bool = False) -> Any:
     return _field(check, "True or False", default, optional, traced=False)
 
 
-def choice(default: Any, options: Iterable[str], *, optional: bool = False) -> Any:
+def choice(default: object, options: Iterable[str], *, optional: bool = False) -> FieldOf:
     """A static field whose value is one of a few strings."""
     options = tuple(options)
 
-    def check(value: Any) -> str:
+    def check(value: object) -> str:
         if not isinstance(value, str):
             raise ValueError
         if value not in options:
@@ -149,11 +159,11 @@ def choice(default: Any, options: Iterable[str], *, optional: bool = False) -> A
     return _field(check, expected, default, optional, traced=False)
 
 
-def sizes(default: Any = _MISSING, *, optional: bool = False) -> Any:
+def sizes(default: object = _MISSING, *, optional: bool = False) -> FieldOf:
     """A static field of positive integers, such as the widths of hidden layers; a single integer
     is a sequence of one."""
 
-    def check(value: Any) -> tuple[int, ...]:
+    def check(value: object) -> tuple[int, ...]:
         if isinstance(value, (int, np.integer)):
             value = (value,)
         if not isinstance(value, (tuple, list)):
@@ -170,20 +180,20 @@ def sizes(default: Any = _MISSING, *, optional: bool = False) -> Any:
 
 
 def static(
-    default: Any = _MISSING,
+    default: object = _MISSING,
     *,
-    check: Callable[[Any], Any] = lambda value: value,
+    check: Check = lambda value: value,
     expected: str = "",
     optional: bool = True,
-) -> Any:
+) -> FieldOf:
     """A static field of any kind; `check` returns the value to keep or raises `ValueError`."""
     return _field(check, expected, default, optional, traced=False)
 
 
-def named(*, default: Any, options: Mapping[str, Any], optional: bool = False) -> Any:
+def named(*, default: object, options: Mapping[str, object], optional: bool = False) -> FieldOf:
     """A static field for a function: the name of a known one, or a user's."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         if isinstance(value, str):
             if value not in options:
                 raise ValueError(suggest(value, options))
@@ -211,13 +221,13 @@ class Record:
     A field may also be given by an alias, its name in other libraries (`purerl.records.aliases`).
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, repr=False)(cls)
-        construct = cls.__init__
+        construct: Callable[..., None] = cls.__init__
 
         @functools.wraps(construct)  # so that `help` and `inspect.signature` show the fields
-        def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
+        def __init__(self: Any, *args: object, **values: object) -> None:  # noqa: N807
             values = read_names(type(self), values)
             _check_names(type(self), values, len(args))
             construct(self, *args, **values)
@@ -229,7 +239,7 @@ class Record:
         cls.__doc__ = complete(cls, field_names(cls))
         if cls.__module__.startswith("purerl."):
             _RECORDS[cls.__name__] = cls
-        jax.tree_util.register_pytree_with_keys(cls, *_flattening(cls))
+        _register(cls)
 
     def __repr__(self) -> str:
         """The call of the constructor, with the fields that differ from their defaults."""
@@ -243,7 +253,7 @@ class Record:
     def check(self) -> None:
         """Checks conditions between fields; for subclasses to extend. Raises ConfigError."""
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """A copy with some fields changed. Raises ConfigError as the constructor does."""
         cls = type(self)
         changes = read_names(cls, changes)
@@ -253,7 +263,7 @@ class Record:
         return copy
 
 
-def unchecked(record: R, **values: Any) -> R:
+def unchecked(record: R, **values: object) -> R:
     """A copy with some fields set without checks, for values that are known to be valid."""
     copy = object.__new__(type(record))
     copy.__dict__.update(record.__dict__, **values)
@@ -275,12 +285,12 @@ def total_names(cls: type) -> list[str]:
     return [f.name for f in _fields(cls) if f.metadata.get("total")]
 
 
-def field_options(cls: type) -> dict[str, dataclasses.Field]:
+def field_options(cls: type) -> dict[str, dataclasses.Field[object]]:
     """The dataclass fields by name; `metadata["expected"]` describes the allowed values."""
     return {f.name: f for f in _fields(cls)}
 
 
-def _same(value: Any, default: Any) -> bool:
+def _same(value: object, default: object) -> bool:
     """Whether a field has its default value; an array never does, since `==` is elementwise."""
     if isinstance(value, Record) and type(value) is type(default):
         return repr(value) == repr(default)
@@ -288,12 +298,12 @@ def _same(value: Any, default: Any) -> bool:
     return value is default or (plain and bool(value == default))
 
 
-def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field]:
+def _fields(cls: type, traced: bool | None = None) -> list[dataclasses.Field[object]]:
     fields = dataclasses.fields(cls)
     return [f for f in fields if traced is None or f.metadata.get("traced", False) == traced]
 
 
-def check_value(cls: type, name: str, value: Any) -> Any:
+def check_value(cls: type, name: str, value: object) -> Any:
     """The value as the field stores it. Raises ConfigError if it isn't allowed."""
     field = field_options(cls)[name]
     if "check" not in field.metadata or (value is None and field.metadata["optional"]):
@@ -320,13 +330,14 @@ def _elsewhere(cls: type, name: str) -> str:
     return ""
 
 
-def read_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def read_names(cls: type, values: Mapping[str, V]) -> dict[str, V]:
     """Values by field, with aliases replaced by the fields' names; unknown names are kept.
 
     Raises:
         ConfigError: a field is given under two names.
     """
-    names, found = field_names(cls), {}
+    names = field_names(cls)
+    found: dict[str, V] = {}
     given: dict[str, str] = {}
     for name, value in values.items():
         field = field_of(name, names)
@@ -339,7 +350,7 @@ def read_names(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | None) -> None:
+def _check_names(cls: type, values: Mapping[str, object], num_positional: int | None) -> None:
     names = field_names(cls)
     for name in values:
         if name not in names:
@@ -364,28 +375,30 @@ def _check_names(cls: type, values: Mapping[str, Any], num_positional: int | Non
             raise ConfigError(f"{title(cls)}.{field.name}: missing, expected {expected}")
 
 
-def _flattening(cls: type) -> tuple[Callable, Callable, Callable]:
-    """Functions that flatten and unflatten, without the constructor, which rejects placeholders."""
+def _register(cls: type) -> None:
+    """Registers a record as a pytree; without its constructor, which rejects placeholders."""
     traced, fixed = ([f.name for f in _fields(cls, kind)] for kind in (True, False))
     keys = [jax.tree_util.GetAttrKey(name) for name in traced]
 
-    def flatten(self: Any) -> tuple[tuple, tuple]:
+    def flatten(self: object) -> tuple[Leaves, Leaves]:
         return tuple(getattr(self, n) for n in traced), tuple(getattr(self, n) for n in fixed)
 
-    def flatten_with_keys(self: Any) -> tuple[tuple, tuple]:
+    def flatten_with_keys(
+        self: object,
+    ) -> tuple[tuple[tuple[jax.tree_util.GetAttrKey, object], ...], Leaves]:
         leaves, aux = flatten(self)
         return tuple(zip(keys, leaves, strict=True)), aux
 
-    def unflatten(aux: tuple, leaves: tuple) -> Any:
-        self: Any = object.__new__(cls)
+    def unflatten(aux: Leaves, leaves: Iterable[object]) -> object:
+        self: object = object.__new__(cls)
         for name, value in zip(traced + fixed, (*leaves, *aux), strict=True):
             object.__setattr__(self, name, value)
         return self
 
-    return flatten_with_keys, unflatten, flatten
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
 
 
-def check_path(name: str, path: Any) -> Path:
+def check_path(name: str, path: object) -> Path:
     """A user's path, with `~` expanded.
 
     Raises:
@@ -400,11 +413,11 @@ def check_path(name: str, path: Any) -> Path:
         raise ConfigError(f"{name}: got {text!r}: {error}") from None
 
 
-def check_key(key: Any) -> None:
+def check_key(key: object) -> None:
     """Raises ConfigError unless `key` is a single typed key, `jax.random.key(seed)`."""
     dtype = getattr(key, "dtype", None)
-    if not (isinstance(key, jax.Array | jax.ShapeDtypeStruct | jax.core.Tracer)) or not (
-        jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if not isinstance(key, jax.Array | jax.ShapeDtypeStruct | jax.core.Tracer) or not (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     ):
         got = f"{dtype} {key.shape}" if hasattr(key, "shape") else shown(key)
         raise ConfigError(f"key: got {got}, expected a typed key: jax.random.key(seed)")

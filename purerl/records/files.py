@@ -10,14 +10,16 @@ import re
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from purerl.records.errors import RunError
+from purerl.records.types import Plain, PyTree
 
 # The exceptions that numpy raises for a damaged npz file.
 DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -71,7 +73,7 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
     return data.decode()
 
 
-def write_whole(path: Path, write: Any) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file atomically: whole or not at all, even after a power failure."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -86,7 +88,7 @@ def write_whole(path: Path, write: Any) -> None:
         raise
 
 
-def write_bytes(path: Path, data: Any, what: str) -> None:
+def write_bytes(path: Path, data: bytes | bytearray | memoryview, what: str) -> None:
     """Writes bytes as `write_whole` does. Raises RunError, which names `what` and the reason."""
     try:
         write_whole(path, lambda file: file.write(data))
@@ -104,7 +106,7 @@ def put_aside(path: Path) -> Path:
     raise AssertionError
 
 
-def by_path(tree: Any) -> dict[str, Any]:
+def by_path(tree: PyTree) -> dict[str, PyTree]:
     """The leaves of a pytree by their path, such as `agent.params.kernel`.
 
     The names are unique in every tree: characters that would make two paths equal, or that file
@@ -120,7 +122,7 @@ def by_path(tree: Any) -> dict[str, Any]:
     }
 
 
-def _step_name(key: Any) -> str:
+def _step_name(key: object) -> str:
     text = jax.tree_util.keystr((key,), simple=True)
     return re.sub(r"[^\w -]", lambda found: _percent(found[0]), text) or "%"
 
@@ -136,12 +138,12 @@ def digest(x: np.ndarray) -> str:
     return sum_of.hexdigest()
 
 
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(values: Mapping[str, Plain]) -> dict[str, Plain]:
     """Plain values with a digest of them added, for `unsealed`."""
     return {**values, SEAL: seal_of(values)}
 
 
-def unsealed(text: str | bytes) -> dict[str, Any]:
+def unsealed(text: str | bytes) -> dict[str, Plain]:
     """The values from a JSON text of `sealed` values.
 
     Raises:
@@ -153,7 +155,7 @@ def unsealed(text: str | bytes) -> dict[str, Any]:
     return checked(values)
 
 
-def plain_json(text: str | bytes) -> Any:
+def plain_json(text: str | bytes) -> Plain:
     """The values from a JSON text. Raises ValueError if it isn't JSON."""
     try:
         return json.loads(text)
@@ -161,7 +163,7 @@ def plain_json(text: str | bytes) -> Any:
         raise ValueError(str(error)) from None
 
 
-def checked(values: Mapping[str, Any]) -> dict[str, Any]:
+def checked(values: Mapping[str, Plain]) -> dict[str, Plain]:
     """Plain values without their checksum, which is compared; a file without one is accepted.
 
     Raises:
@@ -173,13 +175,15 @@ def checked(values: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def seal_of(values: Mapping[str, Any]) -> str:
+def seal_of(values: Mapping[str, Plain]) -> str:
     """A digest of plain values: 32 hexadecimal digits."""
     text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)  # as a reader gets them
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def write_arrays(file: BinaryIO, about: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+def write_arrays(
+    file: BinaryIO, about: Mapping[str, Plain], arrays: Mapping[str, ArrayLike]
+) -> None:
     """Writes a NumPy archive (`.npz`) with a description and checksums.
 
     Args:
@@ -196,7 +200,7 @@ def write_arrays(file: BinaryIO, about: Mapping[str, Any], arrays: Mapping[str, 
                 np.lib.format.write_array(member, np.asarray(x), allow_pickle=False)
 
 
-def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_arrays(path: Path) -> tuple[dict[str, Plain], dict[str, np.ndarray]]:
     """The description and the arrays by name, from a file of `write_arrays`.
 
     Memory use is at most twice the size of the file.

@@ -1,7 +1,7 @@
 """Folders of runs and sweeps: which ones may be written to, and how a process locks one.
 
 A folder may be used if it is new or empty, or if it contains the marker, a file that only a run (or
-a sweep) writes. Any other folder is the user's and is never changed. Inside a folder nothing is
+a sweep) writes. Every other folder is the user's and is never changed. Inside a folder nothing is
 written through a symbolic link, whose target could be anywhere.
 """
 

@@ -4,3 +4,7 @@ from typing import Any, TypeAlias
 
 # Arrays in nested tuples, lists, dicts and registered classes: an argument of `jax.tree.map`.
 PyTree: TypeAlias = Any
+# A `jax.tree_util.PyTreeDef`, which JAX's stubs don't resolve.
+Structure: TypeAlias = Any
+# Values of JSON types: None, bool, int, float, str, and lists and dicts of them.
+Plain: TypeAlias = Any
