@@ -424,11 +424,10 @@ def _play(env: Env, key: jax.Array, num_steps: jax.Array) -> tuple[PyTree, _Seen
 def _no_legal_action(env: Env, obs: PyTree) -> jax.Array:
     """`[]` bool, whether some number of an action has no legal choice."""
     legal, sizes = env.spec.legal_actions(obs), env.spec.action_space.sizes
-    stuck: jax.Array = jnp.bool_(False)
     if legal is None or sizes is None:
-        return stuck
-    stuck = ~jnp.all(jnp.any(split_choices(legal, sizes, False), axis=-1))
-    return stuck
+        never: jax.Array = jnp.bool_(False)
+        return never
+    return ~jnp.all(jnp.any(split_choices(legal, sizes, False), axis=-1))
 
 
 def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:

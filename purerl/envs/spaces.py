@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.typing import ArrayLike, DTypeLike
 
 from purerl.records.errors import ConfigError, shown
@@ -167,7 +168,7 @@ class MultiDiscrete(Space):
     dtype = np.dtype(np.int32)
     sizes: tuple[int, ...]
 
-    def __init__(self, nvec: ArrayLike | Sequence[object]):
+    def __init__(self, nvec: npt.ArrayLike):
         try:
             given = np.asarray(nvec, dtype=object)
         except ValueError:  # nested lists of several lengths
@@ -218,8 +219,8 @@ class Box(Space):
 
     def __init__(
         self,
-        low: ArrayLike | Sequence[object],
-        high: ArrayLike | Sequence[object],
+        low: npt.ArrayLike,
+        high: npt.ArrayLike,
         shape: Sequence[int] | None = None,
         dtype: DTypeLike = float,
     ):
@@ -448,7 +449,7 @@ def _plain_bound(x: np.ndarray) -> Plain:
     return float(x.flat[0]) if x.size and np.all(x == x.flat[0]) else x.tolist()
 
 
-def _bound(name: str, bound: ArrayLike | Sequence[object]) -> np.ndarray:
+def _bound(name: str, bound: npt.ArrayLike) -> np.ndarray:
     try:
         if np.iscomplexobj(bound):
             raise TypeError
