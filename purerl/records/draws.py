@@ -43,7 +43,8 @@ class Uniform:
 
     def draw(self, rng: np.random.Generator, count: int) -> list[float]:
         """`count` values, drawn on the host."""
-        return list(rng.uniform(self.low, self.high, count).tolist())
+        values: list[float] = rng.uniform(self.low, self.high, count).tolist()
+        return values
 
     def sample(self, key: jax.Array) -> jax.Array:
         """One value, `[]` float32, drawn inside a program."""
@@ -64,7 +65,8 @@ class LogUniform(Uniform):
 
     def draw(self, rng: np.random.Generator, count: int) -> list[float]:
         drawn = np.exp(rng.uniform(np.log(self.low), np.log(self.high), count))
-        return list(np.clip(drawn, self.low, self.high).tolist())
+        values: list[float] = np.clip(drawn, self.low, self.high).tolist()
+        return values
 
     def sample(self, key: jax.Array) -> jax.Array:
         low, high = np.float32(self.low), np.float32(self.high)
