@@ -20,6 +20,7 @@ Agents
     Actor, Critic               bases of networks: `PPO(actor=MyActor)`
     GaussianNoise, OrnsteinUhlenbeckNoise    exploration of deterministic policies
     Buffer                      rollouts and replay, uniform or by priorities
+    Scale, Clip, RunningNormalize, NStep    rewarders: rewards as the agent learns from them
     Agent, check_agent, fields  to write an agent, check it, declare its hyperparameters
     gae, lambda_return, n_step_return, reward_to_go
 

@@ -1,13 +1,14 @@
 """`Acting`, the interface between an agent and everything that plays episodes, and its wrappers."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
+from purerl.envs.spaces import Box, Space
 from purerl.experience.experience import see
 from purerl.experience.normalize import RunningStats
 from purerl.records.errors import ConfigError, shown
@@ -16,6 +17,7 @@ from purerl.records.types import PyTree
 Memory = PyTree
 Obs = PyTree
 Extras = dict[str, PyTree]
+Key = Any  # a typed key, or None where nothing is drawn
 
 
 def _no_memory(num_envs: int) -> tuple:
@@ -36,19 +38,19 @@ class Acting(NamedTuple):
         reset: `(memory, done [N]) -> memory`, with fresh rows where an episode has ended.
     """
 
-    step: Callable[[Memory, Obs, Any], tuple[Memory, jax.Array, Extras]]
+    step: Callable[[Memory, Obs, Key], tuple[Memory, jax.Array, Extras]]
     init: Callable[[int], Memory] = _no_memory
     reset: Callable[[Memory, jax.Array], Memory] = _as_it_is
 
 
-def memoryless(act: Callable[[Obs, Any], tuple[jax.Array, Extras]]) -> Acting:
+def memoryless(act: Callable[[Obs, Key], tuple[jax.Array, Extras]]) -> Acting:
     """An `Acting` without a memory, of a function `(obs, key) -> (action, extras)`.
 
     Raises:
         ConfigError: from its step, if the function returns something else.
     """
 
-    def step(memory: Memory, obs: Obs, key: Any) -> tuple[Memory, jax.Array, Extras]:
+    def step(memory: Memory, obs: Obs, key: Key) -> tuple[Memory, jax.Array, Extras]:
         out = act(obs, key)
         if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
             raise ConfigError(
@@ -70,7 +72,7 @@ def seeing(acting: Acting, stats: RunningStats | None) -> Acting:
 def mapping(acting: Acting, fn: Callable[[jax.Array], jax.Array]) -> Acting:
     """An `Acting` whose actions are mapped by a function of `[N, *action_shape]`."""
 
-    def step(memory: Memory, obs: Obs, key: Any) -> tuple[Memory, jax.Array, Extras]:
+    def step(memory: Memory, obs: Obs, key: Key) -> tuple[Memory, jax.Array, Extras]:
         memory, action, extras = acting.step(memory, obs, key)
         return memory, fn(action), extras
 
@@ -81,19 +83,20 @@ class Explorer(NamedTuple):
     """Memory of an `Acting` with noise: the agent's memory and the noise's state."""
 
     agent: Memory
-    noise: Any
+    noise: PyTree
 
 
-def exploring(acting: Acting, noise: Noise | None, space: Any) -> Acting:
+def exploring(acting: Acting, noise: Noise | None, space: Space) -> Acting:
     """An `Acting` that adds exploration noise, if there is any, to actions of a `Box`, clipped to
     its bounds. The noise's state is part of the memory."""
     if noise is None:
         return acting
+    box = cast(Box, space)
 
-    def step(memory: Explorer, obs: Obs, key: Any) -> tuple[Explorer, jax.Array, Extras]:
+    def step(memory: Explorer, obs: Obs, key: Key) -> tuple[Explorer, jax.Array, Extras]:
         inner, action, extras = acting.step(memory.agent, obs, jax.random.fold_in(key, 2))
         process, drawn = noise.step(memory.noise, key)
-        half, low, high = (x[None] for x in (space.half_range, space.low, space.high))
+        half, low, high = (x[None] for x in (box.half_range, box.low, box.high))
         return Explorer(inner, process), jnp.clip(action + half * drawn, low, high), extras
 
     def reset(memory: Explorer, done: jax.Array) -> Explorer:
@@ -101,7 +104,7 @@ def exploring(acting: Acting, noise: Noise | None, space: Any) -> Acting:
 
     return Acting(
         step,
-        lambda num_envs: Explorer(acting.init(num_envs), noise.init(num_envs, space.shape)),
+        lambda num_envs: Explorer(acting.init(num_envs), noise.init(num_envs, box.shape)),
         reset,
     )
 
@@ -110,7 +113,7 @@ def at_random(acting: Acting, spec: EnvSpec, condition: jax.Array) -> Acting:
     """An `Acting` that draws uniformly from the legal actions while a condition, `[]` bool, holds.
     Extras and memory remain those of the agent."""
 
-    def step(memory: Memory, obs: Obs, key: Any) -> tuple[Memory, jax.Array, Extras]:
+    def step(memory: Memory, obs: Obs, key: Key) -> tuple[Memory, jax.Array, Extras]:
         memory, action, extras = acting.step(memory, obs, key)
         keys = jax.random.split(jax.random.fold_in(key, 1), action.shape[0])
         drawn = jax.vmap(spec.random_action)(keys, obs).astype(action.dtype)

@@ -1,24 +1,24 @@
 """Actor-critic (Sutton et al. 2000; A2C, Mnih et al. 2016, arXiv:1602.01783)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.agents.acting import Acting, Extras, Memory, memoryless
+from purerl.agents.acting import Acting, Extras, Key, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
     RunDefaults,
+    RunFacts,
     check_one_rollout,
     check_paths,
     example_obs,
     module_field,
 )
-from purerl.agents.gradients import annealed, descend, moments, standardize
+from purerl.agents.gradients import Number, annealed, descend, moments, standardize
 from purerl.agents.learning import fit_value, flatten, path_batch, policy_gradient, successor_values
 from purerl.envs.base import EnvSpec
 from purerl.experience import returns
@@ -99,7 +99,7 @@ class ActorCritic(NetworkAgent):
         return RunDefaults(self.n_episodes, self.episode_length)
 
     def check_run(
-        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+        self, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
     ) -> None:
         check_paths(self, num_envs, update_every)
         check_one_rollout(self, num_envs, update_every, buffer, options)
@@ -134,7 +134,7 @@ class ActorCritic(NetworkAgent):
         return memoryless(act)
 
     def policy(self, state: ActorCriticState, *, sample: bool = False) -> Acting:
-        def act(obs: PyTree, key: Any) -> tuple[jax.Array, Extras]:
+        def act(obs: PyTree, key: Key) -> tuple[jax.Array, Extras]:
             distribution = apply(state.actor, state.actor_params, obs)
             return distribution.sample(key) if sample else distribution.mode(), {}
 
@@ -238,5 +238,5 @@ class ActorCritic(NetworkAgent):
         values = jax.vmap(lambda a: q_value(state.critic, state.critic_params, obs, a))(actions)
         return jnp.mean(values, axis=0)
 
-    def _optimizer(self, lr: Any, clock: Clock) -> optax.GradientTransformation:
+    def _optimizer(self, lr: Number, clock: Clock) -> optax.GradientTransformation:
         return self.optimize(annealed(lr, clock.progress, self.anneal), self.max_grad_norm, clock)

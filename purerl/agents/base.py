@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from purerl.agents.acting import Acting, Memory
-from purerl.agents.gradients import OPTIMIZERS, make_optimizer
+from purerl.agents.gradients import OPTIMIZERS, AgentState, Losses, Number, make_optimizer
 from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Buffer
@@ -27,8 +27,13 @@ from purerl.nn.views import Sees, View
 from purerl.records.fields import ConfigError, Record, choice, named, sizes, static
 from purerl.records.types import PyTree
 
-AgentState = Any
-Losses = dict[str, jax.Array]
+
+class RunFacts(TypedDict):
+    """Options of a run for `Agent.check_run`."""
+
+    noise: Noise | None
+    wait_end_path: bool
+    reset_each_episode: bool
 
 
 class RunDefaults(NamedTuple):
@@ -72,7 +77,7 @@ class Agent(Record):
         return Buffer(maxlen=num_envs * update_every)
 
     def check_run(
-        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+        self, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
     ) -> None:
         """Checks the agent against the run's sizes and options. Raises ConfigError.
 
@@ -132,7 +137,7 @@ class Agent(Record):
 def module_field(*, base: type, default: None = None) -> Any:
     """A field for a user's network: an uninstantiated subclass of `base`, or a partial of one."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         cls = getattr(value, "func", value)
         if isinstance(value, base):
             raise ValueError("pass the class itself, uninstantiated")
@@ -147,7 +152,7 @@ def module_field(*, base: type, default: None = None) -> Any:
 def sees_field() -> Any:
     """A field for the part of the observation that is a network's input."""
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         keys = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         if all(isinstance(key, str) for key in keys) and keys:
             return value if isinstance(value, str) else keys
@@ -164,7 +169,7 @@ def optimizer_field() -> Any:
     field = named(default=None, options=OPTIMIZERS, optional=True)
     known = field.metadata["check"]
 
-    def check(value: Any) -> Any:
+    def check(value: object) -> object:
         if isinstance(value, optax.GradientTransformation):
             raise ValueError(
                 "give the factory, which gets the learning rate: optax.adamw, or "
@@ -240,11 +245,19 @@ class NetworkAgent(Agent):
                     "too; expected None"
                 )
 
-    def optimize(self, lr: Any, max_grad_norm: Any, clock: Clock) -> optax.GradientTransformation:
+    def optimize(
+        self, lr: Number, max_grad_norm: Number, clock: Clock
+    ) -> optax.GradientTransformation:
         """The optimizer, with this learning rate."""
         return make_optimizer(self.optimizer, lr, max_grad_norm, clock.timesteps)
 
-    def make(self, given: Any, default: Any, spec: EnvSpec, activation: str = "tanh") -> Any:
+    def make(
+        self,
+        given: Callable[..., Actor | Critic] | None,
+        default: type[Actor | Critic],
+        spec: EnvSpec,
+        activation: str = "tanh",
+    ) -> Any:
         """A network for an environment: the user's, or the default; None for the critic if the
         actor is an `ActorCriticNetwork`."""
         if self.shared and issubclass(default, Critic):
@@ -260,7 +273,8 @@ class NetworkAgent(Agent):
                     f"network without: {type(self).__name__} learns from single steps"
                 )
             return given(spec.action_space, view=view)
-        return default(
+        build: Callable[..., Actor | Critic] = default
+        return build(
             spec.action_space,
             view=view,
             hidden=(64, 64) if self.hidden is None else self.hidden,
@@ -279,7 +293,7 @@ def check_v_critic(agent: Agent, critic: Critic, obs: PyTree) -> None:
 
 
 def check_one_rollout(
-    agent: Agent, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+    agent: Agent, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
 ) -> None:
     """Checks the run of an on-policy agent, whose buffer is one rollout. Raises ConfigError."""
     name, size = type(agent).__name__, num_envs * update_every
@@ -305,7 +319,7 @@ def replay_buffer(num_envs: int) -> Buffer:
     return Buffer(maxlen=-(-100_000 // num_envs) * num_envs)
 
 
-def check_replay(agent: Any, num_envs: int, update_every: int, buffer: Buffer) -> None:
+def check_replay(agent: Agent, num_envs: int, update_every: int, buffer: Buffer) -> None:
     """Checks the run of an agent with a replay buffer. Raises ConfigError."""
     size = num_envs * update_every
     if buffer.maxlen is not None and buffer.maxlen < size:
@@ -317,7 +331,7 @@ def check_replay(agent: Any, num_envs: int, update_every: int, buffer: Buffer) -
         raise ConfigError(f"Buffer.lam: {type(agent).__name__} uses no GAE(lambda)")
 
 
-def check_paths(agent: Any, num_envs: int, update_every: int) -> None:
+def check_paths(agent: Agent, num_envs: int, update_every: int) -> None:
     """Checks that the rollout's size is `n_episodes` times `episode_length`. Raises ConfigError."""
     name = type(agent).__name__
     for argument, got, field in (

@@ -1,7 +1,6 @@
 """Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv:1509.02971)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +12,13 @@ from purerl.agents.base import (
     Losses,
     NetworkAgent,
     RunDefaults,
+    RunFacts,
     check_replay,
     example_obs,
     module_field,
     replay_buffer,
 )
-from purerl.agents.gradients import annealed, descend, follow, gradient
+from purerl.agents.gradients import Number, annealed, descend, follow, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
@@ -102,7 +102,7 @@ class DDPG(NetworkAgent):
         return replay_buffer(num_envs)
 
     def check_run(
-        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+        self, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
     ) -> None:
         check_replay(self, num_envs, update_every, buffer)
 
@@ -192,7 +192,7 @@ class DDPG(NetworkAgent):
 
     def _each(self, clock: Clock) -> tuple[tuple[str, optax.GradientTransformation], ...]:
         rates = {"actor": self.actor_lr, "critic": self.critic_lr}
-        lrs = {name: self.lr if lr is None else lr for name, lr in rates.items()}
+        lrs: dict[str, Number] = {name: self.lr if lr is None else lr for name, lr in rates.items()}
         lrs = {name: annealed(lr, clock.progress, self.anneal) for name, lr in lrs.items()}
         return tuple(
             (name, self.optimize(lr, self.max_grad_norm, clock)) for name, lr in lrs.items()

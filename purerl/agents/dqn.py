@@ -1,7 +1,6 @@
 """Deep Q-learning (Mnih et al. 2015), with double Q (van Hasselt et al. 2016, arXiv:1509.06461)."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from purerl.agents.base import (
     Losses,
     NetworkAgent,
     RunDefaults,
+    RunFacts,
     check_replay,
     example_obs,
     module_field,
@@ -111,7 +111,7 @@ class DQN(NetworkAgent):
         return replay_buffer(num_envs)
 
     def check_run(
-        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+        self, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
     ) -> None:
         check_replay(self, num_envs, update_every, buffer)
         if options["noise"] is not None:

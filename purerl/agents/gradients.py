@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from purerl.nn.networks import trained
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.types import PyTree
 
+AgentState: TypeAlias = PyTree
 Losses = dict[str, jax.Array]
+Number = jax.Array | float
 
 # Rows of a batch in one backward pass on a CPU core, so that the activations fit its caches.
 ROWS_AT_ONCE = 512
@@ -128,7 +130,7 @@ def widen(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype in narrow else x, tree)
 
 
-def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
+def adam(lr: Number, max_grad_norm: Number) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015, arXiv:1412.6980) on gradients whose global norm is clipped.
 
     All parameters are one vector: a few operations in all, not a few for each parameter. Updates
@@ -137,12 +139,14 @@ def adam(lr: Any, max_grad_norm: Any) -> optax.GradientTransformation:
     """
     b1, b2, eps = 0.9, 0.999, 1e-5
 
-    def init(params: PyTree) -> Any:
+    def init(params: PyTree) -> optax.OptState:
         zeros = jnp.zeros_like(_vector(trained(params)[0])[0])
         state = optax.ScaleByAdamState(jnp.int32(0), zeros, zeros)
         return optax.EmptyState(), (state, optax.EmptyState())
 
-    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(
+        grads: PyTree, state: optax.OptState, params: PyTree = None
+    ) -> tuple[PyTree, optax.OptState]:
         clip, (moments, scale) = state
         vector, unravel = _vector(grads)
         vector = _clip(vector, jnp.asarray(max_grad_norm, vector.dtype))
@@ -169,9 +173,9 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation] | None] = {
 
 def make_optimizer(
     factory: Callable[..., optax.GradientTransformation] | None,
-    lr: Any,
-    max_grad_norm: Any,
-    timesteps: Any = 0.0,
+    lr: Number,
+    max_grad_norm: Number,
+    timesteps: Number = 0.0,
 ) -> optax.GradientTransformation:
     """The optimizer of an agent, on gradients whose global norm is clipped.
 
@@ -196,10 +200,12 @@ def make_optimizer(
             "optax.GradientTransformation"
         )
 
-    def init(params: PyTree) -> Any:
+    def init(params: PyTree) -> optax.OptState:
         return inner.init(widen(trained(params)[0]))
 
-    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+    def update(
+        grads: PyTree, state: optax.OptState, params: PyTree = None
+    ) -> tuple[PyTree, optax.OptState]:
         vector, unravel = _vector(grads)
         clipped = unravel(_clip(vector, jnp.asarray(max_grad_norm, vector.dtype)))
         return inner.update(clipped, state, None if params is None else widen(params))
@@ -207,7 +213,7 @@ def make_optimizer(
     return optax.GradientTransformation(init, update)
 
 
-def takes_timesteps(factory: Callable[..., Any]) -> bool:
+def takes_timesteps(factory: Callable[..., object]) -> bool:
     """Whether an optimizer's factory has a parameter `timesteps`, for schedules in those."""
     try:
         return "timesteps" in inspect.signature(factory).parameters
@@ -249,14 +255,17 @@ def _vector(tree: PyTree) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     return ravel_pytree(jax.tree.map(lambda x: x.astype(wide), tree))
 
 
-def annealed(lr: Any, progress: Any, anneal: bool) -> Any:
+def annealed(lr: Number, progress: Number, anneal: bool) -> Number:
     """The learning rate, with `anneal` lowered linearly to 0 over the run."""
     return lr * (1.0 - progress) if anneal else lr
 
 
 def descend(
-    optimizer: optax.GradientTransformation, grads: PyTree, opt_state: Any, params: PyTree
-) -> tuple[PyTree, Any]:
+    optimizer: optax.GradientTransformation,
+    grads: PyTree,
+    opt_state: optax.OptState,
+    params: PyTree,
+) -> tuple[PyTree, optax.OptState]:
     """Parameters and optimizer state after one step. Parameters keep their dtypes; those that
     aren't trained are unchanged."""
     learning, join = trained(params)
@@ -265,7 +274,7 @@ def descend(
     return join(moved), opt_state
 
 
-def follow(target_params: PyTree, params: PyTree, tau: Any) -> PyTree:
+def follow(target_params: PyTree, params: PyTree, tau: Number) -> PyTree:
     """Polyak averaging: target parameters (1 - tau) target + tau params. Variables that aren't
     trained are copied."""
     old, (new, join) = trained(target_params)[0], trained(params)

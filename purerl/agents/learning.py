@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 
 from purerl.accelerator.devices import ALONE, Devices
 from purerl.agents.gradients import (
+    AgentState,
     Losses,
     descend,
     global_norm,
@@ -25,15 +26,13 @@ from purerl.nn.distributions import drawn_actions, log_prob_of
 from purerl.nn.networks import Actor, apply
 from purerl.records.types import PyTree
 
-AgentState = Any
-
 
 def flatten(batch: PyTree) -> PyTree:
     """`[T, N, ...]` to `[T N, ...]`, leaf by leaf."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
-def path_batch(data: Batch, *others: jax.Array, devices: Devices = ALONE) -> Any:
+def path_batch(data: Batch, *others: jax.Array, devices: Devices = ALONE) -> PyTree:
     """A batch `[T N, ...]` of paths `[T, N, ...]`: obs, action (with the draws that gave it), and
     weight, which gives means over the valid steps; and the others, flattened likewise."""
     weight = data["valid"].astype(jnp.float32) / valid_count(data["valid"], devices)
@@ -75,13 +74,13 @@ def policy_gradient(
 def fit_value(
     value_fn: Callable[[PyTree, Batch], jax.Array],
     params: PyTree,
-    opt_state: Any,
+    opt_state: optax.OptState,
     batch: Batch,
     target: jax.Array,
     optimizer: optax.GradientTransformation,
     num_iters: int,
     devices: Devices = ALONE,
-) -> tuple[PyTree, Any, jax.Array]:
+) -> tuple[PyTree, optax.OptState, jax.Array]:
     """Gradient steps on half the weighted mean squared error of `value_fn(params, batch)`, `[B]`.
 
     Returns:

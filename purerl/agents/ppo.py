@@ -1,17 +1,18 @@
 """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347)."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.agents.acting import Acting, Extras, Memory, memoryless
+from purerl.agents.acting import Acting, Extras, Key, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
+    RunFacts,
     check_one_rollout,
     check_v_critic,
     example_obs,
@@ -85,7 +86,7 @@ class PPO(NetworkAgent):
     normalize_advantage: bool = flag(default=True)
 
     def check_run(
-        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+        self, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
     ) -> None:
         check_one_rollout(self, num_envs, update_every, buffer, options)
         size = num_envs * update_every
@@ -118,7 +119,7 @@ class PPO(NetworkAgent):
         return memoryless(act)
 
     def policy(self, state: PPOState, *, sample: bool = False) -> Acting:
-        def act(obs: PyTree, key: Any) -> tuple[jax.Array, Extras]:
+        def act(obs: PyTree, key: Key) -> tuple[jax.Array, Extras]:
             distribution = apply(state.actor, state.params["actor"], obs)
             return distribution.sample(key) if sample else distribution.mode(), {}
 

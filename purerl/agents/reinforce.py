@@ -1,18 +1,18 @@
 """REINFORCE (Williams 1992), with the discounted reward-to-go as the weight."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.agents.acting import Acting, Extras, Memory, memoryless
+from purerl.agents.acting import Acting, Extras, Key, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
     RunDefaults,
+    RunFacts,
     check_one_rollout,
     check_paths,
     check_v_critic,
@@ -91,7 +91,7 @@ class REINFORCE(NetworkAgent):
         return RunDefaults(self.n_episodes, self.episode_length, wait_end_path=True)
 
     def check_run(
-        self, num_envs: int, update_every: int, buffer: Buffer, options: dict[str, Any]
+        self, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
     ) -> None:
         check_paths(self, num_envs, update_every)
         check_one_rollout(self, num_envs, update_every, buffer, options)
@@ -127,7 +127,7 @@ class REINFORCE(NetworkAgent):
         return memoryless(act)
 
     def policy(self, state: REINFORCEState, *, sample: bool = False) -> Acting:
-        def act(obs: PyTree, key: Any) -> tuple[jax.Array, Extras]:
+        def act(obs: PyTree, key: Key) -> tuple[jax.Array, Extras]:
             distribution = apply(state.actor, state.actor_params, obs)
             return distribution.sample(key) if sample else distribution.mode(), {}
 

@@ -23,7 +23,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ from purerl.records.files import (
     write_whole,
 )
 from purerl.records.folders import EMPTY, LOCK, is_taken, list_checkpoints, locked, refuse_links
-from purerl.records.types import PyTree
+from purerl.records.types import Plain, PyTree
 from purerl.runs.folder import RUN
 
 FORMAT = 2
@@ -84,7 +84,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike, keep: int, read_only: bool = False) -> None:
         self.path = check_path("run_dir", path).absolute()
         self.keep = keep
-        self._run: dict[str, Any] = {}
+        self._run: dict[str, Plain] = {}
         # In run.json too: a unique name, and whether there ever was a complete checkpoint.
         self._id, self._saved_once = uuid.uuid4().hex, False
         self._exits = contextlib.ExitStack()
@@ -141,7 +141,7 @@ class RunFolder:
         """The update of the newest complete checkpoint; None if there is none."""
         return max(self._saved(), default=None)
 
-    def read_run(self) -> dict[str, Any] | None:
+    def read_run(self) -> dict[str, Plain] | None:
         """The description that `write_run` has written; None if there is none.
 
         Raises:
@@ -181,7 +181,7 @@ class RunFolder:
             )
         return run
 
-    def write_run(self, run: Mapping[str, Any]) -> None:
+    def write_run(self, run: Mapping[str, Plain]) -> None:
         """Writes the run's description, in plain values."""
         self._run, self._saved_once = {**run, "format": FORMAT}, bool(self._saved())
         values = sealed({**self._run, "id": self._id, "saved": self._saved_once})
@@ -321,7 +321,7 @@ class RunFolder:
         except (self._store.DamageError, KeyError) as error:
             raise RunError(f"the checkpoint {where} is damaged ({reason(error)})") from None
 
-    def _whose(self, about: Mapping[str, Any]) -> str:
+    def _whose(self, about: Mapping[str, Plain]) -> str:
         return "this run" if about["run"] == self._id else "another run"
 
     def save_metrics(self, start: int, stop: int, metrics: PyTree) -> None:
@@ -411,7 +411,7 @@ def _quiet_orbax() -> Iterator[None]:
         logger.removeFilter(ours)
 
 
-def _difference(about: Mapping[str, Any], wanted: Mapping[str, str]) -> str | None:
+def _difference(about: Mapping[str, Plain], wanted: Mapping[str, str]) -> str | None:
     """The first difference between a checkpoint and the expected shapes; None if there is none."""
     if about["format"] != FORMAT:
         return f"format {about['format']}, expected {FORMAT}"

@@ -1,12 +1,12 @@
 """`Program`: a run compiled as chunks of any number of updates, driven from the host."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from purerl.accelerator import devices
 from purerl.accelerator.machine import check_memory, program_memory
@@ -17,7 +17,12 @@ from purerl.records.fields import unchecked
 from purerl.records.files import counted
 from purerl.records.types import PyTree
 from purerl.training.config import TrainConfig
-from purerl.training.hyperparams import check_hyperparams, env_hyperparams, with_hyperparams
+from purerl.training.hyperparams import (
+    Hyperparams,
+    check_hyperparams,
+    env_hyperparams,
+    with_hyperparams,
+)
 from purerl.training.loop import OWN, Loop
 from purerl.training.train import TrainOutput, list_seeds, make_output
 
@@ -88,7 +93,7 @@ class Program:
         return loop.spread(row, 1)(state, start)
 
     def _chunk(
-        self, state: PyTree, values: dict[str, jax.Array], start: Count, num_rows: Any
+        self, state: PyTree, values: dict[str, jax.Array], start: Count, num_rows: ArrayLike
     ) -> PyTree:
         loop = self.config.make_loop(values)
 
@@ -141,7 +146,7 @@ def seed_keys(seeds: int | Sequence[int] | None) -> tuple[jax.Array, list[int] |
 
 
 def hyperparam_arrays(
-    config: TrainConfig, values: Mapping[str, Any] | None, count: int | None
+    config: TrainConfig, values: Hyperparams, count: int | None
 ) -> dict[str, np.ndarray]:
     """Hyperparameters as arrays, `[S]` or `[]`, by path, with every value checked."""
     arrays, parts = {}, config.parts()

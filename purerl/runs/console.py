@@ -5,7 +5,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -97,7 +97,7 @@ class console_sink:  # noqa: N801 - called as a function
     def __init__(
         self,
         config: TrainConfig,
-        seeds: Any = 1,
+        seeds: int | Sequence[int] | None = 1,
         folder: Path | str | None = None,
         console: Console | None = None,
     ) -> None:
@@ -106,7 +106,7 @@ class console_sink:  # noqa: N801 - called as a function
         self.num_seeds = 1 if seeds is None else seeds if isinstance(seeds, int) else len(seeds)
         self.first: Report | None = None
         self.last: Report | None = None
-        self._screen: Any = None
+        self._screen: Live | None = None
 
     def __enter__(self) -> Self:
         loop = self.config.make_loop()

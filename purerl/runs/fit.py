@@ -19,7 +19,7 @@ from purerl.deploy.plain_space import space_to_plain
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_count, check_path
-from purerl.records.types import PyTree
+from purerl.records.types import Plain, PyTree
 from purerl.runs.checkpoint import RunFolder
 from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
 from purerl.runs.folder import RunFiles
@@ -28,6 +28,7 @@ from purerl.runs.report import Report
 from purerl.runs.sinks import Sink, list_sinks
 from purerl.training.config import TrainConfig
 from purerl.training.describe import describe
+from purerl.training.hyperparams import Hyperparams
 from purerl.training.train import TrainOutput, list_seeds
 
 # orbax numbers its operations process-wide: threads that save at once would confuse them.
@@ -45,11 +46,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def fit(
-    config: TrainConfig | Mapping[str, Any],
+    config: TrainConfig | Mapping[str, Plain],
     run_dir: str | os.PathLike | None = None,
     *,
     seeds: int | Sequence[int] | None = None,
-    hyperparams: Mapping[str, Any] | None = None,
+    hyperparams: Hyperparams = None,
     resume: bool | None = None,
     callback: Sink | Sequence[Sink] | None = None,
     report_every: float = 2.0,
@@ -125,7 +126,9 @@ def fit(
         return _train(training, sinks, report_every, checkpoint_every)
 
 
-def _check_options(report_every: Any, checkpoint_every: Any, keep: Any, resume: Any) -> None:
+def _check_options(
+    report_every: float, checkpoint_every: float, keep: int, resume: bool | None
+) -> None:
     for name, number in (("report_every", report_every), ("checkpoint_every", checkpoint_every)):
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
         if not is_number or not number >= 0:

@@ -15,16 +15,17 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import tomli_w
+from numpy.typing import ArrayLike
 
 from purerl.deploy.policy_file import save_policy
 from purerl.records.errors import RunError
 from purerl.records.files import DAMAGED, checked, read_text, reason, sealed, write_whole
 from purerl.records.folders import refuse_links
+from purerl.records.types import Plain
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
 from purerl.training.config import TrainConfig, to_plain
@@ -34,7 +35,7 @@ from purerl.training.train import TrainOutput, final_return
 RUN = "run.json"
 CONFIG, METRICS, SUMMARY, POLICIES = "config.toml", "metrics.csv", "summary.json", "policies"
 # Types of the fields of a summary that are read; the first two are always there.
-SUMMARY_TYPES: dict[str, tuple[Any, str]] = {
+SUMMARY_TYPES: dict[str, tuple[type, str]] = {
     "agent": (str, "a name"),
     "env": (str, "a name"),
     "seeds": (list, "a list"),
@@ -146,18 +147,18 @@ class RunFiles:
             ) from error
 
 
-def config_text(mapping: Mapping[str, Any]) -> str:
+def config_text(mapping: Mapping[str, Plain]) -> str:
     """A config's plain values as TOML."""
     return tomli_w.dumps(_without_none(mapping))
 
 
-def _without_none(value: Any) -> Any:
+def _without_none(value: Plain) -> Plain:
     if isinstance(value, Mapping):
         return {name: _without_none(x) for name, x in value.items()}
     return "none" if value is None else value
 
 
-def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
+def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Plain]:
     """Final results of a run; `out` with or without an axis of seeds."""
     updates = np.atleast_1d(_updates(out))
     metrics = jax.tree.map(np.atleast_2d, out.metrics)
@@ -182,8 +183,8 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Any]:
 
 
 def curves_about(
-    seeds: Any, timesteps: np.ndarray, returns: np.ndarray, num_episodes: np.ndarray
-) -> dict[str, Any]:
+    seeds: ArrayLike, timesteps: np.ndarray, returns: np.ndarray, num_episodes: np.ndarray
+) -> dict[str, Plain]:
     """Rows of each seed in a table of metrics, and a digest of the numbers in curves: a checksum.
 
     Args:
@@ -200,7 +201,7 @@ def curves_about(
     return {"rows": len(timesteps), "digest": digest.hexdigest()}
 
 
-def curves_of_output(seeds: Sequence[int], out: TrainOutput) -> dict[str, Any]:
+def curves_of_output(seeds: Sequence[int], out: TrainOutput) -> dict[str, Plain]:
     """`curves_about` of training's output."""
     metrics = out.metrics
     parts = (np.atleast_2d(np.asarray(x)) for x in (metrics.episode_return, metrics.num_episodes))
@@ -217,7 +218,7 @@ def _updates(out: TrainOutput) -> np.ndarray:
     return np.asarray(out.state.num_updates, np.int64)
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Plain]:
     """The run's `summary.json`.
 
     Raises:

@@ -4,12 +4,12 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from purerl.records.errors import ConfigError
 from purerl.records.folders import is_taken
+from purerl.records.types import Plain
 from purerl.runs.checkpoint import RunFolder
 from purerl.runs.folder import RUN
 from purerl.training.describe import differences, versions
@@ -22,7 +22,7 @@ def refuse_to_begin(path: Path) -> None:
         raise ConfigError(f"resume: got True, but {path} holds no run (nothing was changed)")
 
 
-def claim(folder: RunFolder, run: dict[str, Any], loop: Loop, resume: bool | None) -> None:
+def claim(folder: RunFolder, run: dict[str, Plain], loop: Loop, resume: bool | None) -> None:
     """Writes the run's description into a new folder, or compares it with the folder's.
 
     Args:

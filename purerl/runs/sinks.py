@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ Sink = Callable[[Report], None]
 SHOWN_SEEDS = 16
 
 
-def list_sinks(sinks: Any) -> list[Sink]:
+def list_sinks(sinks: Sink | Sequence[Sink] | None) -> list[Sink]:
     """None, one sink or several as a list. Raises ConfigError unless all are callable."""
-    listed = list(sinks) if isinstance(sinks, (list, tuple)) else [] if sinks is None else [sinks]
+    listed: list = (
+        list(sinks) if isinstance(sinks, (list, tuple)) else [] if sinks is None else [sinks]
+    )
     for sink in listed:
         if not callable(sink):
             raise ConfigError(f"callback: got {sink!r}, expected a function of a Report")
@@ -209,7 +211,7 @@ class wandb_sink:  # noqa: N801
         *,
         name: str | None = None,
         entity: str | None = None,
-        **options: Any,
+        **options: object,
     ) -> None:
         try:
             import wandb

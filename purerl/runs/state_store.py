@@ -22,7 +22,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ import orbax.checkpoint as ocp
 
 from purerl.accelerator.transfer import is_key
 from purerl.records.files import by_path, digest, read_text, reason, sealed, unsealed, write_whole
-from purerl.records.types import PyTree
+from purerl.records.types import Plain, PyTree
 
 ABOUT, STATE = "about", "state"
 # Suffix of an incomplete checkpoint's folder.
@@ -55,7 +54,7 @@ class Writer:
         """Whether a state is still being written."""
         return self._writing is not None and not self._writing.done()
 
-    def start(self, path: Path, state: PyTree, about: Mapping[str, Any]) -> None:
+    def start(self, path: Path, state: PyTree, about: Mapping[str, Plain]) -> None:
         """Starts to write a state into a new folder, which appears once it is complete.
 
         Args:
@@ -66,7 +65,7 @@ class Writer:
         self.wait()
         leaves = by_path(state)
         about = {**about, "state": shapes(leaves), "hosts": jax.process_count()}
-        args: dict[str, Any] = {}
+        args: dict[str, ocp.args.CheckpointArgs] = {}
         arrays = {name: x for name, x in leaves.items() if x.size}  # orbax takes no empty ones
         if arrays:
             args[STATE] = ocp.args.StandardSave(arrays)
@@ -99,12 +98,12 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
     return ocp.AsyncCheckpointer(handler, async_options=options)
 
 
-def shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
+def shapes(leaves: Mapping[str, jax.Array]) -> dict[str, str]:
     """Dtypes and shapes of leaves, in words."""
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
 
 
-def read_about(path: Path, host: int = 0) -> dict[str, Any]:
+def read_about(path: Path, host: int = 0) -> dict[str, Plain]:
     """The values `about` of `Writer.start`, and with them:
 
         state    dtypes and shapes of the arrays
@@ -192,7 +191,9 @@ def _empty(like: jax.ShapeDtypeStruct) -> jax.Array:
 class _DigestHandler(ocp.AsyncCheckpointHandler):
     """An orbax handler that writes the digests beside the arrays, in the same operation."""
 
-    async def async_save(self, directory: Any, args: Any) -> list[concurrent.futures.Future]:
+    async def async_save(
+        self, directory: os.PathLike, args: "_DigestArgs"
+    ) -> list[concurrent.futures.Future]:
         """Copies the arrays to the host, and starts a thread that writes their digests."""
         for x in args.leaves.values():  # all copies start before the first is awaited
             if not is_key(x) and isinstance(x, jax.Array):
@@ -203,11 +204,11 @@ class _DigestHandler(ocp.AsyncCheckpointHandler):
         pool.shutdown(wait=False)
         return [written]
 
-    def save(self, directory: Any, args: Any) -> None:
+    def save(self, directory: os.PathLike, args: "_DigestArgs") -> None:
         """Required by the base class; not used."""
         raise NotImplementedError
 
-    def restore(self, directory: Any, args: Any = None) -> None:
+    def restore(self, directory: os.PathLike, args: object = None) -> None:
         """Required by the base class; `read_about` reads."""
         raise NotImplementedError
 
@@ -215,12 +216,12 @@ class _DigestHandler(ocp.AsyncCheckpointHandler):
 @ocp.args.register_with_handler(_DigestHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class _DigestArgs(ocp.args.CheckpointArgs):
-    about: Mapping[str, Any]
+    about: Mapping[str, Plain]
     leaves: Mapping[str, jax.Array]
 
 
 def _write_digests(
-    directory: Path, about: Mapping[str, Any], parts: Mapping[str, Mapping[str, np.ndarray]]
+    directory: Path, about: Mapping[str, Plain], parts: Mapping[str, Mapping[str, np.ndarray]]
 ) -> None:
     digests = {
         name: {part: digest(x) for part, x in of_leaf.items()} for name, of_leaf in parts.items()

@@ -17,6 +17,7 @@ from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path, read_names
 from purerl.records.files import DAMAGED, checked, read_text, reason
 from purerl.records.folders import list_checkpoints
+from purerl.records.types import Plain
 from purerl.runs.curves import Curves, read_curves
 from purerl.runs.folder import CONFIG, METRICS, POLICIES, RUN, SUMMARY, curves_about
 from purerl.training.config import TrainConfig
@@ -28,7 +29,7 @@ SWEEP, BEST = "sweep.json", "best"
 UNREADABLE = (*DAMAGED, RecursionError)
 
 
-def read_json(file: Path) -> dict[str, Any] | None:
+def read_json(file: Path) -> dict[str, Plain] | None:
     """A JSON object from a file; None where there is no such file.
 
     Raises:
@@ -48,7 +49,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
 
 
-def read_toml(file: str | os.PathLike[str]) -> dict[str, Any]:
+def read_toml(file: str | os.PathLike[str]) -> dict[str, Plain]:
     """A config file's fields; the word "none" is None, for which TOML has none.
 
     Raises:
@@ -62,25 +63,25 @@ def read_toml(file: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{os.fspath(file)} is no TOML file: {reason(error)}") from None
 
 
-def _with_none(value: Any) -> Any:
+def _with_none(value: Plain) -> Plain:
     if isinstance(value, dict):
         return {name: _with_none(x) for name, x in value.items()}
     return None if value == "none" else value
 
 
-def is_code(env: Any) -> bool:
+def is_code(env: Plain) -> bool:
     """Whether an environment's name refers to code to be imported: `module:name`. Files may come
     from anywhere, so that such a name is used only if the user gives it, too."""
     name = env_name(env)
     return isinstance(name, str) and ":" in name
 
 
-def env_name(env: Any) -> Any:
+def env_name(env: Plain) -> Plain:
     """The name in an environment's plain form, with or without parameters."""
     return env.get("name") if isinstance(env, Mapping) else env
 
 
-def named_env(env: Any, name: str, params: Mapping[str, Any] | None = None) -> Any:
+def named_env(env: Plain, name: str, params: Mapping[str, Plain] | None = None) -> Plain:
     """The plain form of an environment that the user names, with the parameters of `env` if that
     has the same name, updated by `params`."""
     same = isinstance(env, Mapping) and env_name(env) == name
@@ -136,14 +137,14 @@ class RunView:
             shown = (f"{x:.4g}" if isinstance(x, float) else str(x) for _, x in values)
             self.label = " ".join(f"{n}={x}" for (n, _), x in zip(values, shown, strict=True))
 
-    def _known(self, name: str, kind: type) -> Any:
+    def _known(self, name: str, kind: type) -> Plain:
         """A field of the summary."""
         assert self._summary is not None
         if name not in self._summary:
             raise RunError(f"{self.folder / SUMMARY} is damaged: it has no {name!r}")
         return _checked(self.folder / SUMMARY, name, self._summary[name], kind)
 
-    def _described(self, name: str, kind: type | tuple[type, ...]) -> Any:
+    def _described(self, name: str, kind: type | tuple[type, ...]) -> Plain:
         """A field of the run's description, `run.json`."""
         if self._run is None:
             raise RunError(f"{self.folder} is no run's folder: it has no {RUN}")
@@ -161,12 +162,12 @@ class RunView:
         return seeds if seeds is None else _integers(self.folder / RUN, seeds)
 
     @property
-    def total_timesteps(self) -> Any:
+    def total_timesteps(self) -> int | None:
         """The config's field; None if `max_episodes` ends the run."""
         return self._described("config", dict).get("total_timesteps")
 
     @property
-    def hyperparams(self) -> dict[str, Any]:
+    def hyperparams(self) -> dict[str, Plain]:
         """The argument `hyperparams` of `fit`."""
         return self._described("hyperparams", dict)
 
@@ -177,7 +178,7 @@ class RunView:
             return self.given_seeds or [0]
         return _integers(self.folder / SUMMARY, self._known("seeds", list))
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> dict[str, Plain]:
         """The config's plain values; the environment may be missing, or code: see `is_code`."""
         try:
             return read_toml(self.folder / CONFIG)
@@ -334,13 +335,13 @@ class RunView:
         return {seed: out.member(i).policy for i, seed in enumerate(seeds)}
 
 
-def _checked(file: Path, name: str, value: Any, kind: Any) -> Any:
+def _checked(file: Path, name: str, value: Plain, kind: type | tuple[type, ...]) -> Plain:
     if not isinstance(value, kind):
         raise RunError(f"{file} is damaged: {name} is {str(value)[:80]!r}")
     return value
 
 
-def _integers(file: Path, seeds: list[Any]) -> list[int]:
+def _integers(file: Path, seeds: list[Plain]) -> list[int]:
     if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
         raise RunError(f"{file} is damaged: seeds is {str(seeds)[:80]!r}")
     return seeds

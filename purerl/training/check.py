@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from purerl.accelerator.transfer import is_key
 from purerl.agents import AGENTS, Agent, RunDefaults
@@ -24,6 +25,7 @@ from purerl.experience.rewarders import REWARDERS, Identity, Rewarder
 from purerl.experience.transition import Transition
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.fields import INT32, check_count, check_key, field_names, unchecked
+from purerl.records.types import PyTree
 from purerl.training.loop import Loop
 from purerl.training.run import make_loop
 
@@ -37,7 +39,7 @@ class AgentError(ConfigError, AssertionError):
     """An agent breaks its contract."""
 
 
-def check_agent(agent: Agent, env: Any, key: jax.Array | None = None) -> None:
+def check_agent(agent: Agent, env: object, key: jax.Array | None = None) -> None:
     """Checks a new agent in an environment, before it is trained.
 
     Checks the shapes and dtypes of actions, extras, memory and values; that memory is reset row by
@@ -185,12 +187,12 @@ def _check_step(loop: Loop) -> None:
     _require_same("TrainConfig: the run's state", state, new)
 
 
-def _trace_acting(what: str, make: Callable, state: Any, obs: Any, key: Any) -> tuple:
+def _trace_acting(what: str, make: Callable, state: PyTree, obs: PyTree, key: PyTree) -> tuple:
     """Shapes of memory, action and extras after a step of an `Acting`."""
     num_envs = jax.tree.leaves(obs)[0].shape[0]
     done = jax.ShapeDtypeStruct((num_envs,), np.bool_)
 
-    def play(state: Any, obs: Any, key: Any, done: Any) -> tuple:
+    def play(state: PyTree, obs: PyTree, key: jax.Array, done: jax.Array) -> tuple:
         acting = make(state)
         _require(
             isinstance(acting, Acting),
@@ -213,7 +215,7 @@ def _trace_acting(what: str, make: Callable, state: Any, obs: Any, key: Any) -> 
     return after, action, extras
 
 
-def _check_memory(what: str, acting: Acting, memory: Any, num_envs: int) -> None:
+def _check_memory(what: str, acting: Acting, memory: PyTree, num_envs: int) -> None:
     for leaf in jax.tree.leaves(memory):
         shape, _ = _kind(leaf)
         _require(
@@ -230,7 +232,7 @@ def _watched_agent(agent: Agent) -> Agent:
     """The agent with checks around its `update`."""
     name = type(agent).__name__
 
-    def update(state: Any, experience: Experience, *args: Any) -> Any:
+    def update(state: PyTree, experience: Experience, *args: Any) -> tuple:
         with sentence(f"agent: {name}.update can't be traced", AgentError):
             out = type(agent).update(agent, state, experience, *args)
         _require(
@@ -254,14 +256,14 @@ def _watched_agent(agent: Agent) -> Agent:
 class _WatchedRewarder(Rewarder):
     """A rewarder with checks around it."""
 
-    def __init__(self, rewarder: Any) -> None:
+    def __init__(self, rewarder: Rewarder) -> None:
         self.rewarder, self.name = rewarder, f"rewarder: {type(rewarder).__name__}"
 
-    def init(self, num_envs: int) -> Any:
+    def init(self, num_envs: int) -> PyTree:
         with sentence(f"{self.name}.init can't be traced"):
             return self.rewarder.init(num_envs)
 
-    def __call__(self, state: Any, reward: jax.Array, *rest: Any) -> Any:
+    def __call__(self, state: PyTree, reward: jax.Array, *rest: Any) -> tuple[PyTree, jax.Array]:
         with sentence(f"{self.name} can't be traced"):
             out = self.rewarder(state, reward, *rest)
         if not (isinstance(out, tuple) and len(out) == 2):
@@ -271,7 +273,7 @@ class _WatchedRewarder(Rewarder):
         return out
 
 
-def _check_extras(name: str, extras: dict[str, Any], num_envs: int) -> None:
+def _check_extras(name: str, extras: dict[str, PyTree], num_envs: int) -> None:
     for word, extra in extras.items():
         what = f"agent: {name}.acting's extra {word!r}"
         _require(
@@ -287,27 +289,28 @@ def _check_extras(name: str, extras: dict[str, Any], num_envs: int) -> None:
             )
 
 
-def _require_action(what: str, action: Any, num_envs: int, spec: EnvSpec) -> None:
+def _require_action(what: str, action: object, num_envs: int, spec: EnvSpec) -> None:
     space = spec.action_space
     kind = np.number if space.sizes is None else np.integer
     _require_array(what, action, (num_envs, *space.shape), kind, AgentError)
 
 
 def _require_array(
-    what: str, x: Any, shape: tuple, kind: Any, error: Callable[[str], Exception]
+    what: str, x: object, shape: tuple, kind: type[np.generic], error: Callable[[str], Exception]
 ) -> None:
     """Raises unless it is an array of real numbers of that shape and kind."""
     got, dtype = _kind(x)
     if got is None:
         raise error(f"{what} is a {type(x).__name__}, expected an array of shape {shape}")
     if got != shape or not jax.dtypes.issubdtype(dtype, kind) or not is_real(dtype):
-        words = {np.floating: "floats", np.integer: "integers"}.get(kind, "numbers")
+        nouns: dict[type, str] = {np.floating: "floats", np.integer: "integers"}
+        words = nouns.get(kind, "numbers")
         raise error(
             f"{what} has shape {got} and dtype {dtype_name(dtype)}, expected {shape} and {words}"
         )
 
 
-def _kind(x: Any) -> tuple[tuple[int, ...] | None, Any]:
+def _kind(x: object) -> tuple[tuple[int, ...] | None, Any]:
     """Shape and dtype; None and the type's name for anything but arrays and numbers."""
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return x.shape, x.dtype
@@ -317,7 +320,7 @@ def _kind(x: Any) -> tuple[tuple[int, ...] | None, Any]:
 
 
 def _require_same(
-    what: str, before: Any, after: Any, error: Callable[[str], Exception] = AgentError
+    what: str, before: PyTree, after: PyTree, error: Callable[[str], Exception] = AgentError
 ) -> None:
     """Raises unless two pytrees have the same structure, shapes and dtypes."""
     was: Any = jax.tree.structure(before)
@@ -335,7 +338,7 @@ def _require_same(
             )
 
 
-def _require(condition: Any, message: str) -> None:
+def _require(condition: object, message: str) -> None:
     if not condition:
         raise AgentError(message)
 
@@ -374,7 +377,7 @@ def _first_clock() -> Clock:
 def _check_reset(agent: Agent, env: Env, key: jax.Array) -> None:
     """Raises unless exactly those rows of the memory are reset whose episode has ended."""
 
-    def play(key: jax.Array) -> tuple[Any, Any, Any]:
+    def play(key: jax.Array) -> tuple[PyTree, PyTree, PyTree]:
         keys = jax.random.split(key, 3)
         obs, _ = jax.vmap(env.reset)(jax.random.split(keys[0], NUM_ENVS))
         acting = agent.acting(agent.init(keys[1], env.spec), _first_clock())
@@ -393,7 +396,9 @@ def _check_reset(agent: Agent, env: Env, key: jax.Array) -> None:
     _require(right, "acting's reset: expected a fresh memory where done, [N], and no other change")
 
 
-def _require_shape(what: str, x: Any, shape: tuple, dtype: Any) -> None:
+def _require_shape(
+    what: str, x: jax.Array | jax.ShapeDtypeStruct, shape: tuple, dtype: DTypeLike
+) -> None:
     _require(
         x.shape == shape and x.dtype == dtype,
         f"{what} has shape {x.shape} and dtype {dtype_name(x.dtype)}, expected {shape} and "
@@ -408,7 +413,7 @@ def _trainer(agent: Agent, env: Env) -> Callable:
     buffer = agent.make_buffer(defaults.num_envs, defaults.update_every)
     buffer = buffer.replace(maxlen=min(buffer.num_rows(1), 16 * steps))
 
-    def train(key: jax.Array, hyperparams: dict[str, Any]) -> Any:
+    def train(key: jax.Array, hyperparams: dict[str, jax.Array]) -> PyTree:
         loop = make_loop(
             env,
             agent.replace(**hyperparams),
@@ -423,7 +428,7 @@ def _trainer(agent: Agent, env: Env) -> Callable:
 
 
 def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
-    def fresh(key: jax.Array) -> Any:
+    def fresh(key: jax.Array) -> PyTree:
         return _trainer(agent, env)(key, {})
 
     train = jax.jit(fresh, compiler_options=QUICK_COMPILE)
@@ -456,7 +461,7 @@ def _check_hyperparams(agent: Agent, env: Env, key: jax.Array) -> None:
         raise AgentError(f"its float fields can't be vmapped over: {error}") from error
 
 
-def _equal(x: Any, y: Any, tolerance: float = 0.0) -> bool:
+def _equal(x: PyTree, y: PyTree, tolerance: float = 0.0) -> bool:
     numbers = [
         [jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(tree)]
         for tree in (x, y)

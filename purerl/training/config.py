@@ -1,7 +1,7 @@
 """`TrainConfig`: a run's options, checked, and their plain form for files."""
 
 from collections.abc import Mapping
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import jax
 
@@ -20,8 +20,9 @@ from purerl.records.fields import (
     read_names,
     unchecked,
 )
+from purerl.records.types import Plain
 from purerl.training.check import check_loop, check_methods
-from purerl.training.hyperparams import with_hyperparams
+from purerl.training.hyperparams import Hyperparams, with_hyperparams
 from purerl.training.loop import Loop
 from purerl.training.options import Options
 from purerl.training.purejaxrl import from_purejaxrl
@@ -60,7 +61,7 @@ class TrainConfig(Options):
             one = loop if self.num_devices == 1 else unchecked(self, num_devices=1).make_loop()
             check_loop(one)
 
-    def make_loop(self, hyperparams: Mapping[str, Any] | None = None) -> Loop:
+    def make_loop(self, hyperparams: Hyperparams = None) -> Loop:
         """The run's pure functions.
 
         Args:
@@ -73,7 +74,7 @@ class TrainConfig(Options):
         return assemble(unchecked(self, **changed))
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> Self:
+    def from_mapping(cls, mapping: Mapping[str, Plain]) -> Self:
         """A config from plain values, such as those of TOML, YAML or a command line.
 
         Args:
@@ -94,7 +95,7 @@ class TrainConfig(Options):
         return cls(**values)
 
     @classmethod
-    def from_purejaxrl(cls, config: Mapping[str, Any]) -> Self:
+    def from_purejaxrl(cls, config: Mapping[str, Plain]) -> Self:
         """A config from the upper-case keys of PureJaxRL's PPO or DQN.
 
         One `UserWarning` lists the differences.
@@ -104,7 +105,7 @@ class TrainConfig(Options):
         """
         return cls.from_mapping(from_purejaxrl(config))
 
-    def to_mapping(self) -> dict[str, Any]:
+    def to_mapping(self) -> dict[str, Plain]:
         """The fields that aren't None as plain values, for `from_mapping`.
 
         Raises:
@@ -114,7 +115,7 @@ class TrainConfig(Options):
         return to_plain(self)
 
 
-def _named(cls: type, mapping: Mapping[Any, Any]) -> dict[str, Any]:
+def _named(cls: type, mapping: Mapping[str, Plain]) -> dict[str, Plain]:
     """The mapping as a dict. Raises ConfigError for a key that is no string."""
     for name in mapping:
         if not isinstance(name, str):
@@ -123,7 +124,7 @@ def _named(cls: type, mapping: Mapping[Any, Any]) -> dict[str, Any]:
     return dict(mapping)
 
 
-def _from_plain(field: str, spec: str | Mapping[str, Any]) -> Any:
+def _from_plain(field: str, spec: str | Mapping[str, Plain]) -> object:
     """An agent, noise, rewarder or buffer from its name, or from a mapping with its name."""
     registry = REGISTRIES[field]
     values = {"name": spec} if isinstance(spec, str) else dict(spec)
@@ -136,7 +137,7 @@ def _from_plain(field: str, spec: str | Mapping[str, Any]) -> Any:
     return cls(**_named(cls, values))
 
 
-def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> dict[str, Any]:
+def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> dict[str, Plain]:
     """Plain values of a record's fields, those that aren't their default `None`.
 
     Args:
@@ -148,7 +149,7 @@ def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> d
     Raises:
         ConfigError: as `TrainConfig.to_mapping`.
     """
-    plain: dict[str, Any] = {}
+    plain: dict[str, Plain] = {}
     for name, field in field_options(type(record)).items():
         value = getattr(record, name)
         if value is None and field.default is None:
@@ -163,8 +164,8 @@ def to_plain(record: Record, left: list[str] | None = None, path: str = "") -> d
 
 
 def plain_value(
-    cls: type, name: str, value: Any, left: list[str] | None = None, path: str = ""
-) -> Any:
+    cls: type, name: str, value: object, left: list[str] | None = None, path: str = ""
+) -> Plain:
     """The plain form of a field's value. Raises ConfigError if it has none."""
     for kind, known in REGISTRIES.get(name, {}).items():
         if type(value) is known:

@@ -19,6 +19,7 @@ import numpy as np
 from purerl.envs.base import Dynamics, Env, dynamics_of
 from purerl.envs.gymnax_wrappers import Bare
 from purerl.records.fields import Record, field_names
+from purerl.records.types import Plain
 
 PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint")
 # Arrays of more numbers are described by a digest.
@@ -39,7 +40,7 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{name: known(name) for name in PACKAGES}}
 
 
-def describe(value: Any, inside: tuple = ()) -> Any:
+def describe(value: Any, inside: tuple = ()) -> Plain:
     """A description of a value in plain ones; of functions and classes only the names.
 
     Args:
@@ -80,11 +81,11 @@ def _name_of(value: Any) -> str:
     return f"{'purerl' if module.startswith('purerl.') else module}.{value.__qualname__}"
 
 
-def _printed(value: Any) -> str:
+def _printed(value: object) -> str:
     return re.sub(r" at 0x\w+", "", repr(value))
 
 
-def _describe_env(env: Env, inside: tuple) -> dict[str, Any]:
+def _describe_env(env: Env, inside: tuple) -> dict[str, Plain]:
     """An environment's spec and parameters: the fields of its `Dynamics`, or the constants in the
     closures of a user's functions."""
     spec, dynamics = env.spec, dynamics_of(env)
@@ -103,7 +104,7 @@ def _describe_env(env: Env, inside: tuple) -> dict[str, Any]:
     }
 
 
-def _describe_dynamics(dynamics: Dynamics, inside: tuple) -> dict[str, Any]:
+def _describe_dynamics(dynamics: Dynamics, inside: tuple) -> dict[str, Plain]:
     """Parameters; of functions among them also the constants in their closures."""
     identity = dynamics.identity()
     functions = {n: x for n, x in identity.items() if isinstance(x, types.FunctionType)}
@@ -111,7 +112,7 @@ def _describe_dynamics(dynamics: Dynamics, inside: tuple) -> dict[str, Any]:
     return describe(identity, inside) | seen
 
 
-def _constants(function: Any, inside: tuple) -> dict[str, Any]:
+def _constants(function: Any, inside: tuple) -> dict[str, Plain]:
     """Numbers, arrays, records and environments that a function refers to by its closure, its
     default arguments, or its instance if it is a method; not by global names."""
     if isinstance(owner := getattr(function, "__self__", None), Dynamics):
@@ -131,7 +132,7 @@ def _constants(function: Any, inside: tuple) -> dict[str, Any]:
             if x.default is not x.empty
         }
         found |= inspect.getclosurevars(function).nonlocals
-    constants: dict[str, Any] = {}
+    constants: dict[str, Plain] = {}
     for name, value in found.items():
         if isinstance(value, CONSTANTS) or (
             dataclasses.is_dataclass(value) and not isinstance(value, type)
@@ -142,7 +143,7 @@ def _constants(function: Any, inside: tuple) -> dict[str, Any]:
     return constants
 
 
-def _describe_array(x: Any) -> Any:
+def _describe_array(x: Any) -> Plain:
     """The numbers of an array, or a digest of more than `MANY`."""
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
@@ -153,11 +154,11 @@ def _describe_array(x: Any) -> Any:
     return {"shape": list(x.shape), "dtype": x.dtype.name, "sha256": digest}
 
 
-def _describe_object(value: Any, inside: tuple) -> dict[str, Any]:
+def _describe_object(value: object, inside: tuple) -> dict[str, Plain]:
     """The class and the attributes of a dataclass or a gymnax environment."""
     if isinstance(value, Bare):
         return _describe_object(value.env, inside)
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, object] = {}
     if not any(value is x for x in inside):
         names = list(getattr(value, "__dict__", {}))
         if dataclasses.is_dataclass(value):
@@ -166,7 +167,7 @@ def _describe_object(value: Any, inside: tuple) -> dict[str, Any]:
     return {"class": type(value).__qualname__, **describe(attributes, (*inside, value))}
 
 
-def differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+def differences(there: Plain, here: Plain, name: str = "") -> Iterator[str]:
     """Differences between two descriptions, in words, each with its path."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in {**there, **here}:

@@ -4,7 +4,7 @@ A path is a part and a field of it, such as `noise.sigma`; a bare name is a fiel
 A part is a record, or the environment, whose fields are its parameters: `env.gravity`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,9 @@ from purerl.records.fields import Record, check_value, field_names
 
 # A run's records and its environment by prefix; None for a part that the run doesn't have.
 Parts = dict[str, Any]
+# Values by path: scalars, or `[S]` for S runs.
+Value = jax.Array | np.ndarray | np.generic | float | Sequence[float]
+Hyperparams = Mapping[str, Value] | None
 
 
 class Path(NamedTuple):
@@ -38,7 +41,7 @@ class Path(NamedTuple):
         return self.field if self.part == "agent" else f"{self.part}.{self.field}"
 
 
-def read_path(parts: Parts, name: Any, argument: str = "hyperparams") -> Path:
+def read_path(parts: Parts, name: object, argument: str = "hyperparams") -> Path:
     """The path of a field of the run, static ones included, from its name or an alias.
 
     Raises:
@@ -60,7 +63,7 @@ def read_path(parts: Parts, name: Any, argument: str = "hyperparams") -> Path:
     return Path(part, field)
 
 
-def _no_field(parts: Parts, argument: str, part: str, field: Any) -> str:
+def _no_field(parts: Parts, argument: str, part: str, field: object) -> str:
     """The message for a name that a part doesn't have, with suggestions."""
     here = [str(Path(part, known)) for known in known_fields(parts[part], traced=True)]
     paths = [Path(p, f) for p in parts for f in known_fields(parts[p], traced=True)]
@@ -73,11 +76,11 @@ def _no_field(parts: Parts, argument: str, part: str, field: Any) -> str:
     return f"{argument}: {_title(parts[part])} has no {shown(field)}; {hint}"
 
 
-def _title(part: Any) -> str:
+def _title(part: object) -> str:
     return part.spec.name if isinstance(part, Env) else type(part).__name__
 
 
-def check_hyperparams(parts: Parts, hyperparams: Any) -> dict[Path, Any]:
+def check_hyperparams(parts: Parts, hyperparams: Hyperparams) -> dict[Path, Value]:
     """Hyperparameters by path, {} for None. Values aren't checked; `check_field` does.
 
     Raises:
@@ -90,7 +93,7 @@ def check_hyperparams(parts: Parts, hyperparams: Any) -> dict[Path, Any]:
             f"hyperparams: got {shown(hyperparams)}, expected a mapping of names to values, such "
             'as {"lr": 3e-4}'
         )
-    found: dict[Path, Any] = {}
+    found: dict[Path, Value] = {}
     for path, name in read_paths(parts, hyperparams):
         if path.field not in known_fields(parts[path.part], traced=True):
             raise ConfigError(
@@ -102,10 +105,10 @@ def check_hyperparams(parts: Parts, hyperparams: Any) -> dict[Path, Any]:
 
 
 def read_paths(
-    parts: Parts, names: Iterable[Any], argument: str = "hyperparams"
-) -> Iterator[tuple[Path, Any]]:
+    parts: Parts, names: Iterable[str], argument: str = "hyperparams"
+) -> Iterator[tuple[Path, str]]:
     """Each path with its name. Raises ConfigError as `read_path`, and for two names of a field."""
-    found: dict[Path, Any] = {}
+    found: dict[Path, str] = {}
     for name in names:
         path = read_path(parts, name, argument)
         if path in found:
@@ -117,7 +120,7 @@ def read_paths(
         yield path, name
 
 
-def with_hyperparams(parts: Parts, hyperparams: Any) -> Parts:
+def with_hyperparams(parts: Parts, hyperparams: Hyperparams) -> Parts:
     """The parts that hyperparameters change, with the new values, which may be traced.
 
     Args:
@@ -127,7 +130,7 @@ def with_hyperparams(parts: Parts, hyperparams: Any) -> Parts:
     Raises:
         ConfigError: a name that is no float field, or a value that can't be used.
     """
-    changes: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, Value]] = {}
     for (part, field), value in check_hyperparams(parts, hyperparams).items():
         check_field(parts[part], field, value)
         # Arrays of another precision would promote all that is computed with them.
@@ -136,7 +139,7 @@ def with_hyperparams(parts: Parts, hyperparams: Any) -> Parts:
     return {part: replace_fields(parts[part], values) for part, values in changes.items()}
 
 
-def known_fields(part: Any, traced: bool | None = None) -> list[str]:
+def known_fields(part: object, traced: bool | None = None) -> list[str]:
     """Names of a part's fields; with `traced` the float ones only. A rewarder that is a user's
     function has none."""
     if isinstance(part, Env):
@@ -145,21 +148,21 @@ def known_fields(part: Any, traced: bool | None = None) -> list[str]:
     return field_names(type(part), traced) if isinstance(part, Record) else []
 
 
-def is_hyperparam(part: Any, field: str) -> bool:
+def is_hyperparam(part: object, field: str) -> bool:
     """Whether a field may be traced; some float parameters of environments may not."""
     if isinstance(part, Env):
         return is_traceable(part, field)
     return field in known_fields(part, traced=True)
 
 
-def env_hyperparams(parts: Parts, hyperparams: Any) -> dict[str, jax.Array]:
+def env_hyperparams(parts: Parts, hyperparams: Hyperparams) -> dict[str, jax.Array]:
     """The environment's parameters among the hyperparameters, `[]` float32 each, by name. Raises
     ConfigError as `check_hyperparams`."""
     found = check_hyperparams(parts, hyperparams)
     return {p.field: jnp.asarray(x, jnp.float32) for p, x in found.items() if p.part == "env"}
 
 
-def check_field(part: Any, field: str, value: Any) -> Any:
+def check_field(part: object, field: str, value: object) -> Any:
     """The value, converted to the field's type. Raises ConfigError if it can't be used."""
     if isinstance(part, Env):
         check_traceable(part, field, value)
@@ -167,6 +170,6 @@ def check_field(part: Any, field: str, value: Any) -> Any:
     return check_value(type(part), field, value)
 
 
-def replace_fields(part: Any, values: Mapping[str, Any]) -> Any:
+def replace_fields(part: Any, values: Mapping[str, Value]) -> Any:
     """The part with some fields changed. Raises ConfigError if they don't fit together."""
     return replace_params(part, values) if isinstance(part, Env) else part.replace(**values)

@@ -33,6 +33,8 @@ from purerl.records.types import PyTree
 from purerl.training.evaluate import play_episodes
 from purerl.training.rollout import RolloutState, init_rollout, rollout
 
+Index = int | jax.Array | Count  # of an update, or of an episode
+
 
 class RunState(NamedTuple):
     """The whole state of a run: saved and loaded, the run continues from it exactly.
@@ -212,12 +214,12 @@ class Loop:
             state, metrics = self.step(state, index)
             return state, index.plus(1), metrics
 
-        def update(_: Any, carry: tuple[RunState, Count, Row]) -> tuple[RunState, Count, Row]:
+        def update(_: jax.Array, carry: tuple[RunState, Count, Row]) -> tuple[RunState, Count, Row]:
             state, index, row = carry
             state, metrics = self.step(state, index)
             return state, index.plus(1), row.add(metrics)
 
-        length: Any = self.log_every
+        length: int | jax.Array = self.log_every
         rest = self.num_updates % self.log_every
         if rest:
             length = jnp.where(index.at_least(self.num_updates - rest), rest, length)
@@ -225,7 +227,7 @@ class Loop:
         state, index, whole = jax.lax.fori_loop(0, length, update, (state, index, first))
         return state, index, whole.end()
 
-    def step(self, state: RunState, index: Any) -> tuple[RunState, Metrics]:
+    def step(self, state: RunState, index: Index) -> tuple[RunState, Metrics]:
         """One update, on one device.
 
         Args:
@@ -293,8 +295,8 @@ class Loop:
         envs: RolloutState,
         stats: RunningStats | None,
         key: jax.Array,
-        index: Any,
-        num_episodes: Any = 0,
+        index: Index,
+        num_episodes: Index = 0,
     ) -> tuple[RolloutState, Transition, Episodes]:
         """Rollout number `index`, after `num_episodes` episodes; the episodes' statistics are over
         all devices."""
@@ -305,7 +307,7 @@ class Loop:
         return envs, transitions, pool(episodes, self.devices)
 
     def acting(
-        self, agent_state: PyTree, stats: RunningStats | None, clock: Clock, index: Any
+        self, agent_state: PyTree, stats: RunningStats | None, clock: Clock, index: Index
     ) -> Acting:
         """The exploring agent in rollout `index`, with normalisation, noise and random start."""
         space = self.env.spec.action_space
@@ -366,7 +368,7 @@ class Loop:
             losses = {name: jnp.where(learning, x, missing()) for name, x in losses.items()}
         return agent_state, experience.state, losses
 
-    def clock(self, index: Any, num_episodes: Any = 0) -> Clock:
+    def clock(self, index: Index, num_episodes: Index = 0) -> Clock:
         """The clock after `index` updates and `num_episodes` episodes: progress is the larger of
         their shares in the run."""
         index = Count.of(index)

@@ -16,8 +16,8 @@ from purerl.records.fields import Record, flag, integer, static, title, unchecke
 from purerl.training.hyperparams import Parts
 
 
-def _instance(base: type) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
+def _instance(base: type) -> Callable[[object], object]:
+    def check(value: object) -> object:
         if isinstance(value, base):
             return value
         raise ValueError(f"call it: {value.__name__}()" if isinstance(value, type) else "")
@@ -25,13 +25,13 @@ def _instance(base: type) -> Callable[[Any], Any]:
     return check
 
 
-def _function(value: Any) -> Any:
+def _function(value: object) -> object:
     if not callable(value):
         raise ValueError
     return value
 
 
-def _rewarder(value: Any) -> Any:
+def _rewarder(value: object) -> object:
     if isinstance(value, type):
         raise ValueError(f"call it: {value.__name__}()")
     if not callable(value) or not callable(getattr(value, "init", None)):
@@ -39,7 +39,7 @@ def _rewarder(value: Any) -> Any:
     return value
 
 
-def _resets(value: Any) -> str:
+def _resets(value: object) -> str:
     try:
         kind, ratio = parse_resets(value)
     except ConfigError as error:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from purerl.agents.acting import Acting, Extras, Memory, mapping, seeing
+from purerl.agents.acting import Acting, Extras, Key, Memory, mapping, seeing
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import dtype_name, is_real
 from purerl.envs.params import source_with
-from purerl.envs.spaces import is_space
+from purerl.envs.spaces import Space, is_space
 from purerl.experience.experience import see
 from purerl.experience.metrics import Count
 from purerl.experience.normalize import RunningStats
@@ -106,7 +106,7 @@ class Policy:
         """
         acting = seeing(self._agents(sample=sample), self.obs_stats)
 
-        def step(memory: Memory, obs: PyTree, key: Any) -> tuple[Memory, jax.Array, Extras]:
+        def step(memory: Memory, obs: PyTree, key: Key) -> tuple[Memory, jax.Array, Extras]:
             return acting.step(memory, self._batch(self._filled(obs, 1)), key)
 
         return mapping(acting._replace(step=step), self._action_map())
@@ -161,7 +161,9 @@ class Policy:
         self.check_one()
         return self.agent.value(self.state, memory, see(self.obs_stats, self._batch(obs)))
 
-    def step(self, obs: PyTree, key: jax.Array | None = None, memory: Memory | None = None) -> Any:
+    def step(
+        self, obs: PyTree, key: jax.Array | None = None, memory: Memory | None = None
+    ) -> PyTree:
         """An action for one observation, on the host: for an environment outside JAX.
 
             obs, _ = env.reset(seed=0)
@@ -199,7 +201,7 @@ class Policy:
         action, memory = _act(structure, leaves, memory, batch, key)
         return self._on_host(action), jax.tree.map(lambda x: x[0], memory)
 
-    def _on_host(self, action: jax.Array) -> Any:
+    def _on_host(self, action: jax.Array) -> int | np.ndarray:
         """The action in `[1, *action_shape]`, as Gymnasium takes it."""
         return self.spec.action_space.on_host(np.asarray(action)[0])
 
@@ -220,7 +222,7 @@ class Policy:
             )
 
     @functools.cached_property
-    def _taken_apart(self) -> tuple[list[jax.Array], Any]:
+    def _taken_apart(self) -> tuple[list[jax.Array], "_Hashed"]:
         """Leaves on the device, and the structure with its hash, cached for `step`: they take
         longer than the policy itself."""
         leaves, structure = jax.tree.flatten(self)
@@ -245,7 +247,9 @@ class Policy:
             )
         return structure.unflatten(parts)
 
-    def _parts(self, obs: PyTree, what: str) -> tuple[list[Any], list[Any], Any]:
+    def _parts(
+        self, obs: PyTree, what: str
+    ) -> tuple[list[PyTree], list[Space], jax.tree_util.PyTreeDef]:
         """The observation's leaves, their spaces, and the structure."""
         structure: Any
         spaces, structure = jax.tree.flatten(self.spec.observation_space, is_leaf=is_space)
@@ -265,7 +269,7 @@ class Policy:
             [self._array(x, space)[None] for x, space in zip(parts, spaces, strict=True)]
         )
 
-    def _array(self, x: Any, space: Any) -> np.ndarray:
+    def _array(self, x: object, space: Space) -> np.ndarray:
         array = _array_of(x)
         got, hint = f"{array.dtype} of shape {array.shape}", ""
         if array.dtype.kind not in "fiub":
@@ -282,7 +286,7 @@ class Policy:
         )
 
 
-def _array_of(x: Any) -> np.ndarray:
+def _array_of(x: object) -> np.ndarray:
     """A numpy array; of dtype object for anything but numbers."""
     try:
         return np.asarray(x)
@@ -293,7 +297,7 @@ def _array_of(x: Any) -> np.ndarray:
 class _Hashed:
     """A pytree's structure with a cached hash."""
 
-    def __init__(self, structure: Any) -> None:
+    def __init__(self, structure: jax.tree_util.PyTreeDef) -> None:
         self.structure, self._hash = structure, hash(structure)
 
     def __hash__(self) -> int:

@@ -4,15 +4,15 @@ import copy
 import functools
 import tomllib
 from importlib.resources import files
-from typing import Any
 
 from purerl.agents import AGENTS
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import read_names
+from purerl.records.types import Plain
 from purerl.training.config import TrainConfig
 
 
-def preset(env: str, agent: str = "ppo", **changes: Any) -> TrainConfig:
+def preset(env: str, agent: str = "ppo", **changes: object) -> TrainConfig:
     """A config with tuned hyperparameters.
 
     Args:
@@ -31,7 +31,7 @@ def preset(env: str, agent: str = "ppo", **changes: Any) -> TrainConfig:
     return TrainConfig.from_mapping({**found, "env": env, **read_names(TrainConfig, changes)})
 
 
-def find_preset(env: Any, agent: str | None) -> dict[str, Any]:
+def find_preset(env: object, agent: str | None) -> dict[str, Plain]:
     """A preset as a mapping for `TrainConfig.from_mapping`; {} where there is none."""
     agent = "ppo" if agent is None else str(agent).lower()
     found = list_presets().get(env, {}).get(agent) if isinstance(env, str) else None
@@ -41,13 +41,13 @@ def find_preset(env: Any, agent: str | None) -> dict[str, Any]:
     return found
 
 
-def list_presets() -> dict[str, dict[str, dict[str, Any]]]:
+def list_presets() -> dict[str, dict[str, dict[str, Plain]]]:
     """All presets, as differences from the defaults, by environment and agent."""
     return copy.deepcopy(_read())
 
 
 @functools.cache
-def _read() -> dict[str, dict[str, dict[str, Any]]]:
+def _read() -> dict[str, dict[str, dict[str, Plain]]]:
     presets = tomllib.loads((files("purerl") / "presets.toml").read_text())
     assert all(agent in AGENTS for agents in presets.values() for agent in agents)
     return presets

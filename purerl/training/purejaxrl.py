@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 from purerl.records.errors import ConfigError, shown, suggest
+from purerl.records.types import Plain
 
 # PureJaxRL's keys to fields of the config ("") or of the agent.
 COMMON = {
@@ -60,7 +60,7 @@ DIFFERENCES = {
 }
 
 
-def from_purejaxrl(config: Mapping[str, Any]) -> dict[str, Any]:
+def from_purejaxrl(config: Mapping[str, Plain]) -> dict[str, Plain]:
     """A mapping for `TrainConfig.from_mapping` from a config of PureJaxRL's PPO or DQN.
 
     The key `BUFFER_SIZE` makes it a DQN. One `UserWarning` lists the differences.
@@ -76,7 +76,7 @@ def from_purejaxrl(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in config:
         if key not in known:
             raise ConfigError(f"from_purejaxrl: no key {key!r}; {suggest(str(key), known)}")
-    mapping: dict[str, Any] = {"agent": {"name": kind}}
+    mapping: dict[str, Plain] = {"agent": {"name": kind}}
     for key, (part, name) in keys.items():
         if key in config:
             (mapping["agent"] if part else mapping)[name] = config[key]
@@ -88,7 +88,7 @@ def from_purejaxrl(config: Mapping[str, Any]) -> dict[str, Any]:
     return mapping
 
 
-def _number(config: Mapping[str, Any], key: str, default: int) -> int:
+def _number(config: Mapping[str, Plain], key: str, default: int) -> int:
     value = config.get(key, default)
     whole = isinstance(value, (int, float)) and float(value).is_integer()
     if isinstance(value, bool) or not whole or value < 1:
@@ -96,7 +96,7 @@ def _number(config: Mapping[str, Any], key: str, default: int) -> int:
     return int(value)
 
 
-def _ppo(config: Mapping[str, Any], mapping: dict[str, Any]) -> None:
+def _ppo(config: Mapping[str, Plain], mapping: dict[str, Plain]) -> None:
     num_envs, num_steps = _number(config, "NUM_ENVS", 4), _number(config, "NUM_STEPS", 128)
     parts = _number(config, "NUM_MINIBATCHES", 4)
     if num_envs * num_steps % parts:
@@ -111,7 +111,7 @@ def _ppo(config: Mapping[str, Any], mapping: dict[str, Any]) -> None:
         mapping |= {"normalize_obs": True, "normalize_reward": True}
 
 
-def _dqn(config: Mapping[str, Any], mapping: dict[str, Any]) -> None:
+def _dqn(config: Mapping[str, Plain], mapping: dict[str, Plain]) -> None:
     num_envs = _number(config, "NUM_ENVS", 10)
     steps = max(1, round(_number(config, "TRAINING_INTERVAL", 10) / num_envs))
     mapping |= {"num_envs": num_envs, "update_every": steps}

@@ -1,6 +1,6 @@
 """Rollouts: T steps of N environments."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def rollout(
     # One split, outside the loop: inside, a split costs as much for one key as for many.
     split = jax.random.split(key, (num_steps, num_envs + 1))
 
-    def step(carry: tuple[RolloutState, Any], keys: tuple) -> tuple[tuple, tuple]:
+    def step(carry: tuple[RolloutState, jax.Array | None], keys: tuple) -> tuple[tuple, tuple]:
         state, valid = carry
         obs = state.env.obs
         memory, action, extras = acting.step(state.memory, obs, keys[0])

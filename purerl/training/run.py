@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.accelerator.devices import Devices, check_divides
-from purerl.agents.base import Agent
+from purerl.agents.base import Agent, RunFacts
 from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
 from purerl.envs.registry import as_env, source_of
 from purerl.envs.spaces import Space
@@ -20,11 +20,12 @@ from purerl.experience.rewarders import Identity
 from purerl.nn.views import check_mask_is_kept
 from purerl.records.docs import documented, section
 from purerl.records.errors import ConfigError, sentence
-from purerl.records.fields import check_key, field_options, read_names, total_names
+from purerl.records.fields import Record, check_key, field_options, read_names, total_names
 from purerl.training.loop import Loop, RunState
 from purerl.training.options import Options
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
+R = TypeVar("R", bound=Record)
 
 MOST_ROWS = 10_000  # of metrics, if `log_every` isn't given
 COUNTED = 2**30  # updates in a row, and rows in a run, at most
@@ -44,9 +45,10 @@ def assemble(options: Options) -> Loop:
     env = limit_env(raw_env, options.max_episode_steps, options.skip_frames)
     env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
     buffer = _fit_buffer(options.buffer, agent, num_envs, update_every)
-    checked = {"noise": noise, "wait_end_path": wait_end_path}
-    checked |= {"reset_each_episode": options.reset_each_episode}
-    agent.check_run(num_envs, update_every, buffer, checked)
+    facts = RunFacts(
+        noise=noise, wait_end_path=wait_end_path, reset_each_episode=options.reset_each_episode
+    )
+    agent.check_run(num_envs, update_every, buffer, facts)
     if noise is not None and raw_env.spec.action_space.sizes is not None:
         raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
     if options.normalize_obs:
@@ -179,7 +181,7 @@ def _divide(loop: Loop, num_devices: int) -> Loop:
     )
 
 
-def _part(record: Any, num_devices: int) -> Any:
+def _part(record: R, num_devices: int) -> R:
     """A record with one device's share of the sizes that are totals. Raises ConfigError if D
     doesn't divide one."""
     totals = {name: getattr(record, name) for name in total_names(type(record))}
@@ -223,7 +225,9 @@ def action_map(
     return space.clip
 
 
-def _processed(processor: Callable[[Any], Any], space: Space, action: jax.Array) -> jax.Array:
+def _processed(
+    processor: Callable[[jax.Array], jax.Array], space: Space, action: jax.Array
+) -> jax.Array:
     """A user's processor of actions, with its output checked."""
     with sentence("action_processor: can't be traced"):
         out = processor(action)

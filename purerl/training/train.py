@@ -13,11 +13,11 @@ from purerl.experience.metrics import Metrics
 from purerl.records.draws import list_values
 from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.fields import INT32, check_key
-from purerl.records.types import PyTree
+from purerl.records.types import Plain, PyTree
 from purerl.statistics import final_returns
 from purerl.training.check import check_size
 from purerl.training.config import TrainConfig
-from purerl.training.hyperparams import env_hyperparams, with_hyperparams
+from purerl.training.hyperparams import Hyperparams, env_hyperparams, with_hyperparams
 from purerl.training.loop import Loop, RunState
 from purerl.training.policy import Interface, Policy
 
@@ -109,7 +109,7 @@ class TrainOutput:
         return jax.tree.map(lambda x: x[index], self)
 
 
-def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
+def make_train(config: TrainConfig | Mapping[str, Plain]) -> Train:
     """A pure function that trains one agent: jit it, vmap it.
 
     Args:
@@ -128,7 +128,7 @@ def make_train(config: TrainConfig | Mapping[str, Any]) -> Train:
     if not isinstance(config, TrainConfig):
         config = TrainConfig.from_mapping(config)
 
-    def train(key: jax.Array, hyperparams: Mapping[str, Any] | None = None) -> TrainOutput:
+    def train(key: jax.Array, hyperparams: Hyperparams = None) -> TrainOutput:
         check_key(key)
         loop = config.make_loop(hyperparams)
         check_size(loop)
@@ -155,7 +155,7 @@ def make_output(
     return TrainOutput(state, metrics, agent, *static, env_params)
 
 
-def list_seeds(seeds: Any) -> tuple[int, ...]:
+def list_seeds(seeds: object) -> tuple[int, ...]:
     """Seeds, of the keys `jax.random.key(seed)`, from their number or a sequence of them.
 
     Raises:
