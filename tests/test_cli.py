@@ -102,7 +102,7 @@ def test_interrupt_resume_eval_export_plot(command, monkeypatch):
         argv = ("train", "CartPole-v1", "--seeds", 2, "--report-every", 0, *QUICK[:-1])
         code, out, err = command(*argv)
     assert (code, err) == (130, "")
-    assert "interrupted after 768 steps of each seed, which are saved; to go on" in out
+    assert "interrupted after 768 steps of each seed, which are saved; to continue" in out
     assert "purerl resume runs/CartPole-v1-ppo-1" in out
     folder = pathlib.Path("runs/CartPole-v1-ppo-1")
     assert json.loads((folder / "summary.json").read_text())["finished"] is False
