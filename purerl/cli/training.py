@@ -215,8 +215,8 @@ def _train(
         console.print(f"all of it is in {folder}/", soft_wrap=True)
         return 0
     console.print(
-        f"interrupted after {summary['timesteps']:,} steps of each seed, which are saved; to continue:"
-        f"\n  purerl resume {folder}",
+        f"interrupted after {summary['timesteps']:,} steps of each seed, which are saved; "
+        f"to continue:\n  purerl resume {folder}",
         soft_wrap=True,
     )
     return INTERRUPTED
