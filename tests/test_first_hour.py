@@ -80,7 +80,7 @@ def test_the_first_hour(tmp_path):
     code, shown = train.end()
     assert code == 130, shown
     assert re.search(r"compiled in [\d.]+ s", shown)
-    assert "which are saved; to go on:" in shown
+    assert "which are saved; to continue:" in shown
     assert "purerl resume runs/CartPole-v1-ppo-1" in shown
     assert "Traceback" not in shown
     folder = tmp_path / "runs" / "CartPole-v1-ppo-1"

@@ -141,7 +141,7 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
         raise ConfigError(f"--env: expected --env {name}, whose code this run needs")
     elif "env" not in mapping:
         raise ConfigError(
-            f"env: that of {folder} has no form in {CONFIG}, since no name makes it: go on by "
+            f"env: that of {folder} has no form in {CONFIG}, since no name makes it: continue by "
             "purerl.fit, from Python"
         )
     if args.total_timesteps is not None:
@@ -215,8 +215,8 @@ def _train(
         console.print(f"all of it is in {folder}/", soft_wrap=True)
         return 0
     console.print(
-        f"interrupted after {summary['timesteps']:,} steps of each seed, which are saved; to go on:"
-        f"\n  purerl resume {folder}",
+        f"interrupted after {summary['timesteps']:,} steps of each seed, which are saved; "
+        f"to continue:\n  purerl resume {folder}",
         soft_wrap=True,
     )
     return INTERRUPTED
