@@ -30,6 +30,7 @@ from kit.folders import contents
 from kit.quick import quick_jit
 
 import purerl
+from purerl.accelerator.transfer import is_key
 from purerl.records.files import sealed, unsealed
 from purerl.runs import fit as host_fit
 from purerl.runs.chunks import Program
@@ -84,7 +85,7 @@ def compile_once(patch):
 def data(tree):
     """The bits of all leaves."""
     leaves = jax.tree.leaves(tree)
-    leaves = [jax.random.key_data(x) if slices.is_key(jnp.asarray(x)) else x for x in leaves]
+    leaves = [jax.random.key_data(x) if is_key(jnp.asarray(x)) else x for x in leaves]
     return [np.asarray(x).tobytes() for x in leaves]
 
 

@@ -431,7 +431,7 @@ def made_up(scores=None, seeds=4, updates=20, **swept):
     for i, group in enumerate(plan.groups):
         shape = (len(group.members), updates)
         returns = np.broadcast_to(scores.ravel()[group.members, None], shape)
-        fields = dict.fromkeys(purerl.Metrics._fields) | {"episode_return": returns}
+        fields = dict.fromkeys(purerl.Metrics._fields) | {"episode_return": returns, "info": {}}
         metrics = purerl.Metrics(**fields | {"num_episodes": np.isfinite(returns).astype(int)})
         groups.append(
             types.SimpleNamespace(
