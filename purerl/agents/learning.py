@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from purerl.accelerator.devices import ALONE, Devices
+from purerl.agents.acting import Acting, Extras, Key, memoryless
 from purerl.agents.gradients import (
     AgentState,
     Losses,
@@ -25,6 +26,16 @@ from purerl.experience.experience import Experience
 from purerl.nn.distributions import drawn_actions, log_prob_of
 from purerl.nn.networks import Actor, apply
 from purerl.records.types import PyTree
+
+
+def actor_policy(actor: Actor, params: PyTree, sample: bool) -> Acting:
+    """The policy of an actor with a distribution: samples of it, or its mode."""
+
+    def act(obs: PyTree, key: Key) -> tuple[jax.Array, Extras]:
+        distribution = apply(actor, params, obs)
+        return distribution.sample(key) if sample else distribution.mode(), {}
+
+    return memoryless(act)
 
 
 def flatten(batch: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.agents.acting import Acting, Extras, Key, Memory, memoryless
+from purerl.agents.acting import Acting, Extras, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -24,14 +24,19 @@ from purerl.agents.gradients import (
     global_norm,
     mean_gradient,
 )
-from purerl.agents.learning import explained_variance, minibatch_steps, successor_values
+from purerl.agents.learning import (
+    actor_policy,
+    explained_variance,
+    minibatch_steps,
+    successor_values,
+)
 from purerl.envs.base import EnvSpec
 from purerl.experience import returns
 from purerl.experience.buffer import Buffer
 from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw, drawn_actions, log_prob_of
-from purerl.nn.networks import Actor, Critic, apply, init_network, policy_and_value, value_of
+from purerl.nn.networks import Actor, Critic, init_network, policy_and_value, value_of
 from purerl.records.fields import ConfigError, flag, integer, real
 from purerl.records.types import PyTree
 
@@ -119,11 +124,7 @@ class PPO(NetworkAgent):
         return memoryless(act)
 
     def policy(self, state: PPOState, *, sample: bool = False) -> Acting:
-        def act(obs: PyTree, key: Key) -> tuple[jax.Array, Extras]:
-            distribution = apply(state.actor, state.params["actor"], obs)
-            return distribution.sample(key) if sample else distribution.mode(), {}
-
-        return memoryless(act)
+        return actor_policy(state.actor, state.params["actor"], sample)
 
     def for_acting(self, state: PPOState) -> PPOState:
         return state.replace(opt_state=None)

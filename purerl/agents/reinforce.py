@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.agents.acting import Acting, Extras, Key, Memory, memoryless
+from purerl.agents.acting import Acting, Extras, Memory, memoryless
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
@@ -20,7 +20,13 @@ from purerl.agents.base import (
     module_field,
 )
 from purerl.agents.gradients import annealed, descend, moments, standardize
-from purerl.agents.learning import fit_value, path_batch, policy_gradient, successor_values
+from purerl.agents.learning import (
+    actor_policy,
+    fit_value,
+    path_batch,
+    policy_gradient,
+    successor_values,
+)
 from purerl.envs.base import EnvSpec
 from purerl.experience import returns
 from purerl.experience.buffer import Batch, Buffer
@@ -127,11 +133,7 @@ class REINFORCE(NetworkAgent):
         return memoryless(act)
 
     def policy(self, state: REINFORCEState, *, sample: bool = False) -> Acting:
-        def act(obs: PyTree, key: Key) -> tuple[jax.Array, Extras]:
-            distribution = apply(state.actor, state.actor_params, obs)
-            return distribution.sample(key) if sample else distribution.mode(), {}
-
-        return memoryless(act)
+        return actor_policy(state.actor, state.actor_params, sample)
 
     def for_acting(self, state: REINFORCEState) -> REINFORCEState:
         return state.replace(actor_opt=None, critic_opt=None)
