@@ -284,7 +284,7 @@ def test_a_sweep_over_a_parameter_is_one_program(tmp_path):
     assert view.read_config()["env"] == {"name": "fall", "gravity": 3.0}
     policy = view.policies([1])[1]
     assert policy.spec.source == best
-    played = environment(policy, argparse.Namespace(env=None, what=str(tmp_path)))
+    played = environment(policy, argparse.Namespace(env=None, target=str(tmp_path)))
     assert purerl.env_params(played)["gravity"] == 3.0
     assert main(["eval", str(tmp_path), "--episodes", "2"]) == 0
     with pytest.raises(purerl.ConfigError, match="holds another sweep"):
