@@ -820,7 +820,7 @@ def test_help_teaches(command, capsys):
         command("train", "--agent", "dqn", "--help")
     out = capsys.readouterr().out
     assert "Examples:\n  purerl train CartPole-v1 --seeds 8\n" in out
-    shown = r"--target-update-every N\s+gradient steps between such moves; None for 500 where"
+    shown = r"--target-update-every N\s+gradient steps between updates of the target\s+network"
     assert re.search(shown, out)
 
 
