@@ -7,10 +7,9 @@ import tempfile
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from kit.quick import quick_jit
+from kit.quick import quick_programs
 
 import purerl
-from purerl.runs.chunks import Program
 
 
 def pytest_configure(config):
@@ -45,18 +44,17 @@ def compile_once(tmp_path_factory):
     for name, value in options.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "jit", staticmethod(quick_jit))
+    with quick_programs():
         yield
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
 
 
-@pytest.fixture
-def quick_programs(monkeypatch):
-    """What `fit` compiles, it compiles quickly."""
-    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
+@pytest.fixture(name="quick_programs")
+def _quick_programs():
+    with quick_programs():
+        yield
 
 
 @pytest.fixture

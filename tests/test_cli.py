@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kit.quick import quick_jit
+from kit.quick import quick_jit, quick_programs
 from rich.console import Console
 
 import purerl
@@ -28,7 +28,6 @@ from purerl.cli.terminal import lasting_output, new_console
 from purerl.experience.metrics import Metrics
 from purerl.records.files import sealed, unsealed
 from purerl.runs.checkpoint import RunFolder
-from purerl.runs.chunks import Program
 from purerl.runs.console import console_sink, show_curve
 from purerl.runs.folder import read_summary
 from purerl.runs.report import Report
@@ -302,8 +301,7 @@ def finished(tmp_path_factory):
     config = purerl.TrainConfig(
         "CartPole-v1", purerl.PPO(hidden=(4,)), num_envs=8, update_every=32, total_timesteps=1024
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "jit", staticmethod(quick_jit))
+    with quick_programs():
         purerl.fit(config, folder, seeds=[3, 5])
     return folder
 

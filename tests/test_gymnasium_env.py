@@ -123,7 +123,8 @@ def test_an_episode():
         env.step([1])
 
 
-@pytest.mark.parametrize("make", [walk, push_env, dict_env])
+# In the last one, episodes end at different times.
+@pytest.mark.parametrize("make", [walk, push_env, dict_env, discrete_env])
 def test_a_vector_plays_what_single_environments_play(make):
     num, env = 3, make()
     vector = purerl.to_gymnasium(env, num)
@@ -134,7 +135,7 @@ def test_a_vector_plays_what_single_environments_play(make):
     for i, single in enumerate(singles):
         jax.tree.map(lambda x, y, i=i: same(x[i], y), obs, single.reset(seed=9 + i)[0])
     vector.action_space.seed(0)
-    ended = 0
+    ended = went_on = 0
     for _ in range(13):
         action = vector.action_space.sample()
         obs, rewards, terminated, truncated, info = vector.step(action)
@@ -149,10 +150,12 @@ def test_a_vector_plays_what_single_environments_play(make):
                 jax.tree.map(same, info["final_obs"][i], last)
                 last, _ = single.reset()
             elif "final_obs" in info:
+                went_on += 1
                 assert not info["_final_obs"][i]
                 assert info["final_obs"][i] is None
             jax.tree.map(lambda x, y, i=i: same(x[i], y), obs, last)
     assert ended >= 2 * num
+    assert (went_on > 0) == (make is discrete_env)
 
 
 def test_what_a_step_tells():

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from kit.environments import dict_env, discrete_env, push_env, target_env, walk
 from kit.policies import AGENTS, make_policy, observations, trained
-from kit.quick import quick_jit
+from kit.quick import quick_jit, quick_programs
 
 import purerl
-from purerl.runs.chunks import Program
 from purerl.training.policy import Interface
 
 SMALL = {"num_envs": 2, "update_every": 8, "total_timesteps": 32}
@@ -118,8 +117,7 @@ class Counted(purerl.Actor):
 @pytest.fixture(scope="module")
 def outs():
     """Of three runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "jit", staticmethod(quick_jit))
+    with quick_programs():
         config = purerl.TrainConfig(walk(), purerl.PPO(actor=Counted), **SMALL)
         return purerl.fit(config, seeds=3)
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.environments import target_env, walk
-from kit.quick import quick_jit
+from kit.quick import quick_programs
 
 import purerl
 from purerl.cli.flags import read_config
-from purerl.runs.chunks import Program
 from purerl.runs.folder import config_text
 from purerl.training.train import final_return
 
@@ -29,8 +28,7 @@ def config(**options):
 def ran(tmp_path_factory):
     """A run of two seeds: its config, its folder and what `fit` returned."""
     run, folder = config(env=target_env()), tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "jit", staticmethod(quick_jit))
+    with quick_programs():
         return run, folder, purerl.fit(run, folder, seeds=[4, 9])
 
 

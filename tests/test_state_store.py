@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.agents import Tiny
-from kit.quick import quick_jit
 from kit.runs import RUNS, small, stop_at
 
 import purerl
@@ -192,8 +191,7 @@ def strange_env():
     return Env(reset, step, EnvSpec("strange", Box(-jnp.inf, jnp.inf, (1,)), Box(-2.0, 2.0, (1,))))
 
 
-def test_a_run_whose_state_is_any_pytree_resumes_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(Program, "jit", staticmethod(quick_jit))
+def test_a_run_whose_state_is_any_pytree_resumes_bit_for_bit(tmp_path, quick_programs):
     config = purerl.TrainConfig(strange_env(), Tiny(), 320, num_envs=4, update_every=8)
     options = {"report_every": 0.0, "checkpoint_every": 0.0}
     whole = purerl.fit(config)

@@ -1,14 +1,24 @@
 """What keeps the default suite short."""
 
+import contextlib
 import functools
 
 import jax
 import pytest
 
 from purerl.envs.check import QUICK_COMPILE
+from purerl.runs.chunks import Program
 
 # For programs so small that compiling them takes the time.
 quick_jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
+
+
+@contextlib.contextmanager
+def quick_programs():
+    """What `fit` compiles, it compiles quickly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Program, "jit", staticmethod(quick_jit))
+        yield
 
 
 def mostly_slow(names, quick):
