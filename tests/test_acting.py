@@ -12,6 +12,8 @@ from kit.trees import assert_close, assert_equal
 
 import purerl
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 CONFIG = purerl.TrainConfig(env=recall_env(), agent=Recurrent(), total_timesteps=32 * 16 * 150)
 
 

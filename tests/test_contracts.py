@@ -10,6 +10,8 @@ from kit.quick import quick_jit
 
 import purerl
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 SMALL = {"num_envs": 8, "update_every": 8, "total_timesteps": 8 * 8 * 10}
 CASES = {
     "masks and MultiDiscrete": (locks, purerl.PPO(hidden=(16,)), SMALL),

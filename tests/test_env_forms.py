@@ -26,6 +26,8 @@ from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, as_env
 from purerl.envs.base import EnvSource, typed
 from purerl.training.describe import describe, differences
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 SMALL = {"num_envs": 2, "update_every": 4, "total_timesteps": 24}
 
 

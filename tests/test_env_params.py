@@ -26,6 +26,8 @@ from purerl.runs.view import RunView, read_toml
 from purerl.sweeps.plan import make_plan
 from purerl.training.describe import describe
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 SMALL = {"agent": Tiny(), "num_envs": 2, "update_every": 4, "total_timesteps": 16}
 STEPS = 2
 

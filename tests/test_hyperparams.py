@@ -13,6 +13,8 @@ from kit.trees import assert_close
 import purerl
 from purerl.sweeps.plan import configure, make_plan
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 SMALL = {"num_envs": 4, "update_every": 8, "total_timesteps": 96}
 VALUES = {"actor_lr": 3e-3, "noise.sigma": 0.5, "rewarder.factor": 2.0, "buffer.alpha": 0.1}
 

@@ -14,6 +14,7 @@ import matplotlib.text
 import numpy as np
 import pytest
 import scipy.stats
+from kit.agents import Tiny
 from kit.environments import walk
 from PIL import Image
 
@@ -565,7 +566,7 @@ def test_a_sweep_without_an_episode():
 
 
 def test_what_was_trained_is_drawn(tmp_path):
-    config = purerl.TrainConfig(env=walk(), num_envs=2, update_every=8, total_timesteps=320)
+    config = purerl.TrainConfig(walk(), Tiny(), 320, num_envs=2, update_every=8)
     result = purerl.sweep(config, seeds=2, grid={"lr": [1e-3, 1e-2]}, verbose=False)
     # Episodes of walk(3) have the return 1 + 2 + 3.
     axes = plot_sweep(result, path=tmp_path / "a.png").axes[0]

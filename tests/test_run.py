@@ -41,7 +41,7 @@ def test_chunked_is_whole_bit_for_bit(key):
     start = quick_jit(loop.init)(key)
     whole, metrics = scan(start, jnp.arange(6))
     state, chunks = start, []
-    for chunk in ([0], [1, 2, 3], [4, 5]):
+    for chunk in ([0, 1], [2, 3], [4, 5]):  # of one length: one program
         state, part = scan(state, jnp.array(chunk))
         chunks.append(part)
     assert equal(state, whole)

@@ -16,6 +16,8 @@ import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, auto_reset, vector_env
 from purerl.envs.vector import parse_resets
 
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
 STRATEGIES = ["fresh", "optimistic(4)", "spare(4)"]
 
 
@@ -237,7 +239,7 @@ def test_a_run_with_few_resets(resets, tmp_path):
     # In chunks, and resumed, it is the same to the bit.
     chunked = purerl.fit(config.replace(total_timesteps=128), tmp_path, seeds=[1])
     chunked = purerl.fit(config, tmp_path, seeds=[1], report_every=0.0)
-    whole = jax.jit(jax.vmap(purerl.make_train(config)))(keys[1:])
+    whole = quick_jit(jax.vmap(purerl.make_train(config)))(keys[1:])
     assert_equal(whole.metrics, chunked.metrics)
 
 

@@ -74,7 +74,7 @@ def played_in_gymnasium(keys: jax.Array) -> np.ndarray:
 LEARNING = {
     "PPO CartPole": trial(CARTPOLE["ppo"], last=10, mean=500.0, worst=500.0, seeds=8, slow=False),
     "PPO CartPole, played in Gymnasium": Trial(
-        played_in_gymnasium, at_least(500.0, 500.0), num_seeds=2
+        played_in_gymnasium, at_least(500.0, 500.0), num_seeds=2, slow=True
     ),
     "ActorCritic V CartPole": trial(CARTPOLE["actor_critic"], last=50, mean=500.0, worst=500.0),
     "ActorCritic Q(s, a) CartPole": trial(
