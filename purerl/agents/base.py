@@ -24,7 +24,8 @@ from purerl.nn.networks import (
     takes_memory,
 )
 from purerl.nn.views import Sees, View
-from purerl.records.fields import ConfigError, Record, choice, named, sizes, static
+from purerl.records.errors import ConfigError
+from purerl.records.fields import Record, choice, named, sizes, static
 from purerl.records.types import PyTree
 
 

@@ -34,7 +34,8 @@ from purerl.nn.networks import (
     init_network,
     takes_action,
 )
-from purerl.records.fields import ConfigError, flag, integer, real
+from purerl.records.errors import ConfigError
+from purerl.records.fields import flag, integer, real
 from purerl.records.types import PyTree
 
 

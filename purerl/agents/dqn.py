@@ -33,7 +33,8 @@ from purerl.nn.networks import (
     q_values,
     uniform_action,
 )
-from purerl.records.fields import ConfigError, flag, integer, named, real
+from purerl.records.errors import ConfigError
+from purerl.records.fields import flag, integer, named, real
 from purerl.records.types import PyTree
 
 

@@ -37,7 +37,8 @@ from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw, drawn_actions, log_prob_of
 from purerl.nn.networks import Actor, Critic, init_network, policy_and_value, value_of
-from purerl.records.fields import ConfigError, flag, integer, real
+from purerl.records.errors import ConfigError
+from purerl.records.fields import flag, integer, real
 from purerl.records.types import PyTree
 
 

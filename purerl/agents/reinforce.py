@@ -34,7 +34,8 @@ from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw
 from purerl.nn.networks import Actor, Critic, apply, init_network
-from purerl.records.fields import ConfigError, flag, integer, real
+from purerl.records.errors import ConfigError
+from purerl.records.fields import flag, integer, real
 from purerl.records.types import PyTree
 
 
