@@ -20,6 +20,10 @@ from purerl.training.describe import describe
 ROOT = pathlib.Path(purerl.__file__).parent
 
 
+# Of JAX 0.11 no hang is known.
+AGAINST_HANGS = [f"{machine.SCHEDULER_FLAG}=false"] if jax.__version_info__ < (0, 11) else []
+
+
 def python(code, **environ):
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | environ
     return subprocess.run(
@@ -50,7 +54,7 @@ assert not xla_bridge.backends_are_initialized(), "importing touched a device"
 
 def test_xla_is_told_not_to_hang_and_to_compile_fast():
     done = python("import purerl, os; print(os.environ['XLA_FLAGS'])")
-    expected = [f"{machine.EFFORT_FLAG}=1", f"{machine.SCHEDULER_FLAG}=false"]
+    expected = [f"{machine.EFFORT_FLAG}=1", *AGAINST_HANGS]
     assert sorted(done.stdout.split()) == sorted(expected)
 
 
@@ -61,9 +65,9 @@ import jax
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: name == "libtpu" or find(name, *rest)
 import purerl
-print(os.environ["XLA_FLAGS"])
+print(os.environ.get("XLA_FLAGS", ""))
 """
-    assert python(code).stdout.split() == [f"{machine.SCHEDULER_FLAG}=false"]
+    assert python(code).stdout.split() == AGAINST_HANGS
 
 
 def test_what_the_user_has_set_stands():
@@ -74,7 +78,7 @@ def test_what_the_user_has_set_stands():
     assert python(code, XLA_FLAGS=other).stdout.split() == [
         other,
         f"{machine.EFFORT_FLAG}=1",
-        f"{machine.SCHEDULER_FLAG}=false",
+        *AGAINST_HANGS,
     ]
 
 

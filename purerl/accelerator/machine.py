@@ -20,26 +20,28 @@ def configure_cpu() -> None:
     devices, and for faster compilation.
 
     XLA reads the flags when its first backend starts, so `import purerl` calls this. The user's
-    settings are kept. Warns if a backend has started already and this version of JAX may hang.
+    settings are kept. Warns if a backend has started already and this version of JAX may hang;
+    of JAX 0.11 no hang is known, and the scheduler is left as it is: without it PPO is up to 5 %
+    slower there and compiles 4 to 10 % longer (benchmarks/tricks.py, JAX 0.11.2, November 2026).
     """
     flags = os.environ.get("XLA_FLAGS", "")
     up = _backend_is_up()
-    # The LLVM passes that this leaves out take a third of the compile time, and programs run as
-    # fast without them. Their effect on other platforms was not measured.
+    # The LLVM passes that this leaves out take 15 to 32 % of the compile time, and programs run 2 to
+    # 5 % faster without them (benchmarks/tricks.py, JAX 0.11.2, November 2026). Their effect on
+    # other platforms was not measured.
     if EFFORT_FLAG not in flags and not up and not _has_accelerator():
         flags = os.environ["XLA_FLAGS"] = f"{flags} {EFFORT_FLAG}=1".strip()
     count = flags.rpartition(f"{COUNT_FLAG}=")[2].split(" ")[0]
     if count.isdigit() and int(count) > 1 and not up:
         os.environ.setdefault("NPROC", str(_threads(int(count))))
-    if SCHEDULER_FLAG in flags:
+    if SCHEDULER_FLAG in flags or jax.__version_info__ >= (0, 11):
         return
     if up:
-        if jax.__version_info__ < (0, 11):
-            warnings.warn(
-                "purerl was imported after JAX had started: on a CPU, vmapped training may hang. "
-                f"Import purerl first, or set XLA_FLAGS={SCHEDULER_FLAG}=false",
-                stacklevel=3,
-            )
+        warnings.warn(
+            "purerl was imported after JAX had started: on a CPU, vmapped training may hang. "
+            f"Import purerl first, or set XLA_FLAGS={SCHEDULER_FLAG}=false",
+            stacklevel=3,
+        )
         return
     os.environ["XLA_FLAGS"] = f"{flags} {SCHEDULER_FLAG}=false".strip()
 

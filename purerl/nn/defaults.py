@@ -35,7 +35,8 @@ def _thin_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     The kernel's gradient, `x.T @ dy`, has a large inner and a small outer dimension, and XLA:CPU
     takes twelve times as long for it as for its transpose, `dy.T @ x`. The tangent is written so
-    that its transposition computes the latter; the barriers keep XLA from reverting it.
+    that its transposition computes the latter; the barriers keep XLA from reverting it. PPO is 1.03
+    to 1.10 times as fast, DQN 1.04 (benchmarks/tricks.py, one core, JAX 0.11.2, November 2026).
     """
     return x @ kernel
 
@@ -102,7 +103,8 @@ def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
     """`[B, H, W, C]` to `[B, H', W', size * size * C]`, the windows that a convolution sees.
 
     A dense layer on them is the convolution, as a matrix product. On the CPU, XLA's convolution is
-    some 70 times slower inside a loop, as all of training is.
+    some 70 times slower inside a loop, as all of training is: PPO on Breakout is 9.6 times as fast
+    so (benchmarks/tricks.py, one core, JAX 0.11.2, November 2026).
     """
     height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
     rows, cols = (stride * (n - 1) + 1 for n in (height, width))
