@@ -36,8 +36,8 @@ def lean_scan(
     operation on a few numbers costs as much as on thousands. The results are those of the scan, up
     to rounding.
 
-    It makes PPO 1.16 times as fast with 4 environments and 1.05 with 64, for 4 to 13 % more compile
-    time; with 2,048, and for DQN, it makes no difference (benchmarks/tricks.py, one core, JAX 0.11.2,
+    PPO is 1.16 times as fast with 4 environments and 1.05 with 64, for 4 to 13 % more compile time;
+    with 2,048, and for DQN, it makes no difference (benchmarks/tricks.py, one core, JAX 0.11.2,
     November 2026). The plain path is `jax.lax.scan`.
 
     Args:

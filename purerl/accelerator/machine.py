@@ -26,8 +26,8 @@ def configure_cpu() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     up = _backend_is_up()
-    # The LLVM passes that this leaves out take 15 to 32 % of the compile time, and programs run 2 to
-    # 5 % faster without them (benchmarks/tricks.py, JAX 0.11.2, November 2026). Their effect on
+    # The LLVM passes that this leaves out take 15 to 32 % of the compile time, and programs run 2
+    # to 5 % faster without them (benchmarks/tricks.py, JAX 0.11.2, November 2026). Their effect on
     # other platforms was not measured.
     if EFFORT_FLAG not in flags and not up and not _has_accelerator():
         flags = os.environ["XLA_FLAGS"] = f"{flags} {EFFORT_FLAG}=1".strip()

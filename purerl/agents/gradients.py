@@ -20,9 +20,9 @@ AgentState: TypeAlias = PyTree
 Losses = dict[str, jax.Array]
 Number = jax.Array | float
 
-# Rows of a batch in one backward pass on a CPU core, so that the activations fit its caches: PPO with
-# 2,048 environments is 1.13 times as fast and holds a seventh of the memory in between, with 64 it
-# is 1.04 times as fast (benchmarks/tricks.py, one core, JAX 0.11.2, November 2026).
+# Rows of a batch in one backward pass on a CPU core, so that the activations fit its caches: PPO
+# with 2,048 environments is 1.13 times as fast and holds a seventh of the memory in between, with
+# 64 it is 1.04 times as fast (benchmarks/tricks.py, one core, JAX 0.11.2, November 2026).
 ROWS_AT_ONCE = 512
 
 
