@@ -70,7 +70,8 @@ class DDPG(NetworkAgent):
         gradient_steps: in each update.
         n_step: n of the n-step returns: rewards summed before bootstrapping from Q'.
         max_grad_norm: the gradients' global norms are clipped to it.
-        anneal: lower the learning rates linearly to 0 over the run.
+        anneal: lower the learning rates linearly to 0 over the run: less noise at the end of a long
+            one, too little learned in a short one.
     """
 
     batch_size: int = integer(default=128, at_least=1, total=True)
@@ -84,7 +85,7 @@ class DDPG(NetworkAgent):
     gradient_steps: int = integer(default=2, at_least=1)
     n_step: int = integer(default=1, at_least=1)
     max_grad_norm: float = real(default=10.0, above=0.0)
-    anneal: bool = flag(default=True)
+    anneal: bool = flag(default=False)
 
     def check(self) -> None:
         super().check()

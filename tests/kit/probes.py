@@ -126,7 +126,13 @@ ONLY_CONTINUOUS = {
     ),
     "DDPG": (
         purerl.DDPG(
-            actor_lr=3e-4, critic_lr=3e-3, gamma=GAMMA, tau=0.05, batch_size=64, gradient_steps=1
+            actor_lr=3e-4,
+            critic_lr=3e-3,
+            gamma=GAMMA,
+            tau=0.05,
+            batch_size=64,
+            gradient_steps=1,
+            anneal=True,
         ),
         REPLAY | {"noise": purerl.GaussianNoise(sigma=1.0), "total_timesteps": 40_000},
     ),
