@@ -382,7 +382,7 @@ def test_a_saturated_policy_is_learned_from_what_it_drew(name, key):
     state = agent.init(key, env.spec)
     obs = jnp.zeros((512, 1))
     action, extras = act(agent.acting(state, purerl.Clock()), obs, key)
-    assert np.mean(action == 2.0) > 0.3
+    assert np.mean(action > 1.999999) > 0.3  # the bound, but for a bit by some instruction sets
     batch = {"obs": obs, "action": action, **extras}
     x = np.asarray(extras["pre_action"], np.float64)
     scale = np.exp(-0.7)

@@ -83,8 +83,9 @@ def stop_at(update, number=signal.SIGINT):
 
 def start(name, folder, *arguments, num_devices=1):
     """A process that trains in a folder, and prints each update that it has reached."""
+    flags = os.environ.get("XLA_FLAGS", "")  # by another instruction set come other bits
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={num_devices}".strip(),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
