@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from purerl.records import fields
+from purerl.records.errors import ConfigError
 from purerl.records.fields import (
-    ConfigError,
     Record,
     choice,
     field_names,

@@ -7,7 +7,7 @@ import pytest
 from kit.quick import quick_jit
 
 from purerl.agents.noise import GaussianNoise, NoiseState, OrnsteinUhlenbeckNoise
-from purerl.records.fields import ConfigError
+from purerl.records.errors import ConfigError
 
 BOTH = [GaussianNoise(sigma=0.3, mean=0.5), OrnsteinUhlenbeckNoise(sigma=0.3, mean=0.5)]
 

@@ -6,7 +6,7 @@ from kit.oracles import numpy_n_step, paths
 
 from purerl.experience.rewarders import Clip, Identity, NStep, RunningNormalize, Scale, transform
 from purerl.experience.transition import Transition
-from purerl.records.fields import ConfigError
+from purerl.records.errors import ConfigError
 
 
 def rewards(rewarder, reward, terminated=None, truncated=None):

@@ -20,8 +20,7 @@ import numpy as np
 
 from purerl.records.aliases import field_of
 from purerl.records.docs import complete
-from purerl.records.errors import ConfigError as ConfigError
-from purerl.records.errors import shown, suggest
+from purerl.records.errors import ConfigError, shown, suggest
 
 R = TypeVar("R", bound="Record")
 V = TypeVar("V")

@@ -82,7 +82,7 @@ class Policy:
             ConfigError: the observations' structure or shape differs from the spec's; these are
                 the policies of several runs; the policy has a memory.
         """
-        acting = seeing(self._agents(sample=key is not None), self.obs_stats)
+        acting = self._checked(sample=key is not None)
         if self.has_memory:
             raise ConfigError(
                 f"policy: {type(self.agent).__name__} has a memory, and its actions depend on more "
@@ -90,7 +90,7 @@ class Policy:
             )
         if key is not None:
             check_key(key)
-        return acting.step(acting.init(1), self._batch(self._filled(obs, 1)), key)[1]
+        return acting.step(acting.init(1), obs, key)[1]
 
     def act(self, obs: PyTree, key: jax.Array | None = None) -> jax.Array:
         """Actions for the environment: clipped to a Box's bounds, or mapped by `action_processor`.
@@ -104,12 +104,7 @@ class Policy:
         Args:
             sample: sample from the policy; else its mode.
         """
-        acting = seeing(self._agents(sample=sample), self.obs_stats)
-
-        def step(memory: Memory, obs: PyTree, key: Key) -> tuple[Memory, jax.Array, Extras]:
-            return acting.step(memory, self._batch(self._filled(obs, 1)), key)
-
-        return mapping(acting._replace(step=step), self._action_map())
+        return mapping(self._checked(sample=sample), self._action_map())
 
     def memory(self, num_envs: int | None = None) -> Memory:
         """A fresh memory for N environments, `[N, ...]`, or for one, without that axis; `()` if it
@@ -208,6 +203,15 @@ class Policy:
     def _agents(self, *, sample: bool = False) -> Acting:
         self.check_one()
         return self.agent.policy(self.state, sample=sample)
+
+    def _checked(self, *, sample: bool) -> Acting:
+        """The agent's actions for raw observations, which are checked against the spec."""
+        acting = seeing(self._agents(sample=sample), self.obs_stats)
+
+        def step(memory: Memory, obs: PyTree, key: Key) -> tuple[Memory, jax.Array, Extras]:
+            return acting.step(memory, self._batch(self._filled(obs, 1)), key)
+
+        return acting._replace(step=step)
 
     def _action_map(self) -> Callable[[jax.Array], jax.Array]:
         return action_map(self.spec, self.interface.action_processor)
