@@ -12,6 +12,7 @@ from kit.environments import faulty, image_env, push_env, reward_forever, target
 from kit.quick import mostly_slow, quick_jit
 
 import purerl
+from purerl.accelerator.devices import ALONE
 from purerl.agents import gradients
 from purerl.agents.gradients import masked_sum, mean_gradient, moments, standardize, valid_count
 from purerl.agents.learning import path_batch, policy_gradient, shuffle, successor_values
@@ -355,6 +356,15 @@ def test_check_agent_finds_an_impure_update():
 
     with pytest.raises(purerl.AgentError, match="another"):
         purerl.check_agent(Impure(), walk())
+
+
+def test_check_agent_finds_an_update_of_one_device_alone():
+    class Alone(purerl.DQN):
+        def update(self, state, experience, key, clock):
+            return super().update(state, experience, key, clock._replace(devices=ALONE))
+
+    with pytest.raises(purerl.AgentError, match=r"two devices.*clock\.devices\.mean"):
+        purerl.check_agent(Alone(hidden=(8,)), walk())
 
 
 def test_check_agent_wants_an_agent():

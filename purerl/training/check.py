@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from purerl.accelerator.devices import AXIS
 from purerl.accelerator.transfer import is_key
 from purerl.agents import AGENTS, Agent, RunDefaults
 from purerl.agents.acting import Acting
@@ -46,8 +47,8 @@ def check_agent(agent: Agent, env: object, key: jax.Array | None = None) -> None
     row, where an episode has ended; that `policy` and `value` need no more than `for_acting` keeps;
     that `update` keeps the structure of the agent's state and returns finite float32 scalars; that
     all is determined by the key, differs between keys, and is the same under `vmap` over keys as
-    alone; and that every float hyperparameter may be vmapped over. `TrainConfig` checks the part of
-    this that tracing shows.
+    alone; that two devices learn the same state; and that every float hyperparameter may be vmapped
+    over. `TrainConfig` checks the part of this that tracing shows.
 
     Args:
         agent: the agent.
@@ -406,8 +407,9 @@ def _require_shape(
     )
 
 
-def _trainer(agent: Agent, env: Env) -> Callable:
-    """Two updates with the agent's defaults, as a function of key and hyperparameters."""
+def _trainer(agent: Agent, env: Env, num_devices: int = 1) -> Callable:
+    """Two updates with the agent's defaults, as a function of key and hyperparameters; the body of
+    one of several devices."""
     defaults = agent.run_defaults
     steps = defaults.num_envs * defaults.update_every
     buffer = agent.make_buffer(defaults.num_envs, defaults.update_every)
@@ -420,6 +422,7 @@ def _trainer(agent: Agent, env: Env) -> Callable:
             buffer,
             total_timesteps=2 * steps,
             update_after=0,
+            num_devices=num_devices,
         )
         state, metrics = loop.scan(loop.init(key))
         return state.agent, metrics.losses
@@ -447,6 +450,26 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
     together = jax.jit(jax.vmap(fresh), compiler_options=QUICK_COMPILE)(keys)[0]
     first = jax.tree.map(lambda x: x[0], together)
     _require(_equal(state, first, 1e-3), "vmap over keys gave another agent than the key alone")
+    _check_devices(agent, env, keys[0])
+
+
+def _check_devices(agent: Agent, env: Env, key: jax.Array) -> None:
+    """Raises unless two devices, each with half of the environments, learn the same state. They are
+    an axis of `vmap` here, with the same collectives."""
+    if agent.run_defaults.num_envs % 2:
+        return
+
+    def both(key: jax.Array) -> PyTree:
+        body = jax.vmap(_trainer(agent, env, 2), (None, None), axis_name=AXIS, axis_size=2)
+        return body(key, {})[0]
+
+    states = jax.jit(both, compiler_options=QUICK_COMPILE)(key)
+    first, second = (jax.tree.map(lambda x, i=i: x[i], states) for i in (0, 1))
+    _require(
+        _equal(first, second, 1e-6),
+        "two devices learned different states: gradients, and all else that enters the state, have "
+        "to be averaged by clock.devices.mean",
+    )
 
 
 def _check_hyperparams(agent: Agent, env: Env, key: jax.Array) -> None:
