@@ -1,5 +1,7 @@
 """Networks with a memory, and their passes through whole rollouts."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,10 +9,12 @@ import numpy as np
 import pytest
 from kit.environments import walk
 from kit.quick import quick_jit
+from kit.trees import assert_close
 
 import purerl
 from purerl import Actor, ActorCriticNetwork, Critic, Discrete
-from purerl.nn.defaults import DefaultActor
+from purerl.nn.cells import CELLS
+from purerl.nn.defaults import DefaultActor, RecurrentActor, RecurrentActorCritic
 from purerl.nn.memory import init_memory, reset_memory, step, unroll
 from purerl.nn.networks import apply, init_critic, init_network, takes_action, takes_memory
 
@@ -71,48 +75,62 @@ def test_a_sum_over_each_episode():
     params = init_critic(critic, jax.random.key(0), OBS[0])
     memory = {"sum": jnp.array([1.0, 2.0, 3.0]), "steps": jnp.array([1, 1, 1])}
     after, values = unroll(critic, params, memory, FRESH, OBS, action)
+    values = values.reshape(T, N)
     totals, steps = np.array([1.0, 2.0, 3.0]), np.ones(3, int)
     for t in range(T):
         totals = np.where(FRESH[t], 0.0, totals) + np.asarray(OBS[t]).sum(-1)
         steps = np.where(FRESH[t], 0, steps) + 1
         np.testing.assert_allclose(values[t], totals + 100 * np.asarray(action[t]), rtol=1e-5)
-    np.testing.assert_allclose(after["sum"], totals, rtol=1e-5)
-    np.testing.assert_array_equal(after["steps"], steps)
+    np.testing.assert_allclose(after["sum"][-1], totals, rtol=1e-5)
+    np.testing.assert_array_equal(after["steps"][-1], steps)
 
 
-@pytest.mark.parametrize("network", [Gru, Both])
+DEFAULTS = [
+    functools.partial(network, hidden=(5, 4), network=cell)
+    for cell in CELLS
+    for network in (RecurrentActor, RecurrentActorCritic)
+]
+
+
+@pytest.mark.parametrize("network", [Gru, Both, *DEFAULTS])
 def test_a_rollout_in_one_pass_is_one_step_after_another(network):
+    """Also from a memory that isn't the initial one, with episodes that begin on the way."""
     actor = network(Discrete(2))
     params = init_network(actor, jax.random.key(1), OBS[0])
-    method = "policy_and_value" if network is Both else None
+    both = isinstance(actor, ActorCriticNetwork)
+    method = "policy_and_value" if both else None
 
     def distribution(out):
-        return out[0] if network is Both else out
+        return out[0] if both else out
 
-    memory = start = 0.1 * jnp.arange(12.0).reshape(3, 4)
+    start = jax.tree.map(
+        lambda x: 0.1 * jnp.arange(12.0).reshape(x.shape) + x, actor.initial_memory(3)
+    )
+    memory, memories = start, []
     rows = []
     for t in range(T):
         memory = reset_memory(actor, memory, FRESH[t])
         memory, out = step(actor, params, memory, OBS[t], method=method)
         rows.append(out)
+        memories.append(memory)
     after, outs = quick_jit(lambda params: unroll(actor, params, start, FRESH, OBS, method=method))(
         params
     )
-    np.testing.assert_allclose(after, memory, rtol=1e-5, atol=1e-6)
     for t in range(T):
-        jax.tree.map(
-            lambda x, y, t=t: np.testing.assert_allclose(x[t], y, rtol=1e-5, atol=1e-6),
-            outs,
-            rows[t],
-        )
-    np.testing.assert_array_equal(
-        reset_memory(actor, start, jnp.array([True, False, True]))[::2], 0.5
-    )
+        assert_close(jax.tree.map(lambda x, t=t: x[t], after), memories[t], 1e-5, 1e-6)
+        part = slice(t * N, t * N + N)
+        assert_close(jax.tree.map(lambda x, p=part: x[p], outs), rows[t], 1e-5, 1e-6)
+    reset = reset_memory(actor, start, jnp.array([True, False, True]))
+    for x, y, first in zip(
+        *map(jax.tree.leaves, (reset, start, actor.initial_memory(3))), strict=True
+    ):
+        np.testing.assert_array_equal(x[::2], first[::2])
+        np.testing.assert_array_equal(x[1], y[1])
 
     # What was seen before counts, up to the episode's beginning.
     def last(obs):
         _, outs = unroll(actor, params, start, FRESH, obs, method=method)
-        return distribution(outs).log_prob(jnp.zeros((T, N), jnp.int32))[-1].sum()
+        return distribution(outs).log_prob(jnp.zeros(T * N, jnp.int32))[-N:].sum()
 
     slopes = np.abs(jax.grad(last)(OBS)).sum(-1)
     for i in range(N):
@@ -126,10 +144,11 @@ def test_networks_without_a_memory_go_through_a_rollout_too():
     params = init_network(actor, jax.random.key(1), OBS[0])
     memory, outs = unroll(actor, params, (), FRESH, OBS)
     assert memory == ()
+    logits = outs.logits.reshape(T, N, 2)
     for t in range(T):
         memory, out = step(actor, params, (), OBS[t])
         assert memory == ()
-        np.testing.assert_allclose(outs.logits[t], out.logits, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(logits[t], out.logits, rtol=1e-5, atol=1e-6)
     assert reset_memory(actor, (), FRESH[0]) == ()
 
 
@@ -165,6 +184,6 @@ def test_wrong_memories():
 
 
 def test_agents_that_learn_from_single_steps_take_no_memory():
-    for agent in (purerl.PPO(actor=Gru), purerl.DQN(critic=Counting)):
+    for agent in (purerl.REINFORCE(actor=Gru), purerl.DQN(critic=Counting)):
         with pytest.raises(purerl.ConfigError, match=r"(actor|critic): \w+ has a memory, expected"):
             purerl.TrainConfig(walk(), agent)

@@ -18,6 +18,7 @@ import purerl
 from purerl import Box, Discrete, EnvSpec
 from purerl.nn.defaults import DefaultActor, DefaultActorCritic, DefaultCritic
 from purerl.nn.distributions import Categorical, Normal
+from purerl.nn.memory import PolicyAndValue
 from purerl.nn.networks import (
     Actor,
     ActorCriticNetwork,
@@ -26,9 +27,7 @@ from purerl.nn.networks import (
     check_parameters,
     init_network,
     is_q_critic,
-    policy_and_value,
     takes_action,
-    value_of,
 )
 from purerl.nn.views import View, filled, reads, without_unread
 
@@ -371,14 +370,17 @@ def test_one_network_for_policy_and_value(network, space):
     obs = jax.random.normal(jax.random.key(1), (5, 3))
     both = network(space)
     params = {"actor": init_network(both, jax.random.key(0), obs), "critic": {}}
-    distribution, value = policy_and_value(both, None, params, obs)
+
+    def outputs(params):
+        return PolicyAndValue(both).step(params, (), obs)[1]
+
+    distribution, value = outputs(params)
     alone = apply(both, params["actor"], obs)
     assert_equal(distribution, alone)
-    np.testing.assert_array_equal(value_of(both, None, params, obs), value)
     assert value.shape == (5,)
     assert value.dtype == jnp.float32
     # A gradient of the value reaches what the policy has in common with it.
-    slopes = jax.grad(lambda p: value_of(both, None, p, obs).sum())(params)["actor"]["params"]
+    slopes = jax.grad(lambda p: outputs(p)[1].sum())(params)["actor"]["params"]
     moved = {name for name, x in slopes.items() if any(map(np.any, jax.tree.leaves(x)))}
     assert len(moved) == 2
     assert moved < set(slopes)
@@ -391,10 +393,9 @@ def test_two_networks_for_policy_and_value():
         "actor": init_network(actor, jax.random.key(0), obs),
         "critic": init_network(critic, jax.random.key(1), obs),
     }
-    distribution, value = policy_and_value(actor, critic, params, obs)
+    _, (distribution, value) = PolicyAndValue(actor, critic).step(params, (), obs)
     np.testing.assert_array_equal(value, apply(critic, params["critic"], obs))
     np.testing.assert_array_equal(distribution.logits, apply(actor, params["actor"], obs).logits)
-    np.testing.assert_array_equal(value_of(actor, critic, params, obs), value)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Buffer
 from purerl.experience.experience import Clock, Experience
-from purerl.nn.defaults import ACTIVATIONS, NETWORKS
+from purerl.nn.cells import CELLS
+from purerl.nn.defaults import ACTIVATIONS, NETWORKS, RECURRENT, DefaultActor, DefaultActorCritic
 from purerl.nn.networks import (
     Actor,
     ActorCriticNetwork,
@@ -25,7 +26,7 @@ from purerl.nn.networks import (
 )
 from purerl.nn.views import Sees, View
 from purerl.records.errors import ConfigError
-from purerl.records.fields import Record, choice, named, sizes, static
+from purerl.records.fields import Record, choice, integer, named, sizes, static
 from purerl.records.types import PyTree
 
 
@@ -189,7 +190,8 @@ class NetworkAgent(Agent):
     Attributes:
         hidden: widths of the default networks' hidden layers; one number is one layer, () none.
         activation: their activation function.
-        network: their kind; by default a convolution for images, and an MLP for all else.
+        network: their kind; by default a convolution for images, and an MLP for all else. "gru",
+            "lstm" and "min_gru" have a recurrent layer on top, a memory.
         actor_obs, critic_obs: the part of the observation that the actor and the critic see: a key
             of a dict observation, several keys, or a function of one observation; None for all of
             it. A deployed policy needs the actor's part alone.
@@ -222,18 +224,42 @@ class NetworkAgent(Agent):
             )
         if self.actor_obs is not None and not hasattr(self, "actor"):
             raise ConfigError(f"{type(self).__name__}.actor_obs: has no actor; expected critic_obs")
+        if self.network in CELLS and not self.may_remember:
+            raise ConfigError(
+                f"{type(self).__name__}.network: got {self.network!r}, which has a memory, and "
+                f"{type(self).__name__} learns from single steps; expected "
+                + ", ".join(repr(x) for x in NETWORKS if x not in CELLS)
+            )
         self._check_shared()
 
     @property
     def shared(self) -> bool:
-        """Whether policy and value share a network: the actor is an `ActorCriticNetwork`."""
+        """Whether policy and value share a network: the actor is an `ActorCriticNetwork`, or the
+        default one by `share_network`."""
         actor = getattr(self, "actor", None)
-        return actor is not None and issubclass(getattr(actor, "func", actor), ActorCriticNetwork)
+        if actor is None:
+            return bool(getattr(self, "share_network", False))
+        return issubclass(getattr(actor, "func", actor), ActorCriticNetwork)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a network has a memory."""
+        parts = ("actor",) if self.shared else ("actor", "critic")
+        given = [getattr(self, name) for name in parts if hasattr(self, name)]
+        return any(self.network in CELLS if x is None else takes_memory(x) for x in given)
 
     def _check_shared(self) -> None:
+        name = type(self).__name__
+        if getattr(self, "share_network", False):
+            for field in ("actor", "critic", "critic_obs"):
+                if getattr(self, field) is not None:
+                    raise ConfigError(
+                        f"{name}.share_network: is one default network for policy and value, but "
+                        f"{field} is given"
+                    )
+            return
         if not self.shared:
             return
-        name = type(self).__name__
         if not self.may_share:
             raise ConfigError(
                 f"{name}.actor: got an ActorCriticNetwork, expected a purerl.Actor: {name} has an "
@@ -258,9 +284,18 @@ class NetworkAgent(Agent):
         default: type[Actor | Critic],
         spec: EnvSpec,
         activation: str = "tanh",
+        **options: bool,
     ) -> Any:
         """A network for an environment: the user's, or the default; None for the critic if the
-        actor is an `ActorCriticNetwork`."""
+        actor is an `ActorCriticNetwork`.
+
+        Args:
+            given: the user's.
+            default: the default's class.
+            spec: of the environment.
+            activation: the default's, unless the agent's field is set.
+            **options: further fields of the default, such as `layer_norm`.
+        """
         if self.shared and issubclass(default, Critic):
             return None
         part = "actor_obs" if issubclass(default, Actor) else "critic_obs"
@@ -274,14 +309,84 @@ class NetworkAgent(Agent):
                     f"network without: {type(self).__name__} learns from single steps"
                 )
             return given(spec.action_space, view=view)
+        if self.shared and default is DefaultActor:
+            default = DefaultActorCritic
+        kind = self.network or "auto"
+        rest: dict[str, object] = dict(options)
+        if kind in CELLS:
+            default = RECURRENT[default]
+            rest["memory"] = getattr(self, "memory", None)
         build: Callable[..., Actor | Critic] = default
         return build(
             spec.action_space,
             view=view,
             hidden=(64, 64) if self.hidden is None else self.hidden,
             activation=self.activation or activation,
-            network=self.network or "auto",
+            network=kind,
+            **rest,
         )
+
+
+class RecurrentAgent(NetworkAgent):
+    """Base of agents that can train networks with a memory, through each rollout's sequences.
+
+    Attributes:
+        memory: width of the memory of the networks "gru", "lstm" and "min_gru"; None for that of
+            the last of `hidden`.
+    """
+
+    may_remember: ClassVar[bool] = True
+
+    memory: int | None = integer(default=None, at_least=1, optional=True)
+
+    def check(self) -> None:
+        super().check()
+        name = type(self).__name__
+        kinds = ", ".join(map(repr, CELLS))
+        if self.memory is not None and self.network not in CELLS:
+            raise ConfigError(
+                f"{name}.memory: got {self.memory}, but network={self.network!r} has no memory, "
+                f"expected network to be one of {kinds}"
+            )
+        if self.network in CELLS and self.memory is None and self.hidden == ():
+            raise ConfigError(
+                f"{name}.memory: got None, expected a width: without hidden layers it has none to "
+                "follow"
+            )
+
+    def minibatch_size(self, num_envs: int, update_every: int, count: int = 4) -> int:
+        """Transitions in a minibatch: `batch_size`, or one of `count` equal parts of the rollout;
+        with a memory, of the environments."""
+        batch_size: int | None = getattr(self, "batch_size", None)
+        if batch_size is not None:
+            return batch_size
+        if self.remembers:
+            return share_of(num_envs, count) * update_every
+        return share_of(num_envs * update_every, count)
+
+    def check_minibatches(self, num_envs: int, update_every: int) -> None:
+        """Raises ConfigError unless minibatches of `batch_size` make up the rollout."""
+        name, size = type(self).__name__, self.minibatch_size(num_envs, update_every)
+        total = num_envs * update_every
+        if total % size:
+            raise ConfigError(
+                f"{name}.batch_size: got {size}, expected a divisor of {total}, "
+                f"num_envs={num_envs} times update_every={update_every}"
+            )
+        if self.remembers and size % update_every:
+            allowed = [n * update_every for n in range(1, num_envs + 1) if num_envs % n == 0]
+            near = min(allowed, key=lambda x: abs(x - size))
+            raise ConfigError(
+                f"{name}.batch_size: got {size}, expected a multiple of "
+                f"update_every={update_every} that divides {total}, such as {near}: the networks "
+                "have a memory, and minibatches are of whole environments"
+            )
+
+
+def share_of(size: int, count: int) -> int:
+    """The default size of a minibatch: one of `count` equal parts of the rollout if there are such,
+    else all of it."""
+    return size // count if size % count == 0 else size
 
 
 def check_v_critic(agent: Agent, critic: Critic, obs: PyTree) -> None:

@@ -62,11 +62,12 @@ def mean_gradient(
     """Weighted means over a batch, and the gradient of the one named "loss".
 
     Args:
-        loss_fn: from parameters and rows `[n, ...]` of the batch to terms `[n]` by name.
+        loss_fn: from parameters and rows `[n, ...]` of the batch to terms `[n]` by name; of
+            sequences, to terms `[T n]`.
         params: the gradient is with respect to the trained ones (see `trained`).
-        batch: `[B, ...]`.
+        batch: `[B, ...]`; or sequences, `[T, n, ...]`.
         weight: `[B]`, of each row in the means; 0 masks it. 1 / `valid_count` gives means over the
-            valid rows.
+            valid rows. `[T, n]` of sequences.
         devices: those that the batch is spread over.
 
     Returns:
@@ -78,7 +79,7 @@ def mean_gradient(
     def means(learning: PyTree, rows: tuple[PyTree, jax.Array]) -> tuple[jax.Array, Losses]:
         batch, weight = rows
         terms = loss_fn(join(learning), batch)
-        sums = masked_sum(jnp.stack([*terms.values()]), weight)
+        sums = masked_sum(jnp.stack([*terms.values()]), weight.reshape(-1))
         losses = dict(zip(terms, sums, strict=True))
         return losses["loss"], losses
 
@@ -87,7 +88,7 @@ def mean_gradient(
         return losses, widen(grads)
 
     rows = (batch, weight)
-    size = _rows_at_once(weight.size, devices)
+    size = _rows_at_once(weight.size, devices) if weight.ndim == 1 else weight.size
     if size == weight.size:
         losses, grads = one(rows)
     else:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from purerl.accelerator.devices import ALONE, Devices
-from purerl.agents.acting import Acting, Extras, Key, memoryless
+from purerl.agents.acting import Acting, Extras, Key, Memory
 from purerl.agents.gradients import (
     AgentState,
     Losses,
@@ -24,18 +24,40 @@ from purerl.envs.base import where
 from purerl.experience.buffer import Batch
 from purerl.experience.experience import Experience
 from purerl.nn.distributions import drawn_actions, log_prob_of
+from purerl.nn.memory import PolicyAndValue, begins, init_memory, remembers, reset_memory
+from purerl.nn.memory import step as step_network
 from purerl.nn.networks import Actor, apply
 from purerl.records.types import PyTree
 
 
 def actor_policy(actor: Actor, params: PyTree, sample: bool) -> Acting:
-    """The policy of an actor with a distribution: samples of it, or its mode."""
+    """The policy of an actor with a distribution, and its memory: samples of it, or its mode."""
 
-    def act(obs: PyTree, key: Key) -> tuple[jax.Array, Extras]:
-        distribution = apply(actor, params, obs)
-        return distribution.sample(key) if sample else distribution.mode(), {}
+    def act(memory: Memory, obs: PyTree, key: Key) -> tuple[Memory, jax.Array, Extras]:
+        memory, distribution = step_network(actor, params, memory, obs)
+        return memory, distribution.sample(key) if sample else distribution.mode(), {}
 
-    return memoryless(act)
+    return Acting(
+        act,
+        lambda num_envs: init_memory(actor, num_envs),
+        lambda memory, done: reset_memory(actor, memory, done),
+    )
+
+
+def actor_value(
+    both: PolicyAndValue, params: dict[str, PyTree], memory: Memory, obs: PyTree
+) -> jax.Array:
+    """V(s) `[N]` under the memory of the policy, which is the actor's.
+
+    Raises:
+        NotImplementedError: the critic has a memory, which a policy doesn't keep.
+    """
+    if remembers(both.critic):
+        raise NotImplementedError(
+            f"{type(both.critic).__name__} has a memory of its own, which a policy doesn't keep; "
+            "with one network for policy and value (share_network=True) the values are the policy's"
+        )
+    return both.step(params, (memory, ()), obs)[1][1]
 
 
 def flatten(batch: PyTree) -> PyTree:
@@ -185,6 +207,42 @@ def successor_values(
     return _look_at_cuts(value_fn, cut, closed, value, next_obs)
 
 
+def next_values(
+    networks: PolicyAndValue, params: dict[str, PyTree], data: Batch, memory: Memory
+) -> jax.Array:
+    """V of the true successors of a rollout, `[T, N]`, as from `successor_values`.
+
+    With a memory it is V under the memory after the step, before its reset.
+
+    Args:
+        networks, params: those that acted.
+        data: the rollout, `[T, N, ...]`, with their values.
+        memory: of the networks, before the rollout.
+    """
+    ends = data["terminated"], data["truncated"]
+    after: Memory = ()
+    if networks.remembers:
+        after, _ = networks.unroll(params, memory, begins(*ends), data["obs"])
+
+    def value_fn(seen: tuple[PyTree, Memory]) -> jax.Array:
+        obs, memory = seen
+        return networks.step(params, memory, obs)[1][1]
+
+    return successor_values(value_fn, data["value"], (data["next_obs"], after), *ends)
+
+
+def outputs(
+    networks: PolicyAndValue, params: dict[str, PyTree], batch: Batch
+) -> tuple[tuple[PyTree, jax.Array], Batch]:
+    """Distribution and V(s) of a minibatch from `minibatch_steps`, `[B]`, and the entries that
+    belong to them, `[B, ...]`: those of sequences `[T, n, ...]` are flattened."""
+    if not networks.remembers:
+        return networks.step(params, (), batch["obs"])[1], batch
+    batch = dict(batch)
+    memory, fresh = batch.pop("memory"), batch.pop("fresh")
+    return networks.unroll(params, memory, fresh, batch["obs"])[1], flatten(batch)
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _look_at_cuts(
     value_fn: Callable, cut: jax.Array, closed: list[jax.Array], value: jax.Array, next_obs: PyTree
@@ -232,8 +290,13 @@ def minibatch_steps(
     standardized: Sequence[str] = (),
     target_kl: jax.Array | float | None = None,
     devices: Devices = ALONE,
+    memory: PyTree = (),
 ) -> tuple[AgentState, Losses]:
     """Gradient steps on shuffled minibatches of a rollout.
+
+    For networks with a memory, minibatches are of whole environments: their sequences through the
+    rollout, `[T, n, ...]`, n environments each, in place of `[batch_size, ...]`. The entry `memory`
+    is then what they begin with, `[n, ...]`.
 
     Args:
         learn: from a state and a minibatch `[batch_size, ...]` to the state after one step, and
@@ -242,32 +305,39 @@ def minibatch_steps(
         state: the agent's.
         batch: entries `[T, N, ...]` by name, `valid` among them.
         key: for the order.
-        batch_size: on each device; it divides T N.
+        batch_size: on each device; it divides T N. With a memory it is T n, where n divides N.
         num_epochs: passes through the rollout.
         standardized: entries to be standardised to mean 0 and standard deviation 1, over the valid
             rows of each minibatch on all devices.
         target_kl: stop (keep the state) from the first minibatch on whose loss `approx_kl` is
             larger; None for never.
         devices: those that the rollout is spread over.
+        memory: the acting policy's before the rollout, `[N, ...]`; `()` for none.
 
     Returns:
         The state, and the losses' means.
     """
     num_steps, num_envs = batch["valid"].shape
-    batches = shuffle(key, num_steps, num_envs, batch_size, num_epochs)
+    batches: Minibatches | Sequences
+    if jax.tree.leaves(memory):
+        batches = shuffle_environments(key, num_envs, batch_size // num_steps, num_epochs)
+    else:
+        batches = shuffle(key, num_steps, num_envs, batch_size, num_epochs)
 
     # For all minibatches at once: one collective, not one for each.
     def known(blocks: jax.Array) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
         entries, valid = batches.take(([batch[x] for x in standardized], batch["valid"]), blocks)
         count = valid_count(valid, devices)
-        weight = valid.astype(jnp.float32) / count
-        return count, [moments(entry, weight, devices) for entry in entries]
+        weight = valid.reshape(-1).astype(jnp.float32) / count
+        return count, [moments(entry.reshape(-1), weight, devices) for entry in entries]
 
     def step(carry: tuple, minibatch: tuple) -> tuple[tuple, Losses]:
         state, stopped = carry
         blocks, (count, found) = minibatch
         rows = batches.take(batch, blocks)
         rows["weight"] = rows.pop("valid").astype(jnp.float32) / count
+        if isinstance(batches, Sequences):
+            rows["memory"] = jax.tree.map(lambda x: x[blocks], memory)
         for name, moved in zip(standardized, found, strict=True):
             rows[name] = standardize(rows[name], *moved)
         new, losses = learn(state, rows)
@@ -333,10 +403,42 @@ def shuffle(
     """
     divides = [n for n in range(1, 17) if num_envs % n == 0 and batch_size % n == 0]
     block = max(divides)
-    rows = num_steps * num_envs // block
+    orders = _orders(key, num_steps * num_envs // block, num_epochs)
+    return Minibatches(orders.reshape(-1, batch_size // block), block)
+
+
+class Sequences(NamedTuple):
+    """Indices of the environments in each minibatch.
+
+    Attributes:
+        blocks: `[num_epochs * num_minibatches, n]`, the environments of each minibatch.
+    """
+
+    blocks: jax.Array
+
+    def take(self, batch: PyTree, chosen: jax.Array) -> PyTree:
+        """One minibatch, `[T, n, ...]`, of `[T, N, ...]`."""
+        return jax.tree.map(lambda x: x[:, chosen], batch)
+
+
+def shuffle_environments(
+    key: jax.Array, num_envs: int, environments: int, num_epochs: int
+) -> Sequences:
+    """Minibatches of whole environments in random order, each environment once an epoch.
+
+    Args:
+        key: for the permutations.
+        num_envs: N.
+        environments: in a minibatch, n; divides N.
+        num_epochs: number of epochs.
+    """
+    return Sequences(_orders(key, num_envs, num_epochs).reshape(-1, environments))
+
+
+def _orders(key: jax.Array, rows: int, num_epochs: int) -> jax.Array:
+    """`[num_epochs, rows]`, a permutation for each epoch."""
     # Sorted by random numbers, drawn for all epochs at once; two for each of many rows, against
     # ties.
     bits = jax.random.bits(key, (1 if rows <= 1024 else 2, num_epochs, rows), jnp.uint32)
     order = jnp.broadcast_to(jnp.arange(rows, dtype=jnp.int32), (num_epochs, rows))
-    orders = jax.lax.sort((*bits, order), num_keys=len(bits))[-1]
-    return Minibatches(orders.reshape(-1, batch_size // block), block)
+    return jax.lax.sort((*bits, order), num_keys=len(bits))[-1]

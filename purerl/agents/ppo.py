@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.agents.acting import Acting, Extras, Memory, memoryless
+from purerl.agents.acting import Acting, Extras, Memory
 from purerl.agents.base import (
     Losses,
-    NetworkAgent,
+    RecurrentAgent,
     RunFacts,
     check_one_rollout,
     check_v_critic,
@@ -26,9 +26,11 @@ from purerl.agents.gradients import (
 )
 from purerl.agents.learning import (
     actor_policy,
+    actor_value,
     explained_variance,
     minibatch_steps,
-    successor_values,
+    next_values,
+    outputs,
 )
 from purerl.envs.base import EnvSpec
 from purerl.experience import returns
@@ -36,8 +38,8 @@ from purerl.experience.buffer import Buffer
 from purerl.experience.experience import Clock, Experience
 from purerl.nn.defaults import DefaultActor, DefaultCritic
 from purerl.nn.distributions import draw, drawn_actions, log_prob_of
-from purerl.nn.networks import Actor, Critic, init_network, policy_and_value, value_of
-from purerl.records.errors import ConfigError
+from purerl.nn.memory import PolicyAndValue, begins
+from purerl.nn.networks import Actor, Critic, init_network
 from purerl.records.fields import flag, integer, real
 from purerl.records.types import PyTree
 
@@ -50,14 +52,24 @@ class PPOState(struct.PyTreeNode):
     actor: Actor = struct.field(pytree_node=False)
     critic: Critic | None = struct.field(pytree_node=False)
 
+    @property
+    def networks(self) -> PolicyAndValue:
+        """Actor and critic."""
+        return PolicyAndValue(self.actor, self.critic)
 
-class PPO(NetworkAgent):
+
+class PPO(RecurrentAgent):
     """PPO with a clipped ratio, for discrete and for continuous actions.
+
+    Networks with a memory are trained through each environment's whole rollout, from the memory
+    that it began with: minibatches are of whole environments.
 
     Attributes:
         batch_size: transitions in a minibatch; None for a quarter of the rollout (where
-            4 divides it, or each device's share of it; else all).
+            4 divides it, or each device's share of it; else all). With a memory a multiple of
+            `update_every`.
         actor, critic: an uninstantiated `Actor` and V `Critic`; None for the defaults.
+        share_network: the default networks are one, with a head for the policy and one for V.
         lr: learning rate.
         K_epochs: passes through the rollout in each update.
         eps_clip: clipping range of the probability ratio around 1.
@@ -78,6 +90,7 @@ class PPO(NetworkAgent):
     batch_size: int | None = integer(default=None, at_least=1, optional=True, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
+    share_network: bool = flag(default=False)
     lr: float = real(default=1e-3, at_least=0.0)
     K_epochs: int = integer(default=4, at_least=1)
     eps_clip: float = real(default=0.2, above=0.0)
@@ -95,12 +108,7 @@ class PPO(NetworkAgent):
         self, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
     ) -> None:
         check_one_rollout(self, num_envs, update_every, buffer, options)
-        size = num_envs * update_every
-        if size % (self.batch_size or 1):
-            raise ConfigError(
-                f"PPO.batch_size: got {self.batch_size}, expected a divisor of {size}, "
-                f"num_envs={num_envs} times update_every={update_every}"
-            )
+        self.check_minibatches(num_envs, update_every)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> PPOState:
         actor = self.make(self.actor, DefaultActor, spec)
@@ -116,13 +124,15 @@ class PPO(NetworkAgent):
         return PPOState(params, self._optimizer(Clock()).init(params), actor, critic)
 
     def acting(self, state: PPOState, clock: Clock) -> Acting:
-        def act(obs: PyTree, key: jax.Array) -> tuple[jax.Array, Extras]:
-            distribution, value = policy_and_value(state.actor, state.critic, state.params, obs)
+        networks = state.networks
+
+        def act(memory: Memory, obs: PyTree, key: jax.Array) -> tuple[Memory, jax.Array, Extras]:
+            memory, (distribution, value) = networks.step(state.params, memory, obs)
             drawn = draw(distribution, key)
             log_prob = log_prob_of(distribution, drawn)
-            return drawn.pop("action"), {**drawn, "log_prob": log_prob, "value": value}
+            return memory, drawn.pop("action"), {**drawn, "log_prob": log_prob, "value": value}
 
-        return memoryless(act)
+        return Acting(act, networks.init, networks.reset)
 
     def policy(self, state: PPOState, *, sample: bool = False) -> Acting:
         return actor_policy(state.actor, state.params["actor"], sample)
@@ -131,33 +141,34 @@ class PPO(NetworkAgent):
         return state.replace(opt_state=None)
 
     def value(self, state: PPOState, memory: Memory, obs: PyTree) -> jax.Array:
-        return value_of(state.actor, state.critic, state.params, obs)
+        return actor_value(state.networks, state.params, memory, obs)
 
     def update(
         self, state: PPOState, experience: Experience, key: jax.Array, clock: Clock
     ) -> tuple[PPOState, Experience, Losses]:
         data, buffer = experience.read(), experience.buffer
         ends = data["terminated"], data["truncated"]
-        next_value = successor_values(
-            lambda obs: self.value(state, (), obs), data["value"], data["next_obs"], *ends
-        )
+        next_value = next_values(state.networks, state.params, data, experience.memory)
         advantage = returns.gae(
             data["reward"], data["value"], next_value, *ends, buffer.gamma, buffer.lam
         )
         batch = {name: data[name] for name in ("obs", "log_prob", "value", "valid")}
         batch |= drawn_actions(data)
         batch |= {"advantage": advantage, "target": advantage + data["value"]}
+        if state.networks.remembers:
+            batch["fresh"] = begins(*ends)
 
         state, losses = minibatch_steps(
             lambda state, rows: self._learn(state, rows, clock),
             state,
             batch,
             key,
-            batch_size=self.batch_size or _quarter(advantage.size),
+            batch_size=self.minibatch_size(*reversed(advantage.shape)),
             num_epochs=self.K_epochs,
             standardized=("advantage",) if self.normalize_advantage else (),
             target_kl=self.target_kl,
             devices=clock.devices,
+            memory=experience.memory if state.networks.remembers else (),
         )
         losses["explained_variance"] = explained_variance(
             batch["target"], data["value"], data["valid"], clock.devices
@@ -181,8 +192,7 @@ class PPO(NetworkAgent):
 
     def _loss(self, params: PyTree, state: PPOState, batch: dict[str, PyTree]) -> Losses:
         """The loss and its terms, `[B]` each."""
-        distribution, value = policy_and_value(state.actor, state.critic, params, batch["obs"])
-
+        (distribution, value), batch = outputs(state.networks, params, batch)
         log_ratio = log_prob_of(distribution, batch) - batch["log_prob"]
         # Far beyond the ratio's clipping; exp stays finite.
         log_ratio = jnp.clip(log_ratio, -20.0, 20.0)
@@ -212,8 +222,3 @@ class PPO(NetworkAgent):
     def _optimizer(self, clock: Clock) -> optax.GradientTransformation:
         lr = annealed(self.lr, clock.progress, self.anneal)
         return self.optimize(lr, self.max_grad_norm, clock)
-
-
-def _quarter(size: int) -> int:
-    """The default size of a minibatch: a quarter of the rollout if 4 divides it, else all."""
-    return size // 4 if size % 4 == 0 else size

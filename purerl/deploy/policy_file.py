@@ -30,6 +30,10 @@ from purerl.nn.defaults import (
     DefaultCritic,
     DefaultQCritic,
     DefaultQNetwork,
+    RecurrentActor,
+    RecurrentActorCritic,
+    RecurrentCritic,
+    RecurrentQNetwork,
 )
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path, field_names
@@ -48,7 +52,17 @@ MOST_ELEMENTS = 2**22
 # Networks of purerl that an agent may name as its actor or critic.
 NETWORKS: dict[str, type] = {
     c.__name__: c
-    for c in (DefaultActor, DefaultActorCritic, DefaultCritic, DefaultQCritic, DefaultQNetwork)
+    for c in (
+        DefaultActor,
+        DefaultActorCritic,
+        DefaultCritic,
+        DefaultQCritic,
+        DefaultQNetwork,
+        RecurrentActor,
+        RecurrentActorCritic,
+        RecurrentCritic,
+        RecurrentQNetwork,
+    )
 }
 
 

@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from purerl.nn.cells import CELLS, Cell
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic
+from purerl.nn.views import View
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
 
@@ -19,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": nn.gelu,
     "silu": nn.silu,
 }
-NETWORKS = ("auto", "mlp", "cnn")
+NETWORKS = ("auto", "mlp", "cnn", *CELLS)
 
 
 def _orthogonal(gain: float) -> jax.nn.initializers.Initializer:
@@ -179,3 +181,106 @@ class DefaultQNetwork(Critic):
     def create_network(self, obs: PyTree) -> jax.Array:
         x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
         return _head(self.action_dim, 1.0)(x)
+
+
+class _Remembering:
+    """Default networks with a memory: a `Torso`, a recurrent layer, and dense layers.
+
+    Attributes:
+        network: the recurrent layer, one of `CELLS`.
+        memory: its width; None for that of the last hidden layer.
+    """
+
+    hidden: Sequence[int]
+    activation: str
+    network: str
+    memory: int | None
+    view: View
+
+    def initial_memory(self, batch: int) -> PyTree:
+        return self._cell(None).initial(batch)
+
+    def _recur(
+        self, obs: PyTree, memory: PyTree, fresh: jax.Array | None
+    ) -> tuple[jax.Array, PyTree]:
+        """The recurrent layer's output and memory; arguments as in `Actor.initial_memory`."""
+        x = Torso(self.hidden, self.activation)(self.view.features(obs))
+        return self._cell(self)(x, memory, fresh)
+
+    def _cell(self, parent: object) -> Cell:
+        width = self.hidden[-1] if self.memory is None else self.memory
+        return CELLS[self.network](width, parent=parent)
+
+
+class RecurrentActor(_Remembering, Actor):
+    """A policy with a memory: a `Torso`, a recurrent layer and a dense layer."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "gru"
+    memory: int | None = None
+
+    @nn.compact
+    def create_network(
+        self, obs: PyTree, memory: PyTree, fresh: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        x, memory = self._recur(obs, memory, fresh)
+        return _head(self.action_dim, 0.01)(x), memory
+
+
+class RecurrentActorCritic(_Remembering, ActorCriticNetwork):
+    """A policy and a V critic with one memory: a `Torso`, a recurrent layer, and a dense layer for
+    each."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "gru"
+    memory: int | None = None
+
+    @nn.compact
+    def create_network(
+        self, obs: PyTree, memory: PyTree, fresh: jax.Array | None = None
+    ) -> tuple[Pair, PyTree]:
+        x, memory = self._recur(obs, memory, fresh)
+        return (_head(self.action_dim, 0.01)(x), _head(1, 1.0)(x)), memory
+
+
+class RecurrentCritic(_Remembering, Critic):
+    """A V critic with a memory: a `Torso`, a recurrent layer and a dense layer."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "gru"
+    memory: int | None = None
+
+    @nn.compact
+    def create_network(
+        self, obs: PyTree, memory: PyTree, fresh: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        x, memory = self._recur(obs, memory, fresh)
+        return _head(1, 1.0)(x), memory
+
+
+class RecurrentQNetwork(_Remembering, Critic):
+    """A Q critic with a memory, for n discrete actions, with the values of all as outputs."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "gru"
+    memory: int | None = None
+
+    @nn.compact
+    def create_network(
+        self, obs: PyTree, memory: PyTree, fresh: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        x, memory = self._recur(obs, memory, fresh)
+        return _head(self.action_dim, 1.0)(x), memory
+
+
+# The default networks with a memory in place of those without.
+RECURRENT: dict[type[Actor | Critic], type[Actor | Critic]] = {
+    DefaultActor: RecurrentActor,
+    DefaultActorCritic: RecurrentActorCritic,
+    DefaultCritic: RecurrentCritic,
+    DefaultQNetwork: RecurrentQNetwork,
+}

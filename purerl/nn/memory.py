@@ -4,19 +4,26 @@ A network has a memory if its `create_network` has a parameter `memory`. The fun
 networks without one too, with `()` as memory.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purerl.nn.networks import Actor, Critic, apply, takes_memory
+from purerl.nn.networks import Actor, Critic, apply, takes_memory, takes_sequences
 from purerl.records.types import PyTree
 
 Network = Actor | Critic
 
 
+def remembers(network: Network | None) -> bool:
+    """Whether a network has a memory."""
+    return network is not None and takes_memory(type(network))
+
+
 def init_memory(network: Network, num: int) -> PyTree:
     """The initial memory for N environments, `[N, ...]`."""
-    return network.initial_memory(num) if takes_memory(type(network)) else ()
+    return network.initial_memory(num) if remembers(network) else ()
 
 
 def reset_memory(network: Network, memory: PyTree, fresh: jax.Array) -> PyTree:
@@ -54,9 +61,10 @@ def unroll(
     *inputs: PyTree,
     method: str | None = None,
 ) -> tuple[PyTree, PyTree]:
-    """T steps of a network: the memory after them, and the outputs `[T, N, ...]`.
+    """T steps of a network.
 
-    A network without a memory is applied to all steps at once; one with a memory is scanned.
+    A network without a memory is applied to all steps at once, as is one that takes sequences (see
+    `Actor.initial_memory`). Every other one is scanned.
 
     Args:
         network, params: the network, and its variables.
@@ -64,16 +72,109 @@ def unroll(
         fresh: `[T, N]` bool, whether an episode begins at the step.
         *inputs: observations, and actions for a Q critic, `[T, N, ...]`.
         method: the method to call in place of `__call__`, such as "policy_and_value".
+
+    Returns:
+        The memory after each step, before a reset, `[T, N, ...]`; and the outputs in order of time,
+        `[T N, ...]`.
     """
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
     if not takes_memory(type(network)):
-        size = fresh.shape
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
-        out = apply(network, params, *flat, method=method)
-        return memory, jax.tree.map(lambda x: x.reshape(*size, *x.shape[1:]), out)
+        return memory, apply(network, params, *flat, method=method)
+    if takes_sequences(type(network)):
+        out, after = apply(network, params, *flat, method=method, memory=memory, fresh=fresh)
+        return after, out
 
     def body(memory: PyTree, row: tuple[jax.Array, PyTree]) -> tuple[PyTree, PyTree]:
         fresh, inputs = row
         memory = reset_memory(network, memory, fresh)
-        return step(network, params, memory, *inputs, method=method)
+        memory, out = step(network, params, memory, *inputs, method=method)
+        return memory, (memory, out)
 
-    return jax.lax.scan(body, memory, (fresh, inputs))
+    def join(x: jax.Array) -> jax.Array:
+        # A leaf that is the same for all environments, such as bounds of actions, stays one.
+        return x.reshape(-1, *x.shape[2:]) if x.shape[1] == fresh.shape[1] else x[0]
+
+    _, (after, out) = jax.lax.scan(body, memory, (fresh, inputs))
+    return after, jax.tree.map(join, out)
+
+
+def begins(terminated: jax.Array, truncated: jax.Array) -> jax.Array:
+    """Whether an episode begins at each step of a rollout, `[T, N]` bool: after an end. False in
+    the first row, whose memory is stored after its reset.
+
+    Args:
+        terminated, truncated: `[T, N]` bool.
+    """
+    done = terminated | truncated
+    return jnp.concatenate([jnp.zeros_like(done[:1]), done[:-1]])
+
+
+class PolicyAndValue(NamedTuple):
+    """An actor and a V critic as one network, with both memories.
+
+    Its memory is a pair, of the actor and of the critic, and `()` if neither has any. Outputs are
+    pairs of a distribution and V(s).
+
+    Attributes:
+        actor: an `Actor`; without a critic an `ActorCriticNetwork`.
+        critic: a V critic, or None.
+    """
+
+    actor: Actor
+    critic: Critic | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether actor or critic has a memory."""
+        return remembers(self.actor) or remembers(self.critic)
+
+    def init(self, num: int) -> PyTree:
+        """The initial memory for N environments, `[N, ...]`."""
+        if not self.remembers:
+            return ()
+        return init_memory(self.actor, num), self._init_critic(num)
+
+    def reset(self, memory: PyTree, fresh: jax.Array) -> PyTree:
+        """The memory, set to the initial one where `fresh`, `[N]` bool."""
+        if not self.remembers:
+            return memory
+        actor = reset_memory(self.actor, memory[0], fresh)
+        return actor, () if self.critic is None else reset_memory(self.critic, memory[1], fresh)
+
+    def step(
+        self, params: dict[str, PyTree], memory: PyTree, obs: PyTree
+    ) -> tuple[PyTree, tuple[PyTree, jax.Array]]:
+        """One step: the memory after it; the distribution, and V(s) `[N]`.
+
+        Args:
+            params: the variables of "actor" and "critic".
+            memory: before the step.
+            obs: `[N, *obs_shape]`.
+        """
+        both = memory if self.remembers else ((), ())
+        if self.critic is None:
+            actor, out = step(self.actor, params["actor"], both[0], obs, method="policy_and_value")
+            return self._pair(actor, ()), out
+        actor, policy = step(self.actor, params["actor"], both[0], obs)
+        critic, value = step(self.critic, params["critic"], both[1], obs)
+        return self._pair(actor, critic), (policy, value)
+
+    def unroll(
+        self, params: dict[str, PyTree], memory: PyTree, fresh: jax.Array, obs: PyTree
+    ) -> tuple[PyTree, tuple[PyTree, jax.Array]]:
+        """T steps, with arguments and result as in the function `unroll`."""
+        both = memory if self.remembers else ((), ())
+        if self.critic is None:
+            actor, out = unroll(
+                self.actor, params["actor"], both[0], fresh, obs, method="policy_and_value"
+            )
+            return self._pair(actor, ()), out
+        actor, policy = unroll(self.actor, params["actor"], both[0], fresh, obs)
+        critic, value = unroll(self.critic, params["critic"], both[1], fresh, obs)
+        return self._pair(actor, critic), (policy, value)
+
+    def _init_critic(self, num: int) -> PyTree:
+        return () if self.critic is None else init_memory(self.critic, num)
+
+    def _pair(self, actor: PyTree, critic: PyTree) -> PyTree:
+        return (actor, critic) if self.remembers else ()

@@ -92,15 +92,27 @@ class Actor(nn.Module):
 
     def initial_memory(self, batch: int) -> PyTree:
         """The memory at the start of an episode, a pytree of arrays `[batch, ...]`; for subclasses
-        with a memory to implement. Their `create_network(self, obs, memory)` returns a pair: the
-        output, and the memory after the step."""
+        with a memory to implement.
+
+        Their `create_network(self, obs, memory)` returns a pair: the output, and the memory after
+        the step. A rollout is a scan of such steps. One with a parameter `fresh`, None for a single
+        step, processes the T steps of N environments at once:
+
+        - `fresh` is `[T, N]` bool, whether an episode begins at the step,
+        - observations, actions and outputs are `[T N, ...]`, in order of time,
+        - `memory` is `[N, ...]`, before the first step, and the memory that is returned is
+          `[T, N, ...]`, after each step.
+        """
         raise NotImplementedError(f"{type(self).__name__} has to implement initial_memory")
 
     @nn.compact
-    def __call__(self, obs: PyTree, memory: PyTree = None) -> PyTree:
+    def __call__(
+        self, obs: PyTree, memory: PyTree = None, fresh: jax.Array | None = None
+    ) -> PyTree:
         """A distribution with batch shape `[B]`, or actions `[B, *action_shape]` if `distribution`
-        is None; with a memory, a pair of that and the memory after the step."""
-        out, after = _create(self, obs, memory)
+        is None; with a memory, a pair of that and the memory after the step, or with `fresh` after
+        each (see `initial_memory`)."""
+        out, after = _create(self, obs, memory, fresh)
         return _beside(self._policy(out, obs), after)
 
     def _policy(self, out: PyTree, obs: PyTree) -> PyTree:
@@ -206,10 +218,12 @@ class ActorCriticNetwork(Actor):
     """
 
     @nn.compact
-    def policy_and_value(self, obs: PyTree, memory: PyTree = None) -> PyTree:
+    def policy_and_value(
+        self, obs: PyTree, memory: PyTree = None, fresh: jax.Array | None = None
+    ) -> PyTree:
         """A pair of the distribution and V(s), `[B]` float32; with a memory, a pair of that pair
-        and the memory after the step."""
-        out, after = _create(self, obs, memory)
+        and the memory, as from `__call__`."""
+        out, after = _create(self, obs, memory, fresh)
         if not _is_pair(out):
             raise ConfigError(
                 f"{self._name()}.create_network: got {_shown(out)}, expected a pair: what an Actor "
@@ -218,8 +232,10 @@ class ActorCriticNetwork(Actor):
         value = _one_each(f"{self._name()}.create_network", out[1], _batch_size(obs))
         return _beside((self._policy(out[0], obs), value), after)
 
-    def __call__(self, obs: PyTree, memory: PyTree = None) -> PyTree:
-        out = self.policy_and_value(obs, memory)
+    def __call__(
+        self, obs: PyTree, memory: PyTree = None, fresh: jax.Array | None = None
+    ) -> PyTree:
+        out = self.policy_and_value(obs, memory, fresh)
         return out[0] if memory is None else (out[0][0], out[1])
 
 
@@ -263,15 +279,19 @@ class Critic(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has to implement initial_memory")
 
     def __call__(
-        self, obs: PyTree, action: jax.Array | None = None, memory: PyTree = None
+        self,
+        obs: PyTree,
+        action: jax.Array | None = None,
+        memory: PyTree = None,
+        fresh: jax.Array | None = None,
     ) -> PyTree:
         """Values `[B]`, or `[B, n]` from a critic with the values of n actions as outputs; with a
-        memory, a pair of that and the memory after the step.
+        memory, a pair of that and the memory, as from an `Actor`.
 
         Args:
             obs: `[B, *obs_shape]`.
             action: `[B, *action_shape]`, for a critic that takes it.
-            memory: for a critic with a memory.
+            memory, fresh: for a critic with a memory.
         """
         batch, name = _batch_size(obs), f"{type(self).__name__}.create_network"
         space = self.action_space
@@ -279,9 +299,9 @@ class Critic(nn.Module):
             if action is None:
                 raise ConfigError(f"{type(self).__name__}: is a Q critic, and was given no action")
             assert space is not None
-            out, after = _create(self, obs, memory, action=space.encode(action))
+            out, after = _create(self, obs, memory, fresh, action=space.encode(action))
             return _beside(_one_each(name, out, batch), after)
-        out, after = _create(self, obs, memory)
+        out, after = _create(self, obs, memory, fresh)
         several = space is not None and (space.n or 0) > 1
         if several and getattr(out, "shape", None) == (batch, self.action_dim):
             _check_floats(name, out)
@@ -297,6 +317,12 @@ def takes_action(critic: Callable[..., Critic]) -> bool:
 def takes_memory(network: Callable[..., nn.Module]) -> bool:
     """Whether a network has a memory, a parameter `memory` of its `create_network`."""
     return "memory" in _parameters(network)
+
+
+def takes_sequences(network: Callable[..., nn.Module]) -> bool:
+    """Whether a network with a memory processes T steps at once, by a parameter `fresh` of its
+    `create_network`."""
+    return "fresh" in _parameters(network)
 
 
 def check_parameters(network: Callable[..., nn.Module]) -> None:
@@ -330,10 +356,14 @@ def _parameters(network: Callable[..., nn.Module]) -> dict[str, inspect.Paramete
 def init_network(network: nn.Module, key: jax.Array, *inputs: PyTree) -> PyTree:
     """A network's initial variables for example inputs, observations first: "params", which are
     trained, and flax's other collections, which keep their initial values."""
-    options = {}
-    if takes_memory(type(network)):
-        options["memory"] = cast(Any, network).initial_memory(_batch_size(inputs[0]))
-    return {"params": {}, **network.init(key, *inputs, **options)}
+    return {"params": {}, **network.init(key, *inputs, **_start(network, inputs[0]))}
+
+
+def _start(network: nn.Module, obs: PyTree) -> dict[str, PyTree]:
+    """The memory that a network begins with, if it has one, as a keyword."""
+    if not takes_memory(type(network)):
+        return {}
+    return {"memory": cast(Any, network).initial_memory(_batch_size(obs))}
 
 
 def init_critic(critic: Critic, key: jax.Array, obs: PyTree) -> PyTree:
@@ -382,8 +412,9 @@ def is_q_critic(critic: Critic, obs: PyTree) -> bool:
     """Whether it is a Q critic, which takes the action or returns the values of all actions."""
     if takes_action(type(critic)):
         return True
-    out, _ = jax.eval_shape(critic.init_with_output, jax.random.key(0), obs)
-    return len(out.shape) == 2
+    start = _start(critic, obs)
+    out, _ = jax.eval_shape(critic.init_with_output, jax.random.key(0), obs, **start)
+    return len((out[0] if start else out).shape) == 2
 
 
 def q_value(critic: Critic, params: PyTree, obs: PyTree, action: jax.Array) -> jax.Array:
@@ -434,33 +465,6 @@ def uniform_action(network: Actor | Critic, obs: PyTree, uniform: jax.Array) -> 
     count = jnp.cumsum(legal.astype(jnp.int32), axis=-1)
     drawn = jnp.minimum((uniform * count[:, -1]).astype(jnp.int32), count[:, -1] - 1)
     return jnp.argmax(count > drawn[:, None], axis=-1).astype(jnp.int32)
-
-
-def policy_and_value(
-    actor: Actor, critic: Critic | None, params: dict[str, PyTree], obs: PyTree
-) -> tuple[PyTree, jax.Array]:
-    """The distribution, and V(s) `[B]`.
-
-    Args:
-        actor, critic: an actor and a V critic; or an `ActorCriticNetwork` and None.
-        params: the variables of "actor" and "critic".
-        obs: `[B, *obs_shape]`.
-    """
-    if critic is None:
-        both: tuple[PyTree, jax.Array]
-        both = apply(actor, params["actor"], obs, method="policy_and_value")
-        return both
-    return apply(actor, params["actor"], obs), apply(critic, params["critic"], obs)
-
-
-def value_of(
-    actor: Actor, critic: Critic | None, params: dict[str, PyTree], obs: PyTree
-) -> jax.Array:
-    """V(s) `[B]`; arguments as in `policy_and_value`."""
-    if critic is None:
-        return policy_and_value(actor, critic, params, obs)[1]
-    value: jax.Array = apply(critic, params["critic"], obs)
-    return value
 
 
 def apply(
@@ -524,22 +528,30 @@ def _batch_size(obs: PyTree) -> int:
 
 
 def _create(
-    network: Actor | Critic, obs: PyTree, memory: PyTree, **inputs: PyTree
+    network: Actor | Critic,
+    obs: PyTree,
+    memory: PyTree,
+    fresh: jax.Array | None = None,
+    **inputs: PyTree,
 ) -> tuple[PyTree, PyTree]:
     """The output of a network's `create_network` for the part that it sees, and the memory after
-    the step, None for a network without."""
+    the step, or each; None for a network without."""
     name, seen = type(network).__name__, network.view.seen(obs)
     if takes_memory(type(network)) != (memory is not None):
         what = "no memory, and was given one" if memory is not None else "a memory, and got none"
         raise ConfigError(f"{name}: has {what}")
     if memory is None:
         return network.create_network(seen, **inputs), None
+    if fresh is not None:
+        inputs["fresh"] = fresh
     out: PyTree = cast(Any, network).create_network(seen, memory=memory, **inputs)
     if not _is_pair(out):
         raise ConfigError(
             f"{name}.create_network: got {_shown(out)}, expected a pair: the output, and the memory"
         )
-    before, after = (jax.tree.map(lambda x: (x.shape, str(x.dtype)), x) for x in (memory, out[1]))
+    times = () if fresh is None else fresh.shape[:1]
+    before = jax.tree.map(lambda x: ((*times, *x.shape), str(x.dtype)), memory)
+    after = jax.tree.map(lambda x: (x.shape, str(x.dtype)), out[1])
     if before != after:
         raise ConfigError(
             f"{name}.create_network: got the memory {after}, expected what it was, {before}"
