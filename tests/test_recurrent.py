@@ -1,0 +1,191 @@
+"""Agents that train networks with a memory, against plain loops over single steps."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kit.environments import walk
+from kit.quick import quick_jit
+from kit.trees import assert_close
+
+import purerl
+from purerl.agents.learning import next_values, shuffle_environments
+from purerl.experience import returns
+from purerl.experience.transition import Transition
+from purerl.nn.memory import init_memory
+from purerl.nn.memory import step as single_step
+
+T, N = 6, 4
+DISCOUNTS = {"gamma": 0.9, "lam": 0.8}
+
+
+class Cell(purerl.Critic):
+    """A user's own."""
+
+    def initial_memory(self, batch):
+        return jnp.full((batch, 3), 0.5)
+
+    @nn.compact
+    def create_network(self, obs, memory):
+        memory = nn.tanh(nn.Dense(3)(jnp.concatenate([obs, memory], -1)))
+        return nn.Dense(1)(memory), memory
+
+
+KINDS = {
+    "gru": {"network": "gru"},
+    "lstm": {"network": "lstm", "memory": 3},
+    "min_gru, shared": {"network": "min_gru", "share_network": True},
+    "the actor alone": {"network": "gru", "critic": "plain"},
+    "the critic alone": {"critic": Cell},
+}
+
+
+class Plain(purerl.Critic):
+    @nn.compact
+    def create_network(self, obs):
+        return nn.Dense(1)(nn.tanh(nn.Dense(4)(obs)))
+
+
+def agent_of(kind, base=purerl.PPO, **options):
+    given = {n: Plain if x == "plain" else x for n, x in KINDS[kind].items()}
+    return base(hidden=(5,), **given, **options)
+
+
+def sharp(params):
+    """Parameters with which the policy isn't about uniform."""
+    return jax.tree.map(lambda x: jnp.where(jnp.abs(x) < 0.02, 60.0 * x, 1.5 * x), params)
+
+
+def rollout_of(state, key):
+    """A rollout with ends of both kinds inside, and a memory before it that isn't the initial."""
+    keys = iter(jax.random.split(key, 20))
+    obs, after = (jax.random.normal(next(keys), (T, N, 2)) for _ in range(2))
+    ends = np.zeros((2, T, N), bool)
+    ends[0, 2, 1] = ends[1, 1, 0] = ends[1, 3, 2] = ends[1, 4, 2] = ends[0, 5, 3] = True
+    ends[1, 5, 0] = True
+    extras = {
+        "log_prob": -0.7 + 0.1 * jax.random.normal(next(keys), (T, N)),
+        "value": jax.random.normal(next(keys), (T, N)),
+    }
+    rollout = Transition(
+        obs=obs,
+        action=jax.random.randint(next(keys), (T, N), 0, 2),
+        reward=jax.random.normal(next(keys), (T, N)),
+        next_obs=after,
+        terminated=jnp.asarray(ends[0]),
+        truncated=jnp.asarray(ends[1]),
+        episode=jnp.zeros((T, N), jnp.int32),
+        valid=jnp.ones((T, N), bool),
+        extras=extras,
+    )
+    memory = jax.tree.map(
+        lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), state.networks.init(N)
+    )
+    return rollout, memory
+
+
+def one_at_a_time(networks, params, memory, obs, ends, also=None):
+    """Logits and values of a rollout, step by step; and V of other observations under the memory
+    after each step."""
+    actor, critic = networks
+
+    def look(memory, obs):
+        if critic is None:
+            after, out = single_step(
+                actor, params["actor"], memory[0], obs, method="policy_and_value"
+            )
+            return (after, ()), (out[0].logits, out[1])
+        first, policy = single_step(actor, params["actor"], memory[0], obs)
+        second, value = single_step(critic, params["critic"], memory[1], obs)
+        return (first, second), (policy.logits, value)
+
+    initial = tuple(() if x is None else init_memory(x, N) for x in networks)
+    rows, beyond = [], []
+    for t in range(T):
+        memory, row = look(memory, obs[t])
+        rows.append(row)
+        beyond.append(None if also is None else look(memory, also[t])[1][1])
+        for i in np.flatnonzero(ends[t]):
+            memory = jax.tree.map(lambda x, y, i=i: x.at[i].set(y[i]), memory, initial)
+    logits, values = (jnp.stack(x) for x in zip(*rows, strict=True))
+    return logits, values, None if also is None else jnp.stack(beyond)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def case(request):
+    agent = agent_of(request.param)
+    state = agent.init(jax.random.key(0), walk().spec)
+    state = state.replace(params=sharp(state.params))
+    return request.param, state, *rollout_of(state, jax.random.key(1))
+
+
+def entries(rollout):
+    data = rollout._asdict()
+    return data | data.pop("extras")
+
+
+def test_what_follows_a_path_is_worth_what_its_memory_says(case):
+    _, state, rollout, memory = case
+    ends = np.asarray(rollout.terminated | rollout.truncated)
+
+    @quick_jit
+    def both(params, data):
+        following = next_values(state.networks, params, data, memory)
+        others = one_at_a_time(state.networks, params, memory, data["obs"], ends, data["next_obs"])
+        return following, others[2]
+
+    found, beyond = both(state.params, entries(rollout))
+    cut = np.array(rollout.truncated)
+    cut[-1] = True
+    np.testing.assert_allclose(found[cut], beyond[cut], rtol=1e-5, atol=1e-6)
+    inside = ~ends[:-1]
+    np.testing.assert_array_equal(found[:-1][inside], rollout.extras["value"][1:][inside])
+
+
+def plain_loss(agent, networks, params, rows, memory, envs):
+    """PPO's loss over the environments of a minibatch."""
+    ends = np.asarray(rows["terminated"]) | np.asarray(rows["truncated"])
+    logits, value, _ = one_at_a_time(networks, params, memory, rows["obs"], ends)
+    rows = {name: rows[name][:, envs] for name in ("log_prob", "value", "action", "advantage")}
+    logits, value = logits[:, envs], value[:, envs]
+    target = rows["advantage"] + rows["value"]
+    advantage = (rows["advantage"] - rows["advantage"].mean()) / rows["advantage"].std()
+    log_probs = jax.nn.log_softmax(logits)
+    chosen = jnp.where(rows["action"] == 0, log_probs[..., 0], log_probs[..., 1])
+    ratio = jnp.exp(chosen - rows["log_prob"])
+    bounds = 1 - agent.eps_clip, 1 + agent.eps_clip
+    policy = -jnp.minimum(ratio * advantage, jnp.clip(ratio, *bounds) * advantage)
+    change = jnp.clip(value - rows["value"], -agent.eps_clip, agent.eps_clip)
+    error = jnp.maximum((value - target) ** 2, (rows["value"] + change - target) ** 2)
+    entropy = -(jnp.exp(log_probs) * log_probs).sum(-1)
+    return jnp.mean(policy + 0.5 * agent.value_coef * error - agent.entropy_beta * entropy)
+
+
+def test_an_update_is_gradient_descent_through_whole_sequences(case):
+    """Two minibatches of two environments, with the gradient of a plain loop over single steps."""
+    kind, state, rollout, memory = case
+    agent = agent_of(
+        kind, optimizer="sgd", lr=0.1, max_grad_norm=1e6, K_epochs=1, anneal=False, batch_size=2 * T
+    )
+    state = state.replace(opt_state=agent.init(jax.random.key(0), walk().spec).opt_state)
+    buffer = purerl.Buffer(maxlen=T * N, **DISCOUNTS)
+    stored = buffer.push(buffer.init(jax.tree.map(lambda x: x[0], rollout), N), rollout)
+    experience = purerl.Experience(buffer, stored, purerl.Clock(), None, memory)
+    key = jax.random.key(2)
+    new, _, losses = quick_jit(agent.update)(state, experience, key, purerl.Clock())
+
+    data = entries(rollout)
+    ends = data["terminated"], data["truncated"]
+    following = next_values(state.networks, state.params, data, memory)
+    data["advantage"] = returns.gae(data["reward"], data["value"], following, *ends, **DISCOUNTS)
+    params = state.params
+    gradient = quick_jit(
+        jax.grad(lambda params, envs: plain_loss(agent, state.networks, params, data, memory, envs))
+    )
+    for envs in shuffle_environments(key, N, 2, 1).blocks:
+        grads = gradient(params, envs)
+        assert all(np.any(x) for x in jax.tree.leaves(grads))
+        params = jax.tree.map(lambda x, g: x - 0.1 * g, params, grads)
+    assert_close(new.params, params, 1e-4, 1e-5)
+    assert np.isfinite([*losses.values()]).all()
