@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.environments import walk
-from kit.quick import quick_jit
+from kit.quick import mostly_slow, quick_jit
+from kit.recurrent import recall_env
 from kit.trees import assert_close
 
 import purerl
 from purerl.agents.learning import next_values, shuffle_environments
 from purerl.experience import returns
 from purerl.experience.transition import Transition
-from purerl.nn.memory import init_memory
+from purerl.nn.memory import begins, init_memory
 from purerl.nn.memory import step as single_step
 
 T, N = 6, 4
@@ -112,35 +113,34 @@ def one_at_a_time(networks, params, memory, obs, ends, also=None):
     return logits, values, None if also is None else jnp.stack(beyond)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=mostly_slow(KINDS, {"lstm", "min_gru, shared"}))
 def case(request):
     agent = agent_of(request.param)
     state = agent.init(jax.random.key(0), walk().spec)
     state = state.replace(params=sharp(state.params))
-    return request.param, state, *rollout_of(state, jax.random.key(1))
-
-
-def entries(rollout):
-    data = rollout._asdict()
-    return data | data.pop("extras")
+    rollout, memory = rollout_of(state, jax.random.key(1))
+    buffer = purerl.Buffer(maxlen=T * N, **DISCOUNTS)
+    stored = buffer.push(buffer.init(jax.tree.map(lambda x: x[0], rollout), N), rollout)
+    return request.param, state, purerl.Experience(buffer, stored, memory=memory)
 
 
 def test_what_follows_a_path_is_worth_what_its_memory_says(case):
-    _, state, rollout, memory = case
-    ends = np.asarray(rollout.terminated | rollout.truncated)
+    _, state, experience = case
+    data = experience.read()
+    ends = np.asarray(data["terminated"] | data["truncated"])
 
     @quick_jit
     def both(params, data):
-        following = next_values(state.networks, params, data, memory)
-        others = one_at_a_time(state.networks, params, memory, data["obs"], ends, data["next_obs"])
-        return following, others[2]
+        networks, memory = state.networks, experience.memory
+        others = one_at_a_time(networks, params, memory, data["obs"], ends, data["next_obs"])
+        return next_values(networks, params, experience), others[2]
 
-    found, beyond = both(state.params, entries(rollout))
-    cut = np.array(rollout.truncated)
+    found, beyond = both(state.params, data)
+    cut = np.array(data["truncated"])
     cut[-1] = True
     np.testing.assert_allclose(found[cut], beyond[cut], rtol=1e-5, atol=1e-6)
     inside = ~ends[:-1]
-    np.testing.assert_array_equal(found[:-1][inside], rollout.extras["value"][1:][inside])
+    np.testing.assert_array_equal(found[:-1][inside], data["value"][1:][inside])
 
 
 def plain_loss(agent, networks, params, rows, memory, envs):
@@ -164,24 +164,23 @@ def plain_loss(agent, networks, params, rows, memory, envs):
 
 def test_an_update_is_gradient_descent_through_whole_sequences(case):
     """Two minibatches of two environments, with the gradient of a plain loop over single steps."""
-    kind, state, rollout, memory = case
+    kind, state, experience = case
     agent = agent_of(
         kind, optimizer="sgd", lr=0.1, max_grad_norm=1e6, K_epochs=1, anneal=False, batch_size=2 * T
     )
     state = state.replace(opt_state=agent.init(jax.random.key(0), walk().spec).opt_state)
-    buffer = purerl.Buffer(maxlen=T * N, **DISCOUNTS)
-    stored = buffer.push(buffer.init(jax.tree.map(lambda x: x[0], rollout), N), rollout)
-    experience = purerl.Experience(buffer, stored, purerl.Clock(), None, memory)
-    key = jax.random.key(2)
+    key, networks = jax.random.key(2), state.networks
     new, _, losses = quick_jit(agent.update)(state, experience, key, purerl.Clock())
 
-    data = entries(rollout)
+    data = experience.read()
+    following = next_values(networks, state.params, experience)
     ends = data["terminated"], data["truncated"]
-    following = next_values(state.networks, state.params, data, memory)
     data["advantage"] = returns.gae(data["reward"], data["value"], following, *ends, **DISCOUNTS)
     params = state.params
     gradient = quick_jit(
-        jax.grad(lambda params, envs: plain_loss(agent, state.networks, params, data, memory, envs))
+        jax.grad(
+            lambda params, envs: plain_loss(agent, networks, params, data, experience.memory, envs)
+        )
     )
     for envs in shuffle_environments(key, N, 2, 1).blocks:
         grads = gradient(params, envs)
@@ -189,3 +188,54 @@ def test_an_update_is_gradient_descent_through_whole_sequences(case):
         params = jax.tree.map(lambda x, g: x - 0.1 * g, params, grads)
     assert_close(new.params, params, 1e-4, 1e-5)
     assert np.isfinite([*losses.values()]).all()
+
+
+class Checking(purerl.PPO):
+    """Compares what it recorded in a rollout with the pass through its sequences that it learns
+    from; and with passes that are wrong."""
+
+    def init(self, key, spec):
+        state = super().init(key, spec)
+        return state.replace(params=sharp(state.params))
+
+    def update(self, state, experience, key, clock):
+        new, _, losses = super().update(state, experience, key, clock)
+        data, networks = experience.read(), state.networks
+        fresh = begins(data["terminated"], data["truncated"])
+
+        def far(memory, fresh):
+            _, (policy, value) = networks.unroll(state.params, memory, fresh, data["obs"])
+            log_prob = policy.log_prob(data["action"].reshape(-1))
+            pairs = ((log_prob, data["log_prob"]), (value, data["value"]))
+            apart = sum(jnp.abs(x.reshape(y.shape) - y) for x, y in pairs)
+            return jnp.where(data["valid"], apart, 0.0).max()
+
+        wrong = {
+            "never reset": (experience.memory, jnp.zeros_like(fresh)),
+            "reset one step late": (experience.memory, jnp.roll(fresh, 1, axis=0)),
+            "from nothing": (networks.init(fresh.shape[1]), fresh),
+        }
+        losses |= {name: far(*args) for name, args in wrong.items()}
+        return new, experience, losses | {"far": far(experience.memory, fresh)}
+
+
+ROLLOUTS = [("gru", "normalize_obs"), ("lstm", "wait_end_path")]
+ROLLOUTS += [("min_gru, shared", None), ("the critic alone", None)]
+
+
+@pytest.mark.parametrize(("kind", "option"), mostly_slow(ROLLOUTS, ROLLOUTS[:1]))
+def test_what_is_learned_from_is_what_acted(kind, option, key):
+    """Ratios begin at 1, in rollouts that begin within episodes and end them; and not if the reset
+    is left out, comes a step late, or the memory isn't that of the rollout's start."""
+    agent = agent_of(kind, Checking, lr=0.0, K_epochs=1, target_kl=0.01)
+    options = {"num_envs": 4, "update_every": 7, "total_timesteps": 4 * 7 * 6}
+    options |= {} if option is None else {option: True}
+    loop = purerl.make_loop(recall_env(4), agent, **options)
+    _, metrics = quick_jit(lambda key: loop.scan(loop.init(key)))(key)
+    losses = {name: np.asarray(x).max() for name, x in metrics.losses.items()}
+    assert losses["far"] < 1e-5
+    assert losses["approx_kl"] < 1e-9
+    assert losses["clip_fraction"] == losses["stopped"] == 0.0
+    if option != "wait_end_path":  # where what follows the first end isn't learned from
+        wrong = [losses[x] for x in ("never reset", "reset one step late", "from nothing")]
+        assert min(wrong) > 0.01

@@ -208,7 +208,7 @@ def successor_values(
 
 
 def next_values(
-    networks: PolicyAndValue, params: dict[str, PyTree], data: Batch, memory: Memory
+    networks: PolicyAndValue, params: dict[str, PyTree], experience: Experience
 ) -> jax.Array:
     """V of the true successors of a rollout, `[T, N]`, as from `successor_values`.
 
@@ -216,13 +216,13 @@ def next_values(
 
     Args:
         networks, params: those that acted.
-        data: the rollout, `[T, N, ...]`, with their values.
-        memory: of the networks, before the rollout.
+        experience: the rollout, with their values as the entry `value`.
     """
+    data = experience.read()
     ends = data["terminated"], data["truncated"]
     after: Memory = ()
     if networks.remembers:
-        after, _ = networks.unroll(params, memory, begins(*ends), data["obs"])
+        after, _ = networks.unroll(params, experience.memory, begins(*ends), data["obs"])
 
     def value_fn(seen: tuple[PyTree, Memory]) -> jax.Array:
         obs, memory = seen

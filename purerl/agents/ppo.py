@@ -148,7 +148,7 @@ class PPO(RecurrentAgent):
     ) -> tuple[PPOState, Experience, Losses]:
         data, buffer = experience.read(), experience.buffer
         ends = data["terminated"], data["truncated"]
-        next_value = next_values(state.networks, state.params, data, experience.memory)
+        next_value = next_values(state.networks, state.params, experience)
         advantage = returns.gae(
             data["reward"], data["value"], next_value, *ends, buffer.gamma, buffer.lam
         )
