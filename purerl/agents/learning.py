@@ -26,7 +26,7 @@ from purerl.experience.experience import Experience
 from purerl.nn.distributions import drawn_actions, log_prob_of
 from purerl.nn.memory import PolicyAndValue, begins, init_memory, remembers, reset_memory
 from purerl.nn.memory import step as step_network
-from purerl.nn.networks import Actor, apply
+from purerl.nn.networks import Actor
 from purerl.records.types import PyTree
 
 
@@ -65,39 +65,68 @@ def flatten(batch: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
 
-def path_batch(data: Batch, *others: jax.Array, devices: Devices = ALONE) -> PyTree:
+def path_batch(
+    data: Batch, *others: jax.Array, devices: Devices = ALONE, memory: Memory = ()
+) -> PyTree:
     """A batch `[T N, ...]` of paths `[T, N, ...]`: obs, action (with the draws that gave it), and
-    weight, which gives means over the valid steps; and the others, flattened likewise."""
+    weight, which gives means over the valid steps; and the others, flattened likewise.
+
+    With a memory, of the networks before the rollout, it is a batch of sequences for `outputs`:
+    nothing is flattened, and the entries `memory` and `fresh` are added.
+    """
     weight = data["valid"].astype(jnp.float32) / valid_count(data["valid"], devices)
     batch = {"obs": data["obs"], **drawn_actions(data), "weight": weight}
-    return flatten((batch, *others))
+    if not jax.tree.leaves(memory):
+        return flatten((batch, *others))
+    fresh = begins(data["terminated"], data["truncated"])
+    return batch | {"memory": memory, "fresh": fresh}, *others
+
+
+def standardize_batch(advantage: jax.Array, weight: jax.Array, devices: Devices = ALONE) -> jax.Array:
+    """Advantages of a batch, standardised by the weights of `path_batch`, of the same shape."""
+    return standardize(advantage, *moments(advantage.reshape(-1), weight.reshape(-1), devices))
+
+
+def policy_terms(
+    distribution: PyTree, batch: Batch, advantage: jax.Array, entropy_beta: jax.Array | float
+) -> Losses:
+    """-(log pi(a | s) advantage + entropy_beta entropy), and its parts, `[B]` each.
+
+    Args:
+        distribution: pi(. | s), with batch shape `[B]`.
+        batch: has the output of `draw`, `[B, ...]`.
+        advantage: `[B]`, or `[T, n]` of sequences.
+        entropy_beta: weight of the entropy bonus.
+    """
+    policy_loss = -log_prob_of(distribution, batch) * advantage.reshape(-1)
+    entropy = distribution.entropy()
+    loss = policy_loss - entropy_beta * entropy
+    return {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
 
 
 def policy_gradient(
-    actor: Actor,
+    policy: Callable[[PyTree, Batch], tuple[PyTree, Batch]],
     params: PyTree,
     batch: Batch,
     advantage: jax.Array,
     entropy_beta: jax.Array | float,
     devices: Devices = ALONE,
 ) -> tuple[PyTree, Losses]:
-    """Gradient of the weighted mean of -(log pi(a | s) advantage + entropy_beta entropy).
+    """Gradient of the weighted mean of `policy_terms`.
 
     Args:
-        actor, params: the policy pi.
-        batch: obs, the output of `draw`, and weight, `[B, ...]` each.
-        advantage: `[B]`.
+        policy: from parameters and rows of the batch to distributions `[B]`, and the entries that
+            belong to them.
+        params: the policy's.
+        batch: from `path_batch`.
+        advantage: of its shape.
         entropy_beta: weight of the entropy bonus.
         devices: those that the batch is spread over.
     """
 
     def loss_fn(params: PyTree, rows: tuple[Batch, jax.Array]) -> Losses:
         batch, advantage = rows
-        distribution = apply(actor, params, batch["obs"])
-        policy_loss = -log_prob_of(distribution, batch) * advantage
-        entropy = distribution.entropy()
-        loss = policy_loss - entropy_beta * entropy
-        return {"loss": loss, "policy_loss": policy_loss, "entropy": entropy}
+        return policy_terms(*policy(params, batch), advantage, entropy_beta)
 
     rows = (batch, advantage)
     losses, grads = mean_gradient(loss_fn, params, rows, batch["weight"], devices)
@@ -114,7 +143,8 @@ def fit_value(
     num_iters: int,
     devices: Devices = ALONE,
 ) -> tuple[PyTree, optax.OptState, jax.Array]:
-    """Gradient steps on half the weighted mean squared error of `value_fn(params, batch)`, `[B]`.
+    """Gradient steps on half the weighted mean squared error of `value_fn(params, batch)`, `[B]`,
+    for a batch from `path_batch` and targets of its shape.
 
     Returns:
         Parameters, the optimizer's state, and the mean of the losses.
@@ -122,7 +152,7 @@ def fit_value(
 
     def loss_fn(params: PyTree, rows: tuple[Batch, jax.Array]) -> Losses:
         batch, target = rows
-        return {"loss": 0.5 * (value_fn(params, batch) - target) ** 2}
+        return {"loss": 0.5 * (value_fn(params, batch) - target.reshape(-1)) ** 2}
 
     def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
         params, opt_state = carry

@@ -19,12 +19,13 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.gradients import annealed, descend, moments, standardize
+from purerl.agents.gradients import annealed, descend
 from purerl.agents.learning import (
     actor_policy,
     fit_value,
     path_batch,
     policy_gradient,
+    standardize_batch,
     successor_values,
 )
 from purerl.envs.base import EnvSpec
@@ -158,7 +159,7 @@ class REINFORCE(NetworkAgent):
         to_go = returns.reward_to_go(data["reward"], next_value, *ends, gamma)
         batch, advantage, to_go = path_batch(data, to_go - value, to_go, devices=clock.devices)
         if self.normalize_advantage:
-            advantage = standardize(advantage, *moments(advantage, batch["weight"], clock.devices))
+            advantage = standardize_batch(advantage, batch["weight"], clock.devices)
 
         state, losses = self._learn(state, batch, advantage, to_go, clock)
         return state, experience, losses
@@ -173,7 +174,12 @@ class REINFORCE(NetworkAgent):
     ) -> tuple[REINFORCEState, Losses]:
         """A gradient step of the actor on `[B]` advantages, and those of the baseline."""
         grads, losses = policy_gradient(
-            state.actor, state.actor_params, batch, advantage, self.entropy_beta, clock.devices
+            lambda params, batch: (apply(state.actor, params, batch["obs"]), batch),
+            state.actor_params,
+            batch,
+            advantage,
+            self.entropy_beta,
+            clock.devices,
         )
         optimizer = self._optimizer(clock)
         actor_params, actor_opt = descend(optimizer, grads, state.actor_opt, state.actor_params)
