@@ -75,8 +75,8 @@ class PQN(RecurrentAgent):
 
     batch_size: int | None = integer(default=None, at_least=1, optional=True, total=True)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
-    lr: float = real(default=5e-4, at_least=0.0)
-    K_epochs: int = integer(default=2, at_least=1)
+    lr: float = real(default=1e-3, at_least=0.0)
+    K_epochs: int = integer(default=4, at_least=1)
     gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
     lam: float = real(default=0.65, at_least=0.0, at_most=1.0)
     epsilon_start: float = real(default=1.0, at_least=0.0, at_most=1.0)
