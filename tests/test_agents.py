@@ -26,7 +26,7 @@ BOTH = {
 }
 DISCRETE = BOTH | {
     "DQN": purerl.DQN(epsilon_steps=1e4, target_update_every=5, tau=0.5, dueling=True),
-    "PQN": purerl.PQN(epsilon_steps=1e4),
+    "PQN": purerl.PQN(epsilon_steps=1e4, network="gru", hidden=(8,)),
 }
 CONTINUOUS = BOTH | {"DDPG": purerl.DDPG(actor_lr=1e-3, critic_lr=1e-3)}
 ENVS = {

@@ -11,9 +11,12 @@ from kit.environments import doors, target_env, walk
 from kit.networks import LinearQ, LinearQs, LinearV, kernel
 from kit.oracles import numpy_lambda_return
 from kit.quick import quick_jit
+from kit.trees import assert_close
 from kit.trials import params
 
 import purerl
+from purerl.agents.learning import shuffle_environments
+from purerl.nn.memory import step as single_step
 
 T, N, GAMMA, LAM = 12, 4, 0.9, 0.7
 SPEC = walk().spec
@@ -25,7 +28,7 @@ def pqn(**changes):
     return purerl.PQN(lr=0.1, anneal=False, max_grad_norm=1e9, **options)
 
 
-def filled(state, **options):
+def filled(value_fn):
     """A rollout with ends of all kinds, several in each environment, and invalid steps; inside an
     episode each observation is the successor of the one before."""
     rng = np.random.default_rng(0)
@@ -42,9 +45,14 @@ def filled(state, **options):
         truncated=jnp.asarray(kind == 2),
         episode=jnp.zeros((T, N), jnp.int32),
         valid=jnp.asarray(rng.random((T, N)) < 0.8),
-        extras={"value": jnp.asarray((obs[:-1] @ kernel(state.params)).max(-1), jnp.float32)},
+        extras={},
     )
-    return holding(transitions, gamma=GAMMA, lam=LAM, **options)
+    value = jnp.asarray(value_fn(transitions), jnp.float32)
+    return holding(transitions._replace(extras={"value": value}), gamma=GAMMA, lam=LAM)
+
+
+def largest(state):
+    return lambda rollout: (np.asarray(rollout.obs) @ kernel(state.params)).max(-1)
 
 
 def numpy_targets(state, data):
@@ -59,7 +67,7 @@ def test_three_epochs_are_a_plain_loop(critic):
     """The targets are those of the network that acted, in every epoch."""
     agent = pqn(critic=critic, K_epochs=3, batch_size=T * N)
     state = agent.init(jax.random.key(0), SPEC)
-    buffer, stored = filled(state)
+    buffer, stored = filled(largest(state))
     after, _, losses = update(agent, state, buffer, stored, jax.random.key(1))
     data = {name: np.asarray(x, np.float64) for name, x in stored.data.items()}
     target, onehot = numpy_targets(state, data), np.eye(2)[data["action"].astype(int)]
@@ -77,7 +85,7 @@ def test_three_epochs_are_a_plain_loop(critic):
 def test_every_transition_is_learned_from_once_an_epoch():
     """In minibatches too: with a learning rate of 0 their mean loss is that of the whole."""
     state = pqn().init(jax.random.key(0), SPEC)
-    buffer, stored = filled(state)
+    buffer, stored = filled(largest(state))
     stored.data["valid"] = jnp.ones((T, N), bool)
     found = [
         update(agent, state, buffer, stored, jax.random.key(1))[2]["loss"]
@@ -87,6 +95,61 @@ def test_every_transition_is_learned_from_once_an_epoch():
         )
     ]
     np.testing.assert_allclose(found, found[0], rtol=1e-5)
+
+
+def one_at_a_time(state, params, memory, rollout):
+    """Q(s, .) of a rollout, step by step, and max_a Q of each step's true successor."""
+    rows, beyond, first = [], [], state.network.init(N)
+    done = np.asarray(rollout.terminated) | np.asarray(rollout.truncated)
+    for t in range(T):
+        memory, q = single_step(state.critic, params, memory, rollout.obs[t])
+        _, after = single_step(state.critic, params, memory, rollout.next_obs[t])
+        rows.append(q)
+        beyond.append(after.max(-1))
+        for i in np.flatnonzero(done[t]):
+            memory = jax.tree.map(lambda x, y, i=i: x.at[i].set(y[i]), memory, first)
+    return jnp.stack(rows), jnp.stack(beyond)
+
+
+@pytest.mark.parametrize("network", ["gru", pytest.param("min_gru", marks=pytest.mark.slow)])
+def test_a_memory_is_trained_through_whole_sequences(network, key):
+    """Two minibatches of two environments, with the gradient of a plain loop over single steps,
+    and targets under the memory that the true successor had."""
+    options = {"critic": None, "network": network, "hidden": (4,), "memory": 3, "dueling": True}
+    agent = pqn(**options, K_epochs=1, batch_size=2 * T)
+    state = agent.init(key, SPEC)
+    state = state.replace(params=jax.tree.map(lambda x: 2.0 * x + 0.1, state.params))
+    memory = jax.random.normal(key, (N, 3))
+    kept = []
+
+    def value_fn(rollout):
+        kept.extend((rollout, *one_at_a_time(state, state.params, memory, rollout)))
+        return kept[1].max(-1)
+
+    buffer, stored = filled(value_fn)
+    rollout, _, beyond = kept
+    experience = purerl.Experience(buffer, stored, memory=memory)
+    new, _, losses = quick_jit(agent.update)(state, experience, key, purerl.Clock())
+
+    ends = (np.asarray(x) for x in (rollout.terminated, rollout.truncated))
+    rewards = np.asarray(rollout.reward), np.asarray(beyond)
+    target = numpy_lambda_return(*rewards, *ends, GAMMA, LAM)
+
+    def loss(params, envs):
+        q, _ = one_at_a_time(state, params, memory, rollout)
+        chosen = jnp.where(rollout.action == 0, q[..., 0], q[..., 1])
+        error, valid = (chosen - target)[:, envs], rollout.valid[:, envs]
+        return jnp.sum(jnp.where(valid, 0.5 * error**2, 0.0)) / jnp.sum(valid)
+
+    params, step = state.params, quick_jit(jax.value_and_grad(loss))
+    seen = []
+    for envs in shuffle_environments(key, N, 2, 1).blocks:
+        value, grads = step(params, envs)
+        seen.append(float(value))
+        assert all(np.any(x) for x in jax.tree.leaves(grads))
+        params = jax.tree.map(lambda x, g: x - 0.1 * g, params, grads)
+    assert float(losses["loss"]) == pytest.approx(np.mean(seen), rel=1e-4)
+    assert_close(new.params, params, 1e-4, 1e-5)
 
 
 def test_a_rollout_records_the_value_of_the_greedy_action(key):

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from purerl.agents.acting import Acting, Extras, Key, memoryless
+from purerl.agents.acting import Acting, Extras, Key, Memory
 from purerl.agents.base import NetworkAgent, example_obs
 from purerl.agents.gradients import Number
 from purerl.envs.base import EnvSpec
 from purerl.experience.experience import Clock
 from purerl.nn.defaults import DefaultQNetwork
-from purerl.nn.networks import Critic, is_q_critic, q_values, uniform_action
+from purerl.nn.memory import ActionValues, remembers
+from purerl.nn.networks import Critic, is_q_critic, takes_action, uniform_action
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
 
@@ -42,6 +43,11 @@ def make_q_network(
             f"{name}.critic: got a V critic, expected create_network(self, obs, action), or "
             f"create_network(self, obs) with [B, {space.n}] values"
         )
+    if remembers(critic) and takes_action(type(critic)):
+        raise ConfigError(
+            f"{name}.critic: {type(critic).__name__} takes the action and has a memory, expected "
+            f"create_network(self, obs, memory) with [B, {space.n}] values and the memory"
+        )
     return critic
 
 
@@ -53,34 +59,37 @@ def epsilon_at(clock: Clock, start: Number, end: Number, steps: Number | None) -
 
 
 def act_greedily(critic: Critic, params: PyTree) -> Acting:
-    """The greedy policy of a Q network."""
+    """The greedy policy of a Q network, and its memory."""
+    network = ActionValues(critic)
 
-    def act(obs: PyTree, key: Key) -> tuple[jax.Array, Extras]:
-        return _greedy(q_values(critic, params, obs)), {}
+    def act(memory: Memory, obs: PyTree, key: Key) -> tuple[Memory, jax.Array, Extras]:
+        memory, (values, _) = network.step(params, memory, obs)
+        return memory, _greedy(values), {}
 
-    return memoryless(act)
+    return Acting(act, network.init, network.reset)
 
 
 def explore(critic: Critic, params: PyTree, epsilon: Number, *, with_value: bool = False) -> Acting:
-    """The epsilon-greedy policy of a Q network: greedy actions, or with probability epsilon uniform
-    ones; legal ones only.
+    """The epsilon-greedy policy of a Q network, and its memory: greedy actions, or with probability
+    epsilon uniform ones; legal ones only.
 
     Args:
         critic, params: the network.
         epsilon: the probability.
         with_value: whether max_a Q(s, a) is among the extras, as "value".
     """
+    network = ActionValues(critic)
 
-    def act(obs: PyTree, key: Key) -> tuple[jax.Array, Extras]:
-        values = q_values(critic, params, obs)
+    def act(memory: Memory, obs: PyTree, key: Key) -> tuple[Memory, jax.Array, Extras]:
+        memory, (values, largest) = network.step(params, memory, obs)
         # Given that it is below epsilon, the number is uniform on [0, epsilon): it chooses the
         # action.
-        drawn = jax.random.uniform(key, values.shape[:1], jnp.float32)
+        drawn = jax.random.uniform(key, largest.shape, jnp.float32)
         at_random = uniform_action(critic, obs, drawn / jnp.maximum(epsilon, 1e-8))
         action = jnp.where(drawn < epsilon, at_random, _greedy(values))
-        return action, {"value": jnp.max(values, axis=-1)} if with_value else {}
+        return memory, action, {"value": largest} if with_value else {}
 
-    return memoryless(act)
+    return Acting(act, network.init, network.reset)
 
 
 def _greedy(values: jax.Array) -> jax.Array:

@@ -25,12 +25,13 @@ from purerl.agents.epsilon_greedy import (
     make_q_network,
 )
 from purerl.agents.gradients import Number, annealed, descend, global_norm, mean_gradient
-from purerl.agents.learning import minibatch_steps, successor_values
+from purerl.agents.learning import minibatch_steps, next_values, outputs
 from purerl.envs.base import EnvSpec
 from purerl.experience import returns
 from purerl.experience.buffer import Buffer
 from purerl.experience.experience import Clock, Experience
-from purerl.nn.networks import Critic, init_critic, q_value, q_values
+from purerl.nn.memory import ActionValues, begins
+from purerl.nn.networks import Critic, init_critic, pick, q_value
 from purerl.records.fields import flag, integer, real
 from purerl.records.types import PyTree
 
@@ -41,6 +42,11 @@ class PQNState(struct.PyTreeNode):
     params: PyTree
     opt_state: optax.OptState
     critic: Critic = struct.field(pytree_node=False)
+
+    @property
+    def network(self) -> ActionValues:
+        """The Q network, with its memory."""
+        return ActionValues(self.critic)
 
 
 class PQN(RecurrentAgent):
@@ -56,9 +62,13 @@ class PQN(RecurrentAgent):
     values between those of the greedy policy and of the exploring one. LayerNorm keeps the
     off-policy updates stable in place of the target network.
 
+    A network with a memory is trained through each environment's whole rollout, from the memory
+    that it began with: minibatches are of whole environments.
+
     Attributes:
         batch_size: transitions in a minibatch; None for a sixteenth of the rollout (where 16
-            divides it, or each device's share of it; else all).
+            divides it, or each device's share of it; else all). With a memory a multiple of
+            `update_every`.
         critic: an uninstantiated Q `Critic`, of one action or of all; None for the default.
         lr: learning rate.
         K_epochs: passes through the rollout in each update.
@@ -120,26 +130,27 @@ class PQN(RecurrentAgent):
         return state.replace(opt_state=None)
 
     def value(self, state: PQNState, memory: Memory, obs: PyTree) -> jax.Array:
-        return jnp.max(q_values(state.critic, state.params, obs), axis=-1)
+        return state.network.step(state.params, memory, obs)[1][1]
 
     def update(
         self, state: PQNState, experience: Experience, key: jax.Array, clock: Clock
     ) -> tuple[PQNState, Experience, Losses]:
         data, buffer = experience.read(), experience.buffer
         ends = data["terminated"], data["truncated"]
-        next_value = successor_values(
-            lambda obs: self.value(state, (), obs), data["value"], data["next_obs"], *ends
-        )
+        next_value = next_values(state.network, state.params, experience)
         target = returns.lambda_return(data["reward"], next_value, *ends, buffer.gamma, buffer.lam)
-        batch = {name: data[name] for name in ("obs", "action", "valid")}
+        batch = {name: data[name] for name in ("obs", "action", "valid")} | {"target": target}
+        if state.network.remembers:
+            batch["fresh"] = begins(*ends)
         state, losses = minibatch_steps(
             lambda state, rows: self._learn(state, rows, clock),
             state,
-            batch | {"target": target},
+            batch,
             key,
             batch_size=self.minibatch_size(*reversed(target.shape), 16),
             num_epochs=self.K_epochs,
             devices=clock.devices,
+            memory=experience.memory if state.network.remembers else (),
         )
         losses["epsilon"] = jnp.asarray(self._epsilon(clock), jnp.float32)
         return state, experience, losses
@@ -150,7 +161,11 @@ class PQN(RecurrentAgent):
         """One gradient step."""
 
         def loss_fn(params: PyTree, rows: dict[str, PyTree]) -> Losses:
-            q = q_value(state.critic, params, rows["obs"], rows["action"])
+            if state.network.remembers:
+                (values, _), rows = outputs(state.network, params, rows)
+                q = pick(values, rows["action"])
+            else:  # of a critic that takes the action only the one that was taken
+                q = q_value(state.critic, params, rows["obs"], rows["action"])
             return {"loss": 0.5 * (q - rows["target"]) ** 2, "q": q}
 
         losses, grads = mean_gradient(loss_fn, state.params, batch, batch["weight"], clock.devices)

@@ -198,8 +198,12 @@ class DefaultQNetwork(Critic):
         if not self.dueling:
             return _head(self.action_dim, 1.0)(x)
         streams = [Torso(self.hidden[-1:], self.activation, "mlp", self.layer_norm) for _ in "VA"]
-        value, advantage = _head(1, 1.0)(streams[0](x)), _head(self.action_dim, 1.0)(streams[1](x))
-        return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
+        return _dueling(_head(1, 1.0)(streams[0](x)), _head(self.action_dim, 1.0)(streams[1](x)))
+
+
+def _dueling(value: jax.Array, advantage: jax.Array) -> jax.Array:
+    """Q(s, .) `[B, n]` from V(s) `[B, 1]` and advantages `[B, n]`."""
+    return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
 
 class _Remembering:
@@ -220,10 +224,11 @@ class _Remembering:
         return self._cell(None).initial(batch)
 
     def _recur(
-        self, obs: PyTree, memory: PyTree, fresh: jax.Array | None
+        self, obs: PyTree, memory: PyTree, fresh: jax.Array | None, layer_norm: bool = False
     ) -> tuple[jax.Array, PyTree]:
         """The recurrent layer's output and memory; arguments as in `Actor.initial_memory`."""
-        x = Torso(self.hidden, self.activation)(self.view.features(obs))
+        torso = Torso(self.hidden, self.activation, layer_norm=layer_norm)
+        x = torso(self.view.features(obs))
         return self._cell(self)(x, memory, fresh)
 
     def _cell(self, parent: object) -> Cell:
@@ -281,19 +286,27 @@ class RecurrentCritic(_Remembering, Critic):
 
 
 class RecurrentQNetwork(_Remembering, Critic):
-    """A Q critic with a memory, for n discrete actions, with the values of all as outputs."""
+    """A Q critic with a memory, for n discrete actions, with the values of all as outputs.
+
+    With `layer_norm` the layers of the `Torso` are normalised. With `dueling` the values are those
+    of `DefaultQNetwork`, without a hidden layer after the recurrent one.
+    """
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
     network: str = "gru"
     memory: int | None = None
+    layer_norm: bool = False
+    dueling: bool = False
 
     @nn.compact
     def create_network(
         self, obs: PyTree, memory: PyTree, fresh: jax.Array | None = None
     ) -> tuple[jax.Array, PyTree]:
-        x, memory = self._recur(obs, memory, fresh)
-        return _head(self.action_dim, 1.0)(x), memory
+        x, memory = self._recur(obs, memory, fresh, self.layer_norm)
+        if not self.dueling:
+            return _head(self.action_dim, 1.0)(x), memory
+        return _dueling(_head(1, 1.0)(x), _head(self.action_dim, 1.0)(x)), memory
 
 
 # The default networks with a memory in place of those without.
