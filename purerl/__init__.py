@@ -16,7 +16,7 @@ Train
     TrainOutput, SweepResult    metrics, the final state, the policy
 
 Agents
-    PPO, DQN, DDPG, ActorCritic, REINFORCE
+    PPO, PQN, DQN, DDPG, ActorCritic, REINFORCE
     Actor, Critic               bases of networks: `PPO(actor=MyActor)`
     GaussianNoise, OrnsteinUhlenbeckNoise    exploration of deterministic policies
     Buffer                      rollouts and replay, uniform or by priorities
@@ -55,6 +55,7 @@ from purerl.agents import (  # noqa: E402
     DDPG,
     DQN,
     PPO,
+    PQN,
     REINFORCE,
     ActorCritic,
     Agent,
@@ -142,6 +143,7 @@ __all__ = [
     "DDPG",
     "DQN",
     "PPO",
+    "PQN",
     "REINFORCE",
     "Acting",
     "Actor",

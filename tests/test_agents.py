@@ -24,7 +24,10 @@ BOTH = {
     "ActorCritic, V": purerl.ActorCritic(n_episodes=4, critic_lr=1e-3),
     "ActorCritic, Q": purerl.ActorCritic(n_episodes=4, critic=purerl.DefaultQCritic),
 }
-DISCRETE = BOTH | {"DQN": purerl.DQN(epsilon_steps=1e4, target_update_every=5, tau=0.5)}
+DISCRETE = BOTH | {
+    "DQN": purerl.DQN(epsilon_steps=1e4, target_update_every=5, tau=0.5, dueling=True),
+    "PQN": purerl.PQN(epsilon_steps=1e4, network="gru", hidden=(8,)),
+}
 CONTINUOUS = BOTH | {"DDPG": purerl.DDPG(actor_lr=1e-3, critic_lr=1e-3)}
 ENVS = {
     "discrete": (walk(5, limit=3), DISCRETE),
@@ -42,7 +45,7 @@ KINDS = [case for case in CASES if case[1] in ("discrete", "continuous")]
 def small_options(agent):
     """Arguments of a run of 4 environments with a small buffer."""
     size = {"num_envs": 4, "update_every": agent.run_defaults.update_every}
-    if isinstance(agent, purerl.PPO):
+    if isinstance(agent, purerl.PPO | purerl.PQN):
         size["update_every"] = 8
     buffer = agent.make_buffer(**size)
     maxlen = min(buffer.maxlen, 64 * 4 * size["update_every"])

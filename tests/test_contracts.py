@@ -16,6 +16,7 @@ SMALL = {"num_envs": 8, "update_every": 8, "total_timesteps": 8 * 8 * 10}
 CASES = {
     "masks and MultiDiscrete": (locks, purerl.PPO(hidden=(16,)), SMALL),
     "masks for Q": (doors, purerl.DQN(hidden=(16,), batch_size=32), SMALL | {"update_after": 64}),
+    "masks and a memory for Q": (doors, purerl.PQN(network="gru", hidden=(16,)), SMALL),
     "dict and privileged critic": (
         hidden_goal,
         purerl.PPO(hidden=(16,), actor_obs=("camera", "room", "wheel"), critic_obs="privileged"),

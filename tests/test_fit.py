@@ -190,6 +190,7 @@ def test_a_run_without_schedules_can_be_extended(tmp_path):
         (purerl.DQN(), None, ["DQN.anneal=True", "DQN.epsilon_steps=None"]),
         (purerl.DQN(anneal=False, epsilon_steps=9), None, []),
         (purerl.DQN(anneal=False, epsilon_steps=9), PRIORITIES, ["Buffer.anneal_beta=None"]),
+        (purerl.PQN(), None, ["PQN.anneal=True", "PQN.epsilon_steps=None"]),
         (purerl.PPO(anneal=False), None, []),
     ],
 )

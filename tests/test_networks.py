@@ -12,7 +12,14 @@ from kit.trees import assert_close
 import purerl
 from purerl.envs import Box, Discrete
 from purerl.nn import networks
-from purerl.nn.defaults import DefaultActor, DefaultCritic, Torso, _patches, _thin_product
+from purerl.nn.defaults import (
+    DefaultActor,
+    DefaultCritic,
+    DefaultQNetwork,
+    Torso,
+    _patches,
+    _thin_product,
+)
 from purerl.nn.distributions import Categorical, Normal, TanhNormal
 from purerl.nn.networks import Actor, Critic, apply, init_network, pick, q_value, takes_action
 
@@ -183,6 +190,49 @@ def test_torso_takes_observations_of_any_shape(shape, network, inputs):
     out, params = torso.init_with_output(jax.random.key(0), jnp.ones((2, *shape), jnp.uint8))
     assert out.shape == (2, 7)
     assert any(p.shape == (inputs, 7) for p in jax.tree.leaves(params))
+
+
+def test_layers_are_normalised_before_the_activation(key):
+    """A convolution cell by cell."""
+    torso = Torso((6,), "relu", layer_norm=True)
+    obs = jax.random.normal(key, (3, 5, 4, 2))
+    params = torso.init(key, obs)
+    params = jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), params)
+    found = torso.apply(params, obs)
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
+
+    def layer(x, number):
+        dense, norm = p[f"Dense_{number}"], p[f"LayerNorm_{number}"]
+        x = x @ dense["kernel"] + dense["bias"]
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return np.maximum(x * norm["scale"] + norm["bias"], 0.0)
+
+    windows = np.asarray(_patches(obs, 3, 1), np.float64)
+    expected = layer(layer(windows, 0).reshape(3, -1), 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("hidden", "layers"), [((5, 4), 2), ((4,), 1), ((), 0)])
+def test_a_dueling_network_is_value_plus_centred_advantage(key, hidden, layers):
+    critic = DefaultQNetwork(Discrete(3), hidden=hidden, activation="relu", dueling=True)
+    params = init_network(critic, key, OBS)
+    params = jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), params)
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
+
+    def dense(x, layer):
+        return x @ layer["kernel"] + layer["bias"]
+
+    x, streams = np.asarray(OBS, np.float64), []
+    if layers == 2:
+        x = np.maximum(dense(x, p["Torso_0"]["Dense_0"]), 0.0)
+    for stream, head in ((1, 0), (2, 1)):
+        hidden_layer = p[f"Torso_{stream}"]["Dense_0"] if layers else None
+        y = np.maximum(dense(x, hidden_layer), 0.0) if layers else x
+        streams.append(dense(y, p[f"Dense_{head}"]))
+    value, advantage = streams
+    assert value.shape == (5, 1)
+    expected = value + advantage - advantage.mean(-1, keepdims=True)
+    np.testing.assert_allclose(apply(critic, params, OBS), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_convolution_needs_an_image():

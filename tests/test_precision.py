@@ -57,6 +57,11 @@ RUNS = {
         False,
         {**REPLAY, "buffer": PRIORITIES, "normalize_obs": True},
     ),
+    "PQN": (
+        purerl.PQN(dueling=True, **SMALL),
+        False,
+        {"num_envs": 4, "update_every": 8, "normalize_obs": True},
+    ),
     "DDPG": (
         purerl.DDPG(batch_size=8, **SMALL),
         True,

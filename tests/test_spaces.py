@@ -352,9 +352,10 @@ AGENTS = {
     "ActorCritic, V": (purerl.ActorCritic(**PATHS), {}),
     "ActorCritic, Q(s, a)": (purerl.ActorCritic(critic=DefaultQCritic, **PATHS), {}),
     "ActorCritic, Q(s, .)": (purerl.ActorCritic(critic=DefaultQNetwork, **PATHS), {}),
+    "PQN": (purerl.PQN(hidden=(8,)), SMALL),
     "DQN": (purerl.DQN(batch_size=8, hidden=(8,)), {"update_after": 32}),
 }
-ONE_CHOICE = ("DQN", "ActorCritic, Q(s, .)")
+ONE_CHOICE = ("DQN", "PQN", "ActorCritic, Q(s, .)")
 CASES = [
     (agent, make)
     for agent in AGENTS

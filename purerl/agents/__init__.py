@@ -5,6 +5,7 @@ from purerl.agents.base import Agent, NetworkAgent, RunDefaults
 from purerl.agents.ddpg import DDPG, DDPGState
 from purerl.agents.dqn import DQN, DQNState, double_q_target, q_target
 from purerl.agents.ppo import PPO, PPOState
+from purerl.agents.pqn import PQN, PQNState
 from purerl.agents.reinforce import REINFORCE, REINFORCEState
 
 AGENTS: dict[str, type[Agent]] = {
@@ -12,6 +13,7 @@ AGENTS: dict[str, type[Agent]] = {
     "ddpg": DDPG,
     "dqn": DQN,
     "ppo": PPO,
+    "pqn": PQN,
     "reinforce": REINFORCE,
 }
 
@@ -20,6 +22,7 @@ __all__ = [
     "DDPG",
     "DQN",
     "PPO",
+    "PQN",
     "REINFORCE",
     "ActorCritic",
     "ActorCriticState",
@@ -28,6 +31,7 @@ __all__ = [
     "DQNState",
     "NetworkAgent",
     "PPOState",
+    "PQNState",
     "REINFORCEState",
     "RunDefaults",
     "double_q_target",

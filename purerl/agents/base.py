@@ -222,6 +222,12 @@ class NetworkAgent(Agent):
                 f"{type(self).__name__}.{sized[0]}: is for the default networks, but "
                 f"{' and '.join(own)} {'is' if len(own) == 1 else 'are both'} given"
             )
+        on = [n for n in ("layer_norm", "dueling") if getattr(self, n, False)]
+        on = [n for n in on if not getattr(type(self), n) and getattr(self, "critic", None)]
+        if on:
+            raise ConfigError(
+                f"{type(self).__name__}.{on[0]}: is for the default critic, but critic is given"
+            )
         if self.actor_obs is not None and not hasattr(self, "actor"):
             raise ConfigError(f"{type(self).__name__}.actor_obs: has no actor; expected critic_obs")
         if self.network in CELLS and not self.may_remember:
@@ -399,9 +405,15 @@ def check_v_critic(agent: Agent, critic: Critic, obs: PyTree) -> None:
 
 
 def check_one_rollout(
-    agent: Agent, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
+    agent: Agent,
+    num_envs: int,
+    update_every: int,
+    buffer: Buffer,
+    options: RunFacts,
+    explores: str = "its own distribution; noise is for deterministic agents, such as DDPG",
 ) -> None:
-    """Checks the run of an on-policy agent, whose buffer is one rollout. Raises ConfigError."""
+    """Checks the run of an agent whose buffer is one rollout; `explores` says by what it does.
+    Raises ConfigError."""
     name, size = type(agent).__name__, num_envs * update_every
     if buffer.maxlen != size:
         raise ConfigError(
@@ -413,10 +425,15 @@ def check_one_rollout(
             f"Buffer.priority_sampling: got True, expected False: {name} learns from the whole "
             "buffer and doesn't sample"
         )
+    check_no_noise(agent, options, explores)
+
+
+def check_no_noise(agent: Agent, options: RunFacts, explores: str) -> None:
+    """Raises ConfigError if the run has noise; `explores` says by what the agent does."""
     if options["noise"] is not None:
         raise ConfigError(
-            f"noise: got {options['noise']}, expected None: {name} explores by its own "
-            "distribution; noise is for deterministic agents, such as DDPG"
+            f"noise: got {options['noise']}, expected None: {type(agent).__name__} explores by "
+            f"{explores}"
         )
 
 

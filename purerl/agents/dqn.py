@@ -7,32 +7,31 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.agents.acting import Acting, Memory, memoryless
+from purerl.agents.acting import Acting, Memory
 from purerl.agents.base import (
     Losses,
     NetworkAgent,
     RunDefaults,
     RunFacts,
+    check_no_noise,
     check_replay,
     example_obs,
     module_field,
     replay_buffer,
 )
-from purerl.agents.gradients import annealed, descend, follow, global_norm, gradient
+from purerl.agents.epsilon_greedy import (
+    FIELDS,
+    act_greedily,
+    epsilon_at,
+    explore,
+    make_q_network,
+)
+from purerl.agents.gradients import Number, annealed, descend, follow, global_norm, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.envs.base import EnvSpec, where
 from purerl.experience.buffer import Batch, Buffer
 from purerl.experience.experience import Clock, Experience
-from purerl.nn.defaults import DefaultQNetwork
-from purerl.nn.networks import (
-    Critic,
-    init_critic,
-    is_q_critic,
-    pick,
-    q_value,
-    q_values,
-    uniform_action,
-)
+from purerl.nn.networks import Critic, init_critic, pick, q_value, q_values
 from purerl.records.errors import ConfigError
 from purerl.records.fields import flag, integer, named, real
 from purerl.records.types import PyTree
@@ -81,6 +80,9 @@ class DQN(NetworkAgent):
         n_step: n of the n-step returns: rewards summed before bootstrapping.
         max_grad_norm: the gradient's global norm is clipped to it.
         anneal: lower lr linearly to 0 over the run.
+        layer_norm: normalise the layers of the default network.
+        dueling: the default network has a stream for V(s) and one for the advantages, whose sum is
+            Q (Wang et al. 2016, arXiv:1511.06581).
     """
 
     batch_size: int = integer(default=128, at_least=1, total=True)
@@ -99,6 +101,8 @@ class DQN(NetworkAgent):
     n_step: int = integer(default=3, at_least=1)
     max_grad_norm: float = real(default=10.0, above=0.0)
     anneal: bool = flag(default=True)
+    layer_norm: bool = flag(default=False)
+    dueling: bool = flag(default=False)
 
     @property
     def run_defaults(self) -> RunDefaults:
@@ -115,37 +119,22 @@ class DQN(NetworkAgent):
         self, num_envs: int, update_every: int, buffer: Buffer, options: RunFacts
     ) -> None:
         check_replay(self, num_envs, update_every, buffer)
-        if options["noise"] is not None:
-            raise ConfigError(
-                f"noise: got {options['noise']}, expected None: DQN explores by epsilon_start, "
-                "epsilon_end and epsilon_steps"
-            )
+        check_no_noise(self, options, FIELDS)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> DQNState:
-        if spec.action_space.n is None:
-            words = (
-                "discrete actions" if spec.action_space.sizes is None else "one choice at a time"
-            )
-            raise ConfigError(f"agent: DQN is for {words}, and {spec.name} has {spec.action_space}")
-        critic = self.make(self.critic, DefaultQNetwork, spec, "relu")
-        obs = example_obs(spec)
-        if spec.action_space.n > 1 and not is_q_critic(critic, obs):
-            raise ConfigError(
-                "DQN.critic: got a V critic, expected create_network(self, obs, action), or "
-                f"create_network(self, obs) with [B, {spec.action_space.n}] values"
-            )
-        params = init_critic(critic, key, obs)
+        options = {"layer_norm": self.layer_norm, "dueling": self.dueling}
+        critic = make_q_network(self, self.critic, spec, **options)
+        params = init_critic(critic, key, example_obs(spec))
         return DQNState(params, params, self._optimizer(Clock()).init(params), jnp.int32(0), critic)
 
     def acting(self, state: DQNState, clock: Clock) -> Acting:
-        epsilon = self._epsilon(clock)
-        return memoryless(lambda obs, key: (_explore(state, obs, key, epsilon), {}))
+        return explore(state.critic, state.params, self._epsilon(clock))
 
     def policy(self, state: DQNState, *, sample: bool = False) -> Acting:
         """The greedy policy; with `sample` epsilon-greedy, epsilon being `epsilon_end`."""
         if sample:
-            return memoryless(lambda obs, key: (_explore(state, obs, key, self.epsilon_end), {}))
-        return memoryless(lambda obs, key: (_greedy(state, obs), {}))
+            return explore(state.critic, state.params, self.epsilon_end)
+        return act_greedily(state.critic, state.params)
 
     def for_acting(self, state: DQNState) -> DQNState:
         return state.replace(target_params=None, opt_state=None)
@@ -205,29 +194,9 @@ class DQN(NetworkAgent):
             return self.target_update_every
         return jnp.where(self.tau < 1.0, 1, 500)
 
-    def _epsilon(self, clock: Clock) -> jax.Array | float:
-        """The probability of a random action at this point of the run."""
-        if self.epsilon_steps is None:
-            fallen = 10.0 * clock.progress
-        else:
-            fallen = clock.timesteps / self.epsilon_steps
-        fallen = jnp.minimum(fallen, 1.0)
-        return self.epsilon_start + fallen * (self.epsilon_end - self.epsilon_start)
+    def _epsilon(self, clock: Clock) -> Number:
+        return epsilon_at(clock, self.epsilon_start, self.epsilon_end, self.epsilon_steps)
 
     def _optimizer(self, clock: Clock) -> optax.GradientTransformation:
         lr = annealed(self.lr, clock.progress, self.anneal)
         return self.optimize(lr, self.max_grad_norm, clock)
-
-
-def _greedy(state: DQNState, obs: PyTree) -> jax.Array:
-    values = q_values(state.critic, state.params, obs)
-    return jnp.argmax(values, axis=-1).astype(jnp.int32)
-
-
-def _explore(state: DQNState, obs: PyTree, key: jax.Array, epsilon: jax.Array | float) -> jax.Array:
-    """The epsilon-greedy action."""
-    greedy = _greedy(state, obs)
-    # Given that it is below epsilon, the number is uniform on [0, epsilon): it chooses the action.
-    drawn = jax.random.uniform(key, greedy.shape, jnp.float32)
-    named = uniform_action(state.critic, obs, drawn / jnp.maximum(epsilon, 1e-8))
-    return jnp.where(drawn < epsilon, named, greedy)

@@ -24,7 +24,14 @@ from purerl.envs.base import where
 from purerl.experience.buffer import Batch
 from purerl.experience.experience import Experience
 from purerl.nn.distributions import drawn_actions, log_prob_of
-from purerl.nn.memory import PolicyAndValue, begins, init_memory, remembers, reset_memory
+from purerl.nn.memory import (
+    ActionValues,
+    PolicyAndValue,
+    begins,
+    init_memory,
+    remembers,
+    reset_memory,
+)
 from purerl.nn.memory import step as step_network
 from purerl.nn.networks import Actor
 from purerl.records.types import PyTree
@@ -238,7 +245,7 @@ def successor_values(
 
 
 def next_values(
-    networks: PolicyAndValue, params: dict[str, PyTree], experience: Experience
+    networks: PolicyAndValue | ActionValues, params: PyTree, experience: Experience
 ) -> jax.Array:
     """V of the true successors of a rollout, `[T, N]`, as from `successor_values`.
 
@@ -262,10 +269,10 @@ def next_values(
 
 
 def outputs(
-    networks: PolicyAndValue, params: dict[str, PyTree], batch: Batch
+    networks: PolicyAndValue | ActionValues, params: PyTree, batch: Batch
 ) -> tuple[tuple[PyTree, jax.Array], Batch]:
-    """Distribution and V(s) of a minibatch from `minibatch_steps`, `[B]`, and the entries that
-    belong to them, `[B, ...]`: those of sequences `[T, n, ...]` are flattened."""
+    """Distribution, or Q(s, .), and V(s) of a minibatch from `minibatch_steps`, `[B]`, and the
+    entries that belong to them, `[B, ...]`: those of sequences `[T, n, ...]` are flattened."""
     if not networks.remembers:
         return networks.step(params, (), batch["obs"])[1], batch
     batch = dict(batch)

@@ -66,16 +66,17 @@ class Torso(nn.Module):
     If `network` is "cnn", or "auto" and the observation is an image `[B, height, width, channels]`,
     a convolution comes first: 16 filters of 3 x 3 (Young and Tian 2019, arXiv:1903.03176), with a
     stride that leaves at most 10 x 10 cells. Then dense layers. Images of uint8 are divided by
-    255.
+    255. With `layer_norm` each layer's sums are normalised before the activation (Ba et al. 2016,
+    arXiv:1607.06450), those of a convolution cell by cell.
     """
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
     network: str = "auto"
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, obs: PyTree) -> jax.Array:
-        activation = ACTIVATIONS[self.activation]
         leaves = jax.tree.leaves(obs)
         if self.network == "cnn" and all(leaf.ndim != 4 for leaf in leaves):
             raise ConfigError(
@@ -85,14 +86,19 @@ class Torso(nn.Module):
         leaves = [self._flatten(_as_floats(leaf)) for leaf in leaves]
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
         for size in self.hidden:
-            x = activation(nn.Dense(size, kernel_init=_orthogonal(math.sqrt(2)))(x))
+            x = self._layer(size, x)
         return x
+
+    def _layer(self, size: int, x: jax.Array) -> jax.Array:
+        x = nn.Dense(size, kernel_init=_orthogonal(math.sqrt(2)))(x)
+        if self.layer_norm:
+            x = nn.LayerNorm()(x)
+        return ACTIVATIONS[self.activation](x)
 
     def _flatten(self, x: jax.Array) -> jax.Array:
         if x.ndim == 4 and self.network != "mlp":
             stride = -(-max(x.shape[1:3]) // 10)
-            conv = nn.Dense(16, kernel_init=_orthogonal(math.sqrt(2)))
-            x = ACTIVATIONS[self.activation](conv(_patches(x, 3, stride)))
+            x = self._layer(16, _patches(x, 3, stride))
         return x.reshape(x.shape[0], -1)
 
 
@@ -161,26 +167,43 @@ class DefaultQCritic(Critic):
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
     network: str = "auto"
+    layer_norm: bool = False
 
     @nn.compact
     def create_network(self, obs: PyTree, action: jax.Array) -> jax.Array:
-        x = Torso(self.hidden, self.activation, self.network)(
+        x = Torso(self.hidden, self.activation, self.network, self.layer_norm)(
             {"action": action, "obs": self.view.features(obs)}
         )
         return _head(1, 1.0)(x)
 
 
 class DefaultQNetwork(Critic):
-    """A Q critic for n discrete actions, with the values of all as outputs, `[B, n]`."""
+    """A Q critic for n discrete actions, with the values of all as outputs, `[B, n]`.
+
+    With `dueling` the last hidden layer is two of that width, one for V(s) and one for the
+    advantages, and Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a') (Wang et al. 2016, arXiv:1511.06581,
+    eq. 9).
+    """
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
     network: str = "auto"
+    layer_norm: bool = False
+    dueling: bool = False
 
     @nn.compact
     def create_network(self, obs: PyTree) -> jax.Array:
-        x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
-        return _head(self.action_dim, 1.0)(x)
+        shared = self.hidden[:-1] if self.dueling else self.hidden
+        x = Torso(shared, self.activation, self.network, self.layer_norm)(self.view.features(obs))
+        if not self.dueling:
+            return _head(self.action_dim, 1.0)(x)
+        streams = [Torso(self.hidden[-1:], self.activation, "mlp", self.layer_norm) for _ in "VA"]
+        return _dueling(_head(1, 1.0)(streams[0](x)), _head(self.action_dim, 1.0)(streams[1](x)))
+
+
+def _dueling(value: jax.Array, advantage: jax.Array) -> jax.Array:
+    """Q(s, .) `[B, n]` from V(s) `[B, 1]` and advantages `[B, n]`."""
+    return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
 
 class _Remembering:
@@ -201,10 +224,11 @@ class _Remembering:
         return self._cell(None).initial(batch)
 
     def _recur(
-        self, obs: PyTree, memory: PyTree, fresh: jax.Array | None
+        self, obs: PyTree, memory: PyTree, fresh: jax.Array | None, layer_norm: bool = False
     ) -> tuple[jax.Array, PyTree]:
         """The recurrent layer's output and memory; arguments as in `Actor.initial_memory`."""
-        x = Torso(self.hidden, self.activation)(self.view.features(obs))
+        torso = Torso(self.hidden, self.activation, layer_norm=layer_norm)
+        x = torso(self.view.features(obs))
         return self._cell(self)(x, memory, fresh)
 
     def _cell(self, parent: object) -> Cell:
@@ -262,19 +286,27 @@ class RecurrentCritic(_Remembering, Critic):
 
 
 class RecurrentQNetwork(_Remembering, Critic):
-    """A Q critic with a memory, for n discrete actions, with the values of all as outputs."""
+    """A Q critic with a memory, for n discrete actions, with the values of all as outputs.
+
+    With `layer_norm` the layers of the `Torso` are normalised. With `dueling` the values are those
+    of `DefaultQNetwork`, without a hidden layer after the recurrent one.
+    """
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
     network: str = "gru"
     memory: int | None = None
+    layer_norm: bool = False
+    dueling: bool = False
 
     @nn.compact
     def create_network(
         self, obs: PyTree, memory: PyTree, fresh: jax.Array | None = None
     ) -> tuple[jax.Array, PyTree]:
-        x, memory = self._recur(obs, memory, fresh)
-        return _head(self.action_dim, 1.0)(x), memory
+        x, memory = self._recur(obs, memory, fresh, self.layer_norm)
+        if not self.dueling:
+            return _head(self.action_dim, 1.0)(x), memory
+        return _dueling(_head(1, 1.0)(x), _head(self.action_dim, 1.0)(x)), memory
 
 
 # The default networks with a memory in place of those without.

@@ -10,10 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from purerl.nn.networks import Actor, Critic, apply, takes_memory, takes_sequences
+from purerl.envs.spaces import where_legal
+from purerl.nn.networks import Actor, Critic, apply, q_values, takes_memory, takes_sequences
 from purerl.records.types import PyTree
 
 Network = Actor | Critic
+Pair = tuple[jax.Array, jax.Array]
 
 
 def remembers(network: Network | None) -> bool:
@@ -178,3 +180,51 @@ class PolicyAndValue(NamedTuple):
 
     def _pair(self, actor: PyTree, critic: PyTree) -> PyTree:
         return (actor, critic) if self.remembers else ()
+
+
+class ActionValues(NamedTuple):
+    """A Q network for n discrete actions, with its memory; `()` if it has none.
+
+    Outputs are pairs: Q(s, .), `[N, n]`, minus infinity for illegal actions, and the largest,
+    max_a Q(s, a), `[N]`.
+
+    Attributes:
+        critic: the network; with a memory one that returns the values of all actions.
+    """
+
+    critic: Critic
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the network has a memory."""
+        return remembers(self.critic)
+
+    def init(self, num: int) -> PyTree:
+        """The initial memory for N environments, `[N, ...]`."""
+        return init_memory(self.critic, num)
+
+    def reset(self, memory: PyTree, fresh: jax.Array) -> PyTree:
+        """The memory, set to the initial one where `fresh`, `[N]` bool."""
+        return reset_memory(self.critic, memory, fresh)
+
+    def step(self, params: PyTree, memory: PyTree, obs: PyTree) -> tuple[PyTree, Pair]:
+        """One step: the memory after it, and the outputs at observations `[N, *obs_shape]`."""
+        if not self.remembers:
+            return memory, _with_largest(q_values(self.critic, params, obs))
+        memory, values = step(self.critic, params, memory, obs)
+        return memory, self._of(values, obs)
+
+    def unroll(
+        self, params: PyTree, memory: PyTree, fresh: jax.Array, obs: PyTree
+    ) -> tuple[PyTree, Pair]:
+        """T steps, with arguments and result as in the function `unroll`."""
+        after, values = unroll(self.critic, params, memory, fresh, obs)
+        return after, self._of(values, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), obs))
+
+    def _of(self, values: jax.Array, obs: PyTree) -> Pair:
+        values = values.reshape(-1, self.critic.action_dim)  # of one action they may be `[N]`
+        return _with_largest(where_legal(values, self.critic.view.mask(obs)))
+
+
+def _with_largest(values: jax.Array) -> Pair:
+    return values, jnp.max(values, axis=-1)

@@ -15,6 +15,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "discount_factor": ("gamma",),
     "discounting": ("gamma",),
     "gae_lambda": ("lam",),
+    "td_lambda": ("lam",),
     "clip_eps": ("eps_clip",),
     "clip_range": ("eps_clip",),
     "clip_coef": ("eps_clip",),
@@ -44,6 +45,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "end_e": ("epsilon_end",),
     "eps_start": ("epsilon_start",),
     "eps_end": ("epsilon_end",),
+    "eps_finish": ("epsilon_end",),
     # Runs.
     "env_name": ("env",),
     "env_id": ("env",),
@@ -77,6 +79,7 @@ HINTS = {
     "target_update_interval": "target_update_every",  # in gradient steps
     "target_network_frequency": "target_update_every",
     "exploration_fraction": "epsilon_steps",  # in environment steps
+    "eps_decay": "epsilon_steps",  # likewise
     "polyak": "tau",  # 1 - polyak
     "exploration_noise": "noise",
 }

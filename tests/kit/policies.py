@@ -22,6 +22,7 @@ AGENTS = {
     "actor-critic": (purerl.ActorCritic(critic=purerl.DefaultQNetwork), walk),
     "actor-critic, continuous": (purerl.ActorCritic(critic=purerl.DefaultQCritic), push_env),
     "ddpg": (purerl.DDPG(), push_env),
+    "pqn": (purerl.PQN(hidden=(16, 16), dueling=True), walk),
     "dqn": (purerl.DQN(epsilon_end=0.3), walk),
 }
 

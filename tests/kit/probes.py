@@ -111,6 +111,11 @@ ONLY_DISCRETE = {
         ACTOR_CRITIC.replace(critic=purerl.DefaultQNetwork),
         {"total_timesteps": 48_000},
     ),
+    # Once epsilon is 0, returns are those of the greedy policy, whatever lambda is.
+    "PQN": (
+        purerl.PQN(lr=5e-3, gamma=GAMMA, epsilon_end=0.0, epsilon_steps=16_000),
+        ROLLOUTS,
+    ),
     "DQN": (DQN.replace(n_step=1), REPLAY),
     "DQN, priorities": (
         DQN.replace(target_fn="q", n_step=1),
@@ -144,6 +149,7 @@ QUICK = {
     ("ActorCritic, V", CONTINUOUS),
     ("ActorCritic, Q(s, a)", DISCRETE),
     ("DQN", DISCRETE),
+    ("PQN", DISCRETE),
     ("DDPG", CONTINUOUS),
 }
 CASES = [(name, case, DISCRETE) for name, case in (BOTH | ONLY_DISCRETE).items()] + [

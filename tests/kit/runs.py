@@ -45,6 +45,11 @@ RUNS = {
         purerl.ActorCritic(n_episodes=4, episode_length=8, critic=purerl.DefaultQCritic),
         {},
     ),
+    "PQN": (
+        walk(5, limit=3),
+        purerl.PQN(network="gru", hidden=(8,)),
+        {"num_envs": 4, "update_every": 8},
+    ),
     "DQN": (walk(5, limit=3), purerl.DQN(batch_size=8), REPLAY),
     "DDPG": (push_env(), purerl.DDPG(batch_size=8), {**REPLAY, "noise": NOISE}),
 }

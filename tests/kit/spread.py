@@ -29,6 +29,7 @@ def configs(push, walk):
         "reinforce": (walk, purerl.REINFORCE(baseline=True, **paths), {}),
         "actor_critic": (push, purerl.ActorCritic(**paths), {"wait_end_path": True}),
         "q_actor_critic": (push, purerl.ActorCritic(critic=q_critic, **paths), {}),
+        "pqn": (walk, purerl.PQN(**SMALL), {"num_envs": 4, "update_every": 8}),
         "ddpg": (push, purerl.DDPG(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
         "dqn": (walk, purerl.DQN(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
     }, normal

@@ -21,6 +21,7 @@ P = np.random.default_rng(5).dirichlet(np.ones(4), size=(4, 2))
 R = np.array([[1.0, 0.2], [0.5, 2.0], [0.1, 0.3], [3.0, 1.5]])
 END = np.array([[0.0, 0.1], [0.3, 0.5], [0.0, 0.05], [0.6, 0.0]])
 STATES = jnp.eye(4)
+PQN_STEPS = 16
 
 
 def mdp() -> purerl.Env:
@@ -59,6 +60,19 @@ def uniform_v() -> np.ndarray:
 def uniform_q() -> np.ndarray:
     """`[4, 2]`, Q of random actions."""
     return R + GAMMA * (1 - END) * (P @ uniform_v())
+
+
+def pengs_q(lam: float, num_steps: int = PQN_STEPS) -> np.ndarray:
+    """`[4, 2]`, the fixed point of Peng's Q(lambda) under random actions: the expected lambda
+    return of a step, averaged over the steps of a rollout."""
+    q = np.zeros((4, 2))
+    for _ in range(1_000):
+        targets, later = [], q.max(-1)
+        for _ in range(num_steps):  # from the last step on, whose return is of one step
+            targets.append(R + GAMMA * (1 - END) * (P @ later))
+            later = (1 - lam) * q.max(-1) + lam * targets[-1].mean(-1)
+        q = np.mean(targets, axis=0)
+    return q
 
 
 class Uniform(purerl.Actor):
@@ -106,6 +120,27 @@ def dqn_from_random_actions(keys: jax.Array) -> np.ndarray:
     return np.stack([_relative(values, optimal_q()), wrong], axis=1)
 
 
+def pqn_from_random_actions(lam: float, keys: jax.Array) -> np.ndarray:
+    """`[S]`, the largest relative error of Q."""
+    agent = purerl.PQN(
+        lr=0.05,
+        gamma=GAMMA,
+        lam=lam,
+        critic=LinearQs,
+        K_epochs=1,
+        batch_size=1024,
+        epsilon_start=1.0,
+        epsilon_end=1.0,
+    )
+    options = {"num_envs": 64, "update_every": PQN_STEPS, "total_timesteps": 512_000}
+
+    def found(key):
+        state, _ = purerl.run(mdp(), agent, key=key, **options)
+        return q_values(state.agent.critic, state.agent.params, STATES)
+
+    return _relative(quick_jit(jax.vmap(found))(keys), pengs_q(lam))
+
+
 def actor_critic_of_random_actions(critic, keys: jax.Array) -> np.ndarray:
     """`[S]`, the largest relative error of V, and of Q where the critic has one."""
     agent = purerl.ActorCritic(
@@ -147,6 +182,11 @@ VALUES = {
     "DQN, optimal values of an MDP": Trial(
         dqn_from_random_actions,
         lambda figures: bool(np.all(figures[:, 0] < MOST_ERROR) and np.all(figures[:, 1] == 0)),
+        num_seeds=1,
+    ),
+    "PQN, values of an MDP by Peng's Q(lambda)": Trial(
+        lambda keys: pqn_from_random_actions(0.5, keys),
+        lambda error: bool(np.all(error < MOST_ERROR)),
         num_seeds=1,
     ),
     "ActorCritic, V of random actions": Trial(
