@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from purerl.accelerator.compiling import jit
 from purerl.accelerator.transfer import is_key
 from purerl.agents import AGENTS, Agent, RunDefaults
 from purerl.agents.acting import Acting
 from purerl.agents.noise import NOISES, Noise
 from purerl.envs.base import Env, EnvSpec
-from purerl.envs.check import QUICK_COMPILE, dtype_name, is_real
+from purerl.envs.check import dtype_name, is_real
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import is_space
 from purerl.experience.experience import Clock, Experience, see
@@ -387,7 +388,7 @@ def _check_reset(agent: Agent, env: Env, key: jax.Array) -> None:
 
     if not jax.tree.leaves(jax.eval_shape(play, key)):
         return
-    kept, fresh, mixed = jax.jit(play, compiler_options=QUICK_COMPILE)(key)
+    kept, fresh, mixed = jit(play, quick=True)(key)
     rows = ((kept, slice(1, None, 2)), (fresh, slice(0, None, 2)))
     right = all(
         _equal(*(jax.tree.map(lambda x, at=at: x[at], tree) for tree in (mixed, expected)))
@@ -431,7 +432,7 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
     def fresh(key: jax.Array) -> PyTree:
         return _trainer(agent, env)(key, {})
 
-    train = jax.jit(fresh, compiler_options=QUICK_COMPILE)
+    train = jit(fresh, quick=True)
     keys = jax.random.split(key, 2)
     try:
         state, losses = train(keys[0])
@@ -444,7 +445,7 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
         _equal(state, train(keys[0])[0]), "the same key gave another agent: update is not pure"
     )
     _require(not _equal(state, train(keys[1])[0]), "another key gave the same agent")
-    together = jax.jit(jax.vmap(fresh), compiler_options=QUICK_COMPILE)(keys)[0]
+    together = jit(jax.vmap(fresh), quick=True)(keys)[0]
     first = jax.tree.map(lambda x: x[0], together)
     _require(_equal(state, first, 1e-3), "vmap over keys gave another agent than the key alone")
 
