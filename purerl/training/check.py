@@ -188,12 +188,14 @@ def _check_step(loop: Loop) -> None:
     _require_same("TrainConfig: the run's state", state, new)
 
 
-def _trace_acting(what: str, make: Callable, state: PyTree, obs: PyTree, key: PyTree) -> tuple:
+def _trace_acting(
+    what: str, make: Callable[[PyTree], Acting], state: PyTree, obs: PyTree, key: PyTree
+) -> tuple[PyTree, ...]:
     """Shapes of memory, action and extras after a step of an `Acting`."""
     num_envs = jax.tree.leaves(obs)[0].shape[0]
     done = jax.ShapeDtypeStruct((num_envs,), np.bool_)
 
-    def play(state: PyTree, obs: PyTree, key: jax.Array, done: jax.Array) -> tuple:
+    def play(state: PyTree, obs: PyTree, key: jax.Array, done: jax.Array) -> tuple[PyTree, ...]:
         acting = make(state)
         _require(
             isinstance(acting, Acting),
@@ -233,7 +235,7 @@ def _watched_agent(agent: Agent) -> Agent:
     """The agent with checks around its `update`."""
     name = type(agent).__name__
 
-    def update(state: PyTree, experience: Experience, *args: Any) -> tuple:
+    def update(state: PyTree, experience: Experience, *args: Any) -> tuple[PyTree, ...]:
         with sentence(f"agent: {name}.update can't be traced", AgentError):
             out = type(agent).update(agent, state, experience, *args)
         _require(
@@ -297,7 +299,11 @@ def _require_action(what: str, action: object, num_envs: int, spec: EnvSpec) -> 
 
 
 def _require_array(
-    what: str, x: object, shape: tuple, kind: type[np.generic], error: Callable[[str], Exception]
+    what: str,
+    x: object,
+    shape: tuple[int, ...],
+    kind: type[np.generic],
+    error: Callable[[str], Exception],
 ) -> None:
     """Raises unless it is an array of real numbers of that shape and kind."""
     got, dtype = _kind(x)
@@ -398,7 +404,7 @@ def _check_reset(agent: Agent, env: Env, key: jax.Array) -> None:
 
 
 def _require_shape(
-    what: str, x: jax.Array | jax.ShapeDtypeStruct, shape: tuple, dtype: DTypeLike
+    what: str, x: jax.Array | jax.ShapeDtypeStruct, shape: tuple[int, ...], dtype: DTypeLike
 ) -> None:
     _require(
         x.shape == shape and x.dtype == dtype,
@@ -407,7 +413,7 @@ def _require_shape(
     )
 
 
-def _trainer(agent: Agent, env: Env) -> Callable:
+def _trainer(agent: Agent, env: Env) -> Callable[..., PyTree]:
     """Two updates with the agent's defaults, as a function of key and hyperparameters."""
     defaults = agent.run_defaults
     steps = defaults.num_envs * defaults.update_every
