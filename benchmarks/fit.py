@@ -43,7 +43,8 @@ def main():
     )
     console = Console()
     keys = jax.vmap(jax.random.key)(np.arange(args.seeds, dtype=np.uint32))
-    train = jax.jit(jax.vmap(purerl.make_train(config))).lower(keys).compile()
+    train = jax.vmap(purerl.make_train(config))
+    train = jax.jit(train, compiler_options=purerl.compiler_options()).lower(keys).compile()
 
     def whole():
         start = time.perf_counter()

@@ -215,7 +215,7 @@ class Timed:
         init = (lambda keys: start(keys[0])) if len(keys) == 1 else jax.vmap(start)
         self.args = jax.jit(init)(keys), jnp.arange(num_updates)
         began = time.perf_counter()
-        self.compiled = jax.jit(scan).lower(*self.args).compile()
+        self.compiled = jit(scan).lower(*self.args).compile()
         self.compile_seconds = time.perf_counter() - began
         self.seconds = []
         self()
@@ -244,7 +244,7 @@ def peak_seconds(parts, key):
     for activations."""
     carry = jax.jit(parts.learning_init)(key)
     rows, gradients.ROWS_AT_ONCE = gradients.ROWS_AT_ONCE, sys.maxsize
-    cost = jax.jit(parts.one_step).lower(*carry).compile().cost_analysis()  # no loop to count once
+    cost = jit(parts.one_step).lower(*carry).compile().cost_analysis()  # no loop to count once
     gradients.ROWS_AT_ONCE = rows
     seconds = cost.get("flops", 0.0) / best_flops() + cost.get("transcendentals", 0.0) / best_tanh()
     return seconds * parts.gradient_steps
@@ -256,7 +256,7 @@ _best = {}
 def best(name, function, x, work):
     """Work per second of a compiled function, the best of ten runs."""
     if name not in _best:
-        compiled = jax.jit(function).lower(x).compile()
+        compiled = jit(function).lower(x).compile()
         times = []
         for _ in range(10):
             start = time.perf_counter()
@@ -389,6 +389,7 @@ if __name__ == "__main__":
     from rich.table import Table
 
     import purerl
+    from purerl.accelerator.compiling import jit
     from purerl.accelerator.lean_scan import lean_scan
     from purerl.agents import gradients
     from purerl.agents.learning import flatten, path_batch

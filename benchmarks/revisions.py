@@ -64,7 +64,9 @@ def train_by_line(purerl, name):
     train = purerl.make_train(purerl.TrainConfig(env, agent, steps, **options))
     key = jax.random.key(0)
     began = time.perf_counter()
-    compiled = jax.jit(train).lower(key).compile()
+    # Earlier revisions set the flag when they were imported.
+    options = purerl.compiler_options() if hasattr(purerl, "compiler_options") else {}
+    compiled = jax.jit(train, compiler_options=options).lower(key).compile()
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis().temp_size_in_bytes
     jax.block_until_ready(compiled(key))

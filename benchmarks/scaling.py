@@ -60,6 +60,7 @@ def measure(num_devices, num_envs, num_steps, repeats):
     import jax
 
     import purerl
+    from purerl.accelerator.compiling import jit
 
     loop = purerl.TrainConfig(
         env="CartPole-v1",
@@ -69,7 +70,7 @@ def measure(num_devices, num_envs, num_steps, repeats):
         num_devices=num_devices,
         normalize_obs=True,
     ).make_loop()
-    step = jax.jit(loop.spread(loop.step, 1), donate_argnums=0)
+    step = jit(loop.spread(loop.step, 1), donate_argnums=0)
     state = jax.jit(loop.start)(jax.random.key(0))
     compiled = step.lower(state, jax.numpy.int32(0)).compile()
     state, _ = jax.block_until_ready(compiled(state, jax.numpy.int32(0)))

@@ -98,6 +98,7 @@ def work(args):
     import numpy as np
 
     import purerl
+    from purerl.accelerator.compiling import jit
     from purerl.sweeps.plan import make_plan
     from purerl.sweeps.slices import compile_group, one_member, run_slices
 
@@ -118,7 +119,7 @@ def work(args):
         member = one_member(group, keep_buffer=False)
         inputs = group.keys, group.hyperparams
         if variant == "vmap":
-            compiled = jax.jit(jax.vmap(member)).lower(*inputs).compile()
+            compiled = jit(jax.vmap(member)).lower(*inputs).compile()
 
             def train():
                 jax.block_until_ready(compiled(*inputs))
@@ -126,7 +127,7 @@ def work(args):
         else:
             num_members = min(args.loop, num_members)
             alone = [jax.tree.map(lambda x, i=i: x[i], inputs) for i in range(num_members)]
-            compiled = jax.jit(member).lower(*alone[0]).compile()
+            compiled = jit(member).lower(*alone[0]).compile()
 
             def train():
                 for one in alone:

@@ -13,6 +13,7 @@ Train
     fit                         the same with reports, checkpoints, and resuming after a kill
     sweep                       seeds and a grid of hyperparameters, over all devices
     run, make_loop              the loop from plain arguments; its steps, to be scanned by you
+    compiler_options            for `jit`, to compile faster on a CPU
     TrainOutput, SweepResult    metrics, the final state, the policy
 
 Agents
@@ -44,11 +45,12 @@ Results
 
 from importlib.metadata import PackageNotFoundError, version
 
-from purerl.accelerator.machine import configure_cpu, use_all_cores
+from purerl.accelerator.machine import avoid_hangs, use_all_cores
 
-configure_cpu()
+avoid_hangs()
 
 from purerl import statistics  # noqa: E402
+from purerl.accelerator.compiling import compiler_options  # noqa: E402
 from purerl.accelerator.devices import start_hosts  # noqa: E402
 from purerl.agents import (  # noqa: E402
     AGENTS,
@@ -206,6 +208,7 @@ __all__ = [
     "auto_reset",
     "check_agent",
     "check_env",
+    "compiler_options",
     "console_sink",
     "csv_sink",
     "double_q_target",

@@ -15,6 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from purerl.accelerator.compiling import jit
 from purerl.accelerator.machine import COUNT_FLAG
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
@@ -80,7 +81,7 @@ def map_members(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
         spec = PartitionSpec("members")
         mesh = Mesh(np.array(devices), ("members",))
         mapped = jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    return jax.jit(mapped)
+    return jit(mapped)
 
 
 def place(like: PyTree, num_devices: int, sharded: Sharded, num_axes: int) -> PyTree:

@@ -1,6 +1,5 @@
 """Settings of XLA that have to precede JAX's start, and the cores and memory of the machine."""
 
-import importlib.util
 import math
 import os
 import warnings
@@ -11,30 +10,26 @@ import jax
 from purerl.records.errors import ConfigError
 
 SCHEDULER_FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler"
-EFFORT_FLAG = "--xla_backend_optimization_level"
 COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
-def configure_cpu() -> None:
-    """Sets XLA flags against deadlocks on the CPU, in vmapped training loops and with several host
-    devices, and for faster compilation.
+def avoid_hangs() -> None:
+    """Sets XLA flags against deadlocks on the CPU before JAX 0.11: in vmapped training loops, and
+    with several host devices.
 
     XLA reads the flags when its first backend starts, so `import purerl` calls this. The user's
-    settings are kept. Warns if a backend has started already and this version of JAX may hang;
-    of JAX 0.11 no hang is known, and the scheduler is left as it is: without it PPO is up to 5 %
-    slower there and compiles 4 to 10 % longer (benchmarks/tricks.py, JAX 0.11.2, November 2026).
+    settings are kept. Warns if a backend has started already. Of JAX 0.11 no hang is known, and
+    nothing is set: without the scheduler PPO is up to 5 % slower there and compiles 4 to 10 %
+    longer (benchmarks/tricks.py, JAX 0.11.2, November 2026).
     """
+    if jax.__version_info__ >= (0, 11):
+        return
     flags = os.environ.get("XLA_FLAGS", "")
     up = _backend_is_up()
-    # The LLVM passes that this leaves out take 15 to 32 % of the compile time, and programs run 2
-    # to 5 % faster without them (benchmarks/tricks.py, JAX 0.11.2, November 2026). Their effect on
-    # other platforms was not measured.
-    if EFFORT_FLAG not in flags and not up and not _has_accelerator():
-        flags = os.environ["XLA_FLAGS"] = f"{flags} {EFFORT_FLAG}=1".strip()
     count = flags.rpartition(f"{COUNT_FLAG}=")[2].split(" ")[0]
     if count.isdigit() and int(count) > 1 and not up:
         os.environ.setdefault("NPROC", str(_threads(int(count))))
-    if SCHEDULER_FLAG in flags or jax.__version_info__ >= (0, 11):
+    if SCHEDULER_FLAG in flags:
         return
     if up:
         warnings.warn(
@@ -159,11 +154,6 @@ def _cgroup_free() -> float:
         return float(limit - int((folder / "memory.current").read_text()))
     except (OSError, ValueError):
         return math.inf
-
-
-def _has_accelerator() -> bool:
-    """Whether JAX is installed for a device other than the CPU."""
-    return any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 
 
 def _backend_is_up() -> bool:

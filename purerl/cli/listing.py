@@ -10,6 +10,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from purerl.accelerator.compiling import jit
 from purerl.accelerator.machine import check_memory, program_memory
 from purerl.agents import AGENTS
 from purerl.cli import FAILED, Parser
@@ -185,7 +186,7 @@ def run_bench(args: argparse.Namespace, console: Console) -> int:
     config, _ = config_from(args)
     keys, _ = seed_keys(integers("--seeds", args.seeds))
     check_size(config.make_loop(), len(keys))
-    lowered = jax.jit(jax.vmap(make_train(config))).lower(keys)
+    lowered = jit(jax.vmap(make_train(config))).lower(keys)
     began = time.perf_counter()
     train = lowered.compile()
     check_memory(program_memory(train), f"{len(keys):,} agents at once")

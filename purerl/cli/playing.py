@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from purerl.accelerator.compiling import jit
 from purerl.accelerator.machine import check_memory, program_memory
 from purerl.cli import Parser
 from purerl.cli.flags import add_env_flags, check_integer, check_key, env_values
@@ -105,7 +106,7 @@ def _play(
         acting = policy.acting(sample=args.sample)
         return play_episodes(vectorize(env), acting, key, args.episodes, limit)
 
-    compiled = jax.jit(play).lower(jax.random.key(args.key), policy).compile()
+    compiled = jit(play).lower(jax.random.key(args.key), policy).compile()
     check_memory(program_memory(compiled), f"--episodes: {args.episodes:,} side by side")
     returns, lengths, info = compiled(jax.random.key(args.key), policy)
     info = {name: np.asarray(x, np.float64) for name, x in info.items()}

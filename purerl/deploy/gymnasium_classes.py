@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium.vector.utils import batch_space
 
+from purerl.accelerator.compiling import jit
 from purerl.deploy.drawing import draw
 from purerl.envs.base import Env, TimeStep, where
 from purerl.envs.spaces import is_space
@@ -91,13 +92,13 @@ class GymnasiumEnv(gymnasium.Env):
         self._state: PyTree = None
         self._seen: tuple[PyTree, int, float] = (None, 0, 0.0)  # observation, steps, return
 
-        @jax.jit
+        @jit
         def step(key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
             key, step_key, reset_key = _next_keys(key)
             state, timestep = env.step(step_key, state, action)
             return (key, reset_key), state, timestep, _mask(env, timestep.obs)
 
-        self._reset, self._step = jax.jit(functools.partial(_first, env)), step
+        self._reset, self._step = jit(functools.partial(_first, env)), step
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, object] | None = None
@@ -147,8 +148,8 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         self._keys: tuple[jax.Array, jax.Array] | None = None  # each [N]
         self._state: PyTree = None
         self._seen: tuple[PyTree, np.ndarray, np.ndarray] = (None, np.zeros(0), np.zeros(0))
-        self._reset = jax.jit(jax.vmap(functools.partial(_first, env)))
-        self._step = jax.jit(jax.vmap(self._play))
+        self._reset = jit(jax.vmap(functools.partial(_first, env)))
+        self._step = jit(jax.vmap(self._play))
 
     def _play(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple:
         """A step of one environment, and a reset where it ends the episode."""

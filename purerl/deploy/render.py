@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purerl.accelerator.compiling import jit
 from purerl.agents.acting import memoryless
 from purerl.deploy.drawing import draw
 from purerl.envs.base import Env, typed, where
@@ -106,7 +107,7 @@ def _play(
 
     by_chance = memoryless(choose)
 
-    @jax.jit
+    @jit
     def play(policy: Policy | None, key: jax.Array) -> tuple:
         acting = by_chance if policy is None else policy.acting(sample=sample_key is not None)
         reset_key, play_key = jax.random.split(key)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from purerl.accelerator.compiling import jit
 from purerl.envs.base import Env, EnvSpec, TimeStep, vectorize, where
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import is_space, split_choices
@@ -19,8 +20,6 @@ from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.fields import check_count, check_key
 from purerl.records.types import PyTree, Structure
 
-# The programs here are tiny: compile time matters more than run time.
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 EPISODES = 8
 # The longest time limit up to which whole episodes are played, and the steps played otherwise.
 PLAYED_OUT, PLAYED = 5_000, 256
@@ -323,12 +322,12 @@ def _check_transforms(env: Env, key: jax.Array) -> None:
     if text == again and not OPAQUE.search(text) and _equal_constants(consts, others):
         return
     keys = jax.random.split(key, 4)
-    jitted = jax.jit(lambda key: _start_and_step(env, key), compiler_options=QUICK_COMPILE)
+    jitted = jit(lambda key: _start_and_step(env, key), quick=True)
     alone = [jitted(k) for k in keys]
     _require_equal(alone[0], jitted(keys[0]), "the same key gave another result", exact=True)
     # Traced again, which reveals hidden state as well as differences under vmap.
     mapped = jax.vmap(lambda key: _start_and_step(env, key))
-    together = jax.jit(mapped, compiler_options=QUICK_COMPILE)(keys)
+    together = jit(mapped, quick=True)(keys)
     stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *alone)
     message = "traced a second time, under vmap, the same key gave another result"
     _require_equal(stacked, together, message)
@@ -439,7 +438,7 @@ def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
     def played(key: jax.Array, num_steps: jax.Array) -> PyTree:
         return _play(env, key, num_steps)
 
-    run = jax.jit(played, compiler_options=QUICK_COMPILE)
+    run = jit(played, quick=True)
     first, seen = jax.tree.map(np.asarray, run(key, num_steps))
     _require(not seen.broken_reward.any(), "step: a reward is not finite")
     _require(

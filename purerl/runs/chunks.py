@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from purerl.accelerator import devices
+from purerl.accelerator.compiling import jit
 from purerl.accelerator.machine import check_memory, program_memory
 from purerl.envs.spaces import is_space
 from purerl.experience.metrics import Count, Metrics
@@ -32,7 +33,7 @@ CHUNK_BYTES = 2**24  # of metrics in a chunk, at most
 class Program:
     """A run's compiled functions, of one agent or `[S]` of them, with keys and hyperparameters."""
 
-    jit = staticmethod(jax.jit)
+    jit = staticmethod(jit)
 
     def __init__(self, config: TrainConfig, keys: jax.Array, values: dict[str, np.ndarray]) -> None:
         self.config, self.keys = config, keys

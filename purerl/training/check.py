@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from purerl.accelerator.compiling import jit
 from purerl.accelerator.devices import AXIS
 from purerl.accelerator.transfer import is_key
 from purerl.agents import AGENTS, Agent, RunDefaults
 from purerl.agents.acting import Acting
 from purerl.agents.noise import NOISES, Noise
 from purerl.envs.base import Env, EnvSpec
-from purerl.envs.check import QUICK_COMPILE, dtype_name, is_real
+from purerl.envs.check import dtype_name, is_real
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import is_space
 from purerl.experience.experience import Clock, Experience, see
@@ -188,12 +189,14 @@ def _check_step(loop: Loop) -> None:
     _require_same("TrainConfig: the run's state", state, new)
 
 
-def _trace_acting(what: str, make: Callable, state: PyTree, obs: PyTree, key: PyTree) -> tuple:
+def _trace_acting(
+    what: str, make: Callable[[PyTree], Acting], state: PyTree, obs: PyTree, key: PyTree
+) -> tuple[PyTree, ...]:
     """Shapes of memory, action and extras after a step of an `Acting`."""
     num_envs = jax.tree.leaves(obs)[0].shape[0]
     done = jax.ShapeDtypeStruct((num_envs,), np.bool_)
 
-    def play(state: PyTree, obs: PyTree, key: jax.Array, done: jax.Array) -> tuple:
+    def play(state: PyTree, obs: PyTree, key: jax.Array, done: jax.Array) -> tuple[PyTree, ...]:
         acting = make(state)
         _require(
             isinstance(acting, Acting),
@@ -233,7 +236,7 @@ def _watched_agent(agent: Agent) -> Agent:
     """The agent with checks around its `update`."""
     name = type(agent).__name__
 
-    def update(state: PyTree, experience: Experience, *args: Any) -> tuple:
+    def update(state: PyTree, experience: Experience, *args: Any) -> tuple[PyTree, ...]:
         with sentence(f"agent: {name}.update can't be traced", AgentError):
             out = type(agent).update(agent, state, experience, *args)
         _require(
@@ -297,7 +300,11 @@ def _require_action(what: str, action: object, num_envs: int, spec: EnvSpec) -> 
 
 
 def _require_array(
-    what: str, x: object, shape: tuple, kind: type[np.generic], error: Callable[[str], Exception]
+    what: str,
+    x: object,
+    shape: tuple[int, ...],
+    kind: type[np.generic],
+    error: Callable[[str], Exception],
 ) -> None:
     """Raises unless it is an array of real numbers of that shape and kind."""
     got, dtype = _kind(x)
@@ -388,7 +395,7 @@ def _check_reset(agent: Agent, env: Env, key: jax.Array) -> None:
 
     if not jax.tree.leaves(jax.eval_shape(play, key)):
         return
-    kept, fresh, mixed = jax.jit(play, compiler_options=QUICK_COMPILE)(key)
+    kept, fresh, mixed = jit(play, quick=True)(key)
     rows = ((kept, slice(1, None, 2)), (fresh, slice(0, None, 2)))
     right = all(
         _equal(*(jax.tree.map(lambda x, at=at: x[at], tree) for tree in (mixed, expected)))
@@ -398,7 +405,7 @@ def _check_reset(agent: Agent, env: Env, key: jax.Array) -> None:
 
 
 def _require_shape(
-    what: str, x: jax.Array | jax.ShapeDtypeStruct, shape: tuple, dtype: DTypeLike
+    what: str, x: jax.Array | jax.ShapeDtypeStruct, shape: tuple[int, ...], dtype: DTypeLike
 ) -> None:
     _require(
         x.shape == shape and x.dtype == dtype,
@@ -407,7 +414,7 @@ def _require_shape(
     )
 
 
-def _trainer(agent: Agent, env: Env, num_devices: int = 1) -> Callable:
+def _trainer(agent: Agent, env: Env, num_devices: int = 1) -> Callable[..., PyTree]:
     """Two updates with the agent's defaults, as a function of key and hyperparameters; the body of
     one of several devices."""
     defaults = agent.run_defaults
@@ -434,7 +441,7 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
     def fresh(key: jax.Array) -> PyTree:
         return _trainer(agent, env)(key, {})
 
-    train = jax.jit(fresh, compiler_options=QUICK_COMPILE)
+    train = jit(fresh, quick=True)
     keys = jax.random.split(key, 2)
     try:
         state, losses = train(keys[0])
@@ -447,7 +454,7 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
         _equal(state, train(keys[0])[0]), "the same key gave another agent: update is not pure"
     )
     _require(not _equal(state, train(keys[1])[0]), "another key gave the same agent")
-    together = jax.jit(jax.vmap(fresh), compiler_options=QUICK_COMPILE)(keys)[0]
+    together = jit(jax.vmap(fresh), quick=True)(keys)[0]
     first = jax.tree.map(lambda x: x[0], together)
     _require(_equal(state, first, 1e-3), "vmap over keys gave another agent than the key alone")
     _check_devices(agent, env, keys[0])
@@ -463,7 +470,7 @@ def _check_devices(agent: Agent, env: Env, key: jax.Array) -> None:
         body = jax.vmap(_trainer(agent, env, 2), (None, None), axis_name=AXIS, axis_size=2)
         return body(key, {})[0]
 
-    states = jax.jit(both, compiler_options=QUICK_COMPILE)(key)
+    states = jit(both, quick=True)(key)
     first, second = (jax.tree.map(lambda x, i=i: x[i], states) for i in (0, 1))
     _require(
         _equal(first, second, 1e-6),

@@ -117,7 +117,8 @@ class TrainConfig(Options):
 
 def _named(cls: type, mapping: Mapping[str, Plain]) -> dict[str, Plain]:
     """The mapping as a dict. Raises ConfigError for a key that is no string."""
-    for name in mapping:
+    names: list[object] = list(mapping)
+    for name in names:
         if not isinstance(name, str):
             known = suggest(name, field_names(cls))
             raise ConfigError(f"{cls.__name__}: no field {shown(name)}; {known}")

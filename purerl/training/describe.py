@@ -40,7 +40,7 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{name: known(name) for name in PACKAGES}}
 
 
-def describe(value: Any, inside: tuple = ()) -> Plain:
+def describe(value: Any, inside: tuple[object, ...] = ()) -> Plain:
     """A description of a value in plain ones; of functions and classes only the names.
 
     Args:
@@ -85,7 +85,7 @@ def _printed(value: object) -> str:
     return re.sub(r" at 0x\w+", "", repr(value))
 
 
-def _describe_env(env: Env, inside: tuple) -> dict[str, Plain]:
+def _describe_env(env: Env, inside: tuple[object, ...]) -> dict[str, Plain]:
     """An environment's spec and parameters: the fields of its `Dynamics`, or the constants in the
     closures of a user's functions."""
     spec, dynamics = env.spec, dynamics_of(env)
@@ -104,15 +104,15 @@ def _describe_env(env: Env, inside: tuple) -> dict[str, Plain]:
     }
 
 
-def _describe_dynamics(dynamics: Dynamics, inside: tuple) -> dict[str, Plain]:
+def _describe_dynamics(dynamics: Dynamics, inside: tuple[object, ...]) -> dict[str, Plain]:
     """Parameters; of functions among them also the constants in their closures."""
     identity = dynamics.identity()
     functions = {n: x for n, x in identity.items() if isinstance(x, types.FunctionType)}
     seen = {n: {"function": describe(x), **_constants(x, inside)} for n, x in functions.items()}
-    return describe(identity, inside) | seen
+    return {name: describe(x, inside) for name, x in identity.items()} | seen
 
 
-def _constants(function: Any, inside: tuple) -> dict[str, Plain]:
+def _constants(function: Any, inside: tuple[object, ...]) -> dict[str, Plain]:
     """Numbers, arrays, records and environments that a function refers to by its closure, its
     default arguments, or its instance if it is a method; not by global names."""
     if isinstance(owner := getattr(function, "__self__", None), Dynamics):
@@ -154,7 +154,7 @@ def _describe_array(x: Any) -> Plain:
     return {"shape": list(x.shape), "dtype": x.dtype.name, "sha256": digest}
 
 
-def _describe_object(value: object, inside: tuple) -> dict[str, Plain]:
+def _describe_object(value: object, inside: tuple[object, ...]) -> dict[str, Plain]:
     """The class and the attributes of a dataclass or a gymnax environment."""
     if isinstance(value, Bare):
         return _describe_object(value.env, inside)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from purerl.agents.acting import Acting, memoryless
+from purerl.agents.acting import Acting, Extras, memoryless
 from purerl.envs.base import Env, all_finite, vectorize
 from purerl.envs.registry import as_env
 from purerl.experience.metrics import Episodes, summarize
@@ -56,7 +56,7 @@ def evaluate(
 
 
 def _acting_of(policy: Callable[[PyTree, jax.Array], jax.Array]) -> Acting:
-    def act(obs: PyTree, key: jax.Array) -> tuple[jax.Array, dict]:
+    def act(obs: PyTree, key: jax.Array) -> tuple[jax.Array, Extras]:
         with sentence("policy: can't be traced"):
             return policy(obs, key), {}
 
@@ -80,10 +80,11 @@ def play_episodes(
     rest = (zeros.astype(bool), zeros.astype(jnp.float32), zeros, metrics)
     start = (0, obs, env_state, acting.init(num_episodes), *rest)
 
-    def going(carry: tuple) -> jax.Array:
-        return (carry[0] < max_steps) & ~jnp.all(carry[4])
+    def going(carry: tuple[PyTree, ...]) -> jax.Array:
+        playing: jax.Array = (carry[0] < max_steps) & ~jnp.all(carry[4])
+        return playing
 
-    def step(carry: tuple) -> tuple:
+    def step(carry: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
         time, obs, env_state, memory, over, returns, lengths, metrics = carry
         policy_key, env_key = jax.random.split(jax.random.fold_in(play_key, time))
         memory, action, _ = acting.step(memory, obs, policy_key)

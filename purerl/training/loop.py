@@ -140,9 +140,12 @@ class Loop:
 
     def start(self, key: jax.Array) -> RunState:
         """The initial state, over all devices."""
-        return spread(self.init, self.devices.count, args=(False,), result=OWN)(key)
+        state: RunState = spread(self.init, self.devices.count, args=(False,), result=OWN)(key)
+        return state
 
-    def spread(self, fn: Callable[..., tuple[RunState, PyTree]], num_args: int = 0) -> Callable:
+    def spread(
+        self, fn: Callable[..., tuple[RunState, PyTree]], num_args: int = 0
+    ) -> Callable[..., tuple[RunState, PyTree]]:
         """A function of one device's state, such as a scan of `step`, mapped over all devices.
 
         Composes with `jit` and `vmap`. If the state is donated, it is updated in place.
@@ -392,12 +395,13 @@ class Loop:
         """Statistics of an evaluation, NaN if this update has none; None without `eval_every`."""
         if self.eval_every is None:
             return None
-        return jax.lax.cond(
+        found: Episodes = jax.lax.cond(
             index.plus(1).divides(self.eval_every, self.num_updates),
             lambda: self._evaluate(agent_state, stats, key, index),
             # A new function, so that JAX doesn't cache its trace, with `missing` in it.
             lambda: no_episodes(self.env.spec.metrics),
         )
+        return found
 
     def _evaluate(
         self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count

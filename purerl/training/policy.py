@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from purerl.accelerator.compiling import jit
 from purerl.agents.acting import Acting, Extras, Key, Memory, mapping, seeing
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
@@ -191,9 +192,9 @@ class Policy:
                     f"policy.step: {type(self.agent).__name__} has a memory: action, memory = "
                     "policy.step(obs, memory=memory), from memory = policy.memory()"
                 )
-            return self._on_host(_act(structure, leaves, (), batch, key)[0])
+            return self._on_host(_compiled_act()(structure, leaves, (), batch, key)[0])
         memory = jax.tree.map(lambda x: jnp.asarray(x)[None], memory)
-        action, memory = _act(structure, leaves, memory, batch, key)
+        action, memory = _compiled_act()(structure, leaves, memory, batch, key)
         return self._on_host(action), jax.tree.map(lambda x: x[0], memory)
 
     def _on_host(self, action: jax.Array) -> int | np.ndarray:
@@ -313,10 +314,15 @@ class _Hashed:
         return isinstance(other, _Hashed) and self.structure == other.structure
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _act(
     structure: _Hashed, leaves: list[jax.Array], memory: Memory, obs: PyTree, key: Any
 ) -> tuple[jax.Array, Memory]:
     policy: Policy = structure.structure.unflatten(leaves)
     memory, action, _ = policy.acting(sample=key is not None).step(memory, obs, key)
     return action, memory
+
+
+@functools.cache
+def _compiled_act() -> jax.stages.Wrapped:
+    """One for all policies; made late, since that starts JAX."""
+    return jit(_act, static_argnums=0)

@@ -86,7 +86,9 @@ def rollout(
     # One split, outside the loop: inside, a split costs as much for one key as for many.
     split = jax.random.split(key, (num_steps, num_envs + 1))
 
-    def step(carry: tuple[RolloutState, jax.Array | None], keys: tuple) -> tuple[tuple, tuple]:
+    def step(
+        carry: tuple[RolloutState, jax.Array | None], keys: tuple[jax.Array, jax.Array]
+    ) -> tuple[PyTree, PyTree]:
         state, valid = carry
         obs = state.env.obs
         memory, action, extras = acting.step(state.memory, obs, keys[0])

@@ -106,7 +106,8 @@ class TrainOutput:
         if not all(-size <= i < size for i, size in zip(index, axes, strict=True)):
             got = ", ".join(map(str, index))
             raise MemberError(f"member: got ({got}), but the runs have the shape {axes}")
-        return jax.tree.map(lambda x: x[index], self)
+        output: TrainOutput = jax.tree.map(lambda x: x[index], self)
+        return output
 
 
 def make_train(config: TrainConfig | Mapping[str, Plain]) -> Train:

@@ -6,7 +6,7 @@ import functools
 import jax
 import pytest
 
-from purerl.envs.check import QUICK_COMPILE
+from purerl.accelerator.compiling import QUICK_COMPILE
 from purerl.runs.chunks import Program
 
 # For programs so small that compiling them takes the time.
