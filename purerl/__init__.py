@@ -16,7 +16,7 @@ Train
     TrainOutput, SweepResult    metrics, the final state, the policy
 
 Agents
-    PPO, DQN, DDPG, ActorCritic, REINFORCE
+    PPO, DQN, SAC, TD3, DDPG, ActorCritic, REINFORCE
     Actor, Critic               bases of networks: `PPO(actor=MyActor)`
     GaussianNoise, OrnsteinUhlenbeckNoise    exploration of deterministic policies
     Buffer                      rollouts and replay, uniform or by priorities
@@ -56,6 +56,8 @@ from purerl.agents import (  # noqa: E402
     DQN,
     PPO,
     REINFORCE,
+    SAC,
+    TD3,
     ActorCritic,
     Agent,
     NetworkAgent,
@@ -105,6 +107,7 @@ from purerl.nn.defaults import (  # noqa: E402
     DefaultCritic,
     DefaultQCritic,
     DefaultQNetwork,
+    DefaultSquashedActor,
     Torso,
 )
 from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhNormal  # noqa: E402
@@ -143,6 +146,8 @@ __all__ = [
     "DQN",
     "PPO",
     "REINFORCE",
+    "SAC",
+    "TD3",
     "Acting",
     "Actor",
     "ActorCritic",
@@ -164,6 +169,7 @@ __all__ = [
     "DefaultCritic",
     "DefaultQCritic",
     "DefaultQNetwork",
+    "DefaultSquashedActor",
     "Discrete",
     "Env",
     "EnvError",

@@ -6,6 +6,8 @@ from purerl.agents.ddpg import DDPG, DDPGState
 from purerl.agents.dqn import DQN, DQNState, double_q_target, q_target
 from purerl.agents.ppo import PPO, PPOState
 from purerl.agents.reinforce import REINFORCE, REINFORCEState
+from purerl.agents.sac import SAC, SACState
+from purerl.agents.td3 import TD3, TD3State
 
 AGENTS: dict[str, type[Agent]] = {
     "actor_critic": ActorCritic,
@@ -13,6 +15,8 @@ AGENTS: dict[str, type[Agent]] = {
     "dqn": DQN,
     "ppo": PPO,
     "reinforce": REINFORCE,
+    "sac": SAC,
+    "td3": TD3,
 }
 
 __all__ = [
@@ -21,6 +25,8 @@ __all__ = [
     "DQN",
     "PPO",
     "REINFORCE",
+    "SAC",
+    "TD3",
     "ActorCritic",
     "ActorCriticState",
     "Agent",
@@ -30,6 +36,8 @@ __all__ = [
     "PPOState",
     "REINFORCEState",
     "RunDefaults",
+    "SACState",
+    "TD3State",
     "double_q_target",
     "q_target",
 ]

@@ -220,6 +220,12 @@ class NetworkAgent(Agent):
                 f"{type(self).__name__}.{sized[0]}: is for the default networks, but "
                 f"{' and '.join(own)} {'is' if len(own) == 1 else 'are both'} given"
             )
+        on = [n for n in ("layer_norm", "dueling") if getattr(self, n, False)]
+        on = [n for n in on if not getattr(type(self), n) and getattr(self, "critic", None)]
+        if on:
+            raise ConfigError(
+                f"{type(self).__name__}.{on[0]}: is for the default critic, but critic is given"
+            )
         if self.actor_obs is not None and not hasattr(self, "actor"):
             raise ConfigError(f"{type(self).__name__}.actor_obs: has no actor; expected critic_obs")
         self._check_shared()
@@ -258,9 +264,19 @@ class NetworkAgent(Agent):
         default: type[Actor | Critic],
         spec: EnvSpec,
         activation: str = "tanh",
+        hidden: tuple[int, ...] = (64, 64),
+        **options: bool,
     ) -> Any:
         """A network for an environment: the user's, or the default; None for the critic if the
-        actor is an `ActorCriticNetwork`."""
+        actor is an `ActorCriticNetwork`.
+
+        Args:
+            given: the user's.
+            default: the default's class.
+            spec: of the environment.
+            activation, hidden: the default's, unless the agent's fields are set.
+            **options: further fields of the default, such as `layer_norm`.
+        """
         if self.shared and issubclass(default, Critic):
             return None
         part = "actor_obs" if issubclass(default, Actor) else "critic_obs"
@@ -278,9 +294,10 @@ class NetworkAgent(Agent):
         return build(
             spec.action_space,
             view=view,
-            hidden=(64, 64) if self.hidden is None else self.hidden,
+            hidden=hidden if self.hidden is None else self.hidden,
             activation=self.activation or activation,
             network=self.network or "auto",
+            **options,
         )
 
 

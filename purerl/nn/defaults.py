@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from purerl.nn.distributions import TanhNormal
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
@@ -64,16 +65,17 @@ class Torso(nn.Module):
     If `network` is "cnn", or "auto" and the observation is an image `[B, height, width, channels]`,
     a convolution comes first: 16 filters of 3 x 3 (Young and Tian 2019, arXiv:1903.03176), with a
     stride that leaves at most 10 x 10 cells. Then dense layers. Images of uint8 are divided by
-    255.
+    255. With `layer_norm` each layer's sums are normalised before the activation (Ba et al. 2016,
+    arXiv:1607.06450), those of a convolution cell by cell.
     """
 
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
     network: str = "auto"
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, obs: PyTree) -> jax.Array:
-        activation = ACTIVATIONS[self.activation]
         leaves = jax.tree.leaves(obs)
         if self.network == "cnn" and all(leaf.ndim != 4 for leaf in leaves):
             raise ConfigError(
@@ -83,14 +85,19 @@ class Torso(nn.Module):
         leaves = [self._flatten(_as_floats(leaf)) for leaf in leaves]
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
         for size in self.hidden:
-            x = activation(nn.Dense(size, kernel_init=_orthogonal(math.sqrt(2)))(x))
+            x = self._layer(size, x)
         return x
+
+    def _layer(self, size: int, x: jax.Array) -> jax.Array:
+        x = nn.Dense(size, kernel_init=_orthogonal(math.sqrt(2)))(x)
+        if self.layer_norm:
+            x = nn.LayerNorm()(x)
+        return ACTIVATIONS[self.activation](x)
 
     def _flatten(self, x: jax.Array) -> jax.Array:
         if x.ndim == 4 and self.network != "mlp":
             stride = -(-max(x.shape[1:3]) // 10)
-            conv = nn.Dense(16, kernel_init=_orthogonal(math.sqrt(2)))
-            x = ACTIVATIONS[self.activation](conv(_patches(x, 3, stride)))
+            x = self._layer(16, _patches(x, 3, stride))
         return x.reshape(x.shape[0], -1)
 
 
@@ -127,6 +134,22 @@ class DefaultActor(Actor):
         return _head(self.action_dim, 0.01)(x)
 
 
+class DefaultSquashedActor(Actor):
+    """A policy whose mean and scale depend on the observation, squashed into the action's bounds: a
+    `Torso` and a dense layer for both."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "auto"
+    distribution = TanhNormal
+
+    @nn.compact
+    def create_network(self, obs: PyTree) -> tuple[jax.Array, jax.Array]:
+        x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
+        mean, log_std = jnp.split(_head(2 * self.action_dim, 0.01)(x), 2, axis=-1)
+        return mean, log_std
+
+
 class DefaultActorCritic(ActorCriticNetwork):
     """A policy and a V critic: a shared `Torso`, and a dense layer for each."""
 
@@ -159,10 +182,11 @@ class DefaultQCritic(Critic):
     hidden: Sequence[int] = (64, 64)
     activation: str = "tanh"
     network: str = "auto"
+    layer_norm: bool = False
 
     @nn.compact
     def create_network(self, obs: PyTree, action: jax.Array) -> jax.Array:
-        x = Torso(self.hidden, self.activation, self.network)(
+        x = Torso(self.hidden, self.activation, self.network, self.layer_norm)(
             {"action": action, "obs": self.view.features(obs)}
         )
         return _head(1, 1.0)(x)

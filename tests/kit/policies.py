@@ -22,6 +22,8 @@ AGENTS = {
     "actor-critic": (purerl.ActorCritic(critic=purerl.DefaultQNetwork), walk),
     "actor-critic, continuous": (purerl.ActorCritic(critic=purerl.DefaultQCritic), push_env),
     "ddpg": (purerl.DDPG(), push_env),
+    "td3": (purerl.TD3(hidden=(8,)), push_env),
+    "sac": (purerl.SAC(hidden=(8,)), push_env),
     "dqn": (purerl.DQN(epsilon_end=0.3), walk),
 }
 

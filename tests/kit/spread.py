@@ -30,6 +30,8 @@ def configs(push, walk):
         "actor_critic": (push, purerl.ActorCritic(**paths), {"wait_end_path": True}),
         "q_actor_critic": (push, purerl.ActorCritic(critic=q_critic, **paths), {}),
         "ddpg": (push, purerl.DDPG(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
+        "td3": (push, purerl.TD3(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
+        "sac": (push, purerl.SAC(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
         "dqn": (walk, purerl.DQN(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
     }, normal
 
