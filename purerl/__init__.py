@@ -17,7 +17,7 @@ Train
     TrainOutput, SweepResult    metrics, the final state, the policy
 
 Agents
-    PPO, PQN, DQN, DDPG, ActorCritic, REINFORCE
+    PPO, PQN, DQN, SAC, TD3, DDPG, ActorCritic, REINFORCE
     Actor, Critic               bases of networks: `PPO(actor=MyActor)`
     GaussianNoise, OrnsteinUhlenbeckNoise    exploration of deterministic policies
     Buffer                      rollouts and replay, uniform or by priorities
@@ -59,6 +59,8 @@ from purerl.agents import (  # noqa: E402
     PPO,
     PQN,
     REINFORCE,
+    SAC,
+    TD3,
     ActorCritic,
     Agent,
     NetworkAgent,
@@ -108,6 +110,7 @@ from purerl.nn.defaults import (  # noqa: E402
     DefaultCritic,
     DefaultQCritic,
     DefaultQNetwork,
+    DefaultSquashedActor,
     Torso,
 )
 from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhNormal  # noqa: E402
@@ -147,6 +150,8 @@ __all__ = [
     "PPO",
     "PQN",
     "REINFORCE",
+    "SAC",
+    "TD3",
     "Acting",
     "Actor",
     "ActorCritic",
@@ -168,6 +173,7 @@ __all__ = [
     "DefaultCritic",
     "DefaultQCritic",
     "DefaultQNetwork",
+    "DefaultSquashedActor",
     "Discrete",
     "Env",
     "EnvError",

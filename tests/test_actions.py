@@ -79,6 +79,7 @@ class BoundedActor(DefaultActor):
     distribution = TanhNormal
 
 
+SMALL_REPLAY = {"num_envs": 2, "update_every": 4, "update_after": 16, "total_timesteps": 64}
 SMALL_PPO = {"num_envs": 4, "update_every": 8, "total_timesteps": 64}
 
 
@@ -98,10 +99,12 @@ SMALL_PPO = {"num_envs": 4, "update_every": 8, "total_timesteps": 64}
         ),
         (
             purerl.DDPG(hidden=(8,), batch_size=8),
-            {"num_envs": 2, "update_every": 4, "update_after": 16, "total_timesteps": 64},
+            SMALL_REPLAY,
         ),
+        (purerl.SAC(hidden=(8,), batch_size=8), SMALL_REPLAY),
+        pytest.param(purerl.TD3(hidden=(8,), batch_size=8), SMALL_REPLAY, marks=pytest.mark.slow),
     ],
-    ids=["Normal", "TanhNormal", "Q critic", "deterministic"],
+    ids=["Normal", "TanhNormal", "Q critic", "deterministic", "SAC", "TD3"],
 )
 def test_an_action_without_a_range_is_its_constant(agent, options):
     run = quick_jit(lambda key: purerl.run(without_a_range(), agent, key=key, **options))

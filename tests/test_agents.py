@@ -28,7 +28,12 @@ DISCRETE = BOTH | {
     "DQN": purerl.DQN(epsilon_steps=1e4, target_update_every=5, tau=0.5, dueling=True),
     "PQN": purerl.PQN(epsilon_steps=1e4, network="gru", hidden=(8,)),
 }
-CONTINUOUS = BOTH | {"DDPG": purerl.DDPG(actor_lr=1e-3, critic_lr=1e-3)}
+LIGHT = {"hidden": (16,), "batch_size": 32}  # their defaults are of 256
+CONTINUOUS = BOTH | {
+    "DDPG": purerl.DDPG(actor_lr=1e-3, critic_lr=1e-3),
+    "TD3": purerl.TD3(**LIGHT),
+    "SAC": purerl.SAC(target_entropy=-2.0, alpha_lr=1e-3, **LIGHT),
+}
 ENVS = {
     "discrete": (walk(5, limit=3), DISCRETE),
     "time limit": (reward_forever(10), DISCRETE),
@@ -108,6 +113,9 @@ EXTREMES = {
     "epsilon_start": (0.0,),
     "epsilon_end": (1.0,),
     "epsilon_steps": (1e-3, 1e12),
+    "init_alpha": (1e-6, 1e3),
+    "alpha_lr": (10.0,),
+    "target_entropy": (-100.0, 100.0),
 }
 
 

@@ -56,6 +56,9 @@ def test_other_libraries_words():
     assert purerl.PPO().replace(entropy_coef=0.5) == purerl.PPO(entropy_beta=0.5)
     assert purerl.Buffer(buffer_size=64) == purerl.Buffer(maxlen=64)
     assert purerl.DQN(n_steps=5).n_step == 5
+    assert purerl.SAC(ent_coef=0.2, q_lr=1e-3) == purerl.SAC(alpha=0.2, critic_lr=1e-3)
+    theirs = purerl.TD3(policy_freq=3, target_policy_noise=0.1, noise_clip=0.3)
+    assert theirs == purerl.TD3(policy_delay=3, target_noise=0.1, target_noise_clip=0.3)
     config = purerl.TrainConfig(target_env(), Tiny(), n_envs=2, n_steps=4, timesteps=64)
     assert (config.num_envs, config.update_every, config.total_timesteps) == (2, 4, 64)
     assert config.replace(num_steps=8).update_every == 8

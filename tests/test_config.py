@@ -43,6 +43,15 @@ class Noisy(purerl.DefaultActor):
     distribution = purerl.Normal
 
 
+class Still(purerl.DefaultActor):
+    distribution = None
+
+
+class Other(purerl.DefaultActor):
+    def create_distribution(self, out, legal):
+        return purerl.Normal(out, 1.0 + 0.0 * out)
+
+
 class OnlyDiscrete(purerl.DefaultActor):
     distribution = purerl.Categorical
 
@@ -69,7 +78,7 @@ BAD = [
     ({"env": "MNISTBandit-bsuite"}, "wants to download a data set"),
     # Agents.
     ({**CART, "agent": "pppo"}, "no agent 'pppo'; did you mean 'ppo'"),
-    ({**CART, "agent": {"name": "sac"}}, "no agent 'sac'; known: actor_critic, ddpg"),
+    ({**CART, "agent": {"name": "es"}}, "no agent 'es'; known: actor_critic, ddpg"),
     ({**CART, "agent": purerl.PPO}, "expected an agent.*; call it: PPO()"),
     ({**CART, "agent": 3}, "TrainConfig.agent: got 3, expected an agent"),
     ({**CART, "agent": None}, "TrainConfig.agent: got None"),
@@ -112,7 +121,7 @@ DQN = {**CART, "agent": "dqn"}
 
 def agent(name, **fields):
     """A mapping whose agent has these fields."""
-    env = {"env": "Pendulum-v1"} if name == "ddpg" else CART
+    env = {"env": "Pendulum-v1"} if name in ("ddpg", "sac", "td3") else CART
     return {**env, "agent": {"name": name, **fields}}
 
 
@@ -212,6 +221,19 @@ BAD_FIELDS = [
         agent("ddpg", critic=purerl.DefaultCritic),
         "DDPG.critic: got a V critic, expected",
     ),
+    (agent("ddpg", layer_norm=True, critic=purerl.DefaultQCritic), "is for the default critic"),
+    (agent("td3", critic=purerl.DefaultCritic), "TD3.critic: got a V critic, expected"),
+    (agent("td3", actor=Noisy), "Noisy.distribution: got Normal, expected None: the policy of TD3"),
+    (agent("td3", policy_delay=0), "TD3.policy_delay: got 0, expected an integer >= 1"),
+    ({**CART, "agent": "td3"}, "agent: TD3 is for continuous actions, and CartPole-v1 has Disc"),
+    ({**CART, "agent": "sac"}, "agent: SAC is for continuous actions, and CartPole-v1 has Disc"),
+    (agent("sac", critic=purerl.DefaultCritic), "SAC.critic: got a V critic, expected"),
+    (agent("sac", actor=Noisy), "Noisy.distribution: got Normal, expected TanhNormal: SAC draws"),
+    (agent("sac", actor=Still), "Still.distribution: got None, expected TanhNormal"),
+    (agent("sac", actor=Other), "Other.create_distribution: got Normal, expected TanhNormal"),
+    (agent("sac", init_alpha=0.0), "SAC.init_alpha: got 0.0, expected a float > 0.0"),
+    (agent("sac", alpha=0.1, target_entropy=-1.0), "SAC.target_entropy: is for a learned temp"),
+    (agent("sac", alpha="auto"), "SAC.alpha: got 'auto', expected a float >= 0.0 or None"),
     (agent("ddpg", polyak=0.005), "DDPG: no field 'polyak'; did you mean 'tau'"),
     (
         agent("dqn", target_fn="quadruple_q"),

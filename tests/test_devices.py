@@ -23,7 +23,10 @@ from purerl.experience.metrics import pool, summarize
 from purerl.experience.normalize import init_stats, update_stats
 from purerl.training.run import make_loop
 
-AGENTS = ["ppo", "reinforce", "actor_critic", "q_actor_critic", "ddpg", "dqn", "pqn"]
+AGENTS = [
+    *("ppo", "reinforce", "actor_critic", "q_actor_critic"),
+    *("ddpg", "td3", "sac", "dqn", "pqn"),
+]
 # Several devices on one: what `shard_map` does with devices, `vmap` does with rows.
 FOUR = Devices(4)
 several = lambda fn, **options: jax.vmap(fn, axis_name=AXIS, **options)  # noqa: E731

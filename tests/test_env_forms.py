@@ -124,7 +124,8 @@ def test_a_config_pickles_and_trains_to_the_same_bits():
 
 @pytest.mark.parametrize("agent", list(purerl.agents.AGENTS.values()))
 def test_every_agent_pickles_in_a_config(agent):
-    name = "Pendulum-v1" if agent is purerl.DDPG else "CartPole-v1"
+    continuous = agent in (purerl.DDPG, purerl.TD3, purerl.SAC)
+    name = "Pendulum-v1" if continuous else "CartPole-v1"
     options = {"normalize_obs": True, "normalize_reward": True, "total_timesteps": 50_000}
     config = purerl.TrainConfig(env=name, agent=agent(), **options)
     assert pickle.loads(pickle.dumps(config)).to_mapping() == config.to_mapping()

@@ -43,7 +43,8 @@ assert not [name for name in sys.modules if name.startswith(("purerl", "flax", "
 
 
 @pytest.mark.parametrize(
-    "name", ["ppo, images", "ppo, continuous", "actor-critic", "reinforce", "ddpg", "dqn"]
+    "name",
+    ["ppo, images", "ppo, continuous", "actor-critic", "reinforce", "ddpg", "td3", "sac", "dqn"],
 )
 def test_every_agent(name, tmp_path):
     agent, env = AGENTS[name]

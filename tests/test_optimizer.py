@@ -54,7 +54,8 @@ def test_a_derivative_through_a_step_from_gradients_of_zero_is_finite():
 @pytest.mark.parametrize("name", sorted(purerl.AGENTS))
 def test_every_agent_takes_one_and_its_learning_rate_is_mapped_over(name):
     cls = purerl.AGENTS[name]
-    env = push_env() if cls is purerl.DDPG else walk(5, limit=4)
+    continuous = cls in (purerl.DDPG, purerl.TD3, purerl.SAC)
+    env = push_env() if continuous else walk(5, limit=4)
     config = purerl.TrainConfig(
         env, cls(optimizer=functools.partial(optax.adamw, weight_decay=0.1), hidden=4)
     ).replace(total_timesteps=100_000)

@@ -67,6 +67,16 @@ RUNS = {
         True,
         {**REPLAY, "buffer": purerl.Buffer(64), "noise": purerl.OrnsteinUhlenbeckNoise()},
     ),
+    "TD3": (
+        purerl.TD3(batch_size=8, layer_norm=True, **SMALL),
+        True,
+        {**REPLAY, "buffer": PRIORITIES},
+    ),
+    "SAC": (
+        purerl.SAC(batch_size=8, n_step=2, **SMALL),
+        True,
+        {**REPLAY, "buffer": purerl.Buffer(64), "normalize_obs": True},
+    ),
 }
 
 
@@ -193,6 +203,8 @@ ODD = {
     "ActorCritic Q discrete": {"actor": OddActor, "critic": OddQNetwork},
     "DQN": {"critic": OddQNetwork},
     "DDPG": {"actor": OddActor, "critic": OddQCritic},
+    "TD3": {"actor": OddActor, "critic": OddQCritic, "layer_norm": False},
+    "SAC": {"actor": OddActor, "critic": OddQCritic},
 }
 
 
@@ -228,15 +240,17 @@ def test_only_parameters_are_trained(name, monkeypatch):
     assert seen == set(fixed)
     narrow = [x for x in after.values() if x.dtype == jnp.bfloat16]
     assert narrow
-    learning = [
-        x
+    learning = {
+        path: x
         for path, x in after.items()
-        if "'params'" in path and x.dtype in (np.float32, jnp.bfloat16)
-    ]
+        if ("'params'" in path or path == ".params['alpha']")
+        and x.dtype in (np.float32, jnp.bfloat16)
+    }
+    targets = sum(x.size for path, x in learning.items() if path.startswith(".target_params"))
     moments = [x for path, x in after.items() if ".mu" in path]
     assert all(x.dtype == jnp.float32 for x in moments)
-    twice = 2 if isinstance(agent, purerl.DQN | purerl.DDPG) else 1  # target networks
-    assert sum(x.size for x in learning) == twice * sum(x.size for x in moments)
+    assert sum(x.size for x in learning.values()) == targets + sum(x.size for x in moments)
+    assert (targets > 0) == hasattr(out.state.agent, "target_params")
 
 
 def meta_loss(name):

@@ -417,7 +417,7 @@ def test_wrong_shared_networks(output, message):
 
 
 def test_agents_that_cannot_share_say_so():
-    for agent in (purerl.DDPG, purerl.REINFORCE):
+    for agent in (purerl.DDPG, purerl.REINFORCE, purerl.SAC, purerl.TD3):
         with pytest.raises(purerl.ConfigError, match=r"actor: got an ActorCriticNetwork, expected"):
             agent(actor=Shared)
 

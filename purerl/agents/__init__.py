@@ -7,6 +7,8 @@ from purerl.agents.dqn import DQN, DQNState, double_q_target, q_target
 from purerl.agents.ppo import PPO, PPOState
 from purerl.agents.pqn import PQN, PQNState
 from purerl.agents.reinforce import REINFORCE, REINFORCEState
+from purerl.agents.sac import SAC, SACState
+from purerl.agents.td3 import TD3, TD3State
 
 AGENTS: dict[str, type[Agent]] = {
     "actor_critic": ActorCritic,
@@ -15,6 +17,8 @@ AGENTS: dict[str, type[Agent]] = {
     "ppo": PPO,
     "pqn": PQN,
     "reinforce": REINFORCE,
+    "sac": SAC,
+    "td3": TD3,
 }
 
 __all__ = [
@@ -24,6 +28,8 @@ __all__ = [
     "PPO",
     "PQN",
     "REINFORCE",
+    "SAC",
+    "TD3",
     "ActorCritic",
     "ActorCriticState",
     "Agent",
@@ -34,6 +40,8 @@ __all__ = [
     "PQNState",
     "REINFORCEState",
     "RunDefaults",
+    "SACState",
+    "TD3State",
     "double_q_target",
     "q_target",
 ]

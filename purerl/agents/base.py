@@ -290,6 +290,7 @@ class NetworkAgent(Agent):
         default: type[Actor | Critic],
         spec: EnvSpec,
         activation: str = "tanh",
+        hidden: tuple[int, ...] = (64, 64),
         **options: bool,
     ) -> Any:
         """A network for an environment: the user's, or the default; None for the critic if the
@@ -299,7 +300,7 @@ class NetworkAgent(Agent):
             given: the user's.
             default: the default's class.
             spec: of the environment.
-            activation: the default's, unless the agent's field is set.
+            activation, hidden: the default's, unless the agent's fields are set.
             **options: further fields of the default, such as `layer_norm`.
         """
         if self.shared and issubclass(default, Critic):
@@ -326,7 +327,7 @@ class NetworkAgent(Agent):
         return build(
             spec.action_space,
             view=view,
-            hidden=(64, 64) if self.hidden is None else self.hidden,
+            hidden=hidden if self.hidden is None else self.hidden,
             activation=self.activation or activation,
             network=kind,
             **rest,

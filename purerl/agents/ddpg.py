@@ -18,23 +18,20 @@ from purerl.agents.base import (
     module_field,
     replay_buffer,
 )
-from purerl.agents.gradients import Number, annealed, descend, follow, gradient
+from purerl.agents.continuous import (
+    check_continuous,
+    check_q_critic,
+    deterministic_actor,
+    optimizers,
+)
+from purerl.agents.gradients import descend, follow, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Batch, Buffer
 from purerl.experience.experience import Clock, Experience
-from purerl.nn.defaults import DefaultActor, DefaultQCritic
-from purerl.nn.networks import (
-    DEFAULT_DISTRIBUTION,
-    Actor,
-    Critic,
-    apply,
-    init_critic,
-    init_network,
-    takes_action,
-)
-from purerl.records.errors import ConfigError
+from purerl.nn.defaults import DefaultQCritic
+from purerl.nn.networks import Actor, Critic, apply, init_critic, init_network
 from purerl.records.fields import flag, integer, real
 from purerl.records.types import PyTree
 
@@ -63,6 +60,7 @@ class DDPG(NetworkAgent):
         batch_size: transitions in a gradient step.
         actor: an uninstantiated `Actor` without a distribution; None for the default.
         critic: an uninstantiated `Critic` that takes the action; None for the default.
+        layer_norm: normalise the layers of the default critic.
         lr: learning rate.
         actor_lr, critic_lr: learning rates of the actor and the critic; None for `lr`.
         gamma: discount.
@@ -77,6 +75,7 @@ class DDPG(NetworkAgent):
     batch_size: int = integer(default=128, at_least=1, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
+    layer_norm: bool = flag(default=False)
     lr: float = real(default=1e-3, at_least=0.0)
     actor_lr: float | None = real(default=None, at_least=0.0, optional=True)
     critic_lr: float | None = real(default=None, at_least=0.0, optional=True)
@@ -89,10 +88,7 @@ class DDPG(NetworkAgent):
 
     def check(self) -> None:
         super().check()
-        if self.critic is not None and not takes_action(self.critic):
-            raise ConfigError(
-                "DDPG.critic: got a V critic, expected create_network(self, obs, action)"
-            )
+        check_q_critic(self, self.critic)
 
     @property
     def run_defaults(self) -> RunDefaults:
@@ -109,28 +105,18 @@ class DDPG(NetworkAgent):
         check_replay(self, num_envs, update_every, buffer)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> DDPGState:
-        if spec.action_space.sizes is not None:
-            raise ConfigError(
-                f"agent: DDPG is for continuous actions, and {spec.name} has {spec.action_space}"
-            )
-        actor = self.make(self.actor, DefaultActor, spec, "relu")
-        critic = self.make(self.critic, DefaultQCritic, spec, "relu")
-        if actor.distribution == DEFAULT_DISTRIBUTION:
-            actor = actor.clone(distribution=None)
-        if actor.distribution is not None:
-            raise ConfigError(
-                f"{type(actor).__name__}.distribution: got {actor.distribution.__name__}, expected "
-                "None: the policy of DDPG is deterministic"
-            )
+        check_continuous(self, spec)
+        actor = deterministic_actor(self, self.actor, spec)
+        critic = self.make(self.critic, DefaultQCritic, spec, "relu", layer_norm=self.layer_norm)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
         params = {
             "actor": init_network(actor, actor_key, obs),
             "critic": init_critic(critic, critic_key, obs),
         }
-        optimizers = self._each(Clock())
-        actor_opt, critic_opt = (optimizer.init(params[name]) for name, optimizer in optimizers)
-        return DDPGState(params, params, actor_opt, critic_opt, actor, critic)
+        actor_adam, critic_adam = optimizers(self, Clock(), "actor", "critic")
+        opt_states = actor_adam.init(params["actor"]), critic_adam.init(params["critic"])
+        return DDPGState(params, params, *opt_states, actor, critic)
 
     def acting(self, state: DDPGState, clock: Clock) -> Acting:
         return self.policy(state)
@@ -150,7 +136,7 @@ class DDPG(NetworkAgent):
         self, state: DDPGState, experience: Experience, key: jax.Array, clock: Clock
     ) -> tuple[DDPGState, Experience, Losses]:
         return replay(
-            lambda state, batch, key: self._learn(state, batch, clock),
+            lambda state, batch, *_: self._learn(state, batch, clock),
             state,
             experience,
             key,
@@ -176,7 +162,7 @@ class DDPG(NetworkAgent):
             return -jnp.mean(q), None
 
         policy_loss, _, actor_grads = gradient(actor_loss, state.params["actor"], clock.devices)
-        (_, actor_adam), (_, critic_adam) = self._each(clock)
+        actor_adam, critic_adam = optimizers(self, clock, "actor", "critic")
         actor, actor_opt = descend(actor_adam, actor_grads, state.actor_opt, state.params["actor"])
         critic, critic_opt = descend(
             critic_adam, critic_grads, state.critic_opt, state.params["critic"]
@@ -191,11 +177,3 @@ class DDPG(NetworkAgent):
         action = apply(state.actor, state.target_params["actor"], batch["next_obs"])
         beyond = apply(state.critic, state.target_params["critic"], batch["next_obs"], action)
         return td_target(batch, beyond)
-
-    def _each(self, clock: Clock) -> tuple[tuple[str, optax.GradientTransformation], ...]:
-        rates = {"actor": self.actor_lr, "critic": self.critic_lr}
-        lrs: dict[str, Number] = {name: self.lr if lr is None else lr for name, lr in rates.items()}
-        lrs = {name: annealed(lr, clock.progress, self.anneal) for name, lr in lrs.items()}
-        return tuple(
-            (name, self.optimize(lr, self.max_grad_norm, clock)) for name, lr in lrs.items()
-        )

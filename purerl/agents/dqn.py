@@ -146,7 +146,7 @@ class DQN(NetworkAgent):
         self, state: DQNState, experience: Experience, key: jax.Array, clock: Clock
     ) -> tuple[DQNState, Experience, Losses]:
         state, experience, losses = replay(
-            lambda state, batch, key: self._learn(state, batch, clock),
+            lambda state, batch, *_: self._learn(state, batch, clock),
             state,
             experience,
             key,

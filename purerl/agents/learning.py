@@ -89,7 +89,9 @@ def path_batch(
     return batch | {"memory": memory, "fresh": fresh}, *others
 
 
-def standardize_batch(advantage: jax.Array, weight: jax.Array, devices: Devices = ALONE) -> jax.Array:
+def standardize_batch(
+    advantage: jax.Array, weight: jax.Array, devices: Devices = ALONE
+) -> jax.Array:
     """Advantages of a batch, standardised by the weights of `path_batch`, of the same shape."""
     return standardize(advantage, *moments(advantage.reshape(-1), weight.reshape(-1), devices))
 
@@ -172,7 +174,9 @@ def fit_value(
 
 
 def replay(
-    learn: Callable[[AgentState, Batch, jax.Array], tuple[AgentState, jax.Array, Losses]],
+    learn: Callable[
+        [AgentState, Batch, jax.Array, jax.Array], tuple[AgentState, jax.Array, Losses]
+    ],
     state: AgentState,
     experience: Experience,
     key: jax.Array,
@@ -184,8 +188,8 @@ def replay(
     """Gradient steps on transitions drawn from a buffer, with new priorities after each.
 
     Args:
-        learn: from a state, a batch of B transitions and a key to the state after one step, the TD
-            errors `[B]` and losses.
+        learn: from a state, a batch of B transitions, a key and the step's number in this update,
+            `[]` int32, to the state after one step, the TD errors `[B]` and losses.
         state, experience, key: as in `Agent.update`.
         num_steps: number of gradient steps.
         batch_size: B.
@@ -196,15 +200,16 @@ def replay(
     """
     keys = ("obs", "action", "reward", "next_obs")
 
-    def step(carry: tuple, key: jax.Array) -> tuple[tuple, Losses]:
-        state, stored = carry
+    def step(carry: tuple, inputs: tuple[jax.Array, jax.Array]) -> tuple[tuple, Losses]:
+        (state, stored), (key, number) = carry, inputs
         held = experience.replace(state=stored)
         batch = held.sample(key, batch_size, keys=keys, n_step=n_step)
-        state, td_error, losses = learn(state, batch, jax.random.fold_in(key, 1))
+        state, td_error, losses = learn(state, batch, jax.random.fold_in(key, 1), number)
         return (state, held.update_priorities(batch["indices"], td_error).state), losses
 
     step_keys = jax.random.split(key, num_steps) if num_steps > 1 else key[None]
-    (state, stored), losses = jax.lax.scan(step, (state, experience.state), step_keys)
+    inputs = (step_keys, jnp.arange(num_steps, dtype=jnp.int32))
+    (state, stored), losses = jax.lax.scan(step, (state, experience.state), inputs)
     return state, experience.replace(state=stored), jax.tree.map(jnp.mean, losses)
 
 

@@ -20,11 +20,14 @@ class Clock(NamedTuple):
         progress: `[]` float32, the elapsed fraction of the run, from 0 to 1.
         devices: the run's. Updates of the agent's state have to be the devices' mean
             (`clock.devices.mean(grads)`), so that the state is the same on all.
+        updates: `[]` int32, updates before this one, modulo 2**30. It isn't mapped by `vmap`, so
+            that what is done every few updates stays a branch.
     """
 
     timesteps: jax.Array | float = 0.0
     progress: jax.Array | float = 0.0
     devices: Devices = ALONE
+    updates: jax.Array | int = 0
 
 
 class Experience(struct.PyTreeNode):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from purerl.nn.cells import CELLS, Cell
+from purerl.nn.distributions import TanhNormal
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic
 from purerl.nn.views import View
 from purerl.records.errors import ConfigError
@@ -133,6 +134,22 @@ class DefaultActor(Actor):
     def create_network(self, obs: PyTree) -> jax.Array:
         x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
         return _head(self.action_dim, 0.01)(x)
+
+
+class DefaultSquashedActor(Actor):
+    """A policy whose mean and scale depend on the observation, squashed into the action's bounds: a
+    `Torso` and a dense layer for both."""
+
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    network: str = "auto"
+    distribution = TanhNormal
+
+    @nn.compact
+    def create_network(self, obs: PyTree) -> tuple[jax.Array, jax.Array]:
+        x = Torso(self.hidden, self.activation, self.network)(self.view.features(obs))
+        mean, log_std = jnp.split(_head(2 * self.action_dim, 0.01)(x), 2, axis=-1)
+        return mean, log_std
 
 
 class DefaultActorCritic(ActorCriticNetwork):

@@ -198,6 +198,11 @@ class TanhNormal:
         """The distribution before tanh."""
         return Normal(self.loc, self.scale, self.event_ndim)
 
+    @property
+    def scaled(self) -> "TanhNormal":
+        """The distribution of actions that are scaled to bounds of -1 and 1."""
+        return TanhNormal(self.loc, self.scale, event_ndim=self.event_ndim)
+
     def squash(self, x: jax.Array) -> jax.Array:
         """Actions `[..., *action_shape]` from pre-tanh numbers of the same shape."""
         center, half = self._range()

@@ -10,7 +10,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "actor_learning_rate": ("actor_lr",),
     "policy_learning_rate": ("actor_lr",),
+    "policy_lr": ("actor_lr",),
     "critic_learning_rate": ("critic_lr",),
+    "q_lr": ("critic_lr",),
+    "alpha_learning_rate": ("alpha_lr",),
     "discount": ("gamma",),
     "discount_factor": ("gamma",),
     "discounting": ("gamma",),
@@ -21,7 +24,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "clip_coef": ("eps_clip",),
     "clipping_epsilon": ("eps_clip",),
     "clip_vloss": ("clip_value",),
-    "ent_coef": ("entropy_beta",),
+    "ent_coef": ("entropy_beta", "alpha"),
     "entropy_coef": ("entropy_beta",),
     "entropy_cost": ("entropy_beta",),
     "vf_coef": ("value_coef",),
@@ -38,6 +41,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "lr_linear_decay": ("anneal",),
     "hidden_sizes": ("hidden",),
     "hidden_layer_sizes": ("hidden",),
+    "temperature": ("alpha",),
+    "init_temperature": ("init_alpha",),
+    "initial_temperature": ("init_alpha",),
+    "policy_freq": ("policy_delay",),
+    "policy_frequency": ("policy_delay",),
+    "policy_noise": ("target_noise",),
+    "target_policy_noise": ("target_noise",),
+    "noise_clip": ("target_noise_clip",),
+    "grad_updates_per_step": ("gradient_steps",),
+    "q_network_layer_norm": ("layer_norm",),
     "exploration_initial_eps": ("epsilon_start",),
     "exploration_final_eps": ("epsilon_end",),
     "epsilon_finish": ("epsilon_end",),
@@ -80,6 +93,8 @@ HINTS = {
     "target_network_frequency": "target_update_every",
     "exploration_fraction": "epsilon_steps",  # in environment steps
     "eps_decay": "epsilon_steps",  # likewise
+    "autotune": "alpha",  # whether it is learned
+    "utd_ratio": "gradient_steps",  # for each environment step, not for each update
     "polyak": "tau",  # 1 - polyak
     "exploration_noise": "noise",
 }

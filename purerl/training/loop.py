@@ -379,7 +379,8 @@ class Loop:
         if self.max_episodes is not None:
             ended = Count.of(num_episodes).as_float() / float(self.max_episodes)
             progress = jnp.maximum(progress, jnp.minimum(ended, 1.0))
-        return Clock(index.as_float() * self.steps_per_update, progress, self.devices)
+        timesteps = index.as_float() * self.steps_per_update
+        return Clock(timesteps, progress, self.devices, index.low)
 
     def vector_env(self) -> VectorEnv:
         """The N environments with auto-reset, the action map, and a time limit of T for episodic

@@ -23,6 +23,8 @@ AGENTS = {
     "actor-critic, continuous": (purerl.ActorCritic(critic=purerl.DefaultQCritic), push_env),
     "ddpg": (purerl.DDPG(), push_env),
     "pqn": (purerl.PQN(hidden=(16, 16), dueling=True), walk),
+    "td3": (purerl.TD3(hidden=(8,)), push_env),
+    "sac": (purerl.SAC(hidden=(8,)), push_env),
     "dqn": (purerl.DQN(epsilon_end=0.3), walk),
 }
 

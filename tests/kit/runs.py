@@ -52,6 +52,8 @@ RUNS = {
     ),
     "DQN": (walk(5, limit=3), purerl.DQN(batch_size=8), REPLAY),
     "DDPG": (push_env(), purerl.DDPG(batch_size=8), {**REPLAY, "noise": NOISE}),
+    "TD3": (push_env(), purerl.TD3(batch_size=8, hidden=8), {**REPLAY, "noise": NOISE}),
+    "SAC": (push_env(), purerl.SAC(batch_size=8, hidden=8), {**REPLAY, "noise": NOISE}),
 }
 
 

@@ -31,6 +31,8 @@ def configs(push, walk):
         "q_actor_critic": (push, purerl.ActorCritic(critic=q_critic, **paths), {}),
         "pqn": (walk, purerl.PQN(**SMALL), {"num_envs": 4, "update_every": 8}),
         "ddpg": (push, purerl.DDPG(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
+        "td3": (push, purerl.TD3(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
+        "sac": (push, purerl.SAC(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
         "dqn": (walk, purerl.DQN(batch_size=16, **SMALL), {"buffer": buffer, **REPLAY}),
     }, normal
 
