@@ -221,32 +221,37 @@ def td_target(batch: Batch, beyond: jax.Array) -> jax.Array:
 
 
 def successor_values(
-    value_fn: Callable[[PyTree], jax.Array],
-    value: jax.Array,
-    next_obs: PyTree,
-    terminated: jax.Array,
-    truncated: jax.Array,
+    value_fn: Callable[..., jax.Array], experience: Experience, value: jax.Array, *steps: PyTree
 ) -> jax.Array:
     """V of every transition's true successor, with network passes only where a path is cut.
 
-    Inside a path V(s_{t+1}) is the next row's value. The network is evaluated for the N successors
-    of the last row and those of truncated episodes, N at a time in a `while_loop`. Derivatives,
-    which can't go through that loop, evaluate every successor.
+    Inside a path V(s_{t+1}) is the next row's value. For the others the network is evaluated: for
+    all that are stored if these are few, because the time limit is known; else for those of the
+    last row and of truncated episodes, N at a time in a `while_loop`. Derivatives, which can't go
+    through that loop, evaluate every successor.
 
     Args:
-        value_fn: `[N, *obs_shape]` to `[N]`, the function that gave `value`.
+        value_fn: `(obs [B, *obs_shape], *steps [B, ...]) -> [B]`, the function that gave `value`.
+        experience: one rollout.
         value: `[T, N]`, V(s_t).
-        next_obs: `[T, N, *obs_shape]`, true successors.
-        terminated, truncated: `[T, N]` bool.
+        steps: more inputs of it, `[T, N, ...]`, row t for the successor of step t: such as the
+            memory after each step.
 
     Returns:
         `[T, N]`; entries of terminated transitions have no meaning.
     """
-    # Closed-over tracers become arguments, so that derivatives go through them too.
-    value_fn, closed = jax.closure_convert(value_fn, jax.tree.map(lambda x: x[-1], next_obs))
-    # The last row is evaluated whole; before it, the truncated transitions are.
-    cut = (truncated & ~terminated).at[-1].set(False)
-    return _look_at_cuts(value_fn, cut, closed, value, next_obs)
+    obs, row = experience.successors()
+    num_steps, num_envs = value.shape
+    if len(row) == num_steps:  # as many as there are: the truncated ones are evaluated
+        # Closed-over tracers become arguments, so that derivatives go through them too.
+        rows = (obs, *steps)
+        value_fn, closed = jax.closure_convert(value_fn, *jax.tree.map(lambda x: x[-1], rows))
+        return _look_at_cuts(value_fn, (row < num_steps).at[-1].set(False), closed, value, rows)
+    env = jnp.arange(num_envs, dtype=jnp.int32)
+    steps = jax.tree.map(lambda x: x.at[row, env].get(mode="clip"), steps)
+    seen = value_fn(*flatten((obs, *steps))).reshape(row.shape)
+    after = jnp.concatenate([value[1:], seen[-1:]])
+    return after.at[row[:-1], env].set(seen[:-1], mode="drop")
 
 
 def next_values(
@@ -261,16 +266,15 @@ def next_values(
         experience: the rollout, with their values as the entry `value`.
     """
     data = experience.read()
-    ends = data["terminated"], data["truncated"]
     after: Memory = ()
     if networks.remembers:
-        after, _ = networks.unroll(params, experience.memory, begins(*ends), data["obs"])
+        fresh = begins(data["terminated"], data["truncated"])
+        after, _ = networks.unroll(params, experience.memory, fresh, data["obs"])
 
-    def value_fn(seen: tuple[PyTree, Memory]) -> jax.Array:
-        obs, memory = seen
+    def value_fn(obs: PyTree, memory: Memory) -> jax.Array:
         return networks.step(params, memory, obs)[1][1]
 
-    return successor_values(value_fn, data["value"], (data["next_obs"], after), *ends)
+    return successor_values(value_fn, experience, data["value"], after)
 
 
 def outputs(
@@ -287,17 +291,21 @@ def outputs(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _look_at_cuts(
-    value_fn: Callable, cut: jax.Array, closed: list[jax.Array], value: jax.Array, next_obs: PyTree
+    value_fn: Callable,
+    cut: jax.Array,
+    closed: list[jax.Array],
+    value: jax.Array,
+    rows: tuple[PyTree, ...],
 ) -> jax.Array:
-    """The next row's value, or `value_fn` of the successor where `cut`, `[T, N]` bool, and in the
-    last row."""
+    """The next row's value, or `value_fn` of the inputs `[T, N, ...]` where `cut`, `[T, N]` bool,
+    and in the last row."""
     num_steps, num_envs = value.shape
-    last = value_fn(jax.tree.map(lambda x: x[-1], next_obs), *closed)
+    last = value_fn(*jax.tree.map(lambda x: x[-1], rows), *closed)
     shifted = jnp.concatenate([value[1:], last[None]]).reshape(-1)
     cut = cut.reshape(-1)
     count = jnp.sum(cut, dtype=jnp.int32)
     index = jnp.nonzero(cut, size=cut.size, fill_value=cut.size)[0].reshape(num_steps, num_envs)
-    flat_obs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), next_obs)
+    flat = flatten(rows)
 
     def more(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
         return carry[0] * num_envs < count
@@ -305,7 +313,7 @@ def _look_at_cuts(
     def look(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         row, values = carry
         at = index[row]
-        seen = value_fn(jax.tree.map(lambda x: x.at[at].get(mode="clip"), flat_obs), *closed)
+        seen = value_fn(*jax.tree.map(lambda x: x.at[at].get(mode="clip"), flat), *closed)
         return row + 1, values.at[at].set(seen, mode="drop")
 
     _, values = jax.lax.while_loop(more, look, (jnp.int32(0), shifted))
@@ -314,8 +322,8 @@ def _look_at_cuts(
 
 @_look_at_cuts.defjvp
 def _(value_fn: Callable, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    def look_at_all(cut: jax.Array, closed: list, value: jax.Array, next_obs: PyTree) -> jax.Array:
-        seen = jax.vmap(lambda obs: value_fn(obs, *closed))(next_obs)
+    def look_at_all(cut: jax.Array, closed: list, value: jax.Array, rows: tuple) -> jax.Array:
+        seen = jax.vmap(lambda *row: value_fn(*row, *closed))(*rows)
         return jnp.where(cut.at[-1].set(True), seen, jnp.concatenate([value[1:], seen[-1:]]))
 
     return jax.jvp(look_at_all, primals, tangents)

@@ -153,9 +153,7 @@ class REINFORCE(NetworkAgent):
         value = next_value = jnp.zeros_like(data["reward"])
         if self.baseline:
             value = data["value"]
-            next_value = successor_values(
-                lambda obs: self.value(state, (), obs), value, data["next_obs"], *ends
-            )
+            next_value = successor_values(lambda obs: self.value(state, (), obs), experience, value)
         to_go = returns.reward_to_go(data["reward"], next_value, *ends, gamma)
         batch, advantage, to_go = path_batch(data, to_go - value, to_go, devices=clock.devices)
         if self.normalize_advantage:

@@ -61,7 +61,9 @@ class EnvSpec(NamedTuple):
         name: for messages and plots.
         observation_space: a space, or a pytree of spaces where observations are pytrees.
         action_space: `Discrete`, `MultiDiscrete` or `Box`.
-        max_episode_steps: the time limit that the dynamics enforce, or None.
+        max_episode_steps: the time limit that the dynamics enforce, or None. Of the successors of
+            truncated steps at most about one in `max_episode_steps` is stored: if the dynamics
+            truncate for other reasons too, steps beyond that number are left out of learning.
         source: the call of `make` that the environment comes from; None if there is none, and then
             it can't be written to files. Not part of equality.
         metrics: names of scalars in `TimeStep.info`, whose values in the last steps of episodes are

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from purerl.accelerator.devices import ALONE, Devices
 from purerl.envs.base import where
 from purerl.experience import returns, sumtree
+from purerl.experience.successors import Lookup, Successors, num_blocks
 from purerl.experience.transition import Transition
 from purerl.records.errors import ConfigError, suggest
 from purerl.records.fields import Record, check_count, check_key, flag, integer, real
@@ -30,12 +31,14 @@ class BufferState(NamedTuple):
 
     Attributes:
         data: entries by name, each `[L, N, ...]` with L = maxlen // N rows: obs, action, reward,
-            next_obs, terminated, truncated, episode, valid, and the agent's extras (value,
-            log_prob, ...); with priority sampling also td_error, 0 before its first update.
+            terminated, truncated, episode, valid, and the agent's extras (value, log_prob, ...);
+            with priority sampling also td_error, 0 before its first update; without `successors`
+            also next_obs.
         position: `[]` int32, the row to write next.
         size: `[]` int32, the number of rows written.
         priorities: with priority sampling, the sum tree over `priority`; else `()`.
         max_priority: `[]` float32, the highest priority so far, given to new transitions.
+        successors: `next_obs` where the next row doesn't hold it; `()` if the entry is stored.
     """
 
     data: dict[str, PyTree]
@@ -43,6 +46,7 @@ class BufferState(NamedTuple):
     size: jax.Array
     priorities: sumtree.Tree
     max_priority: jax.Array
+    successors: Successors | tuple[()] = ()
 
 
 class Buffer(Record):
@@ -88,19 +92,37 @@ class Buffer(Record):
             )
         return self.maxlen // num_envs
 
-    def init(self, example: Transition, num_envs: int) -> BufferState:
+    def init(
+        self,
+        example: Transition,
+        num_envs: int,
+        *,
+        limit: int | None = None,
+        num_steps: int | None = None,
+    ) -> BufferState:
         """An empty buffer.
 
         Args:
             example: one step of all N environments, `[N, ...]`, or its shapes.
             num_envs: N.
+            limit: the environment's time limit. If it is known, true successors are stored only
+                where paths are cut: about L / limit rows of them instead of L.
+            num_steps: T, the steps of every push, if they are known to be the same.
         """
         rows = self.num_rows(num_envs)
-        data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), _entries(example))
+        blocks, successors = num_blocks(rows, limit, whole=num_steps == rows), ()
+        entries = _entries(example)
+        if blocks is not None:
+            assert limit is not None
+            successors = Successors.empty(example.obs, rows, blocks, limit)
+            del entries["next_obs"]
+        else:
+            entries["next_obs"] = example.obs
+        data = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), entries)
         if self.priority_sampling:
             data["td_error"] = jnp.zeros((rows, num_envs), jnp.float32)
         tree = sumtree.init(rows * num_envs) if self.priority_sampling else ()
-        return BufferState(data, jnp.int32(0), jnp.int32(0), tree, jnp.float32(1.0))
+        return BufferState(data, jnp.int32(0), jnp.int32(0), tree, jnp.float32(1.0), successors)
 
     def push(
         self, state: BufferState, transitions: Transition, writable: Writable = None
@@ -113,6 +135,7 @@ class Buffer(Record):
         start = jnp.int32(0) if num_steps == num_rows else state.position
         rows = (start + jnp.arange(num_steps, dtype=jnp.int32)) % num_rows
         new = _entries(transitions)
+        successors = _successors(state, new, start, writable)
         if self.priority_sampling:
             new["td_error"] = jnp.zeros_like(new["reward"])
         old = {name: state.data[name] for name in new}
@@ -123,6 +146,7 @@ class Buffer(Record):
             jnp.minimum(state.size + num_steps, num_rows),
             state.priorities,
             state.max_priority,
+            successors,
         )
         if self.priority_sampling:
             index = rows[0] * num_envs + jnp.arange(num_steps * num_envs, dtype=jnp.int32)
@@ -134,8 +158,18 @@ class Buffer(Record):
 
     def read(self, state: BufferState) -> Batch:
         """All rows, `[L, N, ...]`: in order of time if one rollout fills the buffer; else row
-        `position` is the oldest, and rows from `size` on are empty."""
+        `position` is the oldest, and rows from `size` on are empty.
+
+        `next_obs` are true successors; after a termination they have no meaning. A step whose
+        successor is lost (see `EnvSpec.max_episode_steps`) isn't `valid`, and the path before it is
+        `truncated` a step earlier.
+        """
         data = dict(state.data)
+        if isinstance(state.successors, Successors):
+            found = state.successors.everywhere(data, state.position)
+            data["next_obs"] = state.successors.all_of(data["obs"], found)
+            last = found.follows & jnp.roll(found.lost, -1, axis=0)
+            data |= {"truncated": data["truncated"] | last, "valid": data["valid"] & ~found.lost}
         if self.priority_sampling:
             shape = data["reward"].shape
             data["priority"] = state.priorities[0][: shape[0] * shape[1]].reshape(shape)
@@ -170,7 +204,7 @@ class Buffer(Record):
         Returns:
             The entries, `[B, ...]` each; `indices` `[B]`, `discount` `[B]`, and `weight` `[B]`:
             importance weights (1 / (size P(i))) ** beta, divided by the batch's largest; ones if
-            sampling is uniform.
+            sampling is uniform. The weight is 0 if `next_obs` is lost, as in `read`.
 
         Raises:
             ConfigError: an unknown entry; neither or both of indices and batch_size.
@@ -183,6 +217,7 @@ class Buffer(Record):
         if isinstance(keys, str):
             raise ConfigError(f"Buffer.sample: keys are {keys!r}, expected a sequence of names")
         known = [*state.data, *(["priority"] if self.priority_sampling else [])]
+        known += [] if "next_obs" in known else ["next_obs"]
         keys = known if keys is None else keys
         for name in set(keys) - set(known):
             raise ConfigError(f"Buffer.sample: no entry {name!r}; {suggest(name, known)}")
@@ -199,11 +234,15 @@ class Buffer(Record):
             read["td_error"] = returns.take(state.data["td_error"], indices)
         indices = indices + (0.0 * sum(read.values(), jnp.float32(0))).astype(jnp.int32)
         indices, read = jax.lax.optimization_barrier((indices, read))
-        batch = read | self._look_ahead(state, indices, n_step)
+        ahead, last, found = self._look_ahead(state, indices, n_step)
+        batch = read | ahead
+        weight = self._weight(state, read["priority"], progress, devices)
+        if "next_obs" in keys:
+            batch["next_obs"] = _next_obs(state, last, found)
+            weight = weight if found is None else jnp.where(found.lost, 0.0, weight)
         for name in keys:
             if name not in batch:
                 batch[name] = returns.take(state.data[name], indices)
-        weight = self._weight(state, read["priority"], progress, devices)
         batch |= {"indices": indices, "weight": weight}
         wanted = {*keys, "indices", "discount", "weight"}
         return {name: x for name, x in batch.items() if name in wanted}
@@ -294,22 +333,70 @@ class Buffer(Record):
         weight: jax.Array = (devices.min(jnp.min(priority)) / priority) ** beta
         return weight
 
-    def _look_ahead(self, state: BufferState, indices: jax.Array, n_step: int) -> Batch:
-        """Entries that depend on the next `n_step` steps, or fewer if the path ends."""
+    def _look_ahead(
+        self, state: BufferState, indices: jax.Array, n_step: int
+    ) -> tuple[Batch, jax.Array, Lookup | None]:
+        """Entries that depend on the next `n_step` steps, or fewer if the path ends; the last of
+        these steps; and where its successor is, unless the buffer holds it as an entry."""
+
+        def find(indices: jax.Array) -> Lookup:
+            assert isinstance(successors, Successors)
+            return successors.at(state.data, state.position, indices)
+
+        successors = state.successors
+        sparse = isinstance(successors, Successors)
         if n_step == 1:
-            if self.gamma is None:
-                return {}
-            over = returns.take(state.data["terminated"], indices)
-            return {"discount": jnp.where(over, 0.0, self.gamma)}
-        if self.gamma is None:
+            ahead, last = {}, indices
+            if self.gamma is not None:
+                over = returns.take(state.data["terminated"], indices)
+                ahead = {"discount": jnp.where(over, 0.0, self.gamma)}
+        elif self.gamma is None:
             raise ConfigError("Buffer.gamma: missing, n-step returns need a discount")
-        return returns.look_ahead(state.data, state.position, indices, self.gamma, n_step)
+        else:
+            is_lost = (lambda last: find(last).lost) if sparse else None
+            where_from = (state.data, state.position, indices)
+            ahead, last = returns.look_ahead(*where_from, self.gamma, n_step, is_lost)
+        return ahead, last, find(last) if sparse else None
 
 
 def _entries(transitions: Transition) -> dict[str, PyTree]:
     entries: Mapping[str, PyTree] = transitions._asdict()
     extras = entries["extras"]
     return {**{name: x for name, x in entries.items() if name != "extras"}, **extras}
+
+
+def _successors(
+    state: BufferState, new: dict[str, PyTree], start: jax.Array, writable: Writable
+) -> Successors | tuple[()]:
+    """The stored successors after a push of entries `[T, N, ...]` to row `start`, and `next_obs`
+    taken out of these; or unchanged, and `next_obs` as an entry."""
+    old, given = state.successors, new.pop("next_obs")
+    num_steps, num_rows = len(new["episode"]), len(state.data["episode"])
+    if not isinstance(old, Successors):
+        if isinstance(given, Successors):
+            position = jnp.int32(0)  # after the last of T rows
+            given = given.all_of(new["obs"], given.everywhere(new, position))
+        new["next_obs"] = given
+        return ()
+    if not isinstance(given, Successors):
+        later = new["episode"][1:] != new["episode"][:-1]
+        later = jnp.concatenate([later, jnp.zeros_like(new["truncated"][:1])])
+        cut = ~new["terminated"] & (new["truncated"] | later)
+        given = Successors.of_all(given, cut, old.block)
+    if num_steps == num_rows and len(given.row) == len(old.row):
+        return given if writable is None else where(writable, given, old)
+    if (len(old.row) - 2) * old.block < num_rows - 1:
+        raise ConfigError(
+            f"Buffer.push: got {num_steps} steps, expected {num_rows}, as `init` was called with"
+        )
+    return old.append(given, state.data, new["episode"][0], start, num_steps, writable)
+
+
+def _next_obs(state: BufferState, indices: jax.Array, found: Lookup | None) -> PyTree:
+    if found is None:
+        return returns.take(state.data["next_obs"], indices)
+    assert isinstance(state.successors, Successors)
+    return state.successors.take(state.data["obs"], indices, found)
 
 
 def _droppable(index: jax.Array, writable: Writable) -> jax.Array:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from purerl.accelerator.devices import ALONE, Devices
 from purerl.experience.buffer import Batch, Buffer, BufferState, Writable
 from purerl.experience.normalize import RunningStats, normalize
+from purerl.experience.successors import Successors
 from purerl.records.types import PyTree
 
 
@@ -77,6 +79,23 @@ class Experience(struct.PyTreeNode):
             devices=self.clock.devices,
         )
         return self._seen(batch)
+
+    def successors(self) -> tuple[PyTree, jax.Array]:
+        """The true successors that no row of `read` has as its observation, of a buffer that one
+        rollout of T steps fills.
+
+        Returns:
+            Observations `[K, N, *obs_shape]`, normalised, and the rows `[K, N]` of the transitions
+            that they follow; T for an observation without one. If the environment's time limit is
+            unknown, K is T, and observation k follows row k. The last are those of the last row.
+        """
+        data, stored = self.state.data, self.state.successors
+        if isinstance(stored, Successors):
+            return self.see(stored.obs), stored.row
+        num_steps = len(data["truncated"])
+        used = (data["truncated"] & ~data["terminated"]).at[-1].set(True)
+        rows = jnp.arange(num_steps, dtype=jnp.int32)[:, None]
+        return self.see(data["next_obs"]), jnp.where(used, rows, num_steps)
 
     def update_priorities(self, indices: jax.Array, td_error: jax.Array) -> Self:
         """The experience with the TD errors `[B]` of transitions `[B]` stored, for priorities."""

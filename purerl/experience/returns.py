@@ -5,6 +5,7 @@ at the last row of the data. Only `terminated` zeroes the bootstrap value: a tru
 path bootstraps from `next_value`, the value of its true successor.
 """
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -199,20 +200,24 @@ def look_ahead(
     indices: jax.Array,
     gamma: jax.Array | float,
     n: int,
-) -> dict[str, PyTree]:
+    is_lost: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[dict[str, jax.Array], jax.Array]:
     """n-step returns of sampled transitions, from a ring buffer.
 
     Args:
-        data: entries `[L, N, ...]`: reward, next_obs, terminated, truncated, episode.
+        data: entries `[L, N]`: reward, terminated, truncated, episode.
         position: `[]` int32, the row to write next; the one before it is the newest.
         indices: `[B]`, row * N + environment, of written transitions.
         gamma: discount.
         n: the largest number of rewards. A path ends where an episode does, where the episode's
             number changes (after a reset or a dropped rollout), and at the newest row.
+        is_lost: whether the successors of transitions `[B]` are lost; a path that would end at such
+            a one ends a step earlier. None if none is.
 
     Returns:
-        `reward` `[B]`, the discounted sum; `next_obs`, `terminated` and `truncated` of the last
-        step; `discount` `[B]`, gamma to the number of steps, or 0 after a termination.
+        `reward` `[B]`, the discounted sum; `terminated` and `truncated` of the last step;
+        `discount` `[B]`, gamma to the number of steps, or 0 after a termination. And the last
+        steps, `[B]`, row * N + environment.
     """
     num_rows, num_envs = data["reward"].shape
     row, env = indices[:, None] // num_envs, indices[:, None] % num_envs
@@ -225,13 +230,17 @@ def look_ahead(
     taken = jnp.cumprod(jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True), axis=1)
     count = jnp.sum(taken, axis=1, dtype=jnp.int32)
     last = jnp.take_along_axis(at, count[:, None] - 1, axis=1)[:, 0]
-    ends = {name: take(data[name], last) for name in ("next_obs", "terminated", "truncated")}
+    if is_lost is not None:
+        count -= ((count > 1) & is_lost(last)).astype(jnp.int32)
+        taken = jnp.arange(n, dtype=jnp.int32)[None] < count[:, None]
+        last = jnp.take_along_axis(at, count[:, None] - 1, axis=1)[:, 0]
+    ends = {name: take(data[name], last) for name in ("terminated", "truncated")}
     powers = jnp.asarray(gamma, jnp.float32) ** jnp.arange(n, dtype=jnp.float32)
     weight = taken.astype(jnp.float32) * powers[None]
     reward = jnp.sum(weight * take(data["reward"], at), axis=1)
     beyond = jnp.asarray(gamma, jnp.float32) ** count.astype(jnp.float32)
     discount = jnp.where(ends["terminated"], 0.0, beyond)
-    return {**ends, "reward": reward, "discount": discount}
+    return {**ends, "reward": reward, "discount": discount}, last
 
 
 def take(entry: PyTree, indices: jax.Array) -> PyTree:

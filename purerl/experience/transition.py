@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 
+from purerl.experience.successors import Successors
 from purerl.records.types import PyTree
 
 
@@ -14,7 +15,8 @@ class Transition(NamedTuple):
         obs: `[N, *obs_shape]`, from the environment, not normalised.
         action: `[N, *action_shape]`, the agent's, before the action processor.
         reward: `[N]` float32, after the rewarder.
-        next_obs: `[N, *obs_shape]`, the true successor, also if the environment was then reset.
+        next_obs: `[N, *obs_shape]`, the true successor, also if the environment was then reset; of
+            a rollout whose time limit is known, `Successors`, those that no next row has.
         terminated: `[N]` bool, the bootstrap value is 0.
         truncated: `[N]` bool, the bootstrap value is V(next_obs).
         episode: `[N]` int32, the number of the environment's episode. It changes where an episode
@@ -27,7 +29,7 @@ class Transition(NamedTuple):
     obs: PyTree
     action: jax.Array
     reward: jax.Array
-    next_obs: PyTree
+    next_obs: PyTree | Successors
     terminated: jax.Array
     truncated: jax.Array
     episode: jax.Array

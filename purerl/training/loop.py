@@ -182,7 +182,9 @@ class Loop:
         example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), play[1])
         return RunState(
             agent=agent_state,
-            buffer=self.buffer.init(example, self.num_envs),
+            buffer=self.buffer.init(
+                example, self.num_envs, limit=self.cut_limit, num_steps=self.update_every
+            ),
             rollout=envs,
             obs_stats=stats,
             rewarder=self.rewarder.init(self.num_envs),
@@ -305,7 +307,13 @@ class Loop:
         all devices."""
         acting = self.acting(agent_state, stats, self.clock(index, num_episodes), index)
         envs, transitions, episodes = rollout(
-            self.vector_env(), acting, envs, key, self.update_every, episodic=self.wait_end_path
+            self.vector_env(),
+            acting,
+            envs,
+            key,
+            self.update_every,
+            episodic=self.wait_end_path,
+            limit=self.cut_limit,
         )
         return envs, transitions, pool(episodes, self.devices)
 
@@ -381,6 +389,16 @@ class Loop:
             progress = jnp.maximum(progress, jnp.minimum(ended, 1.0))
         timesteps = index.as_float() * self.steps_per_update
         return Clock(timesteps, progress, self.devices, index.low)
+
+    @property
+    def cut_limit(self) -> int | None:
+        """The least number of steps between two cuts of an environment's path, except after NaN;
+        None if it is unknown."""
+        limit = self.vector_env().spec.max_episode_steps
+        # A replay of episodic rollouts is cut after each of them too, any number of steps after the
+        # last time limit, unless that is the rollout's length.
+        odd = self.buffer.maxlen != self.num_envs * self.update_every and limit != self.update_every
+        return None if self.wait_end_path and odd else limit
 
     def vector_env(self) -> VectorEnv:
         """The N environments with auto-reset, the action map, and a time limit of T for episodic

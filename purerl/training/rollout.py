@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from purerl.accelerator.lean_scan import lean_scan
 from purerl.agents.acting import Acting
-from purerl.envs.base import AutoResetState
+from purerl.envs.base import AutoResetState, where
 from purerl.envs.vector import FewResetsState, SpareState, VectorEnv
 from purerl.experience.metrics import Episodes, summarize
+from purerl.experience.successors import Successors, num_blocks
 from purerl.experience.transition import Transition
 from purerl.records.types import PyTree
 
@@ -63,6 +64,7 @@ def rollout(
     num_steps: int,
     *,
     episodic: bool = False,
+    limit: int | None = None,
 ) -> tuple[RolloutState, Transition, Episodes]:
     """T steps of N environments, from their current states or from a reset of all.
 
@@ -73,34 +75,41 @@ def rollout(
         key: for actions, dynamics and resets.
         num_steps: T.
         episodic: reset all environments first; steps after the first end of each are not `valid`.
+        limit: time limit of the environments: true successors are stored only where it cuts an
+            episode. None to store them all.
 
     Returns:
         The state after T steps, the transitions `[T, N, ...]`, and the statistics of the episodes
         that ended: of valid ones, without those that NaN or infinity has cut, or whose return isn't
-        finite.
+        finite. A step to NaN or infinity has a reward of NaN.
     """
     num_envs = state.episode.shape[0]
+    blocks = num_blocks(num_steps, limit, whole=True)
+    block = num_steps if limit is None else min(limit, num_steps)
     if episodic:
         key, reset_key = jax.random.split(key)
         state = restart(env, acting, reset_key, state)
     # One split, outside the loop: inside, a split costs as much for one key as for many.
     split = jax.random.split(key, (num_steps, num_envs + 1))
 
-    def step(
-        carry: tuple[RolloutState, jax.Array | None], keys: tuple[jax.Array, jax.Array]
-    ) -> tuple[PyTree, PyTree]:
-        state, valid = carry
+    def step(carry: PyTree, keys: PyTree) -> tuple[PyTree, PyTree]:
+        state, valid, kept = carry
         obs = state.env.obs
         memory, action, extras = acting.step(state.memory, obs, keys[0])
         env_state, timestep = env.step(keys[1], state.env, action)
         done = timestep.terminated | timestep.truncated
-        reward = timestep.reward.astype(jnp.float32)
+        # Marked in the reward too, since the observation may not be stored.
+        reward = jnp.where(timestep.info["nonfinite"], jnp.nan, timestep.reward)
+        reward = reward.astype(jnp.float32)
+        cut = timestep.truncated & ~timestep.terminated
+        if blocks is not None:
+            kept = _keep(kept, keys[2], cut, timestep.obs)
         returns, length = state.returns + reward, state.length + 1
         transition = Transition(
             obs=obs,
             action=action,
             reward=reward,
-            next_obs=timestep.obs,
+            next_obs=timestep.obs if blocks is None else (),
             terminated=timestep.terminated,
             truncated=timestep.truncated,
             episode=state.episode,
@@ -115,7 +124,7 @@ def rollout(
             memory=acting.reset(memory, done),
         )
         ended = done & transition.valid & ~timestep.info["nonfinite"] & jnp.isfinite(returns)
-        return (state, None if valid is None else valid & ~done), (
+        return (state, None if valid is None else valid & ~done, kept), (
             transition,
             returns,
             length,
@@ -123,6 +132,21 @@ def rollout(
             {name: timestep.info[name] for name in env.spec.metrics},
         )
 
-    start = state, jnp.ones(num_envs, bool) if episodic else None
-    (state, _), (transitions, *seen) = lean_scan(step, start, (split[:, 0], split[:, 1:]))
+    kept = jax.tree.map(lambda x: jnp.zeros((blocks or 0, *x.shape), x.dtype), state.env.obs)
+    start = state, jnp.ones(num_envs, bool) if episodic else None, kept
+    keys = split[:, 0], split[:, 1:], jnp.arange(num_steps, dtype=jnp.int32) // block
+    (state, _, kept), (transitions, *seen) = lean_scan(step, start, keys)
+    if blocks is not None:
+        cut = transitions.truncated & ~transitions.terminated
+        last = jax.tree.map(lambda x: x[-1], kept)
+        head = jax.vmap(where)(cut[-1], last, state.env.obs)
+        successors = Successors.of_rollout(kept, head, cut, block)
+        transitions = transitions._replace(next_obs=successors)
     return state, transitions, summarize(*seen)
+
+
+def _keep(kept: PyTree, index: jax.Array, cut: jax.Array, next_obs: PyTree) -> PyTree:
+    """`[K, N, ...]` with row `index` replaced where `cut`, `[N]`."""
+    row = jax.tree.map(lambda x: x[index], kept)
+    row = jax.vmap(where)(cut, next_obs, row)
+    return jax.tree.map(lambda x, new: x.at[index].set(new), kept, row)
