@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 from jax.experimental.key_reuse._core import check_key_reuse
 from kit.agents import act
+from kit.buffers import one_rollout
 from kit.environments import faulty, image_env, push_env, reward_forever, target_env, walk
 from kit.quick import mostly_slow, quick_jit
 
@@ -297,7 +298,7 @@ def test_successor_values_are_those_of_the_successors(share):
         return obs["x"] @ jnp.array([1.0, 3.0])
 
     value = jax.vmap(value_fn)({"x": obs})
-    found = successor_values(value_fn, value, {"x": next_obs}, terminated, truncated)
+    found = successor_values(value_fn, one_rollout({"x": next_obs}, terminated, truncated), value)
     exact = jax.vmap(value_fn)({"x": next_obs})
     alive = ~terminated
     np.testing.assert_allclose(found[alive], exact[alive], rtol=1e-5)
@@ -310,9 +311,13 @@ def test_successor_values_under_vmap():
     truncated = jnp.zeros((2, 6, 2), bool).at[0, 1:4].set(True)
     no = jnp.zeros((2, 6, 2), bool)
     args = (obs, obs + 50.0, no, truncated)
-    together = jax.vmap(lambda *a: successor_values(lambda o: 2 * o, *a))(*args)
+
+    def values(value, next_obs, *ends):
+        return successor_values(lambda o: 2 * o, one_rollout(next_obs, *ends), value)
+
+    together = jax.vmap(values)(*args)
     for lane in range(2):
-        alone = successor_values(lambda o: 2 * o, *(a[lane] for a in args))
+        alone = values(*(a[lane] for a in args))
         np.testing.assert_array_equal(together[lane], alone)
 
 

@@ -379,17 +379,14 @@ def _successors(
         new["next_obs"] = given
         return ()
     if not isinstance(given, Successors):
-        later = new["episode"][1:] != new["episode"][:-1]
-        later = jnp.concatenate([later, jnp.zeros_like(new["truncated"][:1])])
-        cut = ~new["terminated"] & (new["truncated"] | later)
-        given = Successors.of_all(given, cut, old.block)
+        given = Successors.of_all(given, new, old.block)
     if num_steps == num_rows and len(given.row) == len(old.row):
         return given if writable is None else where(writable, given, old)
     if (len(old.row) - 2) * old.block < num_rows - 1:
         raise ConfigError(
             f"Buffer.push: got {num_steps} steps, expected {num_rows}, as `init` was called with"
         )
-    return old.append(given, state.data, new["episode"][0], start, num_steps, writable)
+    return old.append(given, new["episode"], start, num_rows, writable)
 
 
 def _next_obs(state: BufferState, indices: jax.Array, found: Lookup | None) -> PyTree:

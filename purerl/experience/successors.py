@@ -16,17 +16,19 @@ row that each successor is stored with. A lost transition is left out: the path 
 and bootstraps from the lost one's observation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from purerl.envs.base import where
 from purerl.experience.returns import take
 from purerl.records.types import PyTree
 
 _NOWHERE = 2**30  # an index beyond every array, whose write is dropped
+_TERMINATED, _TRUNCATED = -1, -2  # in place of an episode's number
 
 
 class Lookup(NamedTuple):
@@ -54,12 +56,16 @@ class Successors(struct.PyTreeNode):
             the newest transitions.
         row: `[K + 1, N]` int32, the row of the transition that each belongs to; L where there is
             none.
+        episode: `[N]` int32, the episode that goes on after the newest row, or `_TERMINATED` or
+            `_TRUNCATED`. The buffer's last row says that too, but to read it before a push would
+            make XLA:CPU copy the whole entry.
         clock: `[]` int32, rows written so far, modulo K `block`.
         block: rows in a block.
     """
 
     obs: PyTree
     row: jax.Array
+    episode: jax.Array
     clock: jax.Array
     block: int = struct.field(pytree_node=False)
 
@@ -69,63 +75,65 @@ class Successors(struct.PyTreeNode):
         num_envs = jax.tree.leaves(obs)[0].shape[0]
         stored = jax.tree.map(lambda x: jnp.zeros((num_blocks + 1, *x.shape), x.dtype), obs)
         row = jnp.full((num_blocks + 1, num_envs), num_rows, jnp.int32)
-        return cls(stored, row, jnp.int32(0), min(limit, num_rows))
+        none = jnp.full(num_envs, _TERMINATED, jnp.int32)
+        return cls(stored, row, none, jnp.int32(0), min(limit, num_rows))
 
     @classmethod
-    def of_rollout(cls, obs: PyTree, head: PyTree, cut: jax.Array, block: int) -> Self:
+    def of_rollout(
+        cls, obs: PyTree, head: PyTree, data: Mapping[str, jax.Array], block: int
+    ) -> Self:
         """The successors of a rollout.
 
         Args:
             obs: `[K, N, *obs_shape]`, those of the last cut in each block.
             head: `[N, *obs_shape]`, those of the last row.
-            cut: `[T, N]` bool, where truncated, and not terminated.
+            data: entries `[T, N]`: terminated, truncated, episode.
             block: rows in a block.
         """
-        num_steps = len(cut)
-        row = last_cuts(cut, block)
+        num_steps = len(data["episode"])
+        row = last_cuts(data["truncated"] & ~data["terminated"], block)
         newest = jnp.full((1, row.shape[1]), num_steps - 1, jnp.int32)
         both = jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), obs, head)
         clock = num_steps % (len(row) * block)
-        return cls(both, jnp.concatenate([row, newest]), jnp.int32(clock), block)
+        return cls(both, jnp.concatenate([row, newest]), _continues(data), jnp.int32(clock), block)
 
     @classmethod
-    def of_all(cls, next_obs: PyTree, cut: jax.Array, block: int) -> Self:
-        """The successors of T rows, from those of every transition, `[T, N, *obs_shape]`."""
-        num_steps, num_envs = cut.shape
-        row = last_cuts(cut[:-1], block) if num_steps > 1 else jnp.zeros((0, num_envs), jnp.int32)
+    def of_all(cls, next_obs: PyTree, data: Mapping[str, jax.Array], block: int) -> Self:
+        """The successors of T rows, from those of every transition, `[T, N, *obs_shape]`, and the
+        entries `[T, N]`: terminated, truncated, episode."""
+        num_steps, num_envs = data["episode"].shape
+        same = data["episode"][1:] == data["episode"][:-1]
+        cut = ~data["terminated"][:-1] & (data["truncated"][:-1] | ~same)
+        row = last_cuts(cut, block) if num_steps > 1 else jnp.zeros((0, num_envs), jnp.int32)
         row = jnp.where(row == num_steps - 1, num_steps, row)  # the last row's `none`
         newest = jnp.full((1, num_envs), num_steps - 1, jnp.int32)
         row = jnp.concatenate([row, newest])
         env = jnp.arange(num_envs, dtype=jnp.int32)
         obs = jax.tree.map(lambda x: x.at[row, env].get(mode="clip"), next_obs)
         clock = num_steps % max((len(row) - 1) * block, 1)
-        return cls(obs, row, jnp.int32(clock), block)
+        return cls(obs, row, _continues(data), jnp.int32(clock), block)
 
     def append(
         self,
         new: "Successors",
-        data: dict[str, PyTree],
         episode: jax.Array,
         position: jax.Array,
-        num_steps: int,
+        num_rows: int,
         writable: jax.Array | None,
     ) -> Self:
-        """The storage after a push, to be called with the buffer as it was before.
+        """The storage after a push.
 
         Args:
             new: those of the T rows that are pushed.
-            data: the buffer's entries `[L, N]`: terminated, truncated, episode.
-            episode: `[N]`, of the first new row.
-            position: `[]`, the row where it goes.
-            num_steps: T.
+            episode: `[T, N]`, of these rows.
+            position: `[]`, the row where the first one goes.
+            num_rows: L.
             writable: `[]` bool, whether they are written; None for True.
         """
-        num_rows, num_envs = data["episode"].shape
+        num_steps, num_envs = episode.shape
         count, env = len(self.row) - 1, jnp.arange(num_envs, dtype=jnp.int32)
-        newest = (position - 1) % num_rows
-        # The newest row so far: whether the path goes on is known now.
-        cut = data["truncated"][newest] | (data["episode"][newest] != episode)
-        cut &= ~data["terminated"][newest]
+        # The newest row so far: whether its path goes on is known now.
+        cut = (self.episode != _TERMINATED) & (self.episode != episode[0])
         if num_steps == num_rows:  # the row will be gone
             cut = jnp.zeros_like(cut)
         written = jnp.concatenate([cut[None], new.row[:-1] < num_steps])
@@ -147,9 +155,11 @@ class Successors(struct.PyTreeNode):
         obs = jax.tree.map(
             lambda old, x: write(old, jnp.concatenate([old[-1:], x])), self.obs, new.obs
         )
-        clock = (self.clock + num_steps) % (count * self.block)
-        clock = clock if writable is None else jnp.where(writable, clock, self.clock)
-        return self.replace(obs=obs, row=write(self.row, (position + time) % num_rows), clock=clock)
+        row = write(self.row, (position + time) % num_rows)
+        last = new.episode, (self.clock + num_steps) % (count * self.block)
+        if writable is not None:
+            last = where(writable, last, (self.episode, self.clock))
+        return self.replace(obs=obs, row=row, episode=last[0], clock=last[1])
 
     def at(self, data: dict[str, PyTree], position: jax.Array, indices: jax.Array) -> Lookup:
         """The lookup of transitions `[B]`, row * N + environment, in a ring of entries `[L, N]`:
@@ -231,12 +241,18 @@ def num_blocks(num_rows: int, limit: int | None, *, whole: bool) -> int | None:
 
 
 def last_cuts(cut: jax.Array, block: int) -> jax.Array:
-    """`[K, N]` int32, the last row of each block of `cut`, `[T, N]` bool, that is True; T for none."""
+    """`[K, N]` int32, the last row of each block where `cut`, `[T, N]` bool; T if there is none."""
     num_steps, num_envs = cut.shape
     rows = jnp.where(cut, jnp.arange(num_steps, dtype=jnp.int32)[:, None], -1)
     rows = jnp.pad(rows, ((0, -num_steps % block), (0, 0)), constant_values=-1)
     last = jnp.max(rows.reshape(-1, block, num_envs), axis=1)
     return jnp.where(last < 0, num_steps, last)
+
+
+def _continues(data: Mapping[str, jax.Array]) -> jax.Array:
+    """`[N]`, `Successors.episode` after rows `[T, N]`."""
+    cut = jnp.where(data["truncated"][-1], _TRUNCATED, data["episode"][-1])
+    return jnp.where(data["terminated"][-1], _TERMINATED, cut)
 
 
 def _where(condition: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -140,7 +140,7 @@ def rollout(
         cut = transitions.truncated & ~transitions.terminated
         last = jax.tree.map(lambda x: x[-1], kept)
         head = jax.vmap(where)(cut[-1], last, state.env.obs)
-        successors = Successors.of_rollout(kept, head, cut, block)
+        successors = Successors.of_rollout(kept, head, transitions._asdict(), block)
         transitions = transitions._replace(next_obs=successors)
     return state, transitions, summarize(*seen)
 

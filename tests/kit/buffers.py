@@ -17,3 +17,11 @@ def holding(transitions: purerl.Transition, **options):
 def everything(buffer, stored):
     """All that a full buffer holds, as one batch."""
     return buffer.sample(stored, indices=jnp.arange(buffer.maxlen))
+
+
+def one_rollout(next_obs, terminated, truncated):
+    """An `Experience` of a rollout `[T, N]` in which every successor is stored."""
+    data = {"next_obs": next_obs, "terminated": terminated, "truncated": truncated}
+    size = jnp.int32(len(terminated))
+    state = purerl.BufferState(data, jnp.int32(0), size, (), jnp.float32(1))
+    return purerl.Experience(purerl.Buffer(maxlen=terminated.size), state)
