@@ -57,8 +57,8 @@ def rows(transitions, start, stop):
     return jax.tree.map(lambda x: x[start:stop], transitions)
 
 
-def empty(buffer):
-    return buffer.init(jax.tree.map(lambda x: x[0], steps(0, 1)), N)
+def empty(buffer, limit=None):
+    return buffer.init(jax.tree.map(lambda x: x[0], steps(0, 1)), N, limit=limit)
 
 
 def random_full(buffer, rng):
@@ -375,11 +375,12 @@ def held_bytes(state):
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
+@pytest.mark.parametrize("limit", [None, 10])
 @pytest.mark.parametrize("writable", [None, jnp.bool_(True)])
 @pytest.mark.parametrize("priorities", [False, True])
-def test_a_push_under_jit_with_donation_copies_nothing(priorities, writable):
+def test_a_push_under_jit_with_donation_copies_nothing(priorities, writable, limit):
     buffer = Buffer(maxlen=333_334 * N, priority_sampling=priorities)
-    state = jax.eval_shape(lambda: empty(buffer))
+    state = jax.eval_shape(lambda: empty(buffer, limit))
     compiled = jax.jit(Buffer.push, donate_argnums=1)
     new = jax.eval_shape(lambda: steps(0, 4))
     memory = compiled.lower(buffer, state, new, writable).compile().memory_analysis()
@@ -398,9 +399,10 @@ def test_errors_that_are_not_finite_are_not_noted():
     assert float(after.max_priority) > 1.0
 
 
+@pytest.mark.parametrize("limit", [None, 10])
 @pytest.mark.parametrize("members", [None, 4])
 @pytest.mark.parametrize("priorities", [False, True])
-def test_a_scan_of_everything_copies_no_buffer(priorities, members):
+def test_a_scan_of_everything_copies_no_buffer(priorities, members, limit):
     buffer = Buffer(maxlen=100_000 * N, priority_sampling=priorities, gamma=0.9)
     keys = ("obs", "action", "reward", "next_obs")
     if priorities:  # what `update_priorities` writes
@@ -419,7 +421,7 @@ def test_a_scan_of_everything_copies_no_buffer(priorities, members):
     def many(x):
         return jax.ShapeDtypeStruct((members, *x.shape), x.dtype)
 
-    arguments = jax.eval_shape(lambda: (empty(buffer), jax.random.key(0)))
+    arguments = jax.eval_shape(lambda: (empty(buffer, limit), jax.random.key(0)))
     if members is not None:
         run, arguments = jax.vmap(run), jax.tree.map(many, arguments)
     compiled = quick_jit(run, donate_argnums=0).lower(*arguments).compile()

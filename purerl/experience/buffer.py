@@ -283,7 +283,7 @@ class Buffer(Record):
         Raises:
             ConfigError: no entry `value`, or no `gamma`.
         """
-        data = state.data
+        data = self.read(state)
         if "value" not in data:
             raise ConfigError("Buffer.path_entries: no entry 'value', which the agent records")
         if self.gamma is None:
@@ -338,25 +338,26 @@ class Buffer(Record):
     ) -> tuple[Batch, jax.Array, Lookup | None]:
         """Entries that depend on the next `n_step` steps, or fewer if the path ends; the last of
         these steps; and where its successor is, unless the buffer holds it as an entry."""
-
-        def find(indices: jax.Array) -> Lookup:
-            assert isinstance(successors, Successors)
-            return successors.at(state.data, state.position, indices)
-
-        successors = state.successors
-        sparse = isinstance(successors, Successors)
-        if n_step == 1:
-            ahead, last = {}, indices
-            if self.gamma is not None:
-                over = returns.take(state.data["terminated"], indices)
-                ahead = {"discount": jnp.where(over, 0.0, self.gamma)}
-        elif self.gamma is None:
+        if n_step > 1 and self.gamma is None:
             raise ConfigError("Buffer.gamma: missing, n-step returns need a discount")
-        else:
-            is_lost = (lambda last: find(last).lost) if sparse else None
-            where_from = (state.data, state.position, indices)
-            ahead, last = returns.look_ahead(*where_from, self.gamma, n_step, is_lost)
-        return ahead, last, find(last) if sparse else None
+        data, position, successors = state.data, state.position, state.successors
+        last, found = indices, None
+        if n_step > 1:
+            at, count = returns.look_ahead(data, position, indices, n_step)
+            last = returns.last_of(at, count)
+        if isinstance(successors, Successors):
+            found = successors.at(data, position, last)
+        if n_step == 1:
+            if self.gamma is None:
+                return {}, last, found
+            over = returns.take(data["terminated"], indices)
+            return {"discount": jnp.where(over, 0.0, self.gamma)}, last, found
+        if found is not None:
+            earlier = found.lost & (count > 1)  # the path ends before the lost step
+            count -= earlier.astype(jnp.int32)
+            last = returns.last_of(at, count)
+            found = found._replace(stored=found.stored & ~earlier, lost=found.lost & ~earlier)
+        return returns.discounted(data, at, count, self.gamma), last, found
 
 
 def _entries(transitions: Transition) -> dict[str, PyTree]:

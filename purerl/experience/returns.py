@@ -5,7 +5,6 @@ at the last row of the data. Only `terminated` zeroes the bootstrap value: a tru
 path bootstraps from `next_value`, the value of its true successor.
 """
 
-from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -195,31 +194,21 @@ def n_step_return(
 
 
 def look_ahead(
-    data: dict[str, PyTree],
-    position: jax.Array,
-    indices: jax.Array,
-    gamma: jax.Array | float,
-    n: int,
-    is_lost: Callable[[jax.Array], jax.Array] | None = None,
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """n-step returns of sampled transitions, from a ring buffer.
+    data: dict[str, PyTree], position: jax.Array, indices: jax.Array, n: int
+) -> tuple[jax.Array, jax.Array]:
+    """The paths that begin at sampled transitions of a ring buffer.
 
     Args:
-        data: entries `[L, N]`: reward, terminated, truncated, episode.
+        data: entries `[L, N]`: terminated, truncated, episode.
         position: `[]` int32, the row to write next; the one before it is the newest.
         indices: `[B]`, row * N + environment, of written transitions.
-        gamma: discount.
-        n: the largest number of rewards. A path ends where an episode does, where the episode's
-            number changes (after a reset or a dropped rollout), and at the newest row.
-        is_lost: whether the successors of transitions `[B]` are lost; a path that would end at such
-            a one ends a step earlier. None if none is.
+        n: the most steps of a path. It ends where an episode does, where the episode's number
+            changes (after a reset or a dropped rollout), and at the newest row.
 
     Returns:
-        `reward` `[B]`, the discounted sum; `terminated` and `truncated` of the last step;
-        `discount` `[B]`, gamma to the number of steps, or 0 after a termination. And the last
-        steps, `[B]`, row * N + environment.
+        Indices `[B, n]` of the next n rows, beyond the path's end too, and its length `[B]`.
     """
-    num_rows, num_envs = data["reward"].shape
+    num_rows, num_envs = data["episode"].shape
     row, env = indices[:, None] // num_envs, indices[:, None] % num_envs
     rows = (row + jnp.arange(n, dtype=jnp.int32)[None]) % num_rows
     at = rows * num_envs + env
@@ -228,19 +217,37 @@ def look_ahead(
     goes_on = ~ended[:, :-1] & (episode[:, 1:] == episode[:, :-1])
     goes_on &= rows[:, :-1] != (position - 1) % num_rows
     taken = jnp.cumprod(jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True), axis=1)
-    count = jnp.sum(taken, axis=1, dtype=jnp.int32)
-    last = jnp.take_along_axis(at, count[:, None] - 1, axis=1)[:, 0]
-    if is_lost is not None:
-        count -= ((count > 1) & is_lost(last)).astype(jnp.int32)
-        taken = jnp.arange(n, dtype=jnp.int32)[None] < count[:, None]
-        last = jnp.take_along_axis(at, count[:, None] - 1, axis=1)[:, 0]
+    return at, jnp.sum(taken, axis=1, dtype=jnp.int32)
+
+
+def discounted(
+    data: dict[str, PyTree], at: jax.Array, count: jax.Array, gamma: jax.Array | float
+) -> dict[str, jax.Array]:
+    """n-step returns along paths, as from `look_ahead`.
+
+    Args:
+        data: entries `[L, N]`: reward, terminated, truncated.
+        at, count: `[B, n]` indices and `[B]` lengths.
+        gamma: discount.
+
+    Returns:
+        `reward` `[B]`, the discounted sum; `terminated` and `truncated` of the last step;
+        `discount` `[B]`, gamma to the number of steps, or 0 after a termination.
+    """
+    n = at.shape[1]
+    last = last_of(at, count)
     ends = {name: take(data[name], last) for name in ("terminated", "truncated")}
     powers = jnp.asarray(gamma, jnp.float32) ** jnp.arange(n, dtype=jnp.float32)
-    weight = taken.astype(jnp.float32) * powers[None]
-    reward = jnp.sum(weight * take(data["reward"], at), axis=1)
+    taken = jnp.arange(n, dtype=jnp.int32)[None] < count[:, None]
+    reward = jnp.sum(taken.astype(jnp.float32) * powers[None] * take(data["reward"], at), axis=1)
     beyond = jnp.asarray(gamma, jnp.float32) ** count.astype(jnp.float32)
     discount = jnp.where(ends["terminated"], 0.0, beyond)
-    return {**ends, "reward": reward, "discount": discount}, last
+    return {**ends, "reward": reward, "discount": discount}
+
+
+def last_of(at: jax.Array, count: jax.Array) -> jax.Array:
+    """`[B]`, the last of the first `count` `[B]` indices of each row of `at`, `[B, n]`."""
+    return jnp.take_along_axis(at, count[:, None] - 1, axis=1)[:, 0]
 
 
 def take(entry: PyTree, indices: jax.Array) -> PyTree:
