@@ -247,6 +247,24 @@ def test_rollouts_with_few_successors_are_those_with_all(chance, episodic):
     assert not (lost & ~expected["truncated"]).any()
 
 
+def test_nan_in_a_successor_that_is_not_stored_is_seen():
+    """After a termination; the rollout's rewards have it, so that the loop drops the rollout."""
+
+    def step(key, state, action):
+        ended = state % 5 == 4
+        timestep = TimeStep(jnp.where(ended, jnp.nan, state)[None], 1.0, ended, ended & False, {})
+        return state + 1, timestep
+
+    spec = EnvSpec("nan", Box(0.0, jnp.inf, (1,)), Discrete(2), LIMIT + 1)
+    env = purerl.vector_env(Env(lambda key: (jnp.zeros(1), jnp.float32(0)), step, spec), N)
+    agent = purerl.PPO()
+    acting = agent.acting(agent.init(jax.random.key(0), env.spec), purerl.Clock())
+    state = init_rollout(env, acting, jax.random.key(0), N)
+    _, new, _ = rollout(env, acting, state, jax.random.key(1), 8, limit=LIMIT + 1)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((new.obs, new.next_obs)))
+    np.testing.assert_array_equal(np.isnan(new.reward), new.terminated)
+
+
 def test_a_run_stores_few_successors():
     """PPO keeps two rows for a rollout of 128 steps, DQN one for 500 steps."""
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -110,7 +110,8 @@ class Buffer(Record):
             num_steps: T, the steps of every push, if they are known to be the same.
         """
         rows = self.num_rows(num_envs)
-        blocks, successors = num_blocks(rows, limit, whole=num_steps == rows), ()
+        blocks = num_blocks(rows, limit, whole=num_steps == rows)
+        successors: Successors | tuple[()] = ()
         entries = _entries(example)
         if blocks is not None:
             assert limit is not None
