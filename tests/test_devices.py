@@ -233,6 +233,7 @@ def test_an_update_over_devices_is_that_of_the_whole_batch(name, key):
             new, _, losses = learn(part.agent, state.agent, part.buffer, stored, key, clock)
             return new, FOUR.mean(losses)
 
+        transitions = transitions._replace(next_obs=whole.buffer.read(stored)["next_obs"])
         parts = jax.tree.map(
             lambda x: jnp.moveaxis(x.reshape(8, 4, 2, *x.shape[2:]), 1, 0), transitions
         )
