@@ -29,7 +29,7 @@ Environments
     make, env_names, env_params by name, with parameters: `make("CartPole-v1", gravity=1.6)`
     Env, EnvSpec, check_env     to write an environment, and check it
     Box, Discrete, MultiDiscrete
-    time_limit, action_repeat, map_actions, randomize, vectorize
+    time_limit, action_repeat, map_actions, randomize, remember_action, vectorize
 
 Results
     Policy                      acts, also outside JAX
@@ -93,6 +93,7 @@ from purerl.envs import (  # noqa: E402
     map_actions,
     randomize,
     register,
+    remember_action,
     time_limit,
     vector_env,
     vectorize,
@@ -245,6 +246,7 @@ __all__ = [
     "read_run",
     "read_runs",
     "register",
+    "remember_action",
     "render",
     "reward_to_go",
     "rollout",

@@ -11,6 +11,7 @@ from kit.recurrent import recall_env
 from kit.trees import assert_close
 
 import purerl
+from purerl.agents import gradients
 from purerl.agents.learning import next_values, shuffle_environments
 from purerl.experience import returns
 from purerl.experience.transition import Transition
@@ -162,8 +163,12 @@ def plain_loss(agent, networks, params, rows, memory, envs):
     return jnp.mean(policy + 0.5 * agent.value_coef * error - agent.entropy_beta * entropy)
 
 
-def test_an_update_is_gradient_descent_through_whole_sequences(case):
-    """Two minibatches of two environments, with the gradient of a plain loop over single steps."""
+def test_an_update_is_gradient_descent_through_whole_sequences(case, monkeypatch):
+    """Two minibatches of two environments, one at a time of each, with the gradient of a plain loop
+    over single steps."""
+    monkeypatch.setattr(gradients, "ROWS_AT_ONCE", T)
+    monkeypatch.setattr(gradients, "ENVIRONMENTS_AT_ONCE", 1)
+    monkeypatch.setattr(gradients, "num_cores", lambda: 1)
     kind, state, experience = case
     agent = agent_of(
         kind, optimizer="sgd", lr=0.1, max_grad_norm=1e6, K_epochs=1, anneal=False, batch_size=2 * T

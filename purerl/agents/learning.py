@@ -29,6 +29,7 @@ from purerl.nn.memory import (
     PolicyAndValue,
     begins,
     init_memory,
+    memories,
     remembers,
     reset_memory,
 )
@@ -86,6 +87,7 @@ def path_batch(
     if not jax.tree.leaves(memory):
         return flatten((batch, *others))
     fresh = begins(data["terminated"], data["truncated"])
+    memory = jax.tree.map(lambda x: x[None], memory)
     return batch | {"memory": memory, "fresh": fresh}, *others
 
 
@@ -269,7 +271,7 @@ def next_values(
     after: Memory = ()
     if networks.remembers:
         fresh = begins(data["terminated"], data["truncated"])
-        after, _ = networks.unroll(params, experience.memory, fresh, data["obs"])
+        after = memories(networks, params, experience.memory, fresh, data["obs"])
 
     def value_fn(obs: PyTree, memory: Memory) -> jax.Array:
         return networks.step(params, memory, obs)[1][1]
@@ -286,6 +288,7 @@ def outputs(
         return networks.step(params, (), batch["obs"])[1], batch
     batch = dict(batch)
     memory, fresh = batch.pop("memory"), batch.pop("fresh")
+    memory = jax.tree.map(lambda x: x[0], memory)
     return networks.unroll(params, memory, fresh, batch["obs"])[1], flatten(batch)
 
 
@@ -346,7 +349,7 @@ def minibatch_steps(
 
     For networks with a memory, minibatches are of whole environments: their sequences through the
     rollout, `[T, n, ...]`, n environments each, in place of `[batch_size, ...]`. The entry `memory`
-    is then what they begin with, `[n, ...]`.
+    is then what they begin with, `[1, n, ...]`.
 
     Args:
         learn: from a state and a minibatch `[batch_size, ...]` to the state after one step, and
@@ -387,7 +390,7 @@ def minibatch_steps(
         rows = batches.take(batch, blocks)
         rows["weight"] = rows.pop("valid").astype(jnp.float32) / count
         if isinstance(batches, Sequences):
-            rows["memory"] = jax.tree.map(lambda x: x[blocks], memory)
+            rows["memory"] = jax.tree.map(lambda x: x[blocks][None], memory)
         for name, moved in zip(standardized, found, strict=True):
             rows[name] = standardize(rows[name], *moved)
         new, losses = learn(state, rows)

@@ -17,6 +17,7 @@ from purerl.cli.flags import add_env_flags, check_integer, check_key, env_values
 from purerl.cli.training import newest_run
 from purerl.deploy.policy_file import load_policy
 from purerl.envs import Env, EnvSource, make, vectorize
+from purerl.envs.last_action import as_remembered
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
 from purerl.runs.view import SWEEP, RunView, is_code
@@ -236,4 +237,6 @@ def environment(policy: Policy, args: argparse.Namespace) -> Env:
             f"{spec.action_space}"
         )
     target = _target(args)
-    return env if _is_policy(target) else limit_env(env, *RunView(target).playing_limits())
+    if not _is_policy(target):
+        env = limit_env(env, *RunView(target).playing_limits())
+    return as_remembered(spec, env)

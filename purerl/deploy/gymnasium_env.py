@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from purerl.envs.base import EnvSpec, typed
+from purerl.envs.last_action import LAST_ACTION, LAST_REWARD
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Space, convert_spaces, is_space
 from purerl.records.errors import ConfigError, shown, suggest
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from purerl.deploy.gymnasium_classes import GymnasiumEnv, GymnasiumVectorEnv
 
 RENDER_MODES = (None, "rgb_array")
-# From one observation to one action, and from an observation and its info.
+# From one observation to one action; and from an observation, the last reward, and the info.
 Act = Callable[[PyTree], PyTree]
-ActWithInfo = Callable[[PyTree, dict[str, PyTree]], PyTree]
+ActWithInfo = Callable[[PyTree, float, dict[str, PyTree]], PyTree]
 
 
 @overload
@@ -129,18 +130,21 @@ def evaluate_in_gymnasium(
 
 
 def _player(policy: Policy | Act) -> ActWithInfo:
-    """A function from an observation and its info to an action, for one episode: with a fresh
-    memory, where the policy has one."""
+    """A function from an observation, the last reward and the info to an action, for one episode:
+    with a fresh memory, where the policy has one."""
     if not isinstance(policy, Policy):
-        return lambda obs, info: policy(obs)
-    remembers, memory = policy.has_memory, policy.memory()
+        return lambda obs, reward, info: policy(obs)
+    remembers, memory, action = policy.has_memory, policy.memory(), None
 
-    def act(obs: PyTree, info: dict[str, PyTree]) -> PyTree:
-        nonlocal memory
+    def act(obs: PyTree, reward: float, info: dict[str, PyTree]) -> PyTree:
+        nonlocal memory, action
         obs = _with_mask(policy.spec, obs, info)
-        if not remembers:
-            return policy.step(obs)
-        action, memory = policy.step(obs, memory=memory)
+        if not (isinstance(obs, Mapping) and LAST_ACTION in obs):
+            obs = policy.with_last(obs, action, reward)
+        if remembers:
+            action, memory = policy.step(obs, memory=memory)
+        else:
+            action = policy.step(obs)
         return action
 
     return act
@@ -155,7 +159,7 @@ def _with_mask(spec: EnvSpec, obs: PyTree, info: dict[str, PyTree]) -> PyTree:
         return obs
     mask = info["action_mask"]
     mask = np.concatenate(mask) if isinstance(mask, tuple) else mask
-    rest = [name for name in known if name != key]
+    rest = [name for name in known if name not in (key, LAST_ACTION, LAST_REWARD)]
     if there:
         return {**obs, key: mask}
     return {rest[0]: obs, key: mask} if len(rest) == 1 else obs
@@ -163,9 +167,9 @@ def _with_mask(spec: EnvSpec, obs: PyTree, info: dict[str, PyTree]) -> PyTree:
 
 def _play(env: "gymnasium.Env", act: ActWithInfo, seed: int, max_steps: int) -> tuple[float, int]:
     obs, info = env.reset(seed=seed)
-    total, length, over = 0.0, 0, False
+    reward, total, length, over = 0.0, 0.0, 0, False
     while not over and length < max_steps:
-        obs, reward, terminated, truncated, info = env.step(act(obs, info))
+        obs, reward, terminated, truncated, info = env.step(act(obs, float(reward), info))
         total, length, over = total + float(reward), length + 1, terminated or truncated
     return total, length
 

@@ -13,6 +13,7 @@ from purerl.accelerator.compiling import jit
 from purerl.agents.acting import memoryless
 from purerl.deploy.drawing import draw
 from purerl.envs.base import Env, typed, where
+from purerl.envs.last_action import as_remembered
 from purerl.envs.registry import as_env
 from purerl.records.errors import ConfigError
 from purerl.records.fields import check_key, check_path
@@ -68,6 +69,8 @@ def render(
             f"env: {env.spec.name} has {env.spec.action_space}, expected the policy's actions, "
             f"{policy.spec.action_space}"
         )
+    if policy is not None:
+        env = as_remembered(policy.spec, env)
     limit = env.spec.max_episode_steps or STEPS_WITHOUT_LIMIT
     max_steps = limit if max_steps is None else max_steps
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:

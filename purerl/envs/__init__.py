@@ -15,6 +15,7 @@ from purerl.envs.base import (
 )
 from purerl.envs.check import EnvError, check_env
 from purerl.envs.gymnax import gymnax_env
+from purerl.envs.last_action import remember_action
 from purerl.envs.params import RandomizedState, env_params
 from purerl.envs.registry import as_env, env_names, make, randomize, register
 from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space
@@ -45,6 +46,7 @@ __all__ = [
     "map_actions",
     "randomize",
     "register",
+    "remember_action",
     "time_limit",
     "vector_env",
     "vectorize",

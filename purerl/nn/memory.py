@@ -228,3 +228,29 @@ class ActionValues(NamedTuple):
 
 def _with_largest(values: jax.Array) -> Pair:
     return values, jnp.max(values, axis=-1)
+
+
+def memories(
+    networks: PolicyAndValue | ActionValues,
+    params: PyTree,
+    memory: PyTree,
+    fresh: jax.Array,
+    obs: PyTree,
+) -> PyTree:
+    """The memory after each step of a rollout, before a reset, `[T, N, ...]`.
+
+    By single steps: a pass through whole sequences needs several times the memory.
+
+    Args:
+        networks, params: the networks, and their variables.
+        memory: before the first step, `[N, ...]`.
+        fresh: `[T, N]` bool, whether an episode begins at the step.
+        obs: `[T, N, *obs_shape]`.
+    """
+
+    def step(memory: PyTree, row: tuple[jax.Array, PyTree]) -> tuple[PyTree, PyTree]:
+        fresh, obs = row
+        memory, _ = networks.step(params, networks.reset(memory, fresh), obs)
+        return memory, memory
+
+    return jax.lax.scan(step, memory, (fresh, obs))[1]

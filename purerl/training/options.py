@@ -87,6 +87,8 @@ class Options(Record):
         max_episode_steps: a time limit below the environment's: sets `truncated`, never
             `terminated`.
         skip_frames: repeats of each action; rewards are summed.
+        remember_action: the last action and the last reward are part of the observations, for
+            networks with a memory: see `purerl.remember_action`.
         resets: strategy for the first states of new episodes. "fresh" draws one for each
             environment at every step, and uses it where an episode has ended. "optimistic(16)" and
             "spare(16)" draw N / 16 a step, faster where a reset costs as much as a step: see
@@ -138,6 +140,7 @@ class Options(Record):
     )
     max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
     skip_frames: int = integer(default=1, at_least=1)
+    remember_action: bool = flag(default=False)
     resets: str = static(
         default="fresh",
         check=_resets,

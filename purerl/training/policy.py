@@ -15,6 +15,7 @@ from purerl.agents.acting import Acting, Extras, Key, Memory, mapping, seeing
 from purerl.agents.base import Agent
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import dtype_name, is_real
+from purerl.envs.last_action import remembers_action, with_last_action
 from purerl.envs.params import source_with
 from purerl.envs.spaces import Space, is_space
 from purerl.experience.experience import see
@@ -197,6 +198,24 @@ class Policy:
         action, memory = _compiled_act()(structure, leaves, memory, batch, key)
         return self._on_host(action), jax.tree.map(lambda x: x[0], memory)
 
+    def with_last(self, obs: PyTree, action: PyTree = None, reward: float = 0.0) -> PyTree:
+        """An observation for `step`, with the last action and reward if the policy was trained with
+        them (`remember_action=True`); else the observation.
+
+            obs, reward = policy.with_last(env.reset(seed=0)[0]), 0.0
+            action, memory = policy.step(obs, memory=policy.memory())
+            obs, reward, *_ = env.step(action)
+            obs = policy.with_last(obs, action, reward)
+
+        Args:
+            obs: `[*obs_shape]`, of the environment.
+            action: the last one, as from `step`; None at the start of an episode.
+            reward: that followed it.
+        """
+        if not remembers_action(self.spec):
+            return obs
+        return with_last_action(self.spec, obs, action, reward)
+
     def _on_host(self, action: jax.Array) -> int | np.ndarray:
         """The action in `[1, *action_shape]`, as Gymnasium takes it."""
         return self.spec.action_space.on_host(np.asarray(action)[0])
@@ -262,9 +281,12 @@ class Policy:
             return structure.flatten_up_to(obs), spaces, structure
         except ValueError:
             expected = self.spec.observation_space
+            hint = ""
+            if remembers_action(self.spec):
+                hint = "; see purerl.remember_action(env), and policy.with_last for single ones"
             raise ConfigError(
                 f"obs: got {shown(jax.tree.structure(obs))}, expected {what} of {self.spec.name}: "
-                f"{expected}"
+                f"{expected}{hint}"
             ) from None
 
     def _batch_of_one(self, obs: PyTree) -> PyTree:

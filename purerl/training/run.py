@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from purerl.accelerator.devices import Devices, check_divides
 from purerl.agents.base import Agent, RunFacts
 from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
+from purerl.envs.last_action import remember_action
 from purerl.envs.registry import as_env, source_of
 from purerl.envs.spaces import Space
 from purerl.experience.buffer import Buffer
@@ -43,6 +44,8 @@ def assemble(options: Options) -> Loop:
     update_after, wait_end_path = cast(int, options.update_after), bool(options.wait_end_path)
     raw_env = as_env(options.env)
     env = limit_env(raw_env, options.max_episode_steps, options.skip_frames)
+    if options.remember_action:
+        env = remember_action(env)
     env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
     buffer = _fit_buffer(options.buffer, agent, num_envs, update_every)
     facts = RunFacts(
@@ -52,7 +55,7 @@ def assemble(options: Options) -> Loop:
     if noise is not None and raw_env.spec.action_space.sizes is not None:
         raise ConfigError(f"noise: {raw_env.spec.name} has discrete actions, which take no noise")
     if options.normalize_obs:
-        check_mask_is_kept(raw_env.spec)
+        check_mask_is_kept(env.spec)
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)

@@ -41,6 +41,22 @@ def recall_env(delay: int = 3) -> purerl.Env:
     return purerl.Env(reset, step, spec("recall", box, purerl.Discrete(2), delay + 1))
 
 
+def lever_env(length: int = 6) -> purerl.Env:
+    """Two levers, of which one gives 1 at each pull, in a whole episode; nothing is seen."""
+
+    def reset(key):
+        return jnp.zeros(1), Recall(jax.random.bernoulli(key).astype(jnp.int32), jnp.int32(0))
+
+    def step(key, state, action):
+        reward = (action == state.cue).astype(jnp.float32)
+        state = state._replace(time=state.time + 1)
+        last = state.time == length
+        return state, purerl.TimeStep(jnp.zeros(1), reward, last, jnp.bool_(False), {})
+
+    box, spec = purerl.Box(-1.0, 1.0, (1,)), purerl.EnvSpec
+    return purerl.Env(reset, step, spec("levers", box, purerl.Discrete(2), length))
+
+
 class Network(nn.Module):
     size: int
 
