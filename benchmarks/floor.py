@@ -45,6 +45,7 @@ def cases(purerl):
     """Environment, agent, N, T and steps of a timed run, by name."""
     cartpole, pendulum, breakout = "CartPole-v1", "Pendulum-v1", "Breakout-MinAtar"
     mlp, a2c = {"network": "mlp"}, purerl.ActorCritic(n_episodes=64, episode_length=32)
+    ddpg = {"hidden": (64, 64), "batch_size": 128}  # its sizes
     return {
         "ppo-4x128": (cartpole, purerl.PPO(), 4, 128, 524_288),
         "ppo-64x128": (cartpole, purerl.PPO(), 64, 128, 524_288),
@@ -55,6 +56,8 @@ def cases(purerl):
         "actor-critic": (cartpole, a2c, 64, 32, 524_288),
         "dqn": (cartpole, purerl.DQN(hidden=(120, 84)), 10, 1, 100_000),
         "ddpg": (pendulum, purerl.DDPG(), 1, 1, 10_000),
+        "td3": (pendulum, purerl.TD3(gradient_steps=2, **ddpg), 2, 1, 10_000),
+        "sac": (pendulum, purerl.SAC(**ddpg), 1, 1, 10_000),
     }
 
 
@@ -152,7 +155,7 @@ class Parts:
     def learning_init(self, key):
         state, stored, key = self.update_init(key)
         agent = self.agent
-        if isinstance(agent, purerl.DQN | purerl.DDPG):
+        if isinstance(agent, purerl.DQN | purerl.DDPG | purerl.TD3 | purerl.SAC):
             names = ("obs", "action", "reward", "next_obs")
             return state, self.buffer.sample(
                 stored, key, agent.batch_size, keys=names, n_step=agent.n_step
@@ -173,15 +176,23 @@ class Parts:
             state, losses = self.one_step(state, batch)  # and all of the critic's
         else:
             state, losses = jax.lax.scan(
-                lambda state, _: self.one_step(state, batch), state, length=self.gradient_steps
+                lambda state, number: self.one_step(state, batch, number),
+                state,
+                jnp.arange(self.gradient_steps),
             )
         return (state, batch), all_of(losses)
 
-    def one_step(self, state, batch):
+    def one_step(self, state, batch, number=1):
         if isinstance(self.agent, purerl.REINFORCE | purerl.ActorCritic):
             reward = batch["reward"]
             return self.agent._learn(state, batch, reward, reward, purerl.Clock())
-        state, *_, losses = self.agent._learn(state, batch, purerl.Clock())
+        more = ()
+        if isinstance(self.agent, purerl.TD3 | purerl.SAC):  # a new key for each step
+            (_, (moments, _)) = state.opt_states["critic"]
+            more = (jax.random.fold_in(jax.random.key(0), moments.count),)
+        if isinstance(self.agent, purerl.TD3):
+            more += (number % self.agent.policy_delay == 1,)
+        state, *_, losses = self.agent._learn(state, batch, *more, purerl.Clock())
         return state, losses
 
     @property

@@ -67,7 +67,7 @@ class Options(Record):
         num_envs: N, the number of parallel environments; None for the agent's default.
         update_every: T, steps of each environment between updates; None for the agent's default.
         update_after: environment steps, over all N, before the first update; None for the agent's
-            default. Until then DDPG draws its actions uniformly from the action space.
+            default. Until then DDPG, TD3 and SAC draw actions uniformly from the action space.
         buffer: the replay or rollout buffer; None for the agent's default.
         normalize_obs: normalise observations by the running mean and variance over all
             environments.

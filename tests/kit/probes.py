@@ -122,6 +122,7 @@ ONLY_DISCRETE = {
         REPLAY | {"buffer": purerl.Buffer(maxlen=4_000, priority_sampling=True)},
     ),
 }
+TWINS = {"gamma": GAMMA, "tau": 0.05, "hidden": (32, 32), "batch_size": 64, "anneal": True}
 ONLY_CONTINUOUS = {
     # At twice this rate one seed in fifty commits itself to the cliff.
     "REINFORCE": (BOTH["REINFORCE"][0].replace(lr=2e-3), {"total_timesteps": 120_000}),
@@ -141,6 +142,15 @@ ONLY_CONTINUOUS = {
         ),
         REPLAY | {"noise": purerl.GaussianNoise(sigma=1.0), "total_timesteps": 40_000},
     ),
+    "TD3": (
+        purerl.TD3(actor_lr=3e-4, critic_lr=3e-3, target_noise=0.1, **TWINS),
+        REPLAY | {"noise": purerl.GaussianNoise(sigma=1.0), "total_timesteps": 40_000},
+    ),
+    # The entropy adds 0.05 log(2) a step at most.
+    "SAC": (
+        purerl.SAC(actor_lr=1e-3, critic_lr=3e-3, alpha=0.05, **TWINS),
+        REPLAY | {"noise": purerl.GaussianNoise(sigma=1.0), "total_timesteps": 40_000},
+    ),
 }
 # Each agent once; the others take minutes.
 QUICK = {
@@ -151,6 +161,8 @@ QUICK = {
     ("DQN", DISCRETE),
     ("PQN", DISCRETE),
     ("DDPG", CONTINUOUS),
+    ("TD3", CONTINUOUS),
+    ("SAC", CONTINUOUS),
 }
 CASES = [(name, case, DISCRETE) for name, case in (BOTH | ONLY_DISCRETE).items()] + [
     (name, case, CONTINUOUS) for name, case in (BOTH | ONLY_CONTINUOUS).items()
