@@ -54,6 +54,8 @@ def cases(purerl):
         "ppo-breakout-cnn": (breakout, purerl.PPO(), 64, 128, 32_768),
         "reinforce": (cartpole, purerl.REINFORCE(), 8, 500, 524_288),
         "actor-critic": (cartpole, a2c, 64, 32, 524_288),
+        "pqn": (cartpole, purerl.PQN(), 64, 32, 524_288),
+        "pqn-breakout": (breakout, purerl.PQN(hidden=(128,), **mlp), 64, 32, 131_072),
         "dqn": (cartpole, purerl.DQN(hidden=(120, 84)), 10, 1, 100_000),
         "ddpg": (pendulum, purerl.DDPG(), 1, 1, 10_000),
         "td3": (pendulum, purerl.TD3(gradient_steps=2, **ddpg), 2, 1, 10_000),
@@ -161,10 +163,11 @@ class Parts:
                 stored, key, agent.batch_size, keys=names, n_step=agent.n_step
             )
         data = self.buffer.read(stored)
-        if isinstance(agent, purerl.PPO):
-            batch = {name: data[name] for name in ("obs", "action", "log_prob", "value")}
+        if isinstance(agent, purerl.PPO | purerl.PQN):
+            names = ("obs", "action", "log_prob", "value")
+            batch = {name: data[name] for name in names if name in data}
             batch |= {"advantage": data["reward"], "target": data["reward"]}
-            size = agent.batch_size or self.num_envs * self.num_steps // 4
+            size = agent.minibatch_size(self.num_envs, self.num_steps)
             batch |= {"weight": data["valid"] / size}
             return state, jax.tree.map(lambda x: x[:size], flatten(batch))
         batch, reward = path_batch(data, data["reward"])
@@ -199,9 +202,9 @@ class Parts:
     def gradient_steps(self):
         """Gradient steps of an update."""
         agent = self.agent
-        if isinstance(agent, purerl.PPO):
-            size = self.num_envs * self.num_steps
-            return agent.K_epochs * size // (agent.batch_size or size // 4)
+        if isinstance(agent, purerl.PPO | purerl.PQN):
+            size = agent.minibatch_size(self.num_envs, self.num_steps)
+            return agent.K_epochs * self.num_envs * self.num_steps // size
         if isinstance(agent, purerl.ActorCritic):
             return 1 + agent.train_v_iters
         return getattr(agent, "gradient_steps", 1)

@@ -33,6 +33,7 @@ def filled(value_fn):
     episode each observation is the successor of the one before."""
     rng = np.random.default_rng(0)
     kind = rng.choice(3, p=[0.6, 0.2, 0.2], size=(T, N))
+    ended = np.cumsum(kind > 0, axis=0)
     obs = rng.normal(size=(T + 1, N, 2)).astype(np.float32)
     other = rng.normal(size=(T, N, 2)).astype(np.float32)
     next_obs = np.where((kind > 0)[..., None], other, obs[1:])
@@ -43,23 +44,23 @@ def filled(value_fn):
         next_obs=jnp.asarray(next_obs),
         terminated=jnp.asarray(kind == 1),
         truncated=jnp.asarray(kind == 2),
-        episode=jnp.zeros((T, N), jnp.int32),
+        episode=jnp.asarray(ended - (kind > 0), jnp.int32),
         valid=jnp.asarray(rng.random((T, N)) < 0.8),
         extras={},
     )
     value = jnp.asarray(value_fn(transitions), jnp.float32)
-    return holding(transitions._replace(extras={"value": value}), gamma=GAMMA, lam=LAM)
+    rollout = transitions._replace(extras={"value": value})
+    return rollout, *holding(rollout, gamma=GAMMA, lam=LAM)
 
 
 def largest(state):
     return lambda rollout: (np.asarray(rollout.obs) @ kernel(state.params)).max(-1)
 
 
-def numpy_targets(state, data):
+def numpy_targets(rollout, beyond):
     """The mean of all n-step returns that bootstrap from the largest Q of the true successor."""
-    best = (data["next_obs"] @ kernel(state.params)).max(-1)
-    ends = data["terminated"], data["truncated"]
-    return numpy_lambda_return(data["reward"], best, *ends, GAMMA, LAM)
+    ends = np.asarray(rollout.terminated), np.asarray(rollout.truncated)
+    return numpy_lambda_return(np.asarray(rollout.reward), np.asarray(beyond), *ends, GAMMA, LAM)
 
 
 @pytest.mark.parametrize("critic", [LinearQs, LinearQ])
@@ -67,16 +68,16 @@ def test_three_epochs_are_a_plain_loop(critic):
     """The targets are those of the network that acted, in every epoch."""
     agent = pqn(critic=critic, K_epochs=3, batch_size=T * N)
     state = agent.init(jax.random.key(0), SPEC)
-    buffer, stored = filled(largest(state))
+    rollout, buffer, stored = filled(largest(state))
     after, _, losses = update(agent, state, buffer, stored, jax.random.key(1))
-    data = {name: np.asarray(x, np.float64) for name, x in stored.data.items()}
-    target, onehot = numpy_targets(state, data), np.eye(2)[data["action"].astype(int)]
-    w, weight = kernel(state.params), data["valid"] / data["valid"].sum()
+    w, obs, valid = kernel(state.params), np.asarray(rollout.obs), np.asarray(rollout.valid)
+    target = numpy_targets(rollout, (np.asarray(rollout.next_obs) @ w).max(-1))
+    onehot, weight = np.eye(2)[rollout.action], valid / valid.sum()
     expected = []
     for _ in range(3):
-        error = weight * (((data["obs"] @ w) * onehot).sum(-1) - target)
+        error = weight * (((obs @ w) * onehot).sum(-1) - target)
         expected.append((0.5 * error**2 / np.maximum(weight, 1e-9)).sum())
-        w = w - 0.1 * np.einsum("tn,tni,tna->ia", error, data["obs"], onehot)
+        w = w - 0.1 * np.einsum("tn,tni,tna->ia", error, obs, onehot)
     np.testing.assert_allclose(kernel(after.params), w, rtol=1e-4)
     assert float(losses["loss"]) == pytest.approx(np.mean(expected), rel=1e-4)
     assert np.abs(w - kernel(state.params)).max() > 0.05
@@ -85,7 +86,7 @@ def test_three_epochs_are_a_plain_loop(critic):
 def test_every_transition_is_learned_from_once_an_epoch():
     """In minibatches too: with a learning rate of 0 their mean loss is that of the whole."""
     state = pqn().init(jax.random.key(0), SPEC)
-    buffer, stored = filled(largest(state))
+    _, buffer, stored = filled(largest(state))
     stored.data["valid"] = jnp.ones((T, N), bool)
     found = [
         update(agent, state, buffer, stored, jax.random.key(1))[2]["loss"]
@@ -99,16 +100,15 @@ def test_every_transition_is_learned_from_once_an_epoch():
 
 def one_at_a_time(state, params, memory, rollout):
     """Q(s, .) of a rollout, step by step, and max_a Q of each step's true successor."""
-    rows, beyond, first = [], [], state.network.init(N)
-    done = np.asarray(rollout.terminated) | np.asarray(rollout.truncated)
-    for t in range(T):
-        memory, q = single_step(state.critic, params, memory, rollout.obs[t])
-        _, after = single_step(state.critic, params, memory, rollout.next_obs[t])
-        rows.append(q)
-        beyond.append(after.max(-1))
-        for i in np.flatnonzero(done[t]):
-            memory = jax.tree.map(lambda x, y, i=i: x.at[i].set(y[i]), memory, first)
-    return jnp.stack(rows), jnp.stack(beyond)
+
+    def body(memory, row):
+        obs, next_obs, done = row
+        memory, q = single_step(state.critic, params, memory, obs)
+        _, after = single_step(state.critic, params, memory, next_obs)
+        return jnp.where(done[:, None], state.network.init(N), memory), (q, after.max(-1))
+
+    rows = rollout.obs, rollout.next_obs, rollout.terminated | rollout.truncated
+    return jax.lax.scan(body, memory, rows)[1]
 
 
 @pytest.mark.parametrize("network", ["gru", pytest.param("min_gru", marks=pytest.mark.slow)])
@@ -120,20 +120,16 @@ def test_a_memory_is_trained_through_whole_sequences(network, key):
     state = agent.init(key, SPEC)
     state = state.replace(params=jax.tree.map(lambda x: 2.0 * x + 0.1, state.params))
     memory = jax.random.normal(key, (N, 3))
-    kept = []
+    seen = []
 
     def value_fn(rollout):
-        kept.extend((rollout, *one_at_a_time(state, state.params, memory, rollout)))
-        return kept[1].max(-1)
+        seen.extend(one_at_a_time(state, state.params, memory, rollout))
+        return seen[0].max(-1)
 
-    buffer, stored = filled(value_fn)
-    rollout, _, beyond = kept
+    rollout, buffer, stored = filled(value_fn)
+    target = numpy_targets(rollout, seen[1])
     experience = purerl.Experience(buffer, stored, memory=memory)
     new, _, losses = quick_jit(agent.update)(state, experience, key, purerl.Clock())
-
-    ends = (np.asarray(x) for x in (rollout.terminated, rollout.truncated))
-    rewards = np.asarray(rollout.reward), np.asarray(beyond)
-    target = numpy_lambda_return(*rewards, *ends, GAMMA, LAM)
 
     def loss(params, envs):
         q, _ = one_at_a_time(state, params, memory, rollout)
@@ -141,14 +137,13 @@ def test_a_memory_is_trained_through_whole_sequences(network, key):
         error, valid = (chosen - target)[:, envs], rollout.valid[:, envs]
         return jnp.sum(jnp.where(valid, 0.5 * error**2, 0.0)) / jnp.sum(valid)
 
-    params, step = state.params, quick_jit(jax.value_and_grad(loss))
-    seen = []
+    params, step, expected = state.params, quick_jit(jax.value_and_grad(loss)), []
     for envs in shuffle_environments(key, N, 2, 1).blocks:
         value, grads = step(params, envs)
-        seen.append(float(value))
+        expected.append(float(value))
         assert all(np.any(x) for x in jax.tree.leaves(grads))
         params = jax.tree.map(lambda x, g: x - 0.1 * g, params, grads)
-    assert float(losses["loss"]) == pytest.approx(np.mean(seen), rel=1e-4)
+    assert float(losses["loss"]) == pytest.approx(np.mean(expected), rel=1e-4)
     assert_close(new.params, params, 1e-4, 1e-5)
 
 

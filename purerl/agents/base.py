@@ -343,6 +343,7 @@ class RecurrentAgent(NetworkAgent):
     """
 
     may_remember: ClassVar[bool] = True
+    num_minibatches: ClassVar[int] = 4  # without `batch_size`, where it divides the rollout
 
     memory: int | None = integer(default=None, at_least=1, optional=True)
 
@@ -361,15 +362,15 @@ class RecurrentAgent(NetworkAgent):
                 "follow"
             )
 
-    def minibatch_size(self, num_envs: int, update_every: int, count: int = 4) -> int:
-        """Transitions in a minibatch: `batch_size`, or one of `count` equal parts of the rollout;
-        with a memory, of the environments."""
+    def minibatch_size(self, num_envs: int, update_every: int) -> int:
+        """Transitions in a minibatch: `batch_size`, or one of `num_minibatches` equal parts of the
+        rollout; with a memory, of the environments."""
         batch_size: int | None = getattr(self, "batch_size", None)
         if batch_size is not None:
             return batch_size
         if self.remembers:
-            return share_of(num_envs, count) * update_every
-        return share_of(num_envs * update_every, count)
+            return share_of(num_envs, self.num_minibatches) * update_every
+        return share_of(num_envs * update_every, self.num_minibatches)
 
     def check_minibatches(self, num_envs: int, update_every: int) -> None:
         """Raises ConfigError unless minibatches of `batch_size` make up the rollout."""

@@ -1,6 +1,7 @@
 """Parallelised Q-network (Gallici et al. 2024, arXiv:2407.04811)."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,8 @@ class PQN(RecurrentAgent):
             Q (Wang et al. 2016, arXiv:1511.06581).
     """
 
+    num_minibatches: ClassVar[int] = 16
+
     batch_size: int | None = integer(default=None, at_least=1, optional=True, total=True)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
     lr: float = real(default=1e-3, at_least=0.0)
@@ -147,7 +150,7 @@ class PQN(RecurrentAgent):
             state,
             batch,
             key,
-            batch_size=self.minibatch_size(*reversed(target.shape), 16),
+            batch_size=self.minibatch_size(*reversed(target.shape)),
             num_epochs=self.K_epochs,
             devices=clock.devices,
             memory=experience.memory if state.network.remembers else (),
