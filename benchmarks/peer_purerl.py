@@ -95,6 +95,8 @@ def load(case):
     }
     if "buffer" in case:
         options |= {"buffer": purerl.Buffer(maxlen=case["buffer"]), "update_after": case["fill"]}
+    if "noise" in case:
+        options |= {"noise": purerl.GaussianNoise(sigma=case["noise"])}
     config = purerl.TrainConfig(**options)
     costs["config"] = clock()
     key = jax.random.key(0)
