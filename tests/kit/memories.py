@@ -150,6 +150,19 @@ REMEMBERING = {
     "PPO, gru": (PPO.replace(network="gru"), OPTIONS, True),
     "PPO, lstm": (PPO.replace(network="lstm"), OPTIONS, False),
     "PPO, min_gru": (PPO.replace(network="min_gru"), OPTIONS, False),
+    "PPO, one network": (PPO.replace(network="gru", share_network=True), OPTIONS, False),
+    "ActorCritic, gru": (
+        purerl.ActorCritic(
+            lr=1e-2, gamma=0.8, hidden=(16,), network="gru", n_episodes=32, episode_length=8
+        ),
+        {"total_timesteps": 96_000},
+        False,
+    ),
+    "PQN, gru": (
+        purerl.PQN(lr=5e-3, gamma=0.8, lam=0.9, hidden=(16,), network="gru", batch_size=64),
+        OPTIONS,
+        False,
+    ),
 }
 MEMORY_TRIALS = {
     f"memory: {name}": Trial(
