@@ -20,15 +20,36 @@ DQN = {
     "epsilon_steps": "epsilon_steps",
     "target_every": "target_update_every",
 }
+PQN = {
+    "lr": "lr",
+    "epochs": "K_epochs",
+    "gamma": "gamma",
+    "lam": "lam",
+    "epsilon_end": "epsilon_end",
+    "epsilon_steps": "epsilon_steps",
+    "max_grad_norm": "max_grad_norm",
+}
+REPLAY = {"lr": "lr", "gamma": "gamma", "tau": "tau", "batch_size": "batch_size"}
+TD3 = {
+    "target_noise": "target_noise",
+    "target_noise_clip": "target_noise_clip",
+    "policy_delay": "policy_delay",
+}
 
 
 def agent(purerl, case):
     """The case's agent, without features that the peers lack."""
     size = case["num_envs"] * case["num_steps"]
-    networks = {"hidden": tuple(case["hidden"]), "activation": case["activation"], "network": "mlp"}
-    if case["algorithm"] == "ppo":
-        named = {ours: case[name] for name, ours in PPO.items()}
-        return purerl.PPO(batch_size=size // case["minibatches"], anneal=False, **named, **networks)
+    networks = {"hidden": tuple(case["hidden"]), "activation": case["activation"]}
+    networks |= {"network": case.get("network", "mlp")}
+    networks |= {"memory": case["memory"]} if "memory" in case else {}
+
+    def named(names):
+        return {ours: case[name] for name, ours in names.items()} | networks
+
+    if case["algorithm"] in ("ppo", "pqn"):
+        make, names = {"ppo": (purerl.PPO, PPO), "pqn": (purerl.PQN, PQN)}[case["algorithm"]]
+        return make(batch_size=size // case["minibatches"], anneal=False, **named(names))
     if case["algorithm"] == "actor_critic":
         return purerl.ActorCritic(
             n_episodes=case["num_envs"],
@@ -40,11 +61,14 @@ def agent(purerl, case):
             **networks,
         )
     if case["algorithm"] == "dqn":
-        named = {ours: case[name] for name, ours in DQN.items()}
         target = purerl.double_q_target if case["double_q"] else purerl.q_target
-        return purerl.DQN(n_step=1, anneal=False, target_fn=target, **named, **networks)
-    named = {name: case[name] for name in ("lr", "gamma", "tau", "batch_size")}
-    return purerl.DDPG(**named, **networks)
+        return purerl.DQN(n_step=1, anneal=False, target_fn=target, **named(DQN))
+    once = {"gradient_steps": 1}
+    if case["algorithm"] == "ddpg":
+        return purerl.DDPG(**once, **named(REPLAY))
+    if case["algorithm"] == "sac":
+        return purerl.SAC(**once, **named(REPLAY))
+    return purerl.TD3(**once, **named(REPLAY | TD3))
 
 
 def load(case):
@@ -71,6 +95,8 @@ def load(case):
     }
     if "buffer" in case:
         options |= {"buffer": purerl.Buffer(maxlen=case["buffer"]), "update_after": case["fill"]}
+    if "noise" in case:
+        options |= {"noise": purerl.GaussianNoise(sigma=case["noise"])}
     config = purerl.TrainConfig(**options)
     costs["config"] = clock()
     key = jax.random.key(0)

@@ -13,30 +13,67 @@ PPO = {
     "num_steps": "num_steps",
     "minibatches": "num_minibatches",
 }
+PQN = {
+    "epochs": "num_epochs",
+    "lam": "td_lambda",
+    "max_grad_norm": "max_grad_norm",
+    "num_steps": "num_steps",
+    "minibatches": "num_minibatches",
+}
 REPLAY = {"batch_size": "batch_size", "buffer": "buffer_size", "fill": "fill_buffer"}
+# In units of half the range of actions, which rejax doesn't know.
+NOISE = {
+    "noise": "exploration_noise",
+    "target_noise": "target_noise",
+    "target_noise_clip": "target_noise_clip",
+}
+ALGORITHMS = {
+    "ppo": "PPO",
+    "actor_critic": "PPO",
+    "pqn": "PQN",
+    "dqn": "DQN",
+    "ddpg": "TD3",
+    "sac": "SAC",
+    "td3": "TD3",
+}
+
+
+def named(case, names):
+    return {theirs: case[name] for name, theirs in names.items()}
 
 
 def settings(case):
+    algorithm = case["algorithm"]
     networks = {"activation": {"silu": "swish"}.get(case["activation"], case["activation"])}
-    options = {"env": case["env"], "total_timesteps": case["steps"]}
-    options |= {theirs: case[name] for name, theirs in COMMON.items()}
-    if case["algorithm"] in ("ppo", "actor_critic"):
-        if case["algorithm"] == "actor_critic":  # one gradient step on the whole rollout
+    options = {"env": case["env"], "total_timesteps": case["steps"], **named(case, COMMON)}
+    if algorithm in ("ppo", "actor_critic"):
+        if algorithm == "actor_critic":  # one gradient step on the whole rollout
             case = {**case, "epochs": 1, "minibatches": 1, "clip": 0.2, "value": 0.5}
-        options |= {theirs: case[name] for name, theirs in PPO.items()}
+        options |= named(case, PPO)
         return options | {"agent_kwargs": {**networks, "hidden_layer_sizes": case["hidden"]}}
+    if algorithm == "sac":
+        options |= named(case, REPLAY) | {"hidden_layer_sizes": case["hidden"]}
+        return options | {"polyak": 1.0 - case["tau"], "agent_kwargs": networks}
     if case["hidden"] != [64, 64]:
-        raise SystemExit("rejax fixes the hidden layers of its replay algorithms: 64, 64")
-    options |= {theirs: case[name] for name, theirs in REPLAY.items()}
-    if case["algorithm"] == "dqn":
+        raise SystemExit(f"rejax fixes the hidden layers of its {ALGORITHMS[algorithm]}: 64, 64")
+    if algorithm in ("pqn", "dqn"):
         options |= {
-            "ddqn": case["double_q"],
             "eps_end": case["epsilon_end"],
             "exploration_fraction": case["epsilon_steps"] / case["steps"],
+        }
+    if algorithm == "pqn":  # its activation is fixed
+        return options | named(case, PQN)
+    options |= named(case, REPLAY)
+    if algorithm == "dqn":
+        options |= {
+            "ddqn": case["double_q"],
             "target_update_freq": case["target_every"] * case["num_envs"],
             "polyak": 0.0,
         }
         return options | {"agent_kwargs": networks}
+    if algorithm == "td3":
+        scaled = {x: case["half_range"] * case[name] for name, x in NOISE.items()}
+        options |= scaled | {"policy_delay": case["policy_delay"]}
     options |= {"polyak": 1.0 - case["tau"]}
     return options | {"actor_kwargs": networks, "critic_kwargs": dict(networks)}
 
@@ -48,8 +85,7 @@ def load(case):
     from rejax.evaluate import evaluate
 
     costs = {"import": clock()}
-    algorithms = {"ppo": rejax.PPO, "actor_critic": rejax.PPO, "dqn": rejax.DQN, "ddpg": rejax.TD3}
-    algorithm = algorithms[case["algorithm"]]
+    algorithm = getattr(rejax, ALGORITHMS[case["algorithm"]])
     every = case["steps"]
     options = {**settings(case), "skip_initial_evaluation": True}
     agent = algorithm.create(**options, eval_freq=every)

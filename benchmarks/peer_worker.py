@@ -21,7 +21,8 @@ def serve(load):
         load: from the case to `(costs, run, target)`. `costs` are seconds of starting by name.
             `run(seed)` trains and returns a function without arguments that returns the return
             reached, and that isn't timed. `target(seed)` trains with evaluations and returns the
-            environment steps after which the target return was reached, or None.
+            environment steps after which the target return was reached, or None; it may be None
+            too, where a peer can't evaluate inside training.
     """
     case = json.loads(sys.argv[1])
     answers, sys.stdout = sys.stdout, sys.stderr  # libraries print
@@ -36,7 +37,7 @@ def serve(load):
     for line in sys.stdin:
         request, seed = line.split()
         if request == "target":
-            send(steps=target(int(seed)))
+            send(steps=None if target is None else target(int(seed)))
             continue
         cpu, start = time.process_time(), time.perf_counter()
         reached = run(int(seed))

@@ -1,17 +1,20 @@
-"""purerl next to its alternatives: rejax, Stable-Baselines3 and sbx.
+"""purerl next to its alternatives: rejax, ajax-rl, Stable-Baselines3 and sbx.
 
     python benchmarks/peers.py                          # everything, an hour or two
     python benchmarks/peers.py --peers rejax            # without PyTorch
     python benchmarks/peers.py --only ppo-64x128 --repeats 3 --target-seeds 0
+    python benchmarks/peers.py --clock cpu              # on a machine that does other things too
 
-Each peer gets a separate virtual environment, made here, with the newest versions that it allows.
+Each peer gets a separate virtual environment, made here, with the newest versions that it allows,
+but this process's version of JAX.
 Same environment, networks, batch, epochs and steps. All programs of a case are started and compiled
 first, each in a process; then they take turns, A B A B, one running at a time. The table has the
 medians of the runs, and of the ratios of neighbours with their range; the costs of starting; the
 peak memory of the process; and the return that the policies reach, since speed can be bought with
 learning. "target": environment steps until evaluations reach a return, and the seconds that a user
 waits for it: starting, compiling and the steps at the measured speed. In these evaluations each
-library acts by its defaults: purerl greedily, rejax by PPO's samples.
+library acts by its defaults: purerl greedily, rejax by PPO's samples. ajax-rl, whose PPO is the one
+with a memory among those that can be installed, has none.
 
 Programs are pinned to one core, except in the cases with two. flashbax is in `buffer.py`.
 """
@@ -23,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -31,12 +35,14 @@ from rich.table import Table
 HERE = Path(__file__).parent
 PEERS = {
     "rejax": ["rejax==0.1.3", "gymnax==0.0.9", "six"],
+    "ajax": ["ajax-rl==0.4.0", "six"],
     "sb3": ["stable-baselines3>=2.7"],
     "sbx": ["sbx-rl>=0.20"],
 }
 PROGRAMS = {
     "purerl": "peer_purerl.py",
     "rejax": "peer_rejax.py",
+    "ajax": "peer_ajax.py",
     "sb3": "peer_sb3.py",
     "sbx": "peer_sb3.py",
 }
@@ -78,6 +84,25 @@ DQN = ALL | {
     "sampled": False,
     "target": 475,
 }
+PQN = ALL | {
+    "algorithm": "pqn",
+    "env": "CartPole-v1",
+    "num_envs": 64,
+    "num_steps": 32,
+    "hidden": [64, 64],
+    "activation": "relu",
+    "lr": 5e-4,
+    "gamma": 0.99,
+    "lam": 0.65,
+    "epochs": 2,
+    "minibatches": 16,
+    "max_grad_norm": 10.0,
+    "epsilon_end": 0.05,
+    "epsilon_steps": 50_000,
+    "sampled": False,
+    "steps": 524_288,
+    "target": 475,
+}
 DDPG = ALL | {
     "algorithm": "ddpg",
     "env": "Pendulum-v1",
@@ -94,6 +119,17 @@ DDPG = ALL | {
     "sampled": False,
     "steps": 20_000,
     "episodes": 32,
+}
+# One step of the critics, and one of the actor: of TD3's every second time.
+SAC = DDPG | {"algorithm": "sac", "steps": 10_000}
+TD3 = DDPG | {
+    "algorithm": "td3",
+    "half_range": 2.0,  # of the actions, the unit of the noises
+    "noise": 0.1,
+    "target_noise": 0.2,
+    "target_noise_clip": 0.5,
+    "policy_delay": 2,
+    "steps": 10_000,
 }
 
 
@@ -116,8 +152,13 @@ CASES = {
     "dqn": DQN | {"hidden": [64, 64], "steps": 50_000},
     "dqn-purejaxrl": DQN | {"hidden": [120, 84], "steps": 500_000},
     "ddpg": DDPG,
+    "sac": SAC,
+    "td3": TD3,
+    "pqn": PQN,
+    "ppo-gru-64x128": ppo(64, 128, 262_144, hidden=[64], network="gru", memory=64, sampled=False),
 }
 VERSUS = {
+    "ppo-gru-64x128": ["purerl", "ajax"],
     "ppo-8x128": ["purerl", "rejax", "sbx", "sb3"],
     "dqn": ["purerl", "rejax", "sbx", "sb3"],
     "ddpg": ["purerl", "rejax", "sbx", "sb3"],
@@ -133,7 +174,8 @@ def interpreter(peer, folder):
     python = folder / peer / "bin" / "python"
     if not (folder / peer / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", folder / peer], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
+        wanted = [*PEERS[peer], f"jax=={version('jax')}"]
+        subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
         (folder / peer / "ready").touch()
     return python
 
@@ -141,8 +183,8 @@ def interpreter(peer, folder):
 class Worker:
     """A peer with a case loaded, waiting for its turn."""
 
-    def __init__(self, python, peer, case):
-        self.case = {**case, "peer": peer}
+    def __init__(self, python, peer, case, clock):
+        self.case, self.clock = {**case, "peer": peer}, clock
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         self.process = subprocess.Popen(
             [python, HERE / PROGRAMS[peer], json.dumps(self.case)],
@@ -177,10 +219,10 @@ class Worker:
 
     @property
     def speed(self):
-        return self.case["steps"] / self.median("seconds")
+        return self.case["steps"] / self.median(self.clock)
 
 
-def programs(name, peers, folder):
+def programs(name, peers, folder, clock):
     """Programs of a case by label, purerl first."""
     case = CASES[name]
     started = {}
@@ -189,20 +231,20 @@ def programs(name, peers, folder):
             continue
         if peer == "purerl" and case["cores"] == 0:
             label = "purerl, 2 devices"
-            started[label] = Worker(interpreter(peer, folder), peer, case | {"devices": 2})
-        started[peer] = Worker(interpreter(peer, folder), peer, case)
+            case_of_two = case | {"devices": 2}
+            started[label] = Worker(interpreter(peer, folder), peer, case_of_two, clock)
+        started[peer] = Worker(interpreter(peer, folder), peer, case, clock)
     if name in AGAINST and AGAINST[name][0] in peers:
         peer, other = AGAINST[name]
-        started[f"{peer} {other}"] = Worker(interpreter(peer, folder), peer, CASES[other])
+        started[f"{peer} {other}"] = Worker(interpreter(peer, folder), peer, CASES[other], clock)
     return started
 
 
 def ratios(ours, theirs):
     """The speed of purerl over another program's, in each round."""
-    scale = ours.case["steps"] / theirs.case["steps"]
-    return [
-        scale * b["seconds"] / a["seconds"] for a, b in zip(ours.runs, theirs.runs, strict=True)
-    ]
+    scale, clock = ours.case["steps"] / theirs.case["steps"], ours.clock
+    pairs = zip(ours.runs, theirs.runs, strict=True)
+    return [scale * b[clock] / a[clock] for a, b in pairs]
 
 
 def target(program, num_seeds):
@@ -218,9 +260,9 @@ def target(program, num_seeds):
     return middle, begun + middle / program.speed
 
 
-def measure(name, peers, folder, repeats, num_seeds):
+def measure(name, peers, folder, repeats, num_seeds, clock):
     """Rows of the table, one for each program."""
-    started = programs(name, peers, folder)
+    started = programs(name, peers, folder, clock)
     try:
         for seed in range(repeats):
             for program in started.values():
@@ -255,6 +297,12 @@ def main():
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--target-seeds", type=int, default=3)
+    parser.add_argument(
+        "--clock",
+        choices=("seconds", "cpu"),
+        default="seconds",
+        help="what steps a second are measured by: the wall clock, or the time of the processor",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the rows there too")
     parser.add_argument(
         "--environments",
@@ -280,7 +328,8 @@ def main():
     )
     rows, begun = [], ("import", "trace", "compile")
     for name in args.only:
-        for row in measure(name, args.peers, args.environments, args.repeats, args.target_seeds):
+        how = (args.peers, args.environments, args.repeats, args.target_seeds, args.clock)
+        for row in measure(name, *how):
             rows.append(row)
             low, high = row["ratio_range"]
             costs = row["costs"]

@@ -32,10 +32,11 @@ def failure_rate(trial, figures: np.ndarray, rng: np.random.Generator) -> float:
 
 def all_trials() -> dict:
     from kit.learning import LEARNING
+    from kit.memories import MEMORY_TRIALS
     from kit.probes import PROBE_TRIALS
     from kit.values import VALUES
 
-    return LEARNING | PROBE_TRIALS | VALUES
+    return LEARNING | PROBE_TRIALS | MEMORY_TRIALS | VALUES
 
 
 def main() -> int:
