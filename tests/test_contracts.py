@@ -1,5 +1,5 @@
 """What is rare, through everything: masks with several choices at once, masks for Q-learning,
-observations in dicts with a critic that sees more than the actor."""
+observations in dicts with a critic that sees more than the actor, and memories."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from kit.environments import doors, hidden_goal, locks
 from kit.quick import quick_jit
+from kit.recurrent import recall_env
+from kit.trees import assert_close
 
 import purerl
 
@@ -21,6 +23,18 @@ CASES = {
         hidden_goal,
         purerl.PPO(hidden=(16,), actor_obs=("camera", "room", "wheel"), critic_obs="privileged"),
         SMALL | {"normalize_obs": True},
+    ),
+    "memory, last action, masks": (
+        locks,
+        purerl.PPO(network="gru", hidden=(8,), memory=6),
+        SMALL | {"remember_action": True, "update_every": 5},
+    ),
+    "a memory of two": (
+        recall_env,
+        purerl.ActorCritic(
+            n_episodes=8, episode_length=5, network="lstm", hidden=(8,), share_network=True
+        ),
+        {"total_timesteps": 400, "normalize_obs": True},
     ),
 }
 
@@ -46,7 +60,8 @@ def test_the_way_of_a_run(name, tmp_path):
         np.testing.assert_array_equal(x, y)
 
     policy = resumed.member(0).policy
-    episodes = purerl.evaluate(env, policy.act, jax.random.key(0), 16, 20)
+    plays = purerl.remember_action(env) if config.remember_action else env
+    episodes = purerl.evaluate(plays, policy.acting(), jax.random.key(0), 16, 20)
     assert int(episodes.num_episodes) == 16
     assert float(episodes.episode_return_min) > -50  # nothing illegal was done
     total, length = purerl.render(policy, env, tmp_path / "a.gif")
@@ -58,11 +73,16 @@ def test_the_way_of_a_run(name, tmp_path):
 
     purerl.export_policy(policy, tmp_path / "a.stablehlo", platforms=["cpu"])
     exported = jax.export.deserialize(bytearray((tmp_path / "a.stablehlo").read_bytes()))
-    obs, _ = jax.vmap(env.reset)(jax.random.split(jax.random.key(1), 5))
+    purerl.save_policy(policy, tmp_path / "a.policy")
+    more = {} if env.spec.legal is None else {"env": plays}
+    loaded = purerl.load_policy(tmp_path / "a.policy", **more)
+    obs, _ = jax.vmap(plays.reset)(jax.random.split(jax.random.key(1), 5))
     asked = {n: x for n, x in obs.items() if n in policy.asks} if isinstance(obs, dict) else obs
     assert not isinstance(asked, dict) or "privileged" not in asked
-    np.testing.assert_array_equal(exported.call(asked), policy.act(obs))
-    purerl.save_policy(policy, tmp_path / "a.policy")
-    more = {} if env.spec.legal is None else {"env": env}
-    loaded = purerl.load_policy(tmp_path / "a.policy", **more)
-    np.testing.assert_array_equal(loaded.act(jax.tree.map(jnp.asarray, asked)), policy.act(obs))
+    memory = jax.tree.map(lambda x: x + 0.3, policy.memory(5))
+    after, action, _ = policy.acting().step(memory, obs, None)
+    found = exported.call(memory, asked) if policy.has_memory else ((), exported.call(asked))
+    again = loaded.acting().step(memory, jax.tree.map(jnp.asarray, asked), None)[:2]
+    for other in (found, again):
+        assert_close(other[0], after, 1e-6)
+        np.testing.assert_array_equal(other[1], action)

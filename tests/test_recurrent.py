@@ -244,3 +244,67 @@ def test_what_is_learned_from_is_what_acted(kind, option, key):
     if option != "wait_end_path":  # where what follows the first end isn't learned from
         wrong = [losses[x] for x in ("never reset", "reset one step late", "from nothing")]
         assert min(wrong) > 0.01
+
+
+class RecurrentQ(Cell):
+    @nn.compact
+    def create_network(self, obs, memory, action):
+        return nn.Dense(1)(jnp.concatenate([obs, action], -1)), memory
+
+
+RUN = {"num_envs": 6, "update_every": 5, "total_timesteps": 60}
+GRU = {"network": "gru"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: purerl.PPO(memory=4), "PPO.memory: got 4, but network=None has no memory, expec"),
+        (lambda: purerl.PPO(hidden=(), **GRU), "PPO.memory: got None, expected a width"),
+        (lambda: purerl.PPO(network="rnn"), "PPO.network: got 'rnn', expected one of .*'gru'"),
+        (lambda: purerl.PPO(batch_size=8, **GRU), "got 8, .* multiple of update_every=5 .* as 10:"),
+        (lambda: purerl.PPO(batch_size=7), "got 7, expected a divisor of 30, num_envs=6 times"),
+        (lambda: purerl.DQN(**GRU), "DQN.network: got 'gru', which has a memory, and DQN learns f"),
+        (lambda: purerl.REINFORCE(**GRU), "REINFORCE.network: got 'gru', which has a memory"),
+        (lambda: purerl.DDPG(**GRU), "DDPG.network: got 'gru', which has a memory"),
+        (lambda: purerl.PPO(share_network=True, critic=Plain), "share_network: .* but critic is"),
+        (
+            lambda: purerl.PPO(share_network=True, critic_obs="x"),
+            "_network: .* critic_obs is given",
+        ),
+        (lambda: purerl.ActorCritic(share_network=True, critic_lr=0.1), "critic_lr: is for a sep"),
+        (
+            lambda: purerl.ActorCritic(n_episodes=6, episode_length=5, critic=RecurrentQ),
+            "RecurrentQ is a Q critic, expected",
+        ),
+        (
+            lambda: purerl.ActorCritic(
+                n_episodes=6, episode_length=5, critic=purerl.DefaultQNetwork, **GRU
+            ),
+            "is a Q critic",
+        ),
+    ],
+)
+def test_what_cannot_be(make, message):
+    with pytest.raises(purerl.ConfigError, match=message):
+        purerl.TrainConfig(walk(), make(), **RUN)
+
+
+def test_values_under_a_memory_that_a_policy_has_not(key):
+    """A critic with a memory of its own has no value for what a policy remembers."""
+    obs, spec = jnp.zeros((3, 2)), walk().spec
+    for agent in (agent_of("gru"), agent_of("gru", purerl.ActorCritic)):
+        state = agent.init(key, spec)
+        with pytest.raises(NotImplementedError, match="RecurrentCritic has a memory of its own"):
+            agent.value(state, agent.policy(state).init(3), obs)
+    for kind in ("min_gru, shared", "the actor alone"):
+        agent = agent_of(kind)
+        state = agent.init(key, spec)
+        assert agent.value(state, agent.policy(state).init(3), obs).shape == (3,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("base", [purerl.PPO, purerl.ActorCritic])
+def test_agents_with_a_memory_keep_the_contract(kind, base):
+    purerl.check_agent(agent_of(kind, base), walk())

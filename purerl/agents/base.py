@@ -376,18 +376,18 @@ class RecurrentAgent(NetworkAgent):
         """Raises ConfigError unless minibatches of `batch_size` make up the rollout."""
         name, size = type(self).__name__, self.minibatch_size(num_envs, update_every)
         total = num_envs * update_every
-        if total % size:
-            raise ConfigError(
-                f"{name}.batch_size: got {size}, expected a divisor of {total}, "
-                f"num_envs={num_envs} times update_every={update_every}"
-            )
-        if self.remembers and size % update_every:
+        if self.remembers and (size % update_every or total % size):
             allowed = [n * update_every for n in range(1, num_envs + 1) if num_envs % n == 0]
             near = min(allowed, key=lambda x: abs(x - size))
             raise ConfigError(
                 f"{name}.batch_size: got {size}, expected a multiple of "
                 f"update_every={update_every} that divides {total}, such as {near}: the networks "
                 "have a memory, and minibatches are of whole environments"
+            )
+        if total % size:
+            raise ConfigError(
+                f"{name}.batch_size: got {size}, expected a divisor of {total}, "
+                f"num_envs={num_envs} times update_every={update_every}"
             )
 
 

@@ -79,7 +79,7 @@ class GRU(Cell):
         def step(h: jax.Array, inputs: jax.Array) -> jax.Array:
             product, width = h @ kernel, 2 * self.width
             r, z = jnp.split(nn.sigmoid(inputs[:, :width] + product[:, :width]), 2, axis=1)
-            n = jnp.tanh(inputs[:, width:] + r * (product[:, width:] + bias))
+            n = jnp.tanh(inputs[:, width:] + r * (product[:, width:] + bias[None]))
             return (1.0 - z) * n + z * h
 
         after = _scan(step, nn.Dense(3 * self.width)(x), memory, fresh)
