@@ -24,7 +24,7 @@ from purerl.experience.normalize import init_stats, update_stats
 from purerl.training.run import make_loop
 
 AGENTS = [
-    *("ppo", "reinforce", "actor_critic", "q_actor_critic"),
+    *("ppo", "gru", "reinforce", "actor_critic", "q_actor_critic"),
     *("ddpg", "td3", "sac", "dqn", "pqn"),
 ]
 # Several devices on one: what `shard_map` does with devices, `vmap` does with rows.
@@ -199,6 +199,10 @@ def test_episodes_of_all_devices_count_once_each(share):
 WHOLE = {
     # One minibatch an epoch: in what order it is gone through doesn't matter.
     "ppo": purerl.PPO(batch_size=64, K_epochs=3, hidden=(8,)),
+    "gru": purerl.PPO(network="gru", batch_size=64, K_epochs=3, hidden=(8,)),
+    "shared lstm": purerl.ActorCritic(
+        network="lstm", share_network=True, episode_length=8, hidden=(8,)
+    ),
     "reinforce": purerl.REINFORCE(baseline=True, episode_length=8, hidden=(8,), entropy_beta=0.1),
     "actor_critic": purerl.ActorCritic(episode_length=8, hidden=(8,)),
     "q_actor_critic": purerl.ActorCritic(
@@ -223,21 +227,24 @@ def test_an_update_over_devices_is_that_of_the_whole_batch(name, key):
         keep = jnp.arange(8)[:, None] <= jnp.arange(8)[None] + 1
         transitions = transitions._replace(valid=transitions.valid & keep)
         stored = whole.buffer.push(state.buffer, transitions)
+        memory = jax.tree.map(lambda x: x + 0.3, state.rollout.memory)
         expected, _, losses = learn(
-            whole.agent, state.agent, whole.buffer, stored, key, whole.clock(0)
+            whole.agent, state.agent, whole.buffer, stored, key, whole.clock(0), memory
         )
 
-        def one(transitions):
+        def one(transitions, memory):
             stored = part.buffer.push(part.init(key).buffer, transitions)
             clock = part.clock(0)
-            new, _, losses = learn(part.agent, state.agent, part.buffer, stored, key, clock)
+            rest = stored, key, clock, memory
+            new, _, losses = learn(part.agent, state.agent, part.buffer, *rest)
             return new, FOUR.mean(losses)
 
         transitions = transitions._replace(next_obs=whole.buffer.read(stored)["next_obs"])
         parts = jax.tree.map(
             lambda x: jnp.moveaxis(x.reshape(8, 4, 2, *x.shape[2:]), 1, 0), transitions
         )
-        return expected, losses, *several(one)(parts), state.agent
+        memories = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), memory)
+        return expected, losses, *several(one)(parts, memories), state.agent
 
     expected, losses, got, got_losses, before = update()
     assert jax.tree.all(jax.tree.map(equal, got))

@@ -303,6 +303,23 @@ def test_values_under_a_memory_that_a_policy_has_not(key):
         assert agent.value(state, agent.policy(state).init(3), obs).shape == (3,)
 
 
+def test_a_sweep_of_floats_is_one_trace_and_each_member_as_alone(key):
+    agent, traces = agent_of("gru", anneal=False), []
+    config = purerl.TrainConfig(
+        recall_env(4), agent, num_envs=4, update_every=7, total_timesteps=4 * 7 * 4
+    )
+
+    def train(key, lr):
+        traces.append(lr)
+        return purerl.make_train(config)(key, {"lr": lr}).state.agent.params
+
+    keys, lrs = jax.random.split(key, 3), jnp.array([1e-2, 1e-3, 3e-3])
+    together = quick_jit(jax.vmap(train))(keys, lrs)
+    alone = quick_jit(train)(keys[1], lrs[1])
+    assert_close(jax.tree.map(lambda x: x[1], together), alone, 1e-3, 1e-5)
+    assert len(traces) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("base", [purerl.PPO, purerl.ActorCritic])

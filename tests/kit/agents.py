@@ -15,9 +15,9 @@ def act(acting, obs, key=None):
     return acting.step((), obs, key)[1:]
 
 
-def learn(agent, state, buffer, stored, key, clock=purerl.Clock()):  # noqa: B008
+def learn(agent, state, buffer, stored, key, clock=purerl.Clock(), memory=()):  # noqa: B008
     """An update from what a buffer holds: the agent's state, the buffer's, losses."""
-    experience = purerl.Experience(buffer, stored, clock)
+    experience = purerl.Experience(buffer, stored, clock, memory=memory)
     state, experience, losses = agent.update(state, experience, key, clock)
     return state, experience.state, losses
 

@@ -26,6 +26,7 @@ def configs(push, walk):
     q_critic = purerl.DefaultQCritic
     return {
         "ppo": (push, purerl.PPO(target_kl=0.01, **SMALL), {"num_envs": 4, "update_every": 8}),
+        "gru": (push, purerl.PPO(network="gru", **SMALL), {"num_envs": 4, "update_every": 8}),
         "reinforce": (walk, purerl.REINFORCE(baseline=True, **paths), {}),
         "actor_critic": (push, purerl.ActorCritic(**paths), {"wait_end_path": True}),
         "q_actor_critic": (push, purerl.ActorCritic(critic=q_critic, **paths), {}),
