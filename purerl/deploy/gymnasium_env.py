@@ -169,8 +169,9 @@ def _play(env: "gymnasium.Env", act: ActWithInfo, seed: int, max_steps: int) -> 
     obs, info = env.reset(seed=seed)
     reward, total, length, over = 0.0, 0.0, 0, False
     while not over and length < max_steps:
-        obs, reward, terminated, truncated, info = env.step(act(obs, float(reward), info))
-        total, length, over = total + float(reward), length + 1, terminated or truncated
+        obs, gained, terminated, truncated, info = env.step(act(obs, reward, info))
+        reward = float(gained)
+        total, length, over = total + reward, length + 1, terminated or truncated
     return total, length
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import flax.linen as nn
 import jax
@@ -246,9 +246,9 @@ class _Remembering:
         """The recurrent layer's output and memory; arguments as in `Actor.initial_memory`."""
         torso = Torso(self.hidden, self.activation, layer_norm=layer_norm)
         x = torso(self.view.features(obs))
-        return self._cell(self)(x, memory, fresh)
+        return self._cell(cast(nn.Module, self))(x, memory, fresh)
 
-    def _cell(self, parent: object) -> Cell:
+    def _cell(self, parent: nn.Module | None) -> Cell:
         width = self.hidden[-1] if self.memory is None else self.memory
         return CELLS[self.network](width, parent=parent)
 
@@ -262,7 +262,7 @@ class RecurrentActor(_Remembering, Actor):
     memory: int | None = None
 
     @nn.compact
-    def create_network(
+    def create_network(  # type: ignore[override]  # with a memory
         self, obs: PyTree, memory: PyTree, fresh: jax.Array | None = None
     ) -> tuple[jax.Array, PyTree]:
         x, memory = self._recur(obs, memory, fresh)
@@ -279,7 +279,7 @@ class RecurrentActorCritic(_Remembering, ActorCriticNetwork):
     memory: int | None = None
 
     @nn.compact
-    def create_network(
+    def create_network(  # type: ignore[override]  # with a memory
         self, obs: PyTree, memory: PyTree, fresh: jax.Array | None = None
     ) -> tuple[Pair, PyTree]:
         x, memory = self._recur(obs, memory, fresh)
