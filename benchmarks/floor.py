@@ -20,6 +20,8 @@ activations would take at the speed that this machine reaches on large ones of t
 of the environments and of each gradient step: the cost on a GPU. "memory" is that of the program
 beyond its inputs, and over the size of the run's state: parameters, optimizer, environments and
 buffer, which for most agents is one rollout.
+
+`revisions.py --against REVISION --cores 1` trains the same cases with two revisions, by turns.
 """
 
 import argparse

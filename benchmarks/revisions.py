@@ -43,6 +43,12 @@ def cases(purerl):
         "reinforce": (cartpole, purerl.REINFORCE(), 524_288, {}),
         "actor-critic": (cartpole, a2c, 1_048_576, {}),
         "dqn": (cartpole, purerl.DQN(hidden=(120, 84)), 100_000, {"num_envs": 10}),
+        "dqn-priorities": (
+            cartpole,
+            purerl.DQN(hidden=(120, 84)),
+            100_000,
+            {"num_envs": 10, "buffer": purerl.Buffer(maxlen=200_000, priority_sampling=True)},
+        ),
         "ddpg": (pendulum, purerl.DDPG(), 20_000, {}),
     }
 

@@ -16,7 +16,15 @@ import sys
 from learning import HERE, pin
 from revisions import Worker, compare, train_by_line
 
-CASES = ("ppo-4x128", "ppo-64x128", "ppo-2048x32", "ppo-breakout", "ppo-breakout-cnn", "dqn")
+CASES = (
+    "ppo-4x128",
+    "ppo-64x128",
+    "ppo-2048x32",
+    "ppo-breakout",
+    "ppo-breakout-cnn",
+    "dqn",
+    "dqn-priorities",
+)
 
 
 def plain_scan():

@@ -18,10 +18,10 @@ def compiler_options() -> dict[str, int]:
 
         train = jax.jit(purerl.make_train(config), compiler_options=purerl.compiler_options())
 
-    On a CPU they leave out passes of LLVM that take a quarter to a third of the compile time of
-    training (0.69 of it is left for PPO, 0.77 for DQN, 0.72 for DDPG), after which programs are no
-    faster (0.99 to 1.06 of the speed with them) and compute the same bits (JAX 0.11.2, November
-    2026). Empty for other devices, where it wasn't measured, and where `XLA_FLAGS` names the level.
+    On a CPU they leave out passes of LLVM that take a fifth to a third of the compile time:
+    compiling PPO takes 0.69 of the time, DQN 0.77, DDPG 0.80, at 1.06, 0.99 and 1.02 times the
+    speed, with the same results, bit for bit (one core, JAX 0.11.2, November 2026). Empty for other
+    devices, where it wasn't measured, and where `XLA_FLAGS` names the level.
 
     JAX takes options at the outermost `jit` only. The first call starts JAX.
     """

@@ -229,12 +229,11 @@ class Buffer(Record):
             assert batch_size is not None
             indices = self._draw(state, key, batch_size)
         # The arrays that `update_priorities` writes are read before the other entries, or XLA:CPU
-        # would copy them; without the barrier it would sample again for every entry.
+        # would copy them (JAX 0.11.2, November 2026).
         read = {"priority": self._priority(state, indices)}
         if self.priority_sampling and "td_error" in keys:
             read["td_error"] = returns.take(state.data["td_error"], indices)
         indices = indices + (0.0 * sum(read.values(), jnp.float32(0))).astype(jnp.int32)
-        indices, read = jax.lax.optimization_barrier((indices, read))
         ahead, last, found = self._look_ahead(state, indices, n_step)
         batch = read | ahead
         weight = self._weight(state, read["priority"], progress, devices)

@@ -57,7 +57,8 @@ def fit(
     checkpoint_every: float = 30.0,
     keep: int = 3,
 ) -> TrainOutput:
-    """Trains like `make_train`, with bitwise the same results, in chunks that report to the host.
+    """Trains like `make_train`, jitted with `compiler_options()`, with bitwise the same results, in
+    chunks that report to the host.
 
     Args:
         config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
