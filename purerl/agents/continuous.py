@@ -130,9 +130,10 @@ def fit_twins(
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, jax.Array]:
         q = twin_values(critic, params, batch["obs"], batch["action"])
-        return 0.5 * jnp.sum(jnp.mean(batch["weight"] * (q - target) ** 2, axis=-1)), q
+        squared = batch["weight"][None] * (q - target[None]) ** 2
+        return 0.5 * jnp.sum(jnp.mean(squared, axis=-1)), q
 
     loss, q, grads = gradient(loss_fn, params, devices)
     params, opt_state = descend(optimizer, grads, opt_state, params)
-    td_error = jnp.max(jnp.abs(target - q), axis=0)
+    td_error = jnp.max(jnp.abs(target[None] - q), axis=0)
     return params, opt_state, td_error, {"value_loss": loss, "q": jnp.mean(q)}
