@@ -44,17 +44,14 @@ def check_continuous(agent: NetworkAgent, spec: EnvSpec) -> None:
 
 
 def deterministic_actor(
-    agent: NetworkAgent,
-    given: Callable[..., Actor] | None,
-    spec: EnvSpec,
-    hidden: tuple[int, ...] = (64, 64),
+    agent: NetworkAgent, given: Callable[..., Actor] | None, spec: EnvSpec
 ) -> Actor:
-    """An actor without a distribution: the user's, or the default of these hidden layers.
+    """An actor without a distribution: the user's, or the default.
 
     Raises:
         ConfigError: the user's has a distribution.
     """
-    actor: Actor = agent.make(given, DefaultActor, spec, "relu", hidden)
+    actor: Actor = agent.make(given, DefaultActor, spec, "relu")
     if actor.distribution == DEFAULT_DISTRIBUTION:
         actor = actor.clone(distribution=None)
     if actor.distribution is not None:
