@@ -115,7 +115,6 @@ EXTREMES = {
     "epsilon_end": (1.0,),
     "epsilon_steps": (1e-3, 1e12),
     "init_alpha": (1e-6, 1e3),
-    "alpha_lr": (10.0,),
     "target_entropy": (-100.0, 100.0),
 }
 

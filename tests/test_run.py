@@ -353,12 +353,23 @@ def test_no_branch_takes_the_buffer():
     assert not [line for line in lines if "select_n" in line or " cond[" in line]
 
 
+SEVERAL_A_STEP = {"hidden": (8,), "batch_size": 8, "gradient_steps": 4}
+
+
 @pytest.mark.slow
-def test_a_replay_run_holds_its_buffer_once():
+@pytest.mark.parametrize(
+    ("env", "agent"),
+    [
+        ("CartPole-v1", purerl.DQN()),
+        ("Pendulum-v1", purerl.TD3(**SEVERAL_A_STEP)),
+        ("Pendulum-v1", purerl.SAC(**SEVERAL_A_STEP)),
+    ],
+)
+def test_a_replay_run_holds_its_buffer_once(env, agent):
     buffer = purerl.Buffer(maxlen=400_000)
     config = purerl.TrainConfig(
-        "CartPole-v1",
-        purerl.DQN(),
+        env,
+        agent,
         buffer=buffer,
         total_timesteps=2_000,
         max_episodes=10,

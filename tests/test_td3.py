@@ -137,13 +137,29 @@ def test_the_policy_learns_every_few_gradient_steps_of_the_run(delay, gradient_s
         assert int(state.opt_states["actor"][1][0].count) == done // delay
 
 
+def inner(eqn):
+    """The programs in an equation."""
+    leaves = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns"))
+    return [x for x in leaves if hasattr(x, "eqns")]
+
+
+def equations(program):
+    """All equations of a program, also those of the programs in it."""
+    for eqn in program.eqns:
+        yield eqn
+        for x in inner(eqn):
+            yield from equations(x)
+
+
 def test_under_vmap_the_policy_is_computed_only_when_it_learns():
     config = purerl.TrainConfig(
         push_env(), purerl.TD3(hidden=(8,), batch_size=8), 100, update_after=8
     )
     train = jax.vmap(purerl.make_train(config))
-    text = str(jax.make_jaxpr(train)(jax.random.split(KEY)))
-    assert " cond[" in text  # a batched predicate would have become a select
+    program = jax.make_jaxpr(train)(jax.random.split(KEY))
+    branches = [x for eqn in equations(program) if eqn.primitive.name == "cond" for x in inner(eqn)]
+    # A predicate that is mapped over would have become a select.
+    assert any(e.primitive.name == "dot_general" for b in branches for e in equations(b))
 
 
 def test_the_policy_is_deterministic_and_its_value_the_lower_one():

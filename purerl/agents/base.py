@@ -202,6 +202,7 @@ class NetworkAgent(Agent):
     """
 
     may_share: ClassVar[bool] = False  # whether `update` takes one network for actor and critic
+    default_hidden: ClassVar[tuple[int, ...]] = (64, 64)
     may_remember: ClassVar[bool] = False  # whether `update` trains networks with a memory
 
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
@@ -290,7 +291,6 @@ class NetworkAgent(Agent):
         default: type[Actor | Critic],
         spec: EnvSpec,
         activation: str = "tanh",
-        hidden: tuple[int, ...] = (64, 64),
         **options: bool,
     ) -> Any:
         """A network for an environment: the user's, or the default; None for the critic if the
@@ -300,7 +300,7 @@ class NetworkAgent(Agent):
             given: the user's.
             default: the default's class.
             spec: of the environment.
-            activation, hidden: the default's, unless the agent's fields are set.
+            activation: the default's, unless the agent's field is set.
             **options: further fields of the default, such as `layer_norm`.
         """
         if self.shared and issubclass(default, Critic):
@@ -327,7 +327,7 @@ class NetworkAgent(Agent):
         return build(
             spec.action_space,
             view=view,
-            hidden=hidden if self.hidden is None else self.hidden,
+            hidden=self.default_hidden if self.hidden is None else self.hidden,
             activation=self.activation or activation,
             network=kind,
             **rest,

@@ -44,17 +44,14 @@ def check_continuous(agent: NetworkAgent, spec: EnvSpec) -> None:
 
 
 def deterministic_actor(
-    agent: NetworkAgent,
-    given: Callable[..., Actor] | None,
-    spec: EnvSpec,
-    hidden: tuple[int, ...] = (64, 64),
+    agent: NetworkAgent, given: Callable[..., Actor] | None, spec: EnvSpec
 ) -> Actor:
-    """An actor without a distribution: the user's, or the default of these hidden layers.
+    """An actor without a distribution: the user's, or the default.
 
     Raises:
         ConfigError: the user's has a distribution.
     """
-    actor: Actor = agent.make(given, DefaultActor, spec, "relu", hidden)
+    actor: Actor = agent.make(given, DefaultActor, spec, "relu")
     if actor.distribution == DEFAULT_DISTRIBUTION:
         actor = actor.clone(distribution=None)
     if actor.distribution is not None:
@@ -130,9 +127,10 @@ def fit_twins(
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, jax.Array]:
         q = twin_values(critic, params, batch["obs"], batch["action"])
-        return 0.5 * jnp.sum(jnp.mean(batch["weight"] * (q - target) ** 2, axis=-1)), q
+        squared = batch["weight"][None] * (q - target[None]) ** 2
+        return 0.5 * jnp.sum(jnp.mean(squared, axis=-1)), q
 
     loss, q, grads = gradient(loss_fn, params, devices)
     params, opt_state = descend(optimizer, grads, opt_state, params)
-    td_error = jnp.max(jnp.abs(target - q), axis=0)
+    td_error = jnp.max(jnp.abs(target[None] - q), axis=0)
     return params, opt_state, td_error, {"value_loss": loss, "q": jnp.mean(q)}

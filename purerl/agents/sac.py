@@ -1,7 +1,7 @@
 """Soft actor-critic (Haarnoja et al. 2018b, arXiv:1812.05905), for continuous actions."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,6 @@ from purerl.nn.networks import (
 from purerl.records.errors import ConfigError
 from purerl.records.fields import flag, integer, real
 from purerl.records.types import PyTree
-
-HIDDEN = (256, 256)
 
 
 class SACState(struct.PyTreeNode):
@@ -99,6 +97,8 @@ class SAC(NetworkAgent):
         anneal: lower the learning rates linearly to 0 over the run.
     """
 
+    default_hidden: ClassVar[tuple[int, ...]] = (256, 256)
+
     batch_size: int = integer(default=256, at_least=1, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
@@ -143,12 +143,10 @@ class SAC(NetworkAgent):
                 f"agent: SAC is for actions with finite bounds, and {spec.name} has "
                 f"{spec.action_space}"
             )
-        actor = self.make(self.actor, DefaultSquashedActor, spec, "relu", HIDDEN)
+        actor = self.make(self.actor, DefaultSquashedActor, spec, "relu")
         if actor.distribution == DEFAULT_DISTRIBUTION:
             actor = actor.clone(distribution=TanhNormal)
-        critic = self.make(
-            self.critic, DefaultQCritic, spec, "relu", HIDDEN, layer_norm=self.layer_norm
-        )
+        critic = self.make(self.critic, DefaultQCritic, spec, "relu", layer_norm=self.layer_norm)
         actor_key, critic_key = jax.random.split(key)
         obs = example_obs(spec)
         params = {

@@ -1,7 +1,7 @@
 """Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv:1802.09477)."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,6 @@ from purerl.nn.defaults import DefaultQCritic
 from purerl.nn.networks import Actor, Critic, apply, init_network
 from purerl.records.fields import flag, integer, real
 from purerl.records.types import PyTree
-
-HIDDEN = (256, 256)
 
 
 class TD3State(struct.PyTreeNode):
@@ -85,6 +83,8 @@ class TD3(NetworkAgent):
         anneal: lower the learning rates linearly to 0 over the run.
     """
 
+    default_hidden: ClassVar[tuple[int, ...]] = (256, 256)
+
     batch_size: int = integer(default=256, at_least=1, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
@@ -126,10 +126,8 @@ class TD3(NetworkAgent):
 
     def init(self, key: jax.Array, spec: EnvSpec) -> TD3State:
         check_continuous(self, spec)
-        actor = deterministic_actor(self, self.actor, spec, HIDDEN)
-        critic = self.make(
-            self.critic, DefaultQCritic, spec, "relu", HIDDEN, layer_norm=self.layer_norm
-        )
+        actor = deterministic_actor(self, self.actor, spec)
+        critic = self.make(self.critic, DefaultQCritic, spec, "relu", layer_norm=self.layer_norm)
         actor_key, critic_key = jax.random.split(key)
         obs = example_obs(spec)
         params = {
@@ -233,7 +231,7 @@ class TD3(NetworkAgent):
         space = cast(Box, state.actor.action_space)
         half, low, high = (x[None] for x in (space.half_range, space.low, space.high))
         noise = self.target_noise * jax.random.normal(key, action.shape, jnp.float32)
-        noise = half * jnp.clip(noise, -self.target_noise_clip, self.target_noise_clip)
+        noise = jnp.clip(noise, -self.target_noise_clip, self.target_noise_clip) * half
         action = jnp.clip(action + noise, low, high)
         beyond = lower_value(state.critic, state.target_params["critic"], batch["next_obs"], action)
         return td_target(batch, beyond)
