@@ -115,8 +115,9 @@ class PQN(RecurrentAgent):
         self.check_minibatches(num_envs, update_every)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> PQNState:
-        options = {"layer_norm": self.layer_norm, "dueling": self.dueling}
-        critic = make_q_network(self, self.critic, spec, **options)
+        critic = make_q_network(
+            self, self.critic, spec, layer_norm=self.layer_norm, dueling=self.dueling
+        )
         params = init_critic(critic, key, example_obs(spec))
         return PQNState(params, self._optimizer(Clock()).init(params), critic)
 
