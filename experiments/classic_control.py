@@ -2,7 +2,7 @@
 
     python experiments/classic_control.py       # about four minutes on two CPU cores
 
-CartPole-v1: PPO, DQN, ActorCritic and REINFORCE; Pendulum-v1: PPO, ActorCritic and DDPG, all over
+CartPole-v1: PPO, PQN, DQN, ActorCritic and REINFORCE; Pendulum-v1: PPO, ActorCritic and DDPG, over
 the same number of environment steps. Writes learning curves for each environment, over steps and
 over seconds, and a comparison of the final returns: intervals, probabilities of improvement, and
 performance profiles.
@@ -14,7 +14,7 @@ import time
 import purerl
 
 AGENTS = {
-    "CartPole-v1": ("ppo", "dqn", "actor_critic", "reinforce"),
+    "CartPole-v1": ("ppo", "pqn", "dqn", "actor_critic", "reinforce"),
     "Pendulum-v1": ("ppo", "actor_critic", "ddpg"),
 }
 

@@ -122,8 +122,9 @@ class DQN(NetworkAgent):
         check_no_noise(self, options, FIELDS)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> DQNState:
-        options = {"layer_norm": self.layer_norm, "dueling": self.dueling}
-        critic = make_q_network(self, self.critic, spec, **options)
+        critic = make_q_network(
+            self, self.critic, spec, layer_norm=self.layer_norm, dueling=self.dueling
+        )
         params = init_critic(critic, key, example_obs(spec))
         return DQNState(params, params, self._optimizer(Clock()).init(params), jnp.int32(0), critic)
 

@@ -20,7 +20,12 @@ FIELDS = "epsilon_start, epsilon_end and epsilon_steps"
 
 
 def make_q_network(
-    agent: NetworkAgent, given: Callable[..., Critic] | None, spec: EnvSpec, **options: bool
+    agent: NetworkAgent,
+    given: Callable[..., Critic] | None,
+    spec: EnvSpec,
+    *,
+    layer_norm: bool,
+    dueling: bool,
 ) -> Critic:
     """The Q network for an environment's discrete actions: the user's, or the default.
 
@@ -28,7 +33,7 @@ def make_q_network(
         agent: its `hidden`, `activation` and `network` are the default's.
         given: the user's, uninstantiated.
         spec: of the environment.
-        **options: further fields of `DefaultQNetwork`.
+        layer_norm, dueling: of the default, as in `DefaultQNetwork`.
 
     Raises:
         ConfigError: actions aren't one discrete choice, or the user's network is a V critic.
@@ -37,7 +42,9 @@ def make_q_network(
     if space.n is None:
         words = "discrete actions" if space.sizes is None else "one choice at a time"
         raise ConfigError(f"agent: {name} is for {words}, and {spec.name} has {space}")
-    critic: Critic = agent.make(given, DefaultQNetwork, spec, "relu", **options)
+    critic: Critic = agent.make(
+        given, DefaultQNetwork, spec, "relu", layer_norm=layer_norm, dueling=dueling
+    )
     if space.n > 1 and not is_q_critic(critic, example_obs(spec)):
         raise ConfigError(
             f"{name}.critic: got a V critic, expected create_network(self, obs, action), or "

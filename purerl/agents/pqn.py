@@ -54,14 +54,14 @@ class PQN(RecurrentAgent):
     """Q-learning from parallel environments, without replay and target network.
 
     After each epsilon-greedy rollout, gradient steps of Q(s, a) on its transitions towards lambda
-    returns (eq. 6 of the paper), computed once from the values that the rollout acted on:
+    returns, computed once from the values that the rollout acted on:
 
         G_t = r_t + gamma ((1 - lam) max_a Q(s_{t+1}, a) + lam G_{t+1})
 
     This is Peng's Q(lambda) (Peng and Williams 1994; Kozuno et al. 2021, arXiv:2103.00107): unlike
     in Watkins's, returns aren't cut at exploratory actions, so that with lam > 0 they estimate
-    values between those of the greedy policy and of the exploring one. LayerNorm keeps the
-    off-policy updates stable in place of the target network.
+    values between those of the greedy policy and of the exploring one; the two meet as epsilon
+    falls. LayerNorm keeps the updates stable in place of a target network.
 
     A network with a memory is trained through each environment's whole rollout, from the memory
     that it began with: minibatches are of whole environments.
@@ -115,8 +115,9 @@ class PQN(RecurrentAgent):
         self.check_minibatches(num_envs, update_every)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> PQNState:
-        options = {"layer_norm": self.layer_norm, "dueling": self.dueling}
-        critic = make_q_network(self, self.critic, spec, **options)
+        critic = make_q_network(
+            self, self.critic, spec, layer_norm=self.layer_norm, dueling=self.dueling
+        )
         params = init_critic(critic, key, example_obs(spec))
         return PQNState(params, self._optimizer(Clock()).init(params), critic)
 
