@@ -159,7 +159,14 @@ REMEMBERING = {
         False,
     ),
     "PQN, gru": (
-        purerl.PQN(lr=5e-3, gamma=0.8, lam=0.9, hidden=(16,), network="gru", batch_size=64),
+        purerl.PQN(
+            lr=1e-2,
+            gamma=0.8,
+            hidden=(16,),
+            network="gru",
+            epsilon_end=0.0,
+            epsilon_steps=24_000,
+        ),
         OPTIONS,
         False,
     ),
