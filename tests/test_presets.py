@@ -14,6 +14,7 @@ def test_each_makes_a_config(env, agent):
     assert config.env.spec.name == env
     assert type(config.agent) is purerl.AGENTS[agent]
     for name, value in list_presets()[env][agent].get("agent", {}).items():
+        value = tuple(value) if isinstance(value, list) else value
         assert getattr(config.agent, name) == value
     assert purerl.preset(env, agent, total_timesteps=7_000).total_timesteps == 7_000
 
