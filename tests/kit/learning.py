@@ -72,7 +72,15 @@ def played_in_gymnasium(keys: jax.Array) -> np.ndarray:
     )
 
 
+def chain(agent: str, memory_length: int) -> purerl.TrainConfig:
+    """MemoryChain, whose best return is 1, and 0 that of a policy without a memory."""
+    env = purerl.make("MemoryChain-bsuite", memory_length=memory_length)
+    return purerl.preset("MemoryChain-bsuite", agent).replace(env=env)
+
+
 LEARNING = {
+    "PPO MemoryChain 100": trial(chain("ppo", 100), last=5, mean=0.99, worst=0.97),
+    "PQN MemoryChain 10": trial(chain("pqn", 10), last=5, mean=0.99, worst=0.97, seeds=2),
     "PPO CartPole": trial(CARTPOLE["ppo"], last=10, mean=500.0, worst=500.0, seeds=8, slow=False),
     "PPO CartPole, played in Gymnasium": Trial(
         played_in_gymnasium, at_least(500.0, 500.0), num_seeds=2, slow=True
