@@ -3,7 +3,7 @@
     python experiments/memory.py                # about five minutes on two CPU cores
 
 CartPole without its velocities, which only a memory can make of positions, and MemoryChain, where
-a bit that is shown at first is asked for 10 steps later: PPO with a GRU and with an MLP, four seeds
+a bit that is shown at first is asked for 30 steps later: PPO with a GRU and with an MLP, four seeds
 each. Writes learning curves of each.
 """
 
@@ -30,23 +30,30 @@ def without_velocities(env):
     return purerl.Env(reset, step, spec)
 
 
-ENVS = {
-    "CartPole-positions": without_velocities(purerl.make("CartPole-v1")),
-    "MemoryChain-bsuite": purerl.make("MemoryChain-bsuite", memory_length=10),
+CONFIGS = {
+    "CartPole-positions": purerl.TrainConfig(
+        env=without_velocities(purerl.make("CartPole-v1")),
+        agent=purerl.PPO(network="gru", hidden=(32,), lr=3e-3),
+        num_envs=32,
+        update_every=64,
+        total_timesteps=500_000,
+    ),
+    "MemoryChain-bsuite": purerl.preset("MemoryChain-bsuite").replace(
+        env=purerl.make("MemoryChain-bsuite", memory_length=30)
+    ),
 }
 
 
 def main(num_seeds=4, scale=1.0, out="memory"):
     found = {}
-    for name, env in ENVS.items():
-        purerl.check_env(env)
-        config = purerl.preset("MemoryChain-bsuite").replace(env=env)
-        steps = int(scale * config.total_timesteps)
+    for name, config in CONFIGS.items():
+        purerl.check_env(config.env)
+        config = config.replace(total_timesteps=int(scale * config.total_timesteps))
         curves = []
         for network in ("gru", "mlp"):
             agent = config.agent.replace(network=network)
             start = time.perf_counter()
-            outs = purerl.fit(config.replace(agent=agent, total_timesteps=steps), seeds=num_seeds)
+            outs = purerl.fit(config.replace(agent=agent), seeds=num_seeds)
             curves.append(purerl.Curves.of(f"PPO, {network}", outs))
             final = curves[-1].final_returns
             print(

@@ -28,7 +28,12 @@ def test_the_tour_uses_every_name_and_every_argument():
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     given = {keyword.arg for call in calls for keyword in call.keywords}
     arguments = set(inspect.signature(purerl.make_loop).parameters) - {"env", "agent", "buffer"}
-    assert arguments - given <= {"normalize_obs", "normalize_reward", "resets"}
+    assert arguments - given <= {
+        "normalize_obs",
+        "normalize_reward",
+        "remember_action",
+        "resets",
+    }
     assert {"maxlen", "priority_sampling", "gamma", "lam"} <= given
     used = set(re.findall(r"purerl\.(\w+)", source))
     assert {"Buffer", "run", "Actor", "Critic", "REINFORCE", "ActorCritic", "PPO", "DDPG"} <= used

@@ -27,7 +27,7 @@ def preset(env: str, agent: str = "ppo", **changes: object) -> TrainConfig:
     if not found:
         known = [f"{x}, {y}" for x, agents in list_presets().items() for y in agents]
         got = f"{shown(env)} with {shown(agent)}"
-        raise ConfigError(f"preset: none for {got}; {suggest(env, known)}")
+        raise ConfigError(f"preset: none for {got}; {suggest(f'{env}, {agent}', known)}")
     return TrainConfig.from_mapping({**found, "env": env, **read_names(TrainConfig, changes)})
 
 

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import purerl
 
+from .environments import seen_as
 from .trials import Trial, final_returns
+
+BOX_OF_TWO = purerl.Box(-jnp.inf, jnp.inf, (2,))
 
 
 def train(config: purerl.TrainConfig, keys: jax.Array) -> purerl.TrainOutput:
@@ -72,7 +76,28 @@ def played_in_gymnasium(keys: jax.Array) -> np.ndarray:
     )
 
 
+def chain(agent: str, memory_length: int) -> purerl.TrainConfig:
+    """MemoryChain, whose best return is 1, and 0 that of a policy without a memory."""
+    env = purerl.make("MemoryChain-bsuite", memory_length=memory_length)
+    return purerl.preset("MemoryChain-bsuite", agent).replace(env=env)
+
+
 LEARNING = {
+    "PPO MemoryChain 100": trial(chain("ppo", 100), last=5, mean=0.99, worst=0.97),
+    "PPO CartPole without velocities": trial(
+        purerl.TrainConfig(
+            seen_as(purerl.make("CartPole-v1"), lambda obs: obs[::2], BOX_OF_TWO),
+            purerl.PPO(network="gru", hidden=(32,), lr=3e-3),
+            500_000,
+            num_envs=32,
+            update_every=64,
+        ),
+        last=24,
+        mean=476.0,
+        worst=462.0,
+        margin=1 / 12,
+    ),
+    "PQN MemoryChain 10": trial(chain("pqn", 10), last=5, mean=0.99, worst=0.97, seeds=2),
     "PPO CartPole": trial(CARTPOLE["ppo"], last=10, mean=500.0, worst=500.0, seeds=8, slow=False),
     "PPO CartPole, played in Gymnasium": Trial(
         played_in_gymnasium, at_least(500.0, 500.0), num_seeds=2, slow=True
