@@ -45,9 +45,9 @@ Results
 
 from importlib.metadata import PackageNotFoundError, version
 
-from purerl.accelerator.machine import avoid_hangs, use_all_cores
+from purerl.accelerator.machine import avoid_faults, use_all_cores
 
-avoid_hangs()
+avoid_faults()
 
 from purerl import statistics  # noqa: E402
 from purerl.accelerator.compiling import compiler_options  # noqa: E402

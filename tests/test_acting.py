@@ -201,7 +201,8 @@ def test_an_agent_without_hyperparameters_passes():
             return self.acting(state, None)
 
         def update(self, state, experience, key, clock):
-            return state + experience.read()["reward"].mean(), experience, {"loss": state.sum()}
+            reward = clock.devices.mean(experience.read()["reward"].mean())
+            return state + reward, experience, {"loss": state.sum()}
 
     purerl.check_agent(Fixed(), recall_env())
 

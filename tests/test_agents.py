@@ -17,6 +17,7 @@ from purerl.accelerator.devices import ALONE
 from purerl.agents import gradients
 from purerl.agents.gradients import masked_sum, mean_gradient, moments, standardize, valid_count
 from purerl.agents.learning import path_batch, policy_gradient, shuffle, successor_values
+from purerl.nn.networks import apply
 from purerl.records.fields import field_names
 
 BOTH = {
@@ -423,5 +424,6 @@ def test_a_saturated_policy_is_learned_from_what_it_drew(name, key):
     else:
         rollout = jax.tree.map(lambda x: x[None], {**batch, "valid": jnp.ones(512, bool)})
         (paths,) = path_batch(rollout)
-        grads, _ = policy_gradient(state.actor, state.actor_params, paths, advantage, 0.0)
+        policy = lambda p, rows: (apply(state.actor, p, rows["obs"]), rows)  # noqa: E731
+        grads, _ = policy_gradient(policy, state.actor_params, paths, advantage, 0.0)
     assert float(grads["params"]["loc"]) == pytest.approx(expected, rel=1e-3)

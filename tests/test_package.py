@@ -71,13 +71,38 @@ print(json.dumps([before, settings()]))
     ],
 )
 def test_import_leaves_the_process_as_it_was(flags):
-    """But for the flag against hangs, on a JAX that hangs, unless the user has set it."""
-    (environ, config), after = json.loads(python(SETTINGS, XLA_FLAGS=flags).stdout)
+    """But for the flag against hangs, on a JAX that hangs, unless the user has set it; with one
+    thread JAX 0.11 has another flag."""
+    threads = {} if HANGS else {"NPROC": "2"}
+    (environ, config), after = json.loads(python(SETTINGS, XLA_FLAGS=flags, **threads).stdout)
     if HANGS and machine.SCHEDULER_FLAG not in flags:
         environ["XLA_FLAGS"] = f"{flags} {machine.SCHEDULER_FLAG}=false".strip()
     if HANGS and "device_count=2" in flags:
         environ["NPROC"] = "8"
     assert [environ, config] == after
+
+
+GROWTH = """
+import purerl
+import jax, jax.numpy as jnp
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4 // 1024
+w = jnp.full((2, 64, 64), 0.01)
+body = lambda i, x: jnp.tanh(jnp.einsum("sbi,sij->sbj", x, w))
+x = jnp.ones((2, 32, 64))
+loop = jax.jit(lambda x: jax.lax.fori_loop(0, 40_000, body, x)).lower(x).compile()
+before = resident()
+loop(x).block_until_ready()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_one_thread_does_not_leak():
+    """In MiB: 100 where XLA is left as it is."""
+    done = python(GROWTH, NPROC="1")
+    assert int(done.stdout) < 30, done
 
 
 @pytest.mark.skipif(not HANGS, reason="this JAX does not hang")

@@ -11,21 +11,28 @@ from purerl.records.errors import ConfigError
 
 SCHEDULER_FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler"
 COUNT_FLAG = "--xla_force_host_platform_device_count"
+FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 
-def avoid_hangs() -> None:
-    """Sets XLA flags against deadlocks on the CPU before JAX 0.11: in vmapped training loops, and
-    with several host devices.
+def avoid_faults() -> None:
+    """Sets XLA flags against faults of its CPU backend.
+
+    Before JAX 0.11 these are deadlocks, in vmapped training loops and with several host devices. On
+    JAX 0.11 it is a leak, of a process in which XLA has one thread, as on one core: every batched
+    matrix product that YNNPACK computes loses 2.5 KB, so that DQN with two seeds under `vmap` takes
+    100 MB a second. Without YNNPACK it loses nothing, and takes 1.03 to 1.2 times as long (JAX
+    0.11.2, November 2026). With more threads nothing is set there: the deadlocks are gone, and
+    without the scheduler PPO is up to 5 % slower and compiles 4 to 10 % longer.
 
     XLA reads the flags when its first backend starts, so `import purerl` calls this. The user's
-    settings are kept. Warns if a backend has started already. Of JAX 0.11 no hang is known, and
-    nothing is set: without the scheduler PPO is up to 5 % slower there and compiles 4 to 10 %
-    longer (benchmarks/tricks.py, JAX 0.11.2, November 2026).
+    settings are kept. Before JAX 0.11 it warns if a backend has started already.
     """
-    if jax.__version_info__ >= (0, 11):
-        return
     flags = os.environ.get("XLA_FLAGS", "")
     up = _backend_is_up()
+    if jax.__version_info__ >= (0, 11):
+        if os.environ.get("NPROC", str(num_cores())) == "1" and FUSION_FLAG not in flags and not up:
+            os.environ["XLA_FLAGS"] = f"{flags} {FUSION_FLAG}=".strip()
+        return
     count = flags.rpartition(f"{COUNT_FLAG}=")[2].split(" ")[0]
     if count.isdigit() and int(count) > 1 and not up:
         os.environ.setdefault("NPROC", str(_threads(int(count))))

@@ -76,6 +76,7 @@ class Tiny(purerl.Agent):
         action = data["action"] if name == "w" else data["action"].astype(jnp.float32)[..., None]
         gain = jnp.exp(self.gamma * data["reward"])[..., None]
         step = jnp.mean(gain * (action - state[name]), axis=(0, 1))
+        step = clock.devices.mean(step)
         w = state[name] + self.lr * self.repeats * step + (0.0 if self.bias is None else self.bias)
         new = {name: w, "calls": state["calls"] + 1}
         return new, experience, {"loss": jnp.sum(step**2)}
