@@ -320,7 +320,7 @@ def test_foreign_files(saved, tmp_path):
     [
         (lambda about, _: about.update(format=1), r"format 1, expected 2: purerl \S+ wrote it"),
         (lambda about, _: about.update(kind="a cat"), "no policy that save_policy wrote"),
-        (lambda about, _: about["agent"].update(kind="sac"), "can't be made a policy"),
+        (lambda about, _: about["agent"].update(kind="a2c"), "can't be made a policy"),
         (lambda about, _: about["agent"]["fields"].update(colour=1), "PPO: no field 'colour'"),
         (lambda about, _: about["agent"]["fields"].update(hidden=[5]), "of other networks"),
         (lambda about, _: about["spec"].pop("name"), "can't be made a policy"),
