@@ -10,10 +10,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from kit.quick import quick_programs
 
 import purerl
+from purerl.accelerator.compiling import LEVEL
 
 
 def pytest_configure(config):
-    """Programs that several tests compile are compiled once, by whichever worker comes first."""
+    """Programs that several tests compile are compiled once, by whichever worker comes first; on a
+    CPU at the level that purerl compiles at."""
+    if f"--{LEVEL}" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{LEVEL}=1".strip()
     if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = tempfile.mkdtemp(prefix="purerl-tests-")

@@ -107,7 +107,7 @@ class ActorCritic(RecurrentAgent):
         lam: lambda of GAE(lambda) and of the lambda returns.
         train_v_iters: gradient steps of the critic in each update; unused if it shares a network
             with the policy.
-        value_coef: weight of the value loss where policy and value share a network.
+        value_coef: weight of the value loss where policy and value share a network; None for 0.5.
         entropy_beta: weight of the entropy bonus.
         max_grad_norm: the gradients' global norms are clipped to it.
         normalize_advantage: to mean 0 and standard deviation 1 over each update's steps.
@@ -127,7 +127,7 @@ class ActorCritic(RecurrentAgent):
     gamma: float = real(default=0.99, at_least=0.0, at_most=1.0)
     lam: float = real(default=0.95, at_least=0.0, at_most=1.0)
     train_v_iters: int = integer(default=10, at_least=1)
-    value_coef: float = real(default=0.5, at_least=0.0)
+    value_coef: float | None = real(default=None, at_least=0.0, optional=True)
     entropy_beta: float = real(default=0.01, at_least=0.0)
     max_grad_norm: float = real(default=0.5, above=0.0)
     normalize_advantage: bool = flag(default=True)
@@ -140,6 +140,11 @@ class ActorCritic(RecurrentAgent):
             raise ConfigError(
                 "ActorCritic.critic_lr: is for a separate critic, but policy and value share a "
                 "network, whose learning rate is lr"
+            )
+        if not self.shared and self.value_coef is not None:
+            raise ConfigError(
+                "ActorCritic.value_coef: is for one network that policy and value share "
+                "(share_network=True), but the critic is a separate one"
             )
 
     @property
@@ -294,12 +299,14 @@ class ActorCritic(RecurrentAgent):
     ) -> tuple[ActorCriticState, Losses]:
         """A gradient step of one network for policy and value; arguments as in `_learn`."""
 
+        value_coef = 0.5 if self.value_coef is None else self.value_coef
+
         def loss_fn(params: PyTree, rows: tuple[Batch, jax.Array, jax.Array]) -> Losses:
             batch, advantage, target = rows
             (distribution, value), batch = outputs(state.networks, {"actor": params}, batch)
             losses = policy_terms(distribution, batch, advantage, self.entropy_beta)
             value_loss = 0.5 * (value - target.reshape(-1)) ** 2
-            loss = losses["loss"] + self.value_coef * value_loss
+            loss = losses["loss"] + value_coef * value_loss
             return losses | {"loss": loss, "value_loss": value_loss}
 
         rows = (batch, advantage, target)
