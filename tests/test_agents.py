@@ -73,7 +73,15 @@ def small_run(agent, env, num_updates, **options):
     return train
 
 
-@pytest.mark.parametrize(("agent", "env"), KINDS)
+# Each agent once; the others take minutes.
+ONCE = [
+    *(("PPO", "continuous"), ("REINFORCE", "discrete"), ("ActorCritic, V", "discrete")),
+    *(("ActorCritic, Q", "continuous"), ("DQN", "discrete"), ("PQN", "discrete")),
+    *(("DDPG", "continuous"), ("TD3", "continuous"), ("SAC", "continuous")),
+]
+
+
+@pytest.mark.parametrize(("agent", "env"), mostly_slow(KINDS, ONCE))
 def test_contract(agent, env):
     env, agents = ENVS[env]
     purerl.check_agent(agents[agent], env)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.environments import doors, hidden_goal, locks
-from kit.quick import quick_jit
+from kit.quick import mostly_slow, quick_jit
 from kit.recurrent import recall_env
 from kit.trees import assert_close
 
@@ -39,7 +39,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("masks and MultiDiscrete", "dict and privileged critic", "memory, last action, masks")
+
+
+@pytest.mark.parametrize("name", mostly_slow(CASES, QUICK))
 def test_the_way_of_a_run(name, tmp_path):
     make, agent, options = CASES[name]
     env = make()

@@ -273,7 +273,10 @@ GRU = {"network": "gru"}
             "_network: .* critic_obs is given",
         ),
         (lambda: purerl.ActorCritic(share_network=True, critic_lr=0.1), "critic_lr: is for a sep"),
-        (lambda: purerl.ActorCritic(value_coef=0.1), r"value_coef: is for one .*share_network=True"),
+        (
+            lambda: purerl.ActorCritic(value_coef=0.1),
+            r"value_coef: is for one .*share_network=True",
+        ),
         (
             lambda: purerl.ActorCritic(n_episodes=6, episode_length=5, critic=RecurrentQ),
             "RecurrentQ is a Q critic, expected",
