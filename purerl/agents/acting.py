@@ -20,7 +20,7 @@ Extras = dict[str, PyTree]
 Key = Any  # a typed key, or None where nothing is drawn
 
 
-def _no_memory(num_envs: int) -> tuple:
+def _no_memory(num_envs: int) -> tuple[()]:
     return ()
 
 

@@ -10,7 +10,6 @@ from flax import struct
 
 from purerl.agents.acting import Acting, Extras, Memory, memoryless
 from purerl.agents.base import (
-    Losses,
     RecurrentAgent,
     RunDefaults,
     RunFacts,
@@ -19,7 +18,7 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.gradients import Number, annealed, descend, global_norm, mean_gradient
+from purerl.agents.gradients import Losses, Number, annealed, descend, global_norm, mean_gradient
 from purerl.agents.learning import (
     actor_policy,
     actor_value,

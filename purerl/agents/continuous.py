@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from purerl.accelerator.devices import Devices
-from purerl.agents.base import Losses, NetworkAgent
-from purerl.agents.gradients import annealed, descend, gradient
+from purerl.agents.base import NetworkAgent
+from purerl.agents.gradients import Losses, annealed, descend, gradient
 from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Batch
 from purerl.experience.experience import Clock

@@ -9,7 +9,6 @@ from flax import struct
 
 from purerl.agents.acting import Acting, Memory, memoryless
 from purerl.agents.base import (
-    Losses,
     NetworkAgent,
     RunDefaults,
     RunFacts,
@@ -24,7 +23,7 @@ from purerl.agents.continuous import (
     deterministic_actor,
     optimizers,
 )
-from purerl.agents.gradients import descend, follow, gradient
+from purerl.agents.gradients import Losses, descend, follow, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
@@ -130,7 +129,8 @@ class DDPG(NetworkAgent):
 
     def value(self, state: DDPGState, memory: Memory, obs: PyTree) -> jax.Array:
         action = apply(state.actor, state.params["actor"], obs)
-        return apply(state.critic, state.params["critic"], obs, action)
+        value: jax.Array = apply(state.critic, state.params["critic"], obs, action)
+        return value
 
     def update(
         self, state: DDPGState, experience: Experience, key: jax.Array, clock: Clock

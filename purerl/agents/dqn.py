@@ -9,7 +9,6 @@ from flax import struct
 
 from purerl.agents.acting import Acting, Memory
 from purerl.agents.base import (
-    Losses,
     NetworkAgent,
     RunDefaults,
     RunFacts,
@@ -26,7 +25,7 @@ from purerl.agents.epsilon_greedy import (
     explore,
     make_q_network,
 )
-from purerl.agents.gradients import Number, annealed, descend, follow, global_norm, gradient
+from purerl.agents.gradients import Losses, Number, annealed, descend, follow, global_norm, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.envs.base import EnvSpec, where
 from purerl.experience.buffer import Batch, Buffer

@@ -223,7 +223,9 @@ def make_optimizer(
     ) -> tuple[PyTree, optax.OptState]:
         vector, unravel = _vector(grads)
         clipped = unravel(_clip(vector, jnp.asarray(max_grad_norm, vector.dtype)))
-        return inner.update(clipped, state, None if params is None else widen(params))
+        updates: tuple[PyTree, optax.OptState]
+        updates = inner.update(clipped, state, None if params is None else widen(params))
+        return updates
 
     return optax.GradientTransformation(init, update)
 
@@ -253,7 +255,9 @@ def _clip(vector: jax.Array, max_norm: jax.Array) -> jax.Array:
 
 
 @_clip.defjvp
-def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+def _(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     # For a vector of zeros the branch not taken would make the derivative NaN.
     def divided_by_one(vector: jax.Array, max_norm: jax.Array) -> jax.Array:
         norm = _norm(vector)
@@ -295,6 +299,7 @@ def follow(target_params: PyTree, params: PyTree, tau: Number) -> PyTree:
     old, (new, join) = trained(target_params)[0], trained(params)
 
     def mix(new: jax.Array, old: jax.Array) -> jax.Array:
-        return (tau * widen(new) + (1.0 - tau) * widen(old)).astype(old.dtype)
+        mixed: jax.Array = tau * widen(new) + (1.0 - tau) * widen(old)
+        return mixed.astype(old.dtype)
 
     return join(jax.tree.map(mix, new, old))

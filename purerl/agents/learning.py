@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ from purerl.nn.memory import (
 from purerl.nn.memory import step as step_network
 from purerl.nn.networks import Actor
 from purerl.records.types import PyTree
+
+Pair: TypeAlias = tuple[PyTree, PyTree]  # of what a scan carries, or of its inputs
 
 
 def actor_policy(actor: Actor, params: PyTree, sample: bool) -> Acting:
@@ -165,7 +167,7 @@ def fit_value(
         batch, target = rows
         return {"loss": 0.5 * (value_fn(params, batch) - target.reshape(-1)) ** 2}
 
-    def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
+    def step(carry: Pair, _: None) -> tuple[Pair, jax.Array]:
         params, opt_state = carry
         rows = (batch, target)
         losses, grads = mean_gradient(loss_fn, params, rows, batch["weight"], devices)
@@ -202,7 +204,7 @@ def replay(
     """
     keys = ("obs", "action", "reward", "next_obs")
 
-    def step(carry: tuple, inputs: tuple[jax.Array, jax.Array]) -> tuple[tuple, Losses]:
+    def step(carry: Pair, inputs: tuple[jax.Array, jax.Array]) -> tuple[Pair, Losses]:
         (state, stored), (key, number) = carry, inputs
         held = experience.replace(state=stored)
         batch = held.sample(key, batch_size, keys=keys, n_step=n_step)
@@ -218,8 +220,9 @@ def replay(
 def td_target(batch: Batch, beyond: jax.Array) -> jax.Array:
     """The n-step TD target `[B]`: discounted rewards plus the discounted value `beyond`, which is
     0 after a termination, even where the network's is NaN."""
-    discount = batch["discount"]
-    return batch["reward"] + discount * jnp.where(discount > 0, beyond, 0.0)
+    reward: jax.Array = batch["reward"]
+    discount: jax.Array = batch["discount"]
+    return reward + discount * jnp.where(discount > 0, beyond, 0.0)
 
 
 def successor_values(
@@ -294,7 +297,7 @@ def outputs(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _look_at_cuts(
-    value_fn: Callable,
+    value_fn: Callable[..., jax.Array],
     cut: jax.Array,
     closed: list[jax.Array],
     value: jax.Array,
@@ -324,8 +327,12 @@ def _look_at_cuts(
 
 
 @_look_at_cuts.defjvp
-def _(value_fn: Callable, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    def look_at_all(cut: jax.Array, closed: list, value: jax.Array, rows: tuple) -> jax.Array:
+def _(
+    value_fn: Callable[..., jax.Array], primals: tuple[PyTree, ...], tangents: tuple[PyTree, ...]
+) -> tuple[jax.Array, jax.Array]:
+    def look_at_all(
+        cut: jax.Array, closed: list[jax.Array], value: jax.Array, rows: tuple[PyTree, ...]
+    ) -> jax.Array:
         seen = jax.vmap(lambda *row: value_fn(*row, *closed))(*rows)
         return jnp.where(cut.at[-1].set(True), seen, jnp.concatenate([value[1:], seen[-1:]]))
 
@@ -384,7 +391,7 @@ def minibatch_steps(
         weight = valid.reshape(-1).astype(jnp.float32) / count
         return count, [moments(entry.reshape(-1), weight, devices) for entry in entries]
 
-    def step(carry: tuple, minibatch: tuple) -> tuple[tuple, Losses]:
+    def step(carry: Pair, minibatch: Pair) -> tuple[Pair, Losses]:
         state, stopped = carry
         blocks, (count, found) = minibatch
         rows = batches.take(batch, blocks)
@@ -414,7 +421,8 @@ def explained_variance(
     _, (residual, variance) = jax.vmap(
         lambda x: moments(x.reshape(-1), weight.reshape(-1), devices)
     )(both)
-    return 1.0 - residual / (variance + 1e-8)
+    unexplained: jax.Array = residual / (variance + 1e-8)
+    return 1.0 - unexplained
 
 
 class Minibatches(NamedTuple):

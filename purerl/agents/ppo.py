@@ -10,7 +10,6 @@ from flax import struct
 
 from purerl.agents.acting import Acting, Extras, Memory
 from purerl.agents.base import (
-    Losses,
     RecurrentAgent,
     RunFacts,
     check_one_rollout,
@@ -19,6 +18,7 @@ from purerl.agents.base import (
     module_field,
 )
 from purerl.agents.gradients import (
+    Losses,
     annealed,
     descend,
     global_norm,

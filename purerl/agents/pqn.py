@@ -10,7 +10,6 @@ from flax import struct
 
 from purerl.agents.acting import Acting, Memory
 from purerl.agents.base import (
-    Losses,
     RecurrentAgent,
     RunDefaults,
     RunFacts,
@@ -25,7 +24,7 @@ from purerl.agents.epsilon_greedy import (
     explore,
     make_q_network,
 )
-from purerl.agents.gradients import Number, annealed, descend, global_norm, mean_gradient
+from purerl.agents.gradients import Losses, Number, annealed, descend, global_norm, mean_gradient
 from purerl.agents.learning import minibatch_steps, next_values, outputs
 from purerl.envs.base import EnvSpec
 from purerl.experience import returns

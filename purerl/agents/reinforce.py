@@ -9,7 +9,6 @@ from flax import struct
 
 from purerl.agents.acting import Acting, Extras, Memory, memoryless
 from purerl.agents.base import (
-    Losses,
     NetworkAgent,
     RunDefaults,
     RunFacts,
@@ -19,7 +18,7 @@ from purerl.agents.base import (
     example_obs,
     module_field,
 )
-from purerl.agents.gradients import annealed, descend
+from purerl.agents.gradients import Losses, annealed, descend
 from purerl.agents.learning import (
     actor_policy,
     fit_value,
@@ -143,7 +142,8 @@ class REINFORCE(NetworkAgent):
     def value(self, state: REINFORCEState, memory: Memory, obs: PyTree) -> jax.Array:
         if not self.baseline:
             raise NotImplementedError("REINFORCE learns no value without baseline=True")
-        return apply(state.critic, state.critic_params, obs)
+        value: jax.Array = apply(state.critic, state.critic_params, obs)
+        return value
 
     def update(
         self, state: REINFORCEState, experience: Experience, key: jax.Array, clock: Clock

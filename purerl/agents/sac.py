@@ -11,7 +11,6 @@ from flax import struct
 
 from purerl.agents.acting import Acting, Memory
 from purerl.agents.base import (
-    Losses,
     NetworkAgent,
     RunDefaults,
     RunFacts,
@@ -28,7 +27,7 @@ from purerl.agents.continuous import (
     lower_value,
     optimizers,
 )
-from purerl.agents.gradients import Number, descend, follow, gradient
+from purerl.agents.gradients import Losses, Number, descend, follow, gradient
 from purerl.agents.learning import actor_policy, replay, td_target
 from purerl.envs.base import EnvSpec
 from purerl.envs.spaces import Box
@@ -175,7 +174,8 @@ class SAC(NetworkAgent):
         which stands for the mean over its actions."""
         distribution = apply(state.actor, state.params["actor"], obs)
         q = lower_value(state.critic, state.params["critic"], obs, distribution.mode())
-        return q + self._temperature(state) * distribution.scaled.entropy()
+        entropy: jax.Array = distribution.scaled.entropy()
+        return q + self._temperature(state) * entropy
 
     def update(
         self, state: SACState, experience: Experience, key: jax.Array, clock: Clock

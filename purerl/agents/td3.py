@@ -10,7 +10,6 @@ from flax import struct
 
 from purerl.agents.acting import Acting, Memory, memoryless
 from purerl.agents.base import (
-    Losses,
     NetworkAgent,
     RunDefaults,
     RunFacts,
@@ -29,7 +28,7 @@ from purerl.agents.continuous import (
     optimizers,
     twin_values,
 )
-from purerl.agents.gradients import descend, follow, gradient
+from purerl.agents.gradients import Losses, descend, follow, gradient
 from purerl.agents.learning import replay, td_target
 from purerl.agents.noise import GaussianNoise
 from purerl.envs.base import EnvSpec
