@@ -204,7 +204,8 @@ class TD3(NetworkAgent):
                 actor_opt, grads, state.opt_states["actor"], state.params["actor"]
             )
             params = {"actor": actor, "critic": critic}
-            return actor, opt_state, follow(state.target_params, params, self.tau), loss
+            target_params = follow(state.target_params, params, self.tau)
+            return actor, opt_state, target_params, clock.devices.mean(loss)
 
         actor, opt_state, target_params, policy_loss = jax.lax.cond(
             due,

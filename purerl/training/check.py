@@ -418,8 +418,9 @@ def _trainer(agent: Agent, env: Env, num_devices: int = 1) -> Callable[..., PyTr
     """Two updates with the agent's defaults, as a function of key and hyperparameters; the body of
     one of several devices."""
     defaults = agent.run_defaults
-    steps = defaults.num_envs * defaults.update_every
-    buffer = agent.make_buffer(defaults.num_envs, defaults.update_every)
+    num_envs = max(defaults.num_envs, num_devices)
+    steps = num_envs * defaults.update_every
+    buffer = agent.make_buffer(num_envs, defaults.update_every)
     buffer = buffer.replace(maxlen=min(buffer.num_rows(1), 16 * steps))
 
     def train(key: jax.Array, hyperparams: dict[str, jax.Array]) -> PyTree:
@@ -428,6 +429,7 @@ def _trainer(agent: Agent, env: Env, num_devices: int = 1) -> Callable[..., PyTr
             agent.replace(**hyperparams),
             buffer,
             total_timesteps=2 * steps,
+            num_envs=num_envs,
             update_after=0,
             num_devices=num_devices,
         )
@@ -463,13 +465,17 @@ def _check_update(agent: Agent, env: Env, key: jax.Array) -> None:
 def _check_devices(agent: Agent, env: Env, key: jax.Array) -> None:
     """Raises unless two devices, each with half of the environments, learn the same state. They are
     an axis of `vmap` here, with the same collectives."""
-    if agent.run_defaults.num_envs % 2:
-        return
 
     def both(key: jax.Array) -> PyTree:
         body = jax.vmap(_trainer(agent, env, 2), (None, None), axis_name=AXIS, axis_size=2)
         return body(key, {})[0]
 
+    try:
+        jax.eval_shape(both, key)
+    except AgentError:
+        raise
+    except ConfigError:  # it has a size that two devices can't share
+        return
     states = jit(both, quick=True)(key)
     first, second = (jax.tree.map(lambda x, i=i: x[i], states) for i in (0, 1))
     _require(
