@@ -83,7 +83,7 @@ def chain(agent: str, memory_length: int) -> purerl.TrainConfig:
 
 
 LEARNING = {
-    "PPO MemoryChain 100": trial(chain("ppo", 100), last=5, mean=0.99, worst=0.97),
+    "PPO MemoryChain 30": trial(chain("ppo", 30), last=5, mean=0.99, worst=0.97, seeds=2),
     "PPO CartPole without velocities": trial(
         purerl.TrainConfig(
             seen_as(purerl.make("CartPole-v1"), lambda obs: obs[::2], BOX_OF_TWO),
@@ -93,9 +93,11 @@ LEARNING = {
             update_every=64,
         ),
         last=24,
+        # Of eight seeds; without a memory it is 50.
         mean=466.9,
         worst=412.5,
-        margin=1 / 12,
+        margin=1 / 4,
+        seeds=1,
     ),
     "PQN MemoryChain 10": trial(chain("pqn", 10), last=5, mean=0.99, worst=0.97, seeds=2),
     "PPO CartPole": trial(CARTPOLE["ppo"], last=10, mean=500.0, worst=500.0, seeds=8, slow=False),
