@@ -1,37 +1,17 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.agents import act, learn
-from kit.buffers import everything, holding
+from kit.buffers import everything
 from kit.environments import push_env, target_env, walk
+from kit.offpolicy import GAMMA, HIGH, LOW, SPEC, BilinearCritic, LinearActor, N, T, filled
 from kit.quick import quick_jit
 
 import purerl
 
-T, N, GAMMA = 8, 4, 0.9
-LOW, HIGH = -1.0, 3.0
 update = quick_jit(learn)
 gradient_step, init = quick_jit(purerl.DDPG._learn), quick_jit(purerl.DDPG.init, static_argnums=2)
-SPEC = push_env().spec._replace(action_space=purerl.Box(LOW, HIGH, (1,)))
-
-
-class LinearActor(purerl.Actor):
-    distribution = None
-
-    @nn.compact
-    def create_network(self, obs):
-        return nn.Dense(1, use_bias=False)(obs)
-
-
-class BilinearCritic(purerl.Critic):
-    """Q(s, a) = u s + w s a, the action in units of half its range."""
-
-    @nn.compact
-    def create_network(self, obs, action):
-        kernel = self.param("kernel", nn.initializers.normal(1.0), (2, 1))
-        return obs * kernel[0] + obs * action * kernel[1]
 
 
 def ddpg(**changes):
@@ -43,25 +23,6 @@ def initial(agent):
     """A state whose target networks are others than its networks."""
     state, other = (init(agent, jax.random.key(i), SPEC) for i in (0, 1))
     return state.replace(target_params=other.params)
-
-
-def filled(**options):
-    """A buffer with transitions of all kinds."""
-    rng = np.random.default_rng(0)
-    kind = rng.integers(0, 3, size=(T, N))
-    done = np.cumsum(kind > 0, axis=0)
-    transitions = purerl.Transition(
-        obs=jnp.asarray(rng.normal(size=(T, N, 1)), jnp.float32),
-        action=jnp.asarray(rng.uniform(LOW, HIGH, size=(T, N, 1)), jnp.float32),
-        reward=jnp.asarray(5 * rng.normal(size=(T, N)), jnp.float32),
-        next_obs=jnp.asarray(rng.normal(size=(T, N, 1)), jnp.float32),
-        terminated=jnp.asarray(kind == 1),
-        truncated=jnp.asarray(kind == 2),
-        episode=jnp.asarray(np.vstack([np.zeros((1, N)), done[:-1]]), jnp.int32),
-        valid=jnp.ones((T, N), bool),
-        extras={},
-    )
-    return holding(transitions, gamma=GAMMA, **options)
 
 
 def numbers(params):

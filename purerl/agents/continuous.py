@@ -65,8 +65,8 @@ def deterministic_actor(
 
 def optimizers(
     agent: NetworkAgent, clock: Clock, *names: str
-) -> tuple[optax.GradientTransformation, ...]:
-    """An optimizer for each name. Its learning rate is the agent's field of that name, as in
+) -> dict[str, optax.GradientTransformation]:
+    """An optimizer by each name. Its learning rate is the agent's field of that name, as in
     `actor_lr`, or `lr` where that is None, annealed by `anneal`; `max_grad_norm` is of each."""
 
     def optimizer(name: str) -> optax.GradientTransformation:
@@ -74,7 +74,13 @@ def optimizers(
         lr = annealed(agent.lr if rate is None else rate, clock.progress, agent.anneal)  # type: ignore[attr-defined]
         return agent.optimize(lr, agent.max_grad_norm, clock)  # type: ignore[attr-defined]
 
-    return tuple(optimizer(name) for name in names)
+    return {name: optimizer(name) for name in names}
+
+
+def init_optimizers(agent: NetworkAgent, params: dict[str, PyTree]) -> dict[str, optax.OptState]:
+    """The initial states of the optimizers of parameters, by their names."""
+    each = optimizers(agent, Clock(), *params)
+    return {name: each[name].init(params[name]) for name in params}
 
 
 def init_twins(critic: Critic, key: jax.Array, obs: PyTree) -> PyTree:

@@ -21,6 +21,7 @@ from purerl.agents.continuous import (
     check_continuous,
     check_q_critic,
     deterministic_actor,
+    init_optimizers,
     optimizers,
 )
 from purerl.agents.gradients import Losses, descend, follow, gradient
@@ -113,9 +114,8 @@ class DDPG(NetworkAgent):
             "actor": init_network(actor, actor_key, obs),
             "critic": init_critic(critic, critic_key, obs),
         }
-        actor_adam, critic_adam = optimizers(self, Clock(), "actor", "critic")
-        opt_states = actor_adam.init(params["actor"]), critic_adam.init(params["critic"])
-        return DDPGState(params, params, *opt_states, actor, critic)
+        opt_states = init_optimizers(self, params)
+        return DDPGState(params, params, opt_states["actor"], opt_states["critic"], actor, critic)
 
     def acting(self, state: DDPGState, clock: Clock) -> Acting:
         return self.policy(state)
@@ -162,10 +162,12 @@ class DDPG(NetworkAgent):
             return -jnp.mean(q), None
 
         policy_loss, _, actor_grads = gradient(actor_loss, state.params["actor"], clock.devices)
-        actor_adam, critic_adam = optimizers(self, clock, "actor", "critic")
-        actor, actor_opt = descend(actor_adam, actor_grads, state.actor_opt, state.params["actor"])
+        each = optimizers(self, clock, *state.params)
+        actor, actor_opt = descend(
+            each["actor"], actor_grads, state.actor_opt, state.params["actor"]
+        )
         critic, critic_opt = descend(
-            critic_adam, critic_grads, state.critic_opt, state.params["critic"]
+            each["critic"], critic_grads, state.critic_opt, state.params["critic"]
         )
         params = {"actor": actor, "critic": critic}
         target_params = follow(state.target_params, params, self.tau)

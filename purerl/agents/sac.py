@@ -23,6 +23,7 @@ from purerl.agents.continuous import (
     check_continuous,
     check_q_critic,
     fit_twins,
+    init_optimizers,
     init_twins,
     lower_value,
     optimizers,
@@ -155,8 +156,7 @@ class SAC(NetworkAgent):
         _check_distribution(actor, params["actor"], obs)
         if self.alpha is None:
             params["alpha"] = jnp.log(jnp.asarray(self.init_alpha, jnp.float32))
-        each = optimizers(self, Clock(), *params)
-        opt_states = {name: opt.init(params[name]) for name, opt in zip(params, each, strict=True)}
+        opt_states = init_optimizers(self, params)
         return SACState(params, params["critic"], opt_states, actor, critic)
 
     def acting(self, state: SACState, clock: Clock) -> Acting:
@@ -195,7 +195,7 @@ class SAC(NetworkAgent):
     ) -> tuple[SACState, jax.Array, Losses]:
         alpha = self._temperature(state)
         next_key, key = jax.random.split(key)
-        each = dict(zip(state.params, optimizers(self, clock, *state.params), strict=True))
+        each = optimizers(self, clock, *state.params)
         params, opt_states = dict(state.params), dict(state.opt_states)
         params["critic"], opt_states["critic"], td_error, losses = fit_twins(
             state.critic,

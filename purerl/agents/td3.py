@@ -23,6 +23,7 @@ from purerl.agents.continuous import (
     check_q_critic,
     deterministic_actor,
     fit_twins,
+    init_optimizers,
     init_twins,
     lower_value,
     optimizers,
@@ -133,8 +134,7 @@ class TD3(NetworkAgent):
             "actor": init_network(actor, actor_key, obs),
             "critic": init_twins(critic, critic_key, obs),
         }
-        each = optimizers(self, Clock(), *params)
-        opt_states = {name: opt.init(params[name]) for name, opt in zip(params, each, strict=True)}
+        opt_states = init_optimizers(self, params)
         return TD3State(params, params, opt_states, jnp.float32(0.0), actor, critic)
 
     def acting(self, state: TD3State, clock: Clock) -> Acting:
@@ -179,14 +179,14 @@ class TD3(NetworkAgent):
         self, state: TD3State, batch: Batch, key: jax.Array, due: jax.Array, clock: Clock
     ) -> tuple[TD3State, jax.Array, Losses]:
         """A gradient step of the critics, and one of the actor and the target networks if `due`."""
-        actor_opt, critic_opt = optimizers(self, clock, "actor", "critic")
+        each = optimizers(self, clock, *state.params)
         critic, opt_state, td_error, losses = fit_twins(
             state.critic,
             state.params["critic"],
             state.opt_states["critic"],
             batch,
             self._target(state, batch, key),
-            critic_opt,
+            each["critic"],
             clock.devices,
         )
         state = state.replace(
@@ -201,7 +201,7 @@ class TD3(NetworkAgent):
         def improve() -> tuple[PyTree, optax.OptState, PyTree, jax.Array]:
             loss, _, grads = gradient(actor_loss, state.params["actor"], clock.devices)
             actor, opt_state = descend(
-                actor_opt, grads, state.opt_states["actor"], state.params["actor"]
+                each["actor"], grads, state.opt_states["actor"], state.params["actor"]
             )
             params = {"actor": actor, "critic": critic}
             target_params = follow(state.target_params, params, self.tau)

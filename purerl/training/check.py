@@ -471,12 +471,12 @@ def _check_devices(agent: Agent, env: Env, key: jax.Array) -> None:
         return body(key, {})[0]
 
     try:
-        jax.eval_shape(both, key)
+        program = jit(both, quick=True).lower(key)
     except AgentError:
         raise
     except ConfigError:  # it has a size that two devices can't share
         return
-    states = jit(both, quick=True)(key)
+    states = program.compile()(key)
     first, second = (jax.tree.map(lambda x, i=i: x[i], states) for i in (0, 1))
     _require(
         _equal(first, second, 1e-6),
