@@ -371,3 +371,12 @@ def test_where_nothing_can_be_written(tmp_path):
         save_policy(policy, tmp_path / "none" / "policy")
     with pytest.raises(purerl.ConfigError, match=r"policy: got function, expected .*out.policy"):
         save_policy(lambda obs: obs, tmp_path / "policy")
+
+
+def test_a_file_may_name_every_default_network():
+    public = [getattr(purerl, name) for name in purerl.__all__]
+    networks = {
+        c for c in public if isinstance(c, type) and issubclass(c, (purerl.Actor, purerl.Critic))
+    }
+    bases = {purerl.Actor, purerl.Critic, purerl.ActorCriticNetwork}
+    assert networks - bases <= set(policy_file.NETWORKS.values())

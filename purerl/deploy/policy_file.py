@@ -24,17 +24,8 @@ from purerl.envs.base import EnvSpec
 from purerl.envs.registry import as_env, make, plain_source, source_from_plain
 from purerl.experience.metrics import Count
 from purerl.experience.normalize import init_stats
-from purerl.nn.defaults import (
-    DefaultActor,
-    DefaultActorCritic,
-    DefaultCritic,
-    DefaultQCritic,
-    DefaultQNetwork,
-    RecurrentActor,
-    RecurrentActorCritic,
-    RecurrentCritic,
-    RecurrentQNetwork,
-)
+from purerl.nn import defaults
+from purerl.nn.networks import Actor, Critic
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path, field_names
 from purerl.records.files import by_path, open_file, plain_bytes, reason, write_bytes
@@ -51,18 +42,9 @@ MOST_ABOUT = 2**26  # bytes of the description
 MOST_ELEMENTS = 2**22
 # Networks of purerl that an agent may name as its actor or critic.
 NETWORKS: dict[str, type] = {
-    c.__name__: c
-    for c in (
-        DefaultActor,
-        DefaultActorCritic,
-        DefaultCritic,
-        DefaultQCritic,
-        DefaultQNetwork,
-        RecurrentActor,
-        RecurrentActorCritic,
-        RecurrentCritic,
-        RecurrentQNetwork,
-    )
+    name: c
+    for name, c in vars(defaults).items()
+    if isinstance(c, type) and issubclass(c, (Actor, Critic)) and c.__module__ == defaults.__name__
 }
 
 
