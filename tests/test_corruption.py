@@ -30,11 +30,11 @@ from kit.folders import contents
 from kit.quick import quick_jit
 
 import purerl
+from purerl.accelerator import members
 from purerl.accelerator.transfer import is_key
 from purerl.records.files import sealed, unsealed
 from purerl.runs import fit as host_fit
 from purerl.runs.chunks import Program
-from purerl.sweeps import slices
 from purerl.sweeps import sweep as host_sweep
 from purerl.training.describe import describe
 
@@ -45,7 +45,6 @@ FULL = {"run": (350, 140), "sweep": (150, 60)}
 class Quick(Program):
     """Compiled once, for all calls."""
 
-    jit = staticmethod(quick_jit)
     known: dict = {}  # noqa: RUF012
 
     @classmethod
@@ -76,7 +75,7 @@ def once(function, name_of):
 
 def compile_once(patch):
     patch.setattr(host_fit, "Program", Quick.of)
-    patch.setattr(slices, "map_members", lambda fn: quick_jit(jax.vmap(fn)))
+    patch.setattr(members, "jit", quick_jit)
     by_config = lambda group, *rest: repr((describe(group.config), rest))  # noqa: E731
     for name in ("compile_group", "member_shapes"):
         patch.setattr(host_sweep, name, once(getattr(host_sweep, name), by_config))
@@ -152,7 +151,7 @@ class Sweep:
     def sweep(self, folder):
         grid = {"rewarder": [purerl.Scale(1.0), purerl.Scale(3.0)]}
         result = purerl.sweep(
-            CONFIG, seeds=4, grid=grid, slice_size=2, run_dir=folder, all_cores=False, verbose=False
+            CONFIG, seeds=4, grid=grid, slice_size=2, run_dir=folder, verbose=False
         )
         members = [result.member(i) for i in range(8)]
         return data((result.metrics, members, [result.table["final_return"]]))

@@ -273,7 +273,7 @@ def test_what_is_wrong_with_a_hyperparameter_is_said(env, hyperparams, message):
 def test_a_sweep_over_a_parameter_is_one_program(tmp_path):
     config = purerl.TrainConfig(env="fall", **SMALL | {"agent": purerl.PPO(hidden=(4,))})
     grid = {"env.gravity": [1.0, 3.0, 2.0]}
-    result = purerl.sweep(config, seeds=2, grid=grid, run_dir=tmp_path, all_cores=False)
+    result = purerl.sweep(config, seeds=2, grid=grid, run_dir=tmp_path)
     assert result.effort.compiled == 1
     np.testing.assert_allclose(result.table["final_return"], np.repeat(returns_of([1, 3, 2]), 2))
     np.testing.assert_allclose(result.table["env.gravity"], np.repeat([1.0, 3.0, 2.0], 2))
@@ -292,7 +292,7 @@ def test_a_sweep_over_a_parameter_is_one_program(tmp_path):
     with pytest.raises(purerl.ConfigError, match="holds another sweep"):
         purerl.sweep(
             config.replace(env={"name": "fall", "steps": 3}),
-            seeds=2, grid=grid, run_dir=tmp_path, all_cores=False,
+            seeds=2, grid=grid, run_dir=tmp_path,
         )  # fmt: skip
 
 

@@ -76,7 +76,6 @@ def test_sweep_maps_over_paths_and_fixes_programs_by_static_ones():
         grid=grid,
         samples={"rewarder.factor": purerl.Uniform(0.5, 1.0)},
         num_samples=1,
-        all_cores=False,
         verbose=False,
     )
     assert result.plan.names == ("noise.sigma", "lr", "rewarder.factor")

@@ -335,7 +335,7 @@ def test_a_full_disk_ends_a_sweep_in_a_line(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
         real(self, *args)
 
-    options = {"seeds": 3, "slice_size": 1, "run_dir": tmp_path / "run", "all_cores": False}
+    options = {"seeds": 3, "slice_size": 1, "run_dir": tmp_path / "run"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(purerl.sweeps.sweep.Store, "save", save)
         try:

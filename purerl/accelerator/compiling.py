@@ -10,6 +10,7 @@ from purerl.records.types import PyTree
 LEVEL = "xla_backend_optimization_level"
 # For programs so small that compiling them takes the time, not running them.
 QUICK_COMPILE = {LEVEL: 0}
+ONE_CORE = {"xla_cpu_multi_thread_eigen": False}
 
 
 def compiler_options() -> dict[str, int]:
@@ -36,6 +37,7 @@ def jit(
     static_argnums: int | None = None,
     donate_argnums: int | Sequence[int] = (),
     quick: bool = False,
+    one_core: bool = False,
 ) -> jax.stages.Wrapped:
     """`jax.jit` with `compiler_options()`, for every program that purerl runs. Starts JAX.
 
@@ -43,10 +45,12 @@ def jit(
         fn: the program; not to be called under another `jit`.
         static_argnums, donate_argnums: as of `jax.jit`.
         quick: `QUICK_COMPILE` on a CPU.
+        one_core: on a CPU, products aren't split over several cores.
     """
-    options = compiler_options()
-    if quick and jax.default_backend() == "cpu":
-        options = QUICK_COMPILE
+    options: dict[str, int | bool] = dict(compiler_options())
+    if jax.default_backend() == "cpu":
+        options |= QUICK_COMPILE if quick else {}
+        options |= ONE_CORE if one_core else {}
     return jax.jit(
         fn,
         static_argnums=static_argnums,

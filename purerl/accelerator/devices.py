@@ -15,7 +15,6 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from purerl.accelerator.compiling import jit
 from purerl.accelerator.machine import COUNT_FLAG
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
@@ -72,18 +71,6 @@ def _specs(sharded: Sharded) -> PyTree:
     return jax.tree.map(lambda each: PartitionSpec(AXIS) if each else PartitionSpec(), sharded)
 
 
-def map_members(fn: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """`fn` of one member, jitted and mapped over S members: arguments and results get a leading
-    axis `[S]`, sharded over all devices of this process; S has to be a multiple of their number."""
-    devices = jax.local_devices()
-    mapped = jax.vmap(fn)
-    if len(devices) > 1:
-        spec = PartitionSpec("members")
-        mesh = Mesh(np.array(devices), ("members",))
-        mapped = jax.shard_map(mapped, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    return jit(mapped)
-
-
 def place(like: PyTree, num_devices: int, sharded: Sharded, num_axes: int) -> PyTree:
     """Shapes of arrays, with the shardings that `spread` gives them.
 
@@ -137,9 +124,14 @@ class Devices:
     """The D devices of a run, as seen from inside it: its collectives.
 
     Every method works leaf by leaf. On one device they return their argument.
+
+    Attributes:
+        count: D.
+        one_core: whether a device's work is done by one CPU core, while others do other work.
     """
 
     count: int = 1
+    one_core: bool = False
 
     def mean(self, tree: PyTree) -> PyTree:
         """Mean over the devices."""

@@ -49,28 +49,31 @@ def avoid_faults() -> None:
 
 
 def use_all_cores() -> None:
-    """Makes each core of a CPU a device of JAX, so that `sweep` spreads its members over them.
+    """Makes each core of a CPU a device of JAX, for `num_devices`, and before JAX 0.11 for seeds
+    and sweeps too, which later ones lay over the cores by themselves.
 
     Has to be called before JAX starts, which reads the setting then. The user's setting is kept.
 
     Raises:
         ConfigError: JAX has started already (creating a config starts it).
     """
-    if COUNT_FLAG in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if COUNT_FLAG in flags:
         return
     if _backend_is_up():
         raise ConfigError(
             "use_all_cores: JAX has started already, expected a call before anything else of it, "
             "configs included"
         )
-    os.environ.update(all_cores_environment())
-
-
-def all_cores_environment() -> dict[str, str]:
-    """The environment variables of a process in which each CPU core is a device."""
     cores = num_cores()
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {COUNT_FLAG}={cores}".strip()
-    return {"XLA_FLAGS": flags, "NPROC": os.environ.get("NPROC", str(_threads(cores)))}
+    os.environ["XLA_FLAGS"] = f"{flags} {COUNT_FLAG}={cores}".strip()
+    os.environ.setdefault("NPROC", str(_threads(cores)))
+
+
+def use_cores_for_members() -> None:
+    """`use_all_cores` where members need it, and can have it: for a process that trains several."""
+    if jax.__version_info__ < (0, 11) and not _backend_is_up() and num_cores() > 1:
+        use_all_cores()
 
 
 def _threads(num_devices: int) -> int:

@@ -20,6 +20,8 @@ def host_shape(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(jax.random.key_data, shape) if is_key(shape) else shape
 
 
-def from_host(x: np.ndarray, shape: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
+def from_host(
+    x: jax.Array | np.ndarray, shape: jax.Array | jax.ShapeDtypeStruct
+) -> jax.Array | np.ndarray:
     """The array that `to_host` was called with, from its result and its shape."""
     return jax.random.wrap_key_data(jnp.asarray(x)) if is_key(shape) else x

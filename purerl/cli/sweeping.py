@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from purerl.accelerator.machine import use_cores_for_members
 from purerl.cli import INTERRUPTED, Parser
 from purerl.cli.flags import (
     MOST_SEEDS,
@@ -23,7 +24,6 @@ from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason
 from purerl.runs.chunks import check_size
 from purerl.sweeps.plan import Distribution, read_name
-from purerl.sweeps.subprocess import SweepProcessError
 from purerl.sweeps.sweep import TABLE, sweep
 
 EPILOG = """\
@@ -67,6 +67,7 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     grid = {name: _values(text) for name, text in map(_split, args.grid)}
     samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
     _check_names([*grid, *samples], args)
+    use_cores_for_members()
     config, _ = config_from(args)
     check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
     check_size(config.make_loop(), 1)
@@ -88,9 +89,6 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
                 soft_wrap=True,
             )
             return INTERRUPTED
-        except SweepProcessError as error:
-            last = str(error).strip().splitlines()[-1]
-            raise RunError(f"the sweep's process failed: {last}") from None
         except OSError as error:
             raise RunError(f"run_dir: can't write into {folder}: {reason(error)}") from None
     console.print(result)

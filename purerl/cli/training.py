@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from purerl.accelerator.machine import use_cores_for_members
 from purerl.cli import INTERRUPTED, Parser
 from purerl.cli.flags import add_config_flags, config_from, integers, spelled_out
 from purerl.records.errors import ConfigError, RunError
@@ -59,6 +60,8 @@ def _add_log_flags(parser: Parser) -> None:
 def run_train(args: argparse.Namespace, console: Console) -> int:
     """Trains."""
     seeds = integers("--seeds", args.seeds)  # first, since a config takes seconds to check
+    if seeds != 1:
+        use_cores_for_members()
     config, preset = config_from(args)
     check_size(config.make_loop(), seeds if isinstance(seeds, int) else len(seeds))
     if preset:
@@ -133,6 +136,8 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
         raise RunError(f"{folder} is no run's folder: it has no {RUN}")
     run = RunView(folder)
     seeds, hyperparams = run.given_seeds, run.hyperparams
+    if seeds is not None and len(seeds) > 1:
+        use_cores_for_members()
     mapping = run.read_config()
     if args.env is not None:
         mapping["env"] = named_env(mapping.get("env"), args.env)

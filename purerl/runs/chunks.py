@@ -1,7 +1,8 @@
 """`Program`: a run compiled as chunks of any number of updates, driven from the host."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from purerl.accelerator import devices
-from purerl.accelerator.compiling import jit
-from purerl.accelerator.machine import check_memory, program_memory
+from purerl.accelerator.devices import Devices
+from purerl.accelerator.machine import check_memory
+from purerl.accelerator.members import Layout, Parts
 from purerl.envs.spaces import is_space
 from purerl.experience.metrics import Count, Metrics
 from purerl.records.errors import ConfigError, shown
@@ -31,19 +33,24 @@ CHUNK_BYTES = 2**24  # of metrics in a chunk, at most
 
 
 class Program:
-    """A run's compiled functions, of one agent or `[S]` of them, with keys and hyperparameters."""
+    """A run's compiled functions, of one agent or `[S]` of them, with keys and hyperparameters.
 
-    jit = staticmethod(jit)
+    The members are laid out over the cores or devices of the process: between `start` and `whole`
+    the state is in parts.
+    """
 
     def __init__(self, config: TrainConfig, keys: jax.Array, values: dict[str, np.ndarray]) -> None:
         self.config, self.keys = config, keys
         self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
         self.loop = config.make_loop()
-        self.mapped = keys.ndim > 0
+        members = keys.size if keys.ndim else None
+        spread_out = self.loop.devices.count > 1
+        self.layout = Layout(members) if spread_out else Layout.of(members)
         check_size(self.loop, keys.size)
-        state = jax.eval_shape(self._over(self._init, (0, 0)), keys, self.values)
+        over = jax.vmap if keys.ndim else lambda function, axes: function
+        state = jax.eval_shape(over(self._init, (0, 0)), keys, self.values)
         self.state_like = devices.place(state, self.loop.devices.count, OWN, keys.ndim)
-        row = self._over(self._row, (0, 0, None))
+        row = over(self._row, (0, 0, None))
         metrics = jax.eval_shape(row, self.state_like, self.values, _count(0))[1]
         self.metrics_like = metrics
         size = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves(metrics))
@@ -51,20 +58,41 @@ class Program:
 
     def compile(self) -> None:
         """Compiles the first state and the chunks, and checks the memory they take."""
-        init = self.jit(self._over(self._init, (0, 0)))
-        self.init = init.lower(self.keys, self.values).compile()
+        self._start = self.layout.compile(self._init, (0, 0), (self.keys, self.values))
         # One program for chunks of any length: the number of rows is an argument.
-        chunk = self.jit(self._over(self._chunk, (0, 0, None, None)), donate_argnums=0)
-        self._run = chunk.lower(self.state_like, self.values, _count(0), 0).compile()
+        like = self.state_like, self.values, _count(0), 0
+        self._run = self.layout.compile(self._chunk, (0, 0, None, None), like, donate=0)
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
-        check_memory(program_memory(self._run), what)
+        check_memory(self._run.memory, what)
+        self._values = self.layout.split(self.values)
 
-    def run(self, state: PyTree, start: int, stop: int) -> tuple[PyTree, Metrics]:
+    def start(self) -> Parts:
+        """The first state."""
+        return self._start(self.layout.split(self.keys), self._values)
+
+    def run(self, state: Parts, start: int, stop: int) -> tuple[Parts, Metrics]:
         """The state after the updates from `start` up to `stop`, and their metrics on the host;
         both have to be multiples of `log_every`, or the run's end."""
         rows = self.rows(stop - start)
-        state, table = self._run(state, self.values, _count(start), rows)
-        return state, jax.tree.map(lambda x: np.asarray(x)[..., :rows].copy(), table)
+        done = self._run(state, self._values, _count(start), rows)
+        table = self.layout.join([metrics for _, metrics in done])
+        metrics = jax.tree.map(lambda x: np.asarray(x)[..., :rows].copy(), table)
+        return [state for state, _ in done], metrics
+
+    def split(self, state: PyTree) -> Parts:
+        """A state in parts, as `run` takes it."""
+        return self.layout.split(state)
+
+    def whole(self, state: Parts) -> PyTree:
+        """The state of all members."""
+        return self.layout.join(state)
+
+    def kept(self, state: Parts) -> PyTree:
+        """The state of all members, which isn't overwritten by the next chunk: that takes the
+        memory of its argument by donation."""
+        # On other backends it is copied to the host before saving returns.
+        copied = self.layout.num_parts > 1 or jax.default_backend() != "cpu"
+        return self.whole(state) if copied else jax.tree.map(jnp.copy, self.whole(state))
 
     def rows(self, num_updates: int) -> int:
         """Rows of metrics in a number of updates."""
@@ -78,14 +106,16 @@ class Program:
         env_params = env_hyperparams(self.config.parts(), self.values)
         return make_output(self.config, self.loop, state, metrics, agent, env_params)
 
-    def _over(self, function: Callable, axes: tuple) -> Callable:
-        return jax.vmap(function, axes) if self.mapped else function
+    def _loop(self, values: dict[str, jax.Array]) -> Loop:
+        loop = self.config.make_loop(values)
+        one_core = Devices(one_core=True)
+        return dataclasses.replace(loop, devices=one_core) if self.layout.on_cores else loop
 
     def _init(self, key: jax.Array, values: dict[str, jax.Array]) -> PyTree:
-        return self.config.make_loop(values).start(key)
+        return self._loop(values).start(key)
 
     def _row(self, state: PyTree, values: dict[str, jax.Array], start: Count) -> PyTree:
-        loop = self.config.make_loop(values)
+        loop = self._loop(values)
 
         def row(state: PyTree, start: Count) -> PyTree:
             state, _, metrics = loop.row(state, start)
@@ -96,7 +126,7 @@ class Program:
     def _chunk(
         self, state: PyTree, values: dict[str, jax.Array], start: Count, num_rows: ArrayLike
     ) -> PyTree:
-        loop = self.config.make_loop(values)
+        loop = self._loop(values)
 
         def rows(state: PyTree, start: Count, num_rows: jax.Array) -> PyTree:
             like = jax.eval_shape(loop.row, state, start)[2]

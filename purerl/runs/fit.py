@@ -11,10 +11,10 @@ from types import FrameType
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from purerl.accelerator import devices
+from purerl.accelerator.members import Parts
 from purerl.deploy.plain_space import space_to_plain
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError, shown
@@ -153,12 +153,13 @@ class _Training:
         self.done = self.saved = 0
         self.pieces: list[Metrics] = []
         self.unsaved: list[Metrics] = []
-        self.state: PyTree = None
+        self.loaded: PyTree = None
+        self.state: Parts | None = None
         if folder:
             with _ONE_AT_A_TIME:
                 start = folder.load(program.state_like, program.metrics_like)
             self.done = self.saved = start.num_updates
-            self.state, self.pieces = start.state, start.metrics
+            self.loaded, self.pieces = start.state, start.metrics
         if self.pieces and files is not None:
             files.restore(self._past())
 
@@ -169,19 +170,24 @@ class _Training:
 
     def start(self) -> None:
         """Compiles, and makes the first state unless one was loaded."""
-        self.program.compile()
-        if self.state is None:
-            self.state = self.program.init(self.program.keys, self.program.values)
+        program = self.program
+        program.compile()
+        self.state = program.start() if self.loaded is None else program.split(self.loaded)
+        self.loaded = None
 
     def advance(self, num_rows: int) -> Metrics:
         """Trains for a number of rows of metrics, or to the end."""
         loop = self.program.loop
         upto = min(self.done + num_rows * loop.log_every, loop.num_updates)
-        self.state, metrics = self.program.run(self.state, self.done, upto)
+        self.state, metrics = self.program.run(self._state(), self.done, upto)
         self.pieces.append(metrics)
         self.unsaved.append(metrics)
         self.done = upto
         return metrics
+
+    def _state(self) -> Parts:
+        assert self.state is not None, "not started"
+        return self.state
 
     def report(self, start: int, metrics: Metrics, seconds: float, compiling: float) -> Report:
         """A report of rows of metrics that begin at an update."""
@@ -229,7 +235,7 @@ class _Training:
             self.folder.wait()  # for the checkpoint that these metrics follow
             with _ONE_AT_A_TIME:
                 self.folder.save_metrics(self.saved, self.done, _joined(self.unsaved))
-                self.folder.save(self.done, _kept(self.state))
+                self.folder.save(self.done, self.program.kept(self._state()))
             self.saved, self.unsaved = self.done, []
 
     def finish(self) -> None:
@@ -251,7 +257,8 @@ class _Training:
 
     def result(self) -> TrainOutput:
         """The output of the updates so far."""
-        return self.program.output(self.state, _joined(self.pieces))
+        whole = self.loaded if self.state is None else self.program.whole(self.state)
+        return self.program.output(whole, _joined(self.pieces))
 
     def output(self) -> TrainOutput:
         """The output of the updates so far, also written into the folder."""
@@ -378,13 +385,6 @@ def _warn_of_nonfinite(out: TrainOutput) -> None:
             + ", or kept them out of running statistics",
             stacklevel=4,
         )
-
-
-def _kept(state: PyTree) -> PyTree:
-    """A state that isn't overwritten by the next chunk, which takes its memory by donation."""
-    # On other backends it is copied to the host before saving returns.
-    on_cpu = jax.default_backend() == "cpu"
-    return jax.tree.map(jnp.copy, state) if on_cpu else state
 
 
 def _num_rows(metrics: Metrics) -> int:

@@ -36,16 +36,16 @@ class Effort:
         slices: number of slices trained.
         compiled: number of programs compiled for them.
         compile_seconds, seconds: of compiling, and of training.
-        devices: D, over which the members were laid out.
+        parts: most cores or devices that members were laid over.
         slice_sizes: members trained at once, for each group that was trained.
-        memory: bytes of the largest program on each device, as the compiler reports them.
+        memory: bytes of the largest slice, as the compiler reports them, on each device.
     """
 
     slices: int = 0
     compiled: int = 0
     compile_seconds: float = 0.0
     seconds: float = 0.0
-    devices: int = 1
+    parts: int = 1
     slice_sizes: tuple[int, ...] = ()
     memory: int = 0
 
@@ -56,7 +56,7 @@ class Effort:
             compiled=self.compiled + program.compiled,
             compile_seconds=self.compile_seconds + program.seconds,
             seconds=self.seconds + seconds,
-            devices=self.devices,
+            parts=max(self.parts, program.layout.num_parts),
             slice_sizes=(*self.slice_sizes, program.slice_size),
             memory=max(self.memory, program.memory),
         )
@@ -327,8 +327,8 @@ def _took(result: SweepResult) -> list[str]:
         steps = int(result.table["num_timesteps"].sum())
         sizes = " or ".join(str(size) for size in sorted(set(effort.slice_sizes)))
         lines.append(
-            f"{counted(effort.slices, 'slice')} of {sizes} over "
-            f"{counted(effort.devices, 'device')}, {effort.memory / 2**20:,.0f} MiB on each; "
+            f"{counted(effort.slices, 'slice')} of {sizes} in "
+            f"{counted(effort.parts, 'part')} at once, {effort.memory / 2**20:,.0f} MiB; "
             f"compiled in {effort.compile_seconds:.1f} s, trained in {effort.seconds:.1f} s"
         )
         lines.append(f"{steps:,} environment steps in all")

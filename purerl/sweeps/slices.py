@@ -4,17 +4,17 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
 
-from purerl.accelerator.devices import map_members
-from purerl.accelerator.machine import check_memory, free_memory, program_memory
+from purerl.accelerator.devices import ALONE, Devices
+from purerl.accelerator.machine import check_memory, free_memory
+from purerl.accelerator.members import Layout, Parallel, most_parts
 from purerl.accelerator.transfer import to_host
 from purerl.records.types import PyTree
 from purerl.sweeps.plan import Group
-from purerl.training.train import TrainOutput, make_train
+from purerl.training.train import TrainOutput, train_on
 
 # Members that a core trains at once, unless memory allows fewer: with more of them their data
 # leaves its caches, and every step takes longer (benchmarks/sweep.py --slices).
@@ -28,18 +28,24 @@ class CompiledGroup:
     """A group's training, compiled.
 
     Attributes:
-        call: from key data `[S, ...]` and hyperparameters `[S]` to a `TrainOutput` of `[S, ...]`.
-        slice_size: S.
+        call: from key data and hyperparameters to a `TrainOutput`, in parts.
+        layout: of a slice's members.
         memory: bytes on each device, as the compiler reports them; 0 where it doesn't.
         compiled: compilations; two or more where the first program didn't fit the memory.
         seconds: of compiling.
     """
 
-    call: Member
-    slice_size: int
+    call: Parallel
+    layout: Layout
     memory: int
     compiled: int
     seconds: float
+
+    @property
+    def slice_size(self) -> int:
+        """S, members in a slice."""
+        assert self.layout.num_members is not None
+        return self.layout.num_members
 
 
 def compile_group(
@@ -50,45 +56,40 @@ def compile_group(
     Args:
         group: the members.
         num_members: how many of them are to be trained.
-        slice_size: S, rounded up to a multiple of the devices; None for as many as fit the memory,
-            by the size that the compiler reports (on a CPU at most 4 a core).
+        slice_size: S; None for as many as fit the memory, by the size that the compiler reports (on
+            a CPU at most 4 a core).
         keep_buffer: whether the buffer is in the output.
 
     Raises:
         ConfigError: `slice_size` members, or a single one, don't fit the memory.
     """
     start, count = time.perf_counter(), 0
-    num_devices = jax.local_device_count()
-    most = -(-num_members // num_devices)
+    largest = num_members
     if slice_size is not None:
-        most = min(most, -(-slice_size // num_devices))
+        largest = min(largest, slice_size)
     elif jax.default_backend() == "cpu":
-        most = min(most, MEMBERS_PER_CORE)
-    program: Any = map_members(one_member(group, keep_buffer))
+        largest = min(largest, MEMBERS_PER_CORE * most_parts())
     while True:
-        size = num_devices * _even(num_members, most * num_devices, num_devices)
+        size = -(-num_members // -(-num_members // largest))  # of slices that are equal
+        layout = Layout.of(size)
         example = jax.tree.map(
-            lambda x, size=size: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype),
+            lambda x, n=size: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype),
             (group.keys, group.hyperparams),
         )
-        call = program.lower(*example).compile()
+        member = one_member(group, keep_buffer, Devices(one_core=layout.on_cores))
+        call = layout.compile(member, (0, 0), example)
         count += 1
-        memory, free = program_memory(call), free_memory()
-        if slice_size is not None or memory <= free or most == 1:
+        memory, free = call.memory, free_memory()
+        fewer = size - (layout.num_parts if layout.on_devices else 1)
+        if slice_size is not None or memory <= free or fewer < 1:
             check_memory(memory, f"{size} agents at once")
-            return CompiledGroup(call, size, memory, count, time.perf_counter() - start)
-        most = max(1, min(most - 1, math.floor(most * free / memory)))
+            return CompiledGroup(call, layout, memory, count, time.perf_counter() - start)
+        largest = max(1, min(fewer, math.floor(size * free / memory)))
 
 
-def _even(num_members: int, largest: int, num_devices: int) -> int:
-    """Members on each device, for slices of equal size and little padding of the last."""
-    num_slices = -(-num_members // largest)
-    return -(-num_members // (num_slices * num_devices))
-
-
-def one_member(group: Group, keep_buffer: bool) -> Member:
+def one_member(group: Group, keep_buffer: bool, devices: Devices = ALONE) -> Member:
     """`train` of a group, from key data; without the buffer in its output unless it is kept."""
-    train = make_train(group.config)
+    train = train_on(group.config, devices)
 
     def member(key: jax.Array, hyperparams: dict[str, jax.Array]) -> TrainOutput:
         out: PyTree = train(jax.random.wrap_key_data(key), hyperparams)
@@ -123,5 +124,6 @@ def run_slices(
         places = todo[start : start + program.slice_size]
         padded = np.resize(places, program.slice_size)
         hyperparams = {name: x[padded] for name, x in group.hyperparams.items()}
-        out = program.call(group.keys[padded], hyperparams)
+        split, join = program.layout.split, program.layout.join
+        out = join(program.call(split(group.keys[padded]), split(hyperparams)))
         yield places, [to_host(x)[: len(places)] for x in jax.tree.leaves(out)]

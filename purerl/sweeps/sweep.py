@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,11 +23,8 @@ from purerl.sweeps.progress import progress
 from purerl.sweeps.result import Effort, GroupResult, SweepResult
 from purerl.sweeps.slices import compile_group, member_shapes, run_slices
 from purerl.sweeps.store import DESCRIPTION, Store, describe_sweep, open_store
-from purerl.sweeps.subprocess import cores_lie_idle, pickled, run_apart
 from purerl.training.config import TrainConfig
 
-# Environment steps of a sweep from which on a separate process, some 4 seconds to start, pays.
-WORTH_A_PROCESS = 5_000_000
 TABLE = "table.csv"  # written by the command
 
 
@@ -44,13 +39,13 @@ def sweep(
     slice_size: int | None = None,
     keep_buffer: bool = False,
     run_dir: str | os.PathLike[str] | None = None,
-    all_cores: bool | None = None,
     verbose: bool | None = None,
 ) -> SweepResult:
     """Trains an agent for every combination of hyperparameters and seed.
 
-    The members are one flat axis, laid over all devices of the process and cut into slices that fit
-    their memory; one program, compiled once, trains all slices. A member equals
+    The members are one flat axis, cut into slices that fit the memory, each laid over all devices
+    of the process, or over all cores of a CPU (before JAX 0.11 after `use_all_cores`); one program,
+    compiled once, trains all slices. A member equals
     `make_train(config)(jax.random.key(seed), hyperparams)`, to rounding.
 
     Args:
@@ -64,15 +59,11 @@ def sweep(
             with each point of the grid, and with each seed.
         num_samples: number of draws.
         key: of the draws; None for `jax.random.key(0)`.
-        slice_size: S, members trained at once, rounded up to a multiple of the devices; None for as
-            many as fit the memory.
+        slice_size: members trained at once; None for as many as fit the memory.
         keep_buffer: whether each member's final state has its buffer.
         run_dir: a folder that gets each slice when it is finished. The same call with the same
             folder continues from there, also after the process was killed. At the end the best
             combination is in it as a run, for `read_run`, `purerl eval` and the like.
-        all_cores: where JAX has the CPU as one device, train in a separate process, with a device
-            for each core; None to do so where it pays. The results are the same. (Where JAX has not
-            started yet, `use_all_cores` does without that process.)
         verbose: None shows a progress bar on a terminal; True also prints a line for each slice
             elsewhere; False shows nothing.
 
@@ -81,7 +72,7 @@ def sweep(
             is compiled.
         RunError: the folder can't be written or read.
     """
-    switches = {"keep_buffer": keep_buffer, "all_cores": all_cores, "verbose": verbose}
+    switches = {"keep_buffer": keep_buffer, "verbose": verbose}
     for name, value in switches.items():
         if not isinstance(value, bool) and (value is not None or name == "keep_buffer"):
             words = "True or False" + ("" if name == "keep_buffer" else " or None")
@@ -96,17 +87,7 @@ def sweep(
     store = None if run_dir is None else _open(run_dir, describe_sweep(plan, keep_buffer))
     job = Job(plan, store, slice_size, keep_buffer, verbose)
     results = job.load()
-    effort = Effort()
-    pays = all_cores or (all_cores is None and _steps_to_go(results) >= WORTH_A_PROCESS)
-    if pays and _steps_to_go(results) and cores_lie_idle():
-        with _temporary_folder() as folder:
-            apart = dataclasses.replace(job, store=store or Store(folder))
-            payload = pickled(functools.partial(_effort, apart))
-            if payload is not None:
-                effort = run_apart(payload)
-                results = apart.load()
-    if _steps_to_go(results):
-        effort = job.train(results)
+    effort = job.train(results)
     result = SweepResult(plan, [result for result, _ in results], effort)
     if store is not None:
         write_best(result, store.path)
@@ -122,14 +103,6 @@ def _open(run_dir: str | os.PathLike[str], description: dict[str, object]) -> St
 
 
 @contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    with contextlib.ExitStack() as stack:
-        with _written(Path(tempfile.gettempdir())):
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="purerl-sweep-"))
-        yield Path(folder)
-
-
-@contextlib.contextmanager
 def _written(path: Path) -> Iterator[None]:
     """Raises RunError, in one line, where the body can't write into a folder."""
     try:
@@ -142,11 +115,6 @@ def _written(path: Path) -> Iterator[None]:
 
 
 Results = list[tuple[GroupResult, np.ndarray]]
-
-
-def _steps_to_go(results: Results) -> int:
-    """Environment steps of the unfinished members."""
-    return sum(int(np.sum(~done)) * int(result.shapes.timesteps[-1]) for result, done in results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +142,7 @@ class Job:
 
     def train(self, results: Results) -> Effort:
         """Trains the unfinished members, into the results and into the store."""
-        effort = Effort(devices=jax.local_device_count())
+        effort = Effort()
         with progress(self.plan.num_members, self.verbose) as report:
             for number, (result, done) in enumerate(results):
                 todo = np.flatnonzero(~done)
@@ -193,11 +161,6 @@ class Job:
                     report("training", sum(int(done.sum()) for _, done in results))
                 effort = effort.plus(program, len(todo), time.perf_counter() - start)
         return effort
-
-
-def _effort(job: Job) -> Effort:
-    """Trains in another process: the results go through the store."""
-    return job.train(job.load())
 
 
 def _fill(

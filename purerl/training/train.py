@@ -1,5 +1,6 @@
 """`make_train`: from a config to a pure function that trains."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from flax import struct
 
+from purerl.accelerator.devices import ALONE, Devices
 from purerl.agents import Agent
 from purerl.experience.metrics import Metrics
 from purerl.records.draws import list_values
@@ -128,10 +130,17 @@ def make_train(config: TrainConfig | Mapping[str, Plain]) -> Train:
     """
     if not isinstance(config, TrainConfig):
         config = TrainConfig.from_mapping(config)
+    return train_on(config)
+
+
+def train_on(config: TrainConfig, devices: Devices = ALONE) -> Train:
+    """As `make_train`; a run on one device has `devices` in its loop."""
 
     def train(key: jax.Array, hyperparams: Hyperparams = None) -> TrainOutput:
         check_key(key)
         loop = config.make_loop(hyperparams)
+        if loop.devices.count == 1:
+            loop = dataclasses.replace(loop, devices=devices)
         check_size(loop)
         state, metrics = loop.spread(loop.scan)(loop.start(key))
         parts = config.parts()

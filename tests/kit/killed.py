@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 import purerl
-from purerl.accelerator import devices
-from purerl.runs.chunks import Program
+from purerl.accelerator import devices, members
 
 
 def digest(out):
@@ -32,7 +31,7 @@ def main(name, folder, num_updates, coordinator=None, num_processes="1", process
     from .quick import quick_jit  # these start JAX
     from .runs import small
 
-    Program.jit = staticmethod(quick_jit)
+    members.jit = quick_jit
     config = small(name, int(num_updates))
     out = purerl.fit(
         config if coordinator is None else config.replace(num_devices=2),

@@ -1,23 +1,25 @@
 """What keeps the default suite short."""
 
 import contextlib
-import functools
 
 import jax
 import pytest
 
-from purerl.accelerator.compiling import QUICK_COMPILE
-from purerl.runs.chunks import Program
+from purerl.accelerator import members
+from purerl.accelerator.compiling import ONE_CORE, QUICK_COMPILE
 
-# For programs so small that compiling them takes the time.
-quick_jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
+
+def quick_jit(function, *, one_core=False, **options):
+    """For programs so small that compiling them takes the time."""
+    compiler_options = QUICK_COMPILE | (ONE_CORE if one_core else {})
+    return jax.jit(function, compiler_options=compiler_options, **options)
 
 
 @contextlib.contextmanager
 def quick_programs():
-    """What `fit` compiles, it compiles quickly."""
+    """What `fit` and `sweep` compile, they compile quickly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Program, "jit", staticmethod(quick_jit))
+        patch.setattr(members, "jit", quick_jit)
         yield
 
 

@@ -14,7 +14,3 @@ LRS = [0.3, 1.0]  # of Tiny, for which they make a difference
 def config(env=None, agent=None, **changes):
     agent = agent or Tiny()
     return purerl.TrainConfig(env=env or target_env(), agent=agent, **{**SMALL, **changes})
-
-
-def sweep(*args, **options):
-    return purerl.sweep(*args, **{"all_cores": False, **options})

@@ -1,0 +1,125 @@
+"""Members over cores and devices: whatever the layout, each is trained as it is alone."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kit.agents import Tiny
+from kit.environments import push_env
+from kit.trees import assert_close, assert_equal
+
+import purerl
+from purerl.accelerator import members
+from purerl.accelerator.members import Layout, in_threads
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
+
+
+def config(**changes):
+    options = {"num_envs": 4, "update_every": 8, "normalize_obs": True, **changes}
+    return purerl.TrainConfig(push_env(), Tiny(), 8 * 32, **options)
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Sets the number of programs at a time. Before JAX 0.11 they run one after the other, since
+    XLA would hang."""
+    if jax.__version_info__ < (0, 11):
+        monkeypatch.setattr(members, "in_threads", lambda calls: [call() for call in calls])
+
+    def use(number):
+        monkeypatch.setattr(members, "num_lanes", lambda: number)
+
+    return use
+
+
+@pytest.mark.parametrize("num_cores", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_members", [1, 2, 3, 5, 8])
+def test_parts_are_of_one_size_and_hold_everyone(num_members, num_cores, cores):
+    cores(num_cores)
+    layout = Layout.of(num_members)
+    assert layout.num_parts <= min(num_cores, num_members)
+    # As few on a core as can be, on no more cores than that takes.
+    assert layout.size == -(-num_members // num_cores)
+    assert layout.size * (layout.num_parts - 1) < num_members <= layout.size * layout.num_parts
+    keys = jax.vmap(jax.random.key)(np.arange(num_members, dtype=np.uint32))
+    tree = {"key": keys, "x": jnp.arange(2.0 * num_members).reshape(-1, 2)}
+    parts = layout.split(tree)
+    assert len(parts) == layout.num_parts
+    assert {len(leaf) for part in parts for leaf in jax.tree.leaves(part)} == {layout.size}
+    assert_equal(layout.join(parts), tree)
+
+
+def test_one_agent_and_other_devices_are_left_alone(cores, monkeypatch):
+    cores(4)
+    assert Layout.of(None) == Layout(None, 1, False)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 4)
+    assert Layout.of(6) == Layout(6, 3, on_devices=True)
+    assert Layout.of(1) == Layout(1, 1, on_devices=False)
+    monkeypatch.undo()
+    monkeypatch.setenv("NPROC", "1")
+    assert members.num_lanes() == 1
+
+
+def test_they_run_at_the_same_time_and_an_exception_arrives():
+    meeting = threading.Barrier(3, timeout=30)
+    assert in_threads([meeting.wait] * 3) != [None] * 3
+
+    def fail():
+        raise FloatingPointError("one of them")
+
+    with pytest.raises(FloatingPointError, match="one of them"):
+        in_threads([lambda: 1, fail])
+
+
+def test_a_member_does_not_depend_on_the_layout(cores):
+    """Five seeds on one core, two (of 3 and 2) and five; to the bit with as many on each core."""
+    outputs = []
+    for number in (1, 2, 5):
+        cores(number)
+        outputs.append(purerl.fit(config(), seeds=5))
+    for out in outputs[1:]:
+        assert_close(out.state, outputs[0].state, 1e-5)
+        assert_close(out.metrics, outputs[0].metrics, 1e-4)
+        assert isinstance(jax.tree.leaves(out.state.agent)[0], jax.Array)
+    cores(2)
+    apart = purerl.fit(config(), seeds=[3, 4, 0, 1, 2])
+    places = np.array([2, 3, 4, 0, 1])
+    assert_equal(jax.tree.map(lambda x: x[places], apart.state), outputs[1].state)
+
+
+def test_what_was_begun_on_other_cores_goes_on(cores, tmp_path):
+    """A checkpoint is of all members, whatever the layout: here from two cores to one and three."""
+    cores(2)
+    whole = purerl.fit(config(), seeds=5)
+
+    def stop(report):
+        if report.stop >= 3:
+            raise RuntimeError("enough")
+
+    fit = {"seeds": 5, "report_every": 0.0}
+    for number in (2, 1, 3):
+        cores(2)
+        folder = tmp_path / str(number)
+        with pytest.raises(RuntimeError, match="enough"):
+            purerl.fit(config(), folder, callback=stop, **fit)
+        cores(number)
+        resumed = purerl.fit(config(), folder, **fit)
+        if number == 2:
+            assert_equal(resumed.state, whole.state)
+        assert_close(resumed.state, whole.state, 1e-5)
+        assert_close(resumed.metrics, whole.metrics, 1e-4)
+
+
+def test_a_sweep_over_cores_is_one_over_none(cores):
+    outputs = []
+    for number in (1, 3):
+        cores(number)
+        outputs.append(purerl.sweep(config(), seeds=4, grid={"lr": [0.1, 0.3]}, slice_size=5))
+    alone, spread = outputs
+    assert (alone.effort.parts, spread.effort.parts) == (1, 2)  # two of two
+    assert (alone.effort.slices, spread.effort.slices) == (2, 2)
+    assert_close(spread.metrics, alone.metrics, 1e-4)
+    assert_close(spread.member(7).state, alone.member(7).state, 1e-5)
