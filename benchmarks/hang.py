@@ -2,6 +2,7 @@
 
     python benchmarks/hang.py                       # with purerl's settings
     python benchmarks/hang.py --scheduler on        # with XLA's default, which hangs on JAX 0.10
+    python benchmarks/hang.py --layout cores        # sweep, members over the cores (JAX 0.11 on)
     python benchmarks/hang.py --layout devices --runs 50 --steps 30000     # sweep, a device a core
     python benchmarks/hang.py --layout devices --threads 2          # with as few threads as devices
 
@@ -29,10 +30,11 @@ print("done", out.num_timesteps)
 """
 SWEEP = """
 import purerl
-purerl.use_all_cores()
+if {devices}:
+    purerl.use_all_cores()
 config = purerl.TrainConfig("CartPole-v1", total_timesteps={steps}, num_envs=4)
-result = purerl.sweep(config, seeds=range({seed}, {seed} + 16), all_cores=False)
-assert result.effort.devices > 1
+result = purerl.sweep(config, seeds=range({seed}, {seed} + 16))
+assert result.effort.parts > 1
 print("done", result.table["num_timesteps"].sum())
 """
 BUSY = "while True: pass"
@@ -44,7 +46,7 @@ def main():
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--limit", type=float, default=180.0, help="seconds")
     parser.add_argument("--scheduler", choices=["off", "on"], default="off")
-    parser.add_argument("--layout", choices=["vmap", "devices"], default="vmap")
+    parser.add_argument("--layout", choices=["vmap", "cores", "devices"], default="vmap")
     parser.add_argument("--threads", type=int, help="XLA's, in place of purerl's choice")
     parser.add_argument("--no-cache", action="store_true", help="compile in each run")
     args = parser.parse_args()
@@ -62,7 +64,7 @@ def main():
     hung = failed = 0
     try:
         for run in range(args.runs):
-            code = train.format(steps=args.steps, seed=run)
+            code = train.format(steps=args.steps, seed=run, devices=args.layout == "devices")
             start = time.perf_counter()
             try:
                 done = subprocess.run(

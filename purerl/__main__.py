@@ -1,7 +1,5 @@
 """`python -m purerl` is the `purerl` command."""
 
-import sys
+from purerl.cli import command
 
-from purerl.cli import main
-
-sys.exit(main())
+command()

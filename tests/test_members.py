@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from kit.agents import Tiny
 from kit.environments import push_env
+from kit.quick import quick_jit
 from kit.trees import assert_close, assert_equal
 
 import purerl
 from purerl.accelerator import members
 from purerl.accelerator.members import Layout, in_threads
+from purerl.training.train import program_key
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -123,3 +125,60 @@ def test_a_sweep_over_cores_is_one_over_none(cores):
     assert (alone.effort.slices, spread.effort.slices) == (2, 2)
     assert_close(spread.metrics, alone.metrics, 1e-4)
     assert_close(spread.member(7).state, alone.member(7).state, 1e-5)
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """Grows with each trace of a program of `fit` or `sweep`."""
+    traced = []
+
+    def jit(function, **options):
+        def counted(*args):
+            traced.append(args)
+            return function(*args)
+
+        return quick_jit(counted, **options)
+
+    monkeypatch.setattr(members, "jit", jit)
+    return traced
+
+
+def test_the_same_program_is_compiled_once(traces, cores):
+    """Also for other seeds and values, in another object, and after a run was broken off."""
+    cores(2)
+    base = config()
+    first = purerl.fit(base, seeds=2)
+    assert len(traces) == 2  # the first state and the chunks
+    purerl.fit(base.replace(), seeds=[5, 6])
+    assert len(traces) == 2
+    assert_equal(purerl.fit(base, seeds=2), first)
+    with_lr = {"hyperparams": {"lr": [0.1, 0.2]}}
+    tuned = purerl.fit(base, seeds=2, **with_lr)
+    assert len(traces) == 4
+    assert_equal(purerl.fit(base, seeds=2, **with_lr), tuned)
+    purerl.sweep(base, seeds=2)
+    purerl.sweep(base, seeds=2)
+    assert len(traces) == 5
+    # What differs in anything is another program.
+    for other in (config(), base.replace(agent=Tiny(lr=0.5)), base.replace(num_envs=2)):
+        before = len(traces)
+        out = purerl.fit(other, seeds=2)
+        assert len(traces) == before + 2
+        np.testing.assert_allclose(out.agent.lr, other.agent.lr, rtol=1e-6)
+
+
+def test_an_environment_by_its_name_is_the_same_one():
+    def key(**changes):
+        options = {"env": "CartPole-v1", "agent": purerl.PPO(), "total_timesteps": 4096}
+        return program_key(purerl.TrainConfig(**{**options, **changes}))
+
+    assert key() == key()
+    assert hash(key()) == hash(key())
+    gravity = purerl.make("CartPole-v1", gravity=1.6)
+    assert key(env=gravity) == key(env={"name": "CartPole-v1", "gravity": 1.6}) != key()
+    assert key(env="Acrobot-v1") != key()
+    mine = purerl.make("CartPole-v1")._replace(reset=lambda key: None)
+    assert program_key(purerl.TrainConfig(push_env(), Tiny(), 32)) != program_key(
+        purerl.TrainConfig(push_env(), Tiny(), 32)
+    )
+    assert purerl.envs.registry.source_of(mine) is None

@@ -1,7 +1,8 @@
 """The compiler's options, for the programs that purerl compiles and no others."""
 
+import collections
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 
@@ -11,6 +12,9 @@ LEVEL = "xla_backend_optimization_level"
 # For programs so small that compiling them takes the time, not running them.
 QUICK_COMPILE = {LEVEL: 0}
 ONE_CORE = {"xla_cpu_multi_thread_eigen": False}
+# Programs kept for a call that needs the same ones.
+MOST_REMEMBERED = 8
+_remembered: "collections.OrderedDict[Hashable, jax.stages.Wrapped]" = collections.OrderedDict()
 
 
 def compiler_options() -> dict[str, int]:
@@ -57,3 +61,22 @@ def jit(
         donate_argnums=donate_argnums,
         compiler_options=options or None,
     )
+
+
+def remembered(key: Hashable, make: Callable[[], jax.stages.Wrapped]) -> jax.stages.Wrapped:
+    """A jitted function, the same one as of the last call with an equal key, so that JAX neither
+    traces nor compiles it again.
+
+    Args:
+        key: all that the function depends on except its arguments; not remembered if it can't be
+            hashed.
+        make: makes it.
+    """
+    try:
+        found = _remembered.pop(key, None)
+    except (TypeError, ValueError):  # no hash, or arrays that can't be compared
+        return make()
+    _remembered[key] = made = make() if found is None else found
+    if len(_remembered) > MOST_REMEMBERED:
+        _remembered.popitem(last=False)
+    return made

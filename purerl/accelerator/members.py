@@ -4,19 +4,19 @@ import dataclasses
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from purerl.accelerator.compiling import jit
+from purerl.accelerator.compiling import jit, remembered
 from purerl.accelerator.machine import num_cores, program_memory
 from purerl.accelerator.transfer import from_host, to_host
 from purerl.records.types import PyTree
 
-MEMBERS = "members"
+MEMBERS, THREAD = "members", "purerl-part"
 # Pytrees whose leaves have the members of a part on their first axis, one for each call.
 Parts = list[PyTree]
 
@@ -116,6 +116,7 @@ class Layout:
         axes: tuple[int | None, ...],
         like: Sequence[PyTree],
         donate: int | tuple[int, ...] = (),
+        key: Hashable = None,
     ) -> "Parallel":
         """The program of a part.
 
@@ -124,7 +125,21 @@ class Layout:
             axes: for each argument 0, or None if it is the same for all members.
             like: the arguments, or their shapes, with leaves `[S, ...]` where the axis is 0.
             donate: arguments whose memory the result may take.
+            key: all that `fn` depends on; with an equal one, it isn't traced and compiled again.
+                None to remember nothing.
         """
+        shapes = [x if a is None else self.parts_like(x) for x, a in zip(like, axes, strict=True)]
+        make = functools.partial(self._jit, fn, axes, donate)
+        # With `jit`, which tests replace.
+        program = make() if key is None else remembered((key, self, axes, donate, jit), make)
+        return Parallel(self, axes, program.lower(*shapes).compile())
+
+    def _jit(
+        self,
+        fn: Callable[..., PyTree],
+        axes: tuple[int | None, ...],
+        donate: int | tuple[int, ...],
+    ) -> jax.stages.Wrapped:
         mapped = fn if self.num_members is None else jax.vmap(fn, axes)
         if self.on_devices:
             specs = tuple(PartitionSpec() if x is None else PartitionSpec(MEMBERS) for x in axes)
@@ -135,9 +150,7 @@ class Layout:
                 out_specs=PartitionSpec(MEMBERS),
                 check_vma=False,
             )
-        shapes = [x if a is None else self.parts_like(x) for x, a in zip(like, axes, strict=True)]
-        program = jit(mapped, donate_argnums=donate, one_core=self.on_cores)
-        return Parallel(self, axes, program.lower(*shapes).compile())
+        return jit(mapped, donate_argnums=donate, one_core=self.on_cores)
 
     @property
     def _mesh(self) -> Mesh:
@@ -189,8 +202,9 @@ class Parallel:
 def in_threads(calls: Sequence[Callable[[], PyTree]]) -> list[PyTree]:
     """Results of functions that are called at the same time, each in a thread.
 
-    The calling thread waits, and can be interrupted. Raises the first exception of a function, once
-    all have ended.
+    Raises the first exception of a function, once all have ended. The calling thread can be
+    interrupted while it waits; the functions then run on to their ends, for which Python waits
+    before it exits.
     """
     results: list[PyTree] = [None] * len(calls)
     errors: list[BaseException | None] = [None] * len(calls)
@@ -201,7 +215,8 @@ def in_threads(calls: Sequence[Callable[[], PyTree]]) -> list[PyTree]:
         except BaseException as error:
             errors[i] = error
 
-    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(len(calls))]
+    # XLA would crash under threads that Python stops at its exit, as it does with daemons.
+    threads = [threading.Thread(target=work, args=(i,), name=THREAD) for i in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -210,6 +225,11 @@ def in_threads(calls: Sequence[Callable[[], PyTree]]) -> list[PyTree]:
         if error is not None:
             raise error
     return results
+
+
+def any_thread_runs() -> bool:
+    """Whether functions still run after an interrupt of `in_threads`."""
+    return any(thread.name == THREAD for thread in threading.enumerate())
 
 
 def _take(tree: PyTree, places: np.ndarray, sharding: NamedSharding | None) -> PyTree:

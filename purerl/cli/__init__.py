@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from purerl.accelerator.members import any_thread_runs
 from purerl.cli.terminal import lasting_output, new_console
 from purerl.envs.check import EnvError
 from purerl.records.errors import ConfigError, RunError, suggest
@@ -102,6 +103,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if TRACEBACK in os.environ:
                 raise
             return _fail(_unforeseen(error), FAILED)
+
+
+def command() -> NoReturn:
+    """The process of the command: `main`, and the end of the process."""
+    code = main()
+    if any_thread_runs():  # after Ctrl-C, perhaps for minutes
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _unforeseen(error: Exception) -> str:

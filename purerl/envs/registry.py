@@ -60,6 +60,11 @@ def env_names() -> list[str]:
     return [*_factories, *gymnax.names()]
 
 
+def is_builtin(name: str) -> bool:
+    """Whether a name is of gymnax, and of no environment that was registered since."""
+    return name not in _factories and name in gymnax.names()
+
+
 def make(name: str, /, **params: object) -> Env:
     """An environment by its name.
 

@@ -27,7 +27,7 @@ from purerl.training.hyperparams import (
     with_hyperparams,
 )
 from purerl.training.loop import OWN, Loop
-from purerl.training.train import TrainOutput, list_seeds, make_output
+from purerl.training.train import TrainOutput, list_seeds, make_output, program_key
 
 CHUNK_BYTES = 2**24  # of metrics in a chunk, at most
 
@@ -58,10 +58,14 @@ class Program:
 
     def compile(self) -> None:
         """Compiles the first state and the chunks, and checks the memory they take."""
-        self._start = self.layout.compile(self._init, (0, 0), (self.keys, self.values))
+        key = program_key(self.config), self.capacity
+        self._start = self.layout.compile(
+            self._init, (0, 0), (self.keys, self.values), key=("init", *key)
+        )
         # One program for chunks of any length: the number of rows is an argument.
         like = self.state_like, self.values, _count(0), 0
-        self._run = self.layout.compile(self._chunk, (0, 0, None, None), like, donate=0)
+        axes = (0, 0, None, None)
+        self._run = self.layout.compile(self._chunk, axes, like, donate=0, key=("chunk", *key))
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
         check_memory(self._run.memory, what)
         self._values = self.layout.split(self.values)

@@ -57,15 +57,19 @@ def fit(
     checkpoint_every: float = 30.0,
     keep: int = 3,
 ) -> TrainOutput:
-    """Trains like `make_train`, jitted with `compiler_options()`, with bitwise the same results, in
-    chunks that report to the host.
+    """Trains like `make_train`, jitted with `compiler_options()`, in chunks that report to the host.
+
+    One agent's results are those of `make_train`, bit for bit. Several are laid over the cores of a
+    CPU, or over the devices of the process, in parts of equal size: the results are the same to
+    rounding, and bit for bit as those of a `vmap` of a part. The same program isn't compiled again
+    in the same process.
 
     Args:
         config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
         run_dir: a folder for checkpoints, `config.toml`, `metrics.csv`, `summary.json` and the
             seeds' policies, new or empty; None for none. Called again with the same arguments,
             `fit` resumes from the newest checkpoint, also after a kill at any moment, and ends in
-            the same state as an uninterrupted run.
+            the same state as an uninterrupted run (to rounding on another number of cores).
         seeds: a number of seeds (0, 1, ...), or the seeds, each trained from the key
             `jax.random.key(seed)`, all at once; None for one agent, with seed 0, without the axis.
         hyperparams: float fields of the run's parts by path, as for `make_train`; scalars or `[S]`.

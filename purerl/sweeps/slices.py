@@ -14,7 +14,7 @@ from purerl.accelerator.members import Layout, Parallel, most_parts
 from purerl.accelerator.transfer import to_host
 from purerl.records.types import PyTree
 from purerl.sweeps.plan import Group
-from purerl.training.train import TrainOutput, train_on
+from purerl.training.train import TrainOutput, program_key, train_on
 
 # Members that a core trains at once, unless memory allows fewer: with more of them their data
 # leaves its caches, and every step takes longer (benchmarks/sweep.py --slices).
@@ -77,7 +77,8 @@ def compile_group(
             (group.keys, group.hyperparams),
         )
         member = one_member(group, keep_buffer, Devices(one_core=layout.on_cores))
-        call = layout.compile(member, (0, 0), example)
+        key = "sweep", program_key(group.config), keep_buffer
+        call = layout.compile(member, (0, 0), example, key=key)
         count += 1
         memory, free = call.memory, free_memory()
         fewer = size - (layout.num_parts if layout.on_devices else 1)

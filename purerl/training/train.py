@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -11,10 +11,11 @@ from flax import struct
 
 from purerl.accelerator.devices import ALONE, Devices
 from purerl.agents import Agent
+from purerl.envs.registry import is_builtin, source_of
 from purerl.experience.metrics import Metrics
 from purerl.records.draws import list_values
 from purerl.records.errors import ConfigError, MemberError, shown
-from purerl.records.fields import INT32, check_key
+from purerl.records.fields import INT32, check_key, unchecked
 from purerl.records.types import Plain, PyTree
 from purerl.statistics import final_returns
 from purerl.training.check import check_size
@@ -149,6 +150,15 @@ def train_on(config: TrainConfig, devices: Devices = ALONE) -> Train:
         return make_output(config, loop, state, metrics, agent, env_params)
 
     return train
+
+
+def program_key(config: TrainConfig) -> Hashable:
+    """All that a run's program depends on, except keys and hyperparameters: equal for configs that
+    are equal and have the same environment, either the same object or one that gymnax has under the
+    same name with the same parameters."""
+    source = source_of(config.env)
+    known = source is not None and is_builtin(source.name)
+    return unchecked(config, env=source) if known else config
 
 
 def make_output(
