@@ -57,7 +57,7 @@ def fit(
     checkpoint_every: float = 30.0,
     keep: int = 3,
 ) -> TrainOutput:
-    """Trains like `make_train`, jitted with `compiler_options()`, in chunks that report to the host.
+    """Trains like `make_train`, jitted with `compiler_options()`, in chunks, with reports.
 
     One agent's results are those of `make_train`, bit for bit. Several are laid over the cores of a
     CPU, or over the devices of the process, in parts of equal size: the results are the same to
