@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from kit.environments import faulty, walk
 from kit.folders import contents
-from kit.quick import mostly_slow, quick_jit
+from kit.quick import full_jit, mostly_slow, quick_jit, quick_programs
 from kit.runs import PRIORITIES, RUNS, small, start, stop_at, updates
 from kit.trees import assert_equal
 
@@ -27,8 +27,9 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 def test_fit_is_make_train_bit_for_bit():
     config = small("PPO")
     reports = []
-    out = purerl.fit(config, callback=reports.append, report_every=0.0)
-    assert_equal(out, quick_jit(purerl.make_train(config))(jax.random.key(0)))
+    with quick_programs(full_jit):
+        out = purerl.fit(config, callback=reports.append, report_every=0.0)
+    assert_equal(out, full_jit(purerl.make_train(config))(jax.random.key(0)))
     assert [r.start for r in reports] == [0, *[r.stop for r in reports[:-1]]]
     assert reports[-1].stop == reports[-1].num_updates == 12
     rows = [r.metrics for r in reports]

@@ -96,11 +96,14 @@ def trainer(name, num_updates=3):
     )
 
 
-FLAGS = {
-    "x64": lambda: jax.enable_x64(True),
-    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
-    "strict dtypes": lambda: jax.numpy_dtype_promotion("strict"),
-}
+@contextlib.contextmanager
+def strict():
+    """Each of the two refuses beside the other what it refuses alone."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+FLAGS = {"x64": lambda: jax.enable_x64(True), "strict": strict}
 
 
 @pytest.mark.parametrize("name", RUNS)

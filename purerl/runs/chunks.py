@@ -50,14 +50,16 @@ class Program:
         self.capacity = min(self.loop.num_rows, max(1, CHUNK_BYTES // size))
 
     def compile(self) -> None:
-        """Compiles the first state and the chunks, and checks the memory they take."""
-        init = self.jit(self._over(self._init, (0, 0)))
-        self.init = init.lower(self.keys, self.values).compile()
+        """Compiles the chunks, and checks the memory they take."""
         # One program for chunks of any length: the number of rows is an argument.
         chunk = self.jit(self._over(self._chunk, (0, 0, None, None)), donate_argnums=0)
         self._run = chunk.lower(self.state_like, self.values, _count(0), 0).compile()
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
         check_memory(program_memory(self._run), what)
+
+    def init(self) -> PyTree:
+        """Compiles and computes the first state."""
+        return self.jit(self._over(self._init, (0, 0)))(self.keys, self.values)
 
     def run(self, state: PyTree, start: int, stop: int) -> tuple[PyTree, Metrics]:
         """The state after the updates from `start` up to `stop`, and their metrics on the host;
@@ -99,8 +101,10 @@ class Program:
         loop = self.config.make_loop(values)
 
         def rows(state: PyTree, start: Count, num_rows: jax.Array) -> PyTree:
-            like = jax.eval_shape(loop.row, state, start)[2]
-            table = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), like)
+            agents = self.keys.ndim
+            table = jax.tree.map(
+                lambda x: jnp.zeros((self.capacity, *x.shape[agents:]), x.dtype), self.metrics_like
+            )
 
             def body(at: jax.Array, carry: tuple) -> tuple:
                 (state, index), table = carry

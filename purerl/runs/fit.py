@@ -171,7 +171,7 @@ class _Training:
         """Compiles, and makes the first state unless one was loaded."""
         self.program.compile()
         if self.state is None:
-            self.state = self.program.init(self.program.keys, self.program.values)
+            self.state = self.program.init()
 
     def advance(self, num_rows: int) -> Metrics:
         """Trains for a number of rows of metrics, or to the end."""
