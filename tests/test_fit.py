@@ -119,6 +119,12 @@ def interrupted(tmp_path, config=None, update=4, **options):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def stopped(compile_once, tmp_path_factory):
+    """The folder of a stopped run, which nothing changes."""
+    return interrupted(tmp_path_factory.mktemp("stopped"), small("PPO"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -128,18 +134,18 @@ def interrupted(tmp_path, config=None, update=4, **options):
         ({"total_timesteps": 640}, "PPO.anneal=True follows the length of the run"),
     ],
 )
-def test_another_run_is_refused_and_nothing_is_changed(changes, message, tmp_path):
-    before = contents(interrupted(tmp_path, small("PPO")))
+def test_another_run_is_refused_and_nothing_is_changed(changes, message, stopped):
+    before = contents(stopped)
     config = small("PPO").replace(**changes)
     with pytest.raises(purerl.ConfigError, match=message):
-        purerl.fit(config, tmp_path)
+        purerl.fit(config, stopped)
     with pytest.raises(purerl.ConfigError, match=r"seeds is None there, got \[0, 1\]"):
-        purerl.fit(small("PPO"), tmp_path, seeds=2)
+        purerl.fit(small("PPO"), stopped, seeds=2)
     with pytest.raises(purerl.ConfigError, match=r"hyperparams.lr is None there, got 0.5"):
-        purerl.fit(small("PPO"), tmp_path, hyperparams={"lr": 0.5})
+        purerl.fit(small("PPO"), stopped, hyperparams={"lr": 0.5})
     with pytest.raises(purerl.ConfigError, match=r"resume: got False, but .* holds a run"):
-        purerl.fit(small("PPO"), tmp_path, resume=False)
-    assert contents(tmp_path) == before
+        purerl.fit(small("PPO"), stopped, resume=False)
+    assert contents(stopped) == before
 
 
 def test_resume_wants_something_to_resume(tmp_path):
@@ -228,9 +234,9 @@ def test_where_no_checkpoint_is_good_nothing_is_changed(tmp_path):
     assert contents(folder) == before
 
 
-def test_a_foreign_checkpoint_is_told(tmp_path):
+def test_a_foreign_checkpoint_is_told(stopped, tmp_path):
     """The same config by every name in it, but another network under one of the names."""
-    interrupted(tmp_path / "a", small("PPO"))
+    shutil.copytree(stopped, tmp_path / "a")
     other = small("PPO", agent=purerl.PPO(hidden=(16,)))
     interrupted(tmp_path / "b", other)
     shutil.rmtree(tmp_path / "a" / "checkpoints")
