@@ -1,29 +1,38 @@
 """What all tests share."""
 
+import gc
 import os
 import shutil
 import tempfile
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from kit.quick import quick_programs
+from kit.quick import QUICK_FLAGS, quick_programs
 
 import purerl
 from purerl.accelerator.compiling import LEVEL
 
 
 def pytest_configure(config):
-    """Programs that several tests compile are compiled once, by whichever worker comes first; on a
-    CPU at the level that purerl compiles at."""
+    """Programs that several tests compile are compiled once, by whichever worker comes first; all
+    but the trials' with the flags that compile fastest, because half of the time went there."""
     if f"--{LEVEL}" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{LEVEL}=1".strip()
+        flags = (f"--{name}={value}" for name, value in QUICK_FLAGS.items())
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
     if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = tempfile.mkdtemp(prefix="purerl-tests-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    # Thousands of programs are of one operation: looking one up takes half of compiling it.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_collection_finish():
+    """Tracing allocates so much that collecting garbage at Python's pace takes a sixth of it."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture
@@ -37,22 +46,10 @@ def cartpole():
 
 
 @pytest.fixture(scope="module")
-def compile_once(tmp_path_factory):
-    """A run that goes on is compiled as often as it is called; here it is looked up."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def compile_once():
+    """A run that goes on is compiled quickly, and where it goes on it is looked up."""
     with quick_programs():
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(name="quick_programs")

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kit.quick import quick_jit, quick_programs
+from kit.quick import full_jit, quick_programs
 from rich.console import Console
 
 import purerl
@@ -44,9 +44,9 @@ def config_of(*argv):
 
 
 def test_train_shows_a_curve_and_leaves_a_folder(command):
-    code, out, err = command(
-        "train", "CartPole-v1", "--seeds", "5,6,7", "--eval-every", 4, "--num-envs", 8, *QUICK
-    )
+    argv = ("train", "CartPole-v1", "--seeds", "5,6,7", "--eval-every", 4, "--num-envs", 8, *QUICK)
+    with quick_programs(full_jit):
+        code, out, err = command(*argv)
     assert (code, err) == (0, "")
     assert "preset for CartPole-v1 and ppo: " in out
     assert "CartPole-v1, PPO, 3 seeds: 16 updates of 8 environments x 32 steps" in out
@@ -69,7 +69,7 @@ def test_train_shows_a_curve_and_leaves_a_folder(command):
         "CartPole-v1", total_timesteps=4096, num_envs=8, update_every=32, eval_every=4
     )
     keys = jax.vmap(jax.random.key)(jnp.arange(5, 8, dtype=jnp.uint32))
-    outs = quick_jit(jax.vmap(purerl.make_train(config)))(keys)
+    outs = full_jit(jax.vmap(purerl.make_train(config)))(keys)
     last = np.asarray(outs.metrics.episode_return)[:, -1]
     mean = re.search(r"^return +([\d.]+)", out, re.M)
     assert float(mean[1]) == pytest.approx(np.nanmean(last), rel=1e-3)

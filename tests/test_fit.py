@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from kit.environments import faulty, walk
 from kit.folders import contents
-from kit.quick import mostly_slow, quick_jit
+from kit.quick import full_jit, mostly_slow, quick_jit, quick_programs
 from kit.runs import PRIORITIES, RUNS, small, start, stop_at, updates
 from kit.trees import assert_equal
 
@@ -27,8 +27,9 @@ pytestmark = pytest.mark.usefixtures("compile_once")
 def test_fit_is_make_train_bit_for_bit():
     config = small("PPO")
     reports = []
-    out = purerl.fit(config, callback=reports.append, report_every=0.0)
-    assert_equal(out, quick_jit(purerl.make_train(config))(jax.random.key(0)))
+    with quick_programs(full_jit):
+        out = purerl.fit(config, callback=reports.append, report_every=0.0)
+    assert_equal(out, full_jit(purerl.make_train(config))(jax.random.key(0)))
     assert [r.start for r in reports] == [0, *[r.stop for r in reports[:-1]]]
     assert reports[-1].stop == reports[-1].num_updates == 12
     rows = [r.metrics for r in reports]
@@ -118,6 +119,12 @@ def interrupted(tmp_path, config=None, update=4, **options):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def stopped(compile_once, tmp_path_factory):
+    """The folder of a stopped run, which nothing changes."""
+    return interrupted(tmp_path_factory.mktemp("stopped"), small("PPO"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -127,18 +134,18 @@ def interrupted(tmp_path, config=None, update=4, **options):
         ({"total_timesteps": 640}, "PPO.anneal=True follows the length of the run"),
     ],
 )
-def test_another_run_is_refused_and_nothing_is_changed(changes, message, tmp_path):
-    before = contents(interrupted(tmp_path, small("PPO")))
+def test_another_run_is_refused_and_nothing_is_changed(changes, message, stopped):
+    before = contents(stopped)
     config = small("PPO").replace(**changes)
     with pytest.raises(purerl.ConfigError, match=message):
-        purerl.fit(config, tmp_path)
+        purerl.fit(config, stopped)
     with pytest.raises(purerl.ConfigError, match=r"seeds is None there, got \[0, 1\]"):
-        purerl.fit(small("PPO"), tmp_path, seeds=2)
+        purerl.fit(small("PPO"), stopped, seeds=2)
     with pytest.raises(purerl.ConfigError, match=r"hyperparams.lr is None there, got 0.5"):
-        purerl.fit(small("PPO"), tmp_path, hyperparams={"lr": 0.5})
+        purerl.fit(small("PPO"), stopped, hyperparams={"lr": 0.5})
     with pytest.raises(purerl.ConfigError, match=r"resume: got False, but .* holds a run"):
-        purerl.fit(small("PPO"), tmp_path, resume=False)
-    assert contents(tmp_path) == before
+        purerl.fit(small("PPO"), stopped, resume=False)
+    assert contents(stopped) == before
 
 
 def test_resume_wants_something_to_resume(tmp_path):
@@ -227,9 +234,9 @@ def test_where_no_checkpoint_is_good_nothing_is_changed(tmp_path):
     assert contents(folder) == before
 
 
-def test_a_foreign_checkpoint_is_told(tmp_path):
+def test_a_foreign_checkpoint_is_told(stopped, tmp_path):
     """The same config by every name in it, but another network under one of the names."""
-    interrupted(tmp_path / "a", small("PPO"))
+    shutil.copytree(stopped, tmp_path / "a")
     other = small("PPO", agent=purerl.PPO(hidden=(16,)))
     interrupted(tmp_path / "b", other)
     shutil.rmtree(tmp_path / "a" / "checkpoints")

@@ -10,7 +10,7 @@ import pytest
 from kit.agents import Tiny
 from kit.buffers import one_rollout
 from kit.environments import push_env, walk
-from kit.quick import mostly_slow, quick_jit
+from kit.quick import full_jit, mostly_slow, quick_jit
 from kit.trees import assert_close
 
 import purerl
@@ -96,11 +96,14 @@ def trainer(name, num_updates=3):
     )
 
 
-FLAGS = {
-    "x64": lambda: jax.enable_x64(True),
-    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
-    "strict dtypes": lambda: jax.numpy_dtype_promotion("strict"),
-}
+@contextlib.contextmanager
+def strict():
+    """Each of the two refuses beside the other what it refuses alone."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+FLAGS = {"x64": lambda: jax.enable_x64(True), "strict": strict}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -287,7 +290,10 @@ def meta_loss(name):
     return loss, {n: jnp.float32(getattr(agent, n)) for n in names}
 
 
-@pytest.mark.parametrize("name", RUNS)
+# The loops of one of two that differ in their actions; the slow test below has all.
+@pytest.mark.parametrize(
+    "name", [n for n in RUNS if n not in ("PPO continuous", "ActorCritic Q discrete")]
+)
 def test_training_can_be_differentiated(name):
     """Both ways: which loops can't be is found while a program is traced."""
     loss, hyperparams = meta_loss(name)
@@ -301,7 +307,8 @@ def test_training_can_be_differentiated(name):
 def test_derivatives_through_training_are_those_of_finite_differences(name):
     loss, hyperparams = meta_loss(name)
     scale = jnp.float32(1.0)
-    grads, by_scale = quick_jit(jax.grad(loss, (0, 1)))(hyperparams, scale)
+    # Without MLIR's emitters XLA's derivatives of TD3 are NaN.
+    grads, by_scale = full_jit(jax.grad(loss, (0, 1)))(hyperparams, scale)
     assert all(np.isfinite(x) for x in jax.tree.leaves((grads, by_scale)))
     forward = quick_jit(loss)
     lr = float(hyperparams["lr"])

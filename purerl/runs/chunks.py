@@ -57,22 +57,20 @@ class Program:
         self.capacity = min(self.loop.num_rows, max(1, CHUNK_BYTES // size))
 
     def compile(self) -> None:
-        """Compiles the first state and the chunks, and checks the memory they take."""
-        key = program_key(self.config), self.capacity
-        self._start = self.layout.compile(
-            self._init, (0, 0), (self.keys, self.values), key=("init", *key)
-        )
+        """Compiles the chunks, and checks the memory they take."""
         # One program for chunks of any length: the number of rows is an argument.
         like = self.state_like, self.values, _count(0), 0
-        axes = (0, 0, None, None)
-        self._run = self.layout.compile(self._chunk, axes, like, donate=0, key=("chunk", *key))
+        axes, key = (0, 0, None, None), ("chunk", program_key(self.config), self.capacity)
+        self._run = self.layout.compile(self._chunk, axes, like, donate=0, key=key)
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
         check_memory(self._run.memory, what)
         self._values = self.layout.split(self.values)
 
     def start(self) -> Parts:
-        """The first state."""
-        return self._start(self.layout.split(self.keys), self._values)
+        """Compiles and computes the first state."""
+        like, key = (self.keys, self.values), ("init", program_key(self.config))
+        init = self.layout.compile(self._init, (0, 0), like, key=key)
+        return init(self.layout.split(self.keys), self._values)
 
     def run(self, state: Parts, start: int, stop: int) -> tuple[Parts, Metrics]:
         """The state after the updates from `start` up to `stop`, and their metrics on the host;
@@ -133,8 +131,10 @@ class Program:
         loop = self._loop(values)
 
         def rows(state: PyTree, start: Count, num_rows: jax.Array) -> PyTree:
-            like = jax.eval_shape(loop.row, state, start)[2]
-            table = jax.tree.map(lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype), like)
+            agents = self.keys.ndim
+            table = jax.tree.map(
+                lambda x: jnp.zeros((self.capacity, *x.shape[agents:]), x.dtype), self.metrics_like
+            )
 
             def body(at: jax.Array, carry: tuple) -> tuple:
                 (state, index), table = carry

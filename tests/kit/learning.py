@@ -9,6 +9,7 @@ import numpy as np
 import purerl
 
 from .environments import seen_as
+from .quick import full_jit
 from .trials import Trial, final_returns
 
 BOX_OF_TWO = purerl.Box(-jnp.inf, jnp.inf, (2,))
@@ -16,7 +17,7 @@ BOX_OF_TWO = purerl.Box(-jnp.inf, jnp.inf, (2,))
 
 def train(config: purerl.TrainConfig, keys: jax.Array) -> purerl.TrainOutput:
     """All of a config's seeds at once."""
-    return jax.jit(jax.vmap(purerl.make_train(config)))(keys)
+    return full_jit(jax.vmap(purerl.make_train(config)))(keys)
 
 
 def at_least(mean: float, worst: float, margin: float = 0.05) -> Callable[[np.ndarray], bool]:
@@ -44,7 +45,7 @@ def trial(
     mean: float,
     worst: float,
     margin: float = 0.05,
-    seeds: int = 4,
+    seeds: int = 2,
     slow: bool = True,
 ) -> Trial:
     """Of a config: the mean return over the episodes of the last updates."""
@@ -100,7 +101,7 @@ LEARNING = {
         seeds=1,
     ),
     "PQN MemoryChain 10": trial(chain("pqn", 10), last=5, mean=0.99, worst=0.97, seeds=2),
-    "PPO CartPole": trial(CARTPOLE["ppo"], last=10, mean=500.0, worst=500.0, seeds=8, slow=False),
+    "PPO CartPole": trial(CARTPOLE["ppo"], last=10, mean=500.0, worst=500.0, seeds=4, slow=False),
     "PPO CartPole, played in Gymnasium": Trial(
         played_in_gymnasium, at_least(500.0, 500.0), num_seeds=2, slow=True
     ),
@@ -122,13 +123,13 @@ LEARNING = {
         last=20,
         mean=493.2,
         worst=468.8,
-        seeds=8,
+        seeds=4,
     ),
     "REINFORCE baseline CartPole": trial(
-        CARTPOLE["reinforce"], last=20, mean=498.2, worst=485.2, seeds=8
+        CARTPOLE["reinforce"], last=20, mean=498.2, worst=485.2, seeds=4
     ),
     "DQN CartPole": trial(CARTPOLE["dqn"], last=1_000, mean=499.6, worst=478.0),
-    "PQN CartPole": trial(CARTPOLE["pqn"], last=20, mean=495.0, worst=403.9, seeds=8),
+    "PQN CartPole": trial(CARTPOLE["pqn"], last=20, mean=495.0, worst=403.9, seeds=4),
     "DDPG Gaussian Pendulum": trial(DDPG, last=500, mean=-150.6, worst=-204.5),
     "DDPG Ornstein-Uhlenbeck Pendulum": trial(
         DDPG.replace(noise=purerl.OrnsteinUhlenbeckNoise(noise_decay=0.95)),

@@ -15,6 +15,7 @@ import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep, vector_env
 from purerl.training.rollout import init_rollout, rollout
 
+from .quick import full_jit
 from .trials import Trial
 
 MEMORY_PROBES = {
@@ -130,7 +131,7 @@ def learned(agent: purerl.Agent, options: dict, keys: jax.Array) -> np.ndarray:
         error = jnp.max(jnp.abs(values / expected - 1.0))
         return jnp.stack([return_of(agent.policy(one), key), error])
 
-    return np.asarray(jax.jit(jax.vmap(figures))(keys))
+    return np.asarray(full_jit(jax.vmap(figures))(keys))
 
 
 def knows(figures: np.ndarray) -> bool:

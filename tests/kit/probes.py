@@ -14,6 +14,7 @@ import numpy as np
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
 
+from .quick import full_jit
 from .trials import Trial
 
 PROBES = {
@@ -178,7 +179,7 @@ def learned_errors(agent, options, actions, keys):
         return purerl.make_train(config)(key).value(OBS)
 
     over_seeds = jax.vmap(train, (None, 0))
-    values = jax.jit(jax.vmap(over_seeds, (0, None)))(jnp.arange(len(PROBES)), keys)
+    values = full_jit(jax.vmap(over_seeds, (0, None)))(jnp.arange(len(PROBES)), keys)
     expected = np.array(list(expected_values(GAMMA).values()))[:, None]
     errors = np.abs(np.asarray(values) - expected) / np.maximum(np.abs(expected), 1.0)
     return np.nanmax(errors, axis=-1).T

@@ -3,10 +3,19 @@
 import contextlib
 
 import jax
+import jaxlib
 import pytest
 
 from purerl.accelerator import members
-from purerl.accelerator.compiling import ONE_CORE, QUICK_COMPILE
+from purerl.accelerator.compiling import LEVEL, ONE_CORE, QUICK_COMPILE
+
+# A CPU's code of fused operations by MLIR takes four fifths of the compile time of a small program
+# with JAX 0.10, which can do without; later ones don't know the flag, and none survives one that
+# it doesn't know.
+_EMITTERS = "xla_cpu_use_fusion_emitters"
+_HAS_EMITTERS = jaxlib.version.__version_info__ < (0, 11)
+# Flags of XLA for all that the tests compile.
+QUICK_FLAGS = {LEVEL: 0} | ({_EMITTERS: "false"} if _HAS_EMITTERS else {})
 
 
 def quick_jit(function, *, one_core=False, **options):
@@ -15,11 +24,19 @@ def quick_jit(function, *, one_core=False, **options):
     return jax.jit(function, compiler_options=compiler_options, **options)
 
 
+def full_jit(function, *, one_core=False, **options):
+    """As users compile: for programs that train for real, which take longer to run than to compile,
+    and for two programs that do the same to the bit, as those of MLIR's code do."""
+    compiler_options = {LEVEL: 1} | ({_EMITTERS: True} if _HAS_EMITTERS else {})
+    compiler_options |= ONE_CORE if one_core else {}
+    return jax.jit(function, compiler_options=compiler_options, **options)
+
+
 @contextlib.contextmanager
-def quick_programs():
+def quick_programs(jit=quick_jit):
     """What `fit` and `sweep` compile, they compile quickly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(members, "jit", quick_jit)
+        patch.setattr(members, "jit", jit)
         yield
 
 
