@@ -16,7 +16,7 @@ from kit.environments import walk
 from kit.quick import quick_jit
 
 import purerl
-from purerl.cli import main
+from purerl.cli import main, playing
 from purerl.cli.playing import environment
 from purerl.envs import Box, Discrete, Env, EnvSource, EnvSpec, TimeStep, as_env
 from purerl.envs.base import dynamics_of
@@ -270,7 +270,7 @@ def test_what_is_wrong_with_a_hyperparameter_is_said(env, hyperparams, message):
         jax.eval_shape(lambda: train(jax.random.key(0), hyperparams))
 
 
-def test_a_sweep_over_a_parameter_is_one_program(tmp_path):
+def test_a_sweep_over_a_parameter_is_one_program(tmp_path, capsys):
     config = purerl.TrainConfig(env="fall", **SMALL | {"agent": purerl.PPO(hidden=(4,))})
     grid = {"env.gravity": [1.0, 3.0, 2.0]}
     result = purerl.sweep(config, seeds=2, grid=grid, run_dir=tmp_path)
@@ -289,6 +289,10 @@ def test_a_sweep_over_a_parameter_is_one_program(tmp_path):
     played = environment(policy, argparse.Namespace(env=None, target=str(tmp_path)))
     assert purerl.env_params(played)["gravity"] == 3.0
     assert main(["eval", str(tmp_path), "--episodes", "2"]) == 0
+    assert "fall, gravity=3.0: 2 episodes each" in capsys.readouterr().out
+    assert main(["eval", str(tmp_path), "--env.gravity", "2.0", "--episodes", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["env_params"] for row in rows] == [{"gravity": "2.0"}] * len(rows)
     with pytest.raises(purerl.ConfigError, match="holds another sweep"):
         purerl.sweep(
             config.replace(env={"name": "fall", "steps": 3}),
@@ -309,7 +313,7 @@ def test_what_fixes_a_program_is_swept_in_programs_of_its_own():
         make_plan(config, 1, {"env.gg": [1.0]}, None, None, None)
 
 
-def test_fit_keeps_them(tmp_path):
+def test_fit_keeps_them(tmp_path, capsys, monkeypatch):
     config = purerl.TrainConfig(env="fall", **SMALL)
     values = {"env.gravity": [1.0, 3.0]}
     out = purerl.fit(config, tmp_path, seeds=2, hyperparams=values)
@@ -321,6 +325,13 @@ def test_fit_keeps_them(tmp_path):
         assert policy.spec.source == out.member(seed).policy.spec.source == source
     with pytest.raises(purerl.ConfigError, match=r"hyperparams\.env\.gravity is"):
         purerl.fit(config, tmp_path, seeds=2, hyperparams={"env.gravity": [1.0, 4.0]})
+    # Each policy is evaluated in the environment that it was trained in, and the table says so.
+    policies = {f"seed-{seed}": out.member(seed).policy for seed in (0, 1)}
+    monkeypatch.setattr(playing, "_policies", lambda args: policies)
+    assert main(["eval", str(tmp_path), "--episodes", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "fall: 2 episodes" in shown
+    assert "seed-1, gravity=3.0" in shown
 
 
 def test_identities_tell_draws_apart():

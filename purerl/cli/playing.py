@@ -65,6 +65,7 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
             {
                 "policy": name,
                 "env": env.spec.name,
+                "env_params": _params(env),
                 "episodes": args.episodes,
                 "sampled": args.sample,
                 "return_mean": float(returns.mean()),
@@ -78,8 +79,10 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
+    params = ["".join(f", {n}={x}" for n, x in row["env_params"].items()) for row in rows]
+    same = len(set(params)) == 1
     console.print(
-        f"{rows[0]['env']}: {args.episodes} episodes each, "
+        f"{rows[0]['env']}{params[0] if same else ''}: {args.episodes} episodes each, "
         f"{'sampled' if args.sample else 'greedy'} actions"
     )
     extra = [name for name in rows[0] if name.startswith("info/")]
@@ -88,10 +91,10 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
     table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in rows:
+    for row, own in zip(rows, params, strict=True):
         names = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
         cells = [*(f"{row[name]:.1f}" for name in names), *(f"{row[name]:.4g}" for name in extra)]
-        table.add_row(row["policy"], *cells)
+        table.add_row(row["policy"] + ("" if same else own), *cells)
     console.print(table)
     if len(rows) > 1:
         means = np.array([row["return_mean"] for row in rows])
@@ -204,6 +207,12 @@ def _print_choice(args: argparse.Namespace, console: Console) -> None:
         seed = "" if args.of is None else f", seed {args.of}"
         label = RunView(target).label
         console.print(f"{target}: the best of the sweep, {label}{seed}", soft_wrap=True)
+
+
+def _params(env: Env) -> dict[str, str]:
+    """The parameters of an environment that differ from its defaults, in words."""
+    source = env.spec.source
+    return {} if source is None else {name: str(x) for name, x in source.params}
 
 
 def environment(policy: Policy, args: argparse.Namespace) -> Env:

@@ -189,9 +189,11 @@ class Actor(nn.Module):
                 f"{space}; for any other one, override create_distribution"
             )
         if self.distribution in (TanhNormal, None) and not cast(Box, space).bounded:
+            got = "None" if self.distribution is None else "TanhNormal"
             raise ConfigError(
-                f"{self._name()}.distribution: the action space {space} has infinite "
-                "bounds, expected Normal"
+                f"{self._name()}.distribution: got {got}, whose actions lie between bounds; the "
+                f"action space {space} has infinite bounds: expected finite ones, or Normal where "
+                "the agent takes it"
             )
         return self.distribution
 
