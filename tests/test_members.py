@@ -1,5 +1,8 @@
 """Members over cores and devices: whatever the layout, each is trained as it is alone."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import jax
@@ -113,6 +116,30 @@ def test_what_was_begun_on_other_cores_goes_on(cores, tmp_path):
             assert_equal(resumed.state, whole.state)
         assert_close(resumed.state, whole.state, 1e-5)
         assert_close(resumed.metrics, whole.metrics, 1e-4)
+
+
+def test_devices_have_a_part_each_and_their_folder_goes_on_elsewhere(tmp_path):
+    """Five seeds over three devices, of 2, 2 and 1, in another process; the rest here."""
+    code = """
+import purerl, jax
+from test_members import config
+def stop(report):
+    if report.stop >= 3:
+        raise SystemExit(jax.local_device_count())
+purerl.fit(config(), sys.argv[1], seeds=5, report_every=0.0, callback=stop)
+"""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path += {sys.path!r}\n{code}", tmp_path],
+        env={**os.environ, "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "checkpoints" / "3").exists()
+    out = purerl.fit(config(), tmp_path, seeds=5, resume=True)
+    assert_close(out.state, purerl.fit(config(), seeds=5).state, 1e-5)
 
 
 def test_a_sweep_over_cores_is_one_over_none(cores):

@@ -71,7 +71,22 @@ def _specs(sharded: Sharded) -> PyTree:
     return jax.tree.map(lambda each: PartitionSpec(AXIS) if each else PartitionSpec(), sharded)
 
 
-def place(like: PyTree, num_devices: int, sharded: Sharded, num_axes: int) -> PyTree:
+def host_device() -> jax.Device:
+    """A CPU as a device, for arrays that don't fit one of the others; the first device if JAX has
+    no CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
+def place(
+    like: PyTree,
+    num_devices: int,
+    sharded: Sharded,
+    num_axes: int,
+    device: jax.Device | None = None,
+) -> PyTree:
     """Shapes of arrays, with the shardings that `spread` gives them.
 
     Args:
@@ -79,11 +94,12 @@ def place(like: PyTree, num_devices: int, sharded: Sharded, num_axes: int) -> Py
         num_devices: D.
         sharded: as `result` in `spread`.
         num_axes: the number of `vmap` axes before the devices' axis.
+        device: of arrays of a run on one device; None for the first.
     """
     if num_devices == 1:
         sharded = False
         shardings: list[jax.sharding.Sharding] = [
-            jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
         ] * 2
     else:
         mesh = Mesh(np.array(jax.devices()[:num_devices]), (AXIS,))

@@ -49,7 +49,9 @@ class Program:
         check_size(self.loop, keys.size)
         over = jax.vmap if keys.ndim else lambda function, axes: function
         state = jax.eval_shape(over(self._init, (0, 0)), keys, self.values)
-        self.state_like = devices.place(state, self.loop.devices.count, OWN, keys.ndim)
+        # Of members over several devices no one of them has to hold all.
+        device = devices.host_device() if self.layout.on_devices else None
+        self.state_like = devices.place(state, self.loop.devices.count, OWN, keys.ndim, device)
         row = over(self._row, (0, 0, None))
         metrics = jax.eval_shape(row, self.state_like, self.values, _count(0))[1]
         self.metrics_like = metrics
