@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from kit.environments import walk
 from kit.policies import make_policy
-from kit.sweeps import config, sweep
+from kit.sweeps import config
 
 import purerl
+from purerl import sweep
 from purerl.accelerator import compiling
 from purerl.training.policy import _compiled_act
 

@@ -55,7 +55,8 @@ class Quick(Program):
             cls.known[name] = cls(config, keys, values)
         return cls.known[name]
 
-    def compile(self):
+    def compile(self, *, begun=False):
+        del begun  # others begin
         if not hasattr(self, "_run"):
             super().compile()
 

@@ -110,15 +110,15 @@ class Layout:
         number = self.size * (self.num_parts if self.on_devices else 1)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype), like)
 
-    def compile(
+    def lower(
         self,
         fn: Callable[..., PyTree],
         axes: tuple[int | None, ...],
         like: Sequence[PyTree],
         donate: int | tuple[int, ...] = (),
         key: Hashable = None,
-    ) -> "Parallel":
-        """The program of a part.
+    ) -> "Lowered":
+        """The program of a part, to be compiled.
 
         Args:
             fn: of one member; not jitted. Its result is a member's in every leaf.
@@ -132,7 +132,7 @@ class Layout:
         make = functools.partial(self._jit, fn, axes, donate)
         # With `jit`, which tests replace.
         program = make() if key is None else remembered((key, self, axes, donate, jit), make)
-        return Parallel(self, axes, program.lower(*shapes).compile())
+        return Lowered(self, axes, program.lower(*shapes))
 
     def _jit(
         self,
@@ -158,12 +158,31 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A program of a part before it is compiled.
+
+    Attributes:
+        layout: of the members.
+        axes: as in `Layout.lower`.
+        lowered: the program.
+    """
+
+    layout: Layout
+    axes: tuple[int | None, ...]
+    lowered: jax.stages.Lowered
+
+    def compile(self) -> "Parallel":
+        """The compiled program."""
+        return Parallel(self.layout, self.axes, self.lowered.compile())
+
+
+@dataclasses.dataclass(frozen=True)
 class Parallel:
     """A compiled program that all parts run at the same time.
 
     Attributes:
         layout: of the members.
-        axes: as in `Layout.compile`.
+        axes: as in `Layout.lower`.
         compiled: the program of a part.
     """
 
@@ -211,7 +230,7 @@ def in_threads(calls: Sequence[Callable[[], PyTree]]) -> list[PyTree]:
 
     def work(i: int) -> None:
         try:
-            results[i] = jax.block_until_ready(calls[i]())
+            results[i] = jax.block_until_ready(calls[i]())  # of what isn't an array, it is nothing
         except BaseException as error:
             errors[i] = error
 
@@ -225,6 +244,15 @@ def in_threads(calls: Sequence[Callable[[], PyTree]]) -> list[PyTree]:
         if error is not None:
             raise error
     return results
+
+
+def compile_all(programs: Sequence[Lowered]) -> list[Parallel]:
+    """Compiles programs, at the same time where that works (see `num_lanes`): a core does most of
+    the work on one."""
+    if len(programs) == 1 or num_lanes() == 1:
+        return [program.compile() for program in programs]
+    compiled: list[Parallel] = in_threads([program.compile for program in programs])
+    return compiled
 
 
 def any_thread_runs() -> bool:

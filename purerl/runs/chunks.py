@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from purerl.accelerator import devices
 from purerl.accelerator.devices import Devices
 from purerl.accelerator.machine import check_memory
-from purerl.accelerator.members import Layout, Parts
+from purerl.accelerator.members import Layout, Parts, compile_all
 from purerl.envs.spaces import is_space
 from purerl.experience.metrics import Count, Metrics
 from purerl.records.errors import ConfigError, shown
@@ -58,21 +58,28 @@ class Program:
         size = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves(metrics))
         self.capacity = min(self.loop.num_rows, max(1, CHUNK_BYTES // size))
 
-    def compile(self) -> None:
-        """Compiles the chunks, and checks the memory they take."""
+    def compile(self, *, begun: bool = False) -> None:
+        """Compiles the chunks, and the first state unless the run has begun, and checks the memory
+        that they take."""
         # One program for chunks of any length: the number of rows is an argument.
         like = self.state_like, self.values, _count(0), 0
-        axes, key = (0, 0, None, None), ("chunk", program_key(self.config), self.capacity)
-        self._run = self.layout.compile(self._chunk, axes, like, donate=0, key=key)
+        axes, key = (0, 0, None, None), program_key(self.config)
+        chunk = self.layout.lower(
+            self._chunk, axes, like, donate=0, key=("chunk", key, self.capacity)
+        )
+        programs = [chunk]
+        if not begun:
+            first = self.keys, self.values
+            programs.append(self.layout.lower(self._init, (0, 0), first, key=("init", key)))
+        self._run, *self._start = compile_all(programs)
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
         check_memory(self._run.memory, what)
         self._values = self.layout.split(self.values)
 
     def start(self) -> Parts:
-        """Compiles and computes the first state."""
-        like, key = (self.keys, self.values), ("init", program_key(self.config))
-        init = self.layout.compile(self._init, (0, 0), like, key=key)
-        return init(self.layout.split(self.keys), self._values)
+        """The first state."""
+        (start,) = self._start
+        return start(self.layout.split(self.keys), self._values)
 
     def run(self, state: Parts, start: int, stop: int) -> tuple[Parts, Metrics]:
         """The state after the updates from `start` up to `stop`, and their metrics on the host;

@@ -175,7 +175,7 @@ class _Training:
     def start(self) -> None:
         """Compiles, and makes the first state unless one was loaded."""
         program = self.program
-        program.compile()
+        program.compile(begun=self.loaded is not None)
         self.state = program.start() if self.loaded is None else program.split(self.loaded)
         self.loaded = None
 

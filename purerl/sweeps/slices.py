@@ -78,7 +78,7 @@ def compile_group(
         )
         member = one_member(group, keep_buffer, Devices(one_core=layout.on_cores))
         key = "sweep", program_key(group.config), keep_buffer
-        call = layout.compile(member, (0, 0), example, key=key)
+        call = layout.lower(member, (0, 0), example, key=key).compile()
         count += 1
         memory, free = call.memory, free_memory()
         fewer = size - (layout.num_parts if layout.on_devices else 1)
