@@ -4,14 +4,12 @@
     python benchmarks/sweep.py --seeds 16 --steps 10000         # a quick look
     python benchmarks/sweep.py --seeds 16 --steps 10000 --slices 4 8 16 32 64
     python benchmarks/sweep.py --variants vmap cores devices processes
-    python benchmarks/sweep.py --seeds 8 --lrs 1e-3 --variants vmap cores fit --busy
 
 Variants:
     loop        the jitted train, called for one member after the other (--loop of them)
     vmap        one vmap of all members
     cores       as sweep: slices over the cores (all its time, with results on the host)
     devices     as sweep after use_all_cores: slices over one device a core
-    fit         as fit: chunks of all members over the cores
     processes   one process a core, each with its part of the members in slices like sweep's
 
 Each variant has separate processes; all are alive at the same time, and the variants take turns.
@@ -29,7 +27,6 @@ import time
 
 LRS = [3e-4, 1e-3, 3e-3, 1e-2]
 SLICES = ("cores", "devices", "processes")
-BUSY = "while True: pass"
 
 
 def main():
@@ -40,8 +37,6 @@ def main():
     parser.add_argument("--loop", type=int, default=16, help="members that the loop trains")
     parser.add_argument("--variants", nargs="+", default=["loop", "vmap", "cores"])
     parser.add_argument("--slices", nargs="+", type=int, help="cores, with slices of these sizes")
-    parser.add_argument("--lrs", nargs="+", type=float, default=LRS, help="learning rates")
-    parser.add_argument("--busy", action="store_true", help="keep every core busy with a process")
     parser.add_argument("--json", help="where to write the figures")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -50,17 +45,6 @@ def main():
     if args.slices:
         args.variants = [f"cores:{size}" for size in args.slices]
     workers = {variant: start(variant, args) for variant in args.variants}
-    cores = len(os.sched_getaffinity(0)) if args.busy else 0
-    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(cores)]
-    try:
-        measure(args, workers)
-    finally:
-        for process in busy:
-            process.kill()
-    return None
-
-
-def measure(args, workers):
     seconds = {variant: [] for variant in workers}
     processor = {variant: [] for variant in workers}
     for _ in range(args.repeats):
@@ -85,13 +69,13 @@ def measure(args, workers):
     if args.json:
         with open(args.json, "w") as file:
             json.dump(rates, file, indent=2)
+    return None
 
 
 def start(variant, args):
     """The processes of a variant, compiled and warm."""
     cores = len(os.sched_getaffinity(0)) if variant.startswith("processes") else 1
     command = [sys.executable, __file__, "--steps", str(args.steps), "--loop", str(args.loop)]
-    command += ["--lrs", *map(str, args.lrs)]
     processes = [
         subprocess.Popen(
             [*command, "--seeds", str(args.seeds // cores), "--worker", f"{variant}:{core}"],
@@ -117,14 +101,13 @@ def work(args):
 
     import purerl
     from purerl.accelerator.compiling import jit
-    from purerl.runs.chunks import Program, seed_keys
     from purerl.sweeps.plan import make_plan
     from purerl.sweeps.slices import compile_group, one_member, run_slices
 
     if variant == "devices":
         purerl.use_all_cores()
     config = purerl.TrainConfig("CartPole-v1", total_timesteps=args.steps)
-    (group,) = make_plan(config, args.seeds, {"lr": args.lrs}, None, None, None).groups
+    (group,) = make_plan(config, args.seeds, {"lr": LRS}, None, None, None).groups
     loop, num_members = config.make_loop(), len(group.members)
     begin = time.perf_counter()
     if variant in SLICES:
@@ -133,17 +116,6 @@ def work(args):
 
         def train():
             list(run_slices(group, program, np.arange(num_members)))
-
-    elif variant == "fit":
-        keys, _ = seed_keys(num_members)
-        program = Program(config, keys, {"lr": np.resize(args.lrs, num_members)})
-        program.compile()
-
-        def train():
-            state, done = program.start(), 0
-            while done < loop.num_updates:
-                upto = min(done + 50 * loop.log_every, loop.num_updates)
-                (state, _), done = program.run(state, done, upto), upto
 
     else:
         member = one_member(group, keep_buffer=False)
