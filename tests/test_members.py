@@ -8,6 +8,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from kit.agents import Tiny
 from kit.environments import push_env
@@ -22,9 +23,11 @@ from purerl.training.train import program_key
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
+OPTIONS = {"num_envs": 4, "update_every": 8, "total_timesteps": 8 * 32, "normalize_obs": True}
+
+
 def config(**changes):
-    options = {"num_envs": 4, "update_every": 8, "normalize_obs": True, **changes}
-    return purerl.TrainConfig(push_env(), Tiny(), 8 * 32, **options)
+    return purerl.TrainConfig(env=push_env(), agent=Tiny(), **{**OPTIONS, **changes})
 
 
 @pytest.fixture
@@ -122,12 +125,14 @@ def test_devices_have_a_part_each_and_their_folder_goes_on_elsewhere(tmp_path):
     """Five seeds over three devices, of 2, 2 and 1, in another process; the rest here."""
     code = """
 import purerl, jax
-from test_members import config
+from kit.agents import Tiny
+from kit.environments import push_env
+config = purerl.TrainConfig(env=push_env(), agent=Tiny(), **OPTIONS)
 def stop(report):
     if report.stop >= 3:
         raise SystemExit(jax.local_device_count())
-purerl.fit(config(), sys.argv[1], seeds=5, report_every=0.0, callback=stop)
-"""
+purerl.fit(config, sys.argv[1], seeds=5, report_every=0.0, callback=stop)
+""".replace("OPTIONS", repr(OPTIONS))
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path += {sys.path!r}\n{code}", tmp_path],
@@ -171,27 +176,47 @@ def traces(monkeypatch):
 
 
 def test_the_same_program_is_compiled_once(traces, cores):
-    """Also for other seeds and values, in another object, and after a run was broken off."""
+    """Also for other seeds and values, in another object, and for another part of the run."""
     cores(2)
-    base = config()
-    first = purerl.fit(base, seeds=2)
+
+    def cartpole(**changes):
+        options = {"agent": purerl.REINFORCE(hidden=(4,)), "total_timesteps": 8192}
+        return purerl.TrainConfig(env="CartPole-v1", **{**options, **changes})
+
+    first = purerl.fit(cartpole(), seeds=2)
     assert len(traces) == 2  # the first state and the chunks
-    purerl.fit(base.replace(), seeds=[5, 6])
+    purerl.fit(cartpole(), seeds=[5, 6])
     assert len(traces) == 2
-    assert_equal(purerl.fit(base, seeds=2), first)
+    assert_equal(purerl.fit(cartpole(), seeds=2).state, first.state)
     with_lr = {"hyperparams": {"lr": [0.1, 0.2]}}
-    tuned = purerl.fit(base, seeds=2, **with_lr)
+    tuned = purerl.fit(cartpole(), seeds=2, **with_lr)
     assert len(traces) == 4
-    assert_equal(purerl.fit(base, seeds=2, **with_lr), tuned)
-    purerl.sweep(base, seeds=2)
-    purerl.sweep(base, seeds=2)
+    assert_equal(purerl.fit(cartpole(), seeds=2, **with_lr).state, tuned.state)
+    purerl.sweep(cartpole(), seeds=2)
+    purerl.sweep(cartpole(), seeds=2)
     assert len(traces) == 5
-    # What differs in anything is another program.
-    for other in (config(), base.replace(agent=Tiny(lr=0.5)), base.replace(num_envs=2)):
-        before = len(traces)
-        out = purerl.fit(other, seeds=2)
-        assert len(traces) == before + 2
-        np.testing.assert_allclose(out.agent.lr, other.agent.lr, rtol=1e-6)
+    # What differs in anything is another program, as are settings of JAX that are traced.
+    other = cartpole(agent=purerl.REINFORCE(hidden=(4,), lr=0.5))
+    np.testing.assert_allclose(purerl.fit(other, seeds=2).agent.lr, 0.5)
+    assert len(traces) == 7
+    with jax.debug_nans(True):
+        purerl.fit(cartpole(), seeds=2)
+    assert len(traces) == 9
+
+
+def test_what_a_users_function_reads_is_read_again(traces):
+    """A program with code of the user isn't remembered: what it reads may have changed."""
+    env, scale = push_env(), [1.0]
+
+    def step(key, state, action):
+        state, after = env.step(key, state, action)
+        return state, after._replace(reward=scale[0] * after.reward)
+
+    mine = config().replace(env=env._replace(step=step))
+    before = purerl.fit(mine, seeds=2).metrics.episode_return
+    scale[0] = 100.0
+    after = purerl.fit(mine, seeds=2).metrics.episode_return
+    np.testing.assert_allclose(after[:, 0], 100.0 * before[:, 0], rtol=1e-4)
 
 
 def test_an_environment_by_its_name_is_the_same_one():
@@ -203,9 +228,26 @@ def test_an_environment_by_its_name_is_the_same_one():
     assert hash(key()) == hash(key())
     gravity = purerl.make("CartPole-v1", gravity=1.6)
     assert key(env=gravity) == key(env={"name": "CartPole-v1", "gravity": 1.6}) != key()
-    assert key(env="Acrobot-v1") != key()
-    mine = purerl.make("CartPole-v1")._replace(reset=lambda key: None)
-    assert program_key(purerl.TrainConfig(push_env(), Tiny(), 32)) != program_key(
-        purerl.TrainConfig(push_env(), Tiny(), 32)
-    )
-    assert purerl.envs.registry.source_of(mine) is None
+    assert key(env="Acrobot-v1") != key() != key(agent=purerl.PPO(lr=0.1))
+    assert key(agent=purerl.PPO(optimizer="adamw")) != key(agent=purerl.PPO(optimizer="sgd"))
+    # Nothing is equal to what a user has written.
+    cartpole = purerl.make("CartPole-v1")
+    for mine in (
+        {"env": push_env(), "agent": Tiny()},
+        {"env": cartpole._replace(reset=lambda key: cartpole.reset(key))},
+        {"agent": Tiny()},
+        {"agent": purerl.PPO(optimizer=lambda lr: optax.sgd(lr))},
+        {"action_processor": lambda action: action},
+    ):
+        assert key(**mine) is None
+
+
+@pytest.mark.parametrize("setting", ["x64", "debug_nans"])
+def test_a_setting_of_jax_around_fit_holds_in_every_part(setting, cores):
+    """Settings as contexts are a thread's own."""
+    outputs = []
+    for number in (1, 2):
+        cores(number)
+        with jax.enable_x64(True) if setting == "x64" else jax.debug_nans(True):
+            outputs.append(purerl.fit(config(), seeds=2))
+    assert_close(outputs[1].metrics, outputs[0].metrics, 1e-3)

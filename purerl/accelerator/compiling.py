@@ -64,14 +64,16 @@ def jit(
 
 
 def remembered(key: Hashable, make: Callable[[], jax.stages.Wrapped]) -> jax.stages.Wrapped:
-    """A jitted function, the same one as of the last call with an equal key, so that JAX neither
-    traces nor compiles it again.
+    """The jitted function of an earlier call with an equal key, so that JAX neither traces nor
+    compiles it again.
 
     Args:
-        key: all that the function depends on except its arguments; not remembered if it can't be
-            hashed.
+        key: all that the function depends on except its arguments; None, or a key that can't be
+            hashed, to remember nothing.
         make: makes it.
     """
+    if key is None:
+        return make()
     try:
         found = _remembered.pop(key, None)
     except (TypeError, ValueError):  # no hash, or arrays that can't be compared

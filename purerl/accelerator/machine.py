@@ -49,8 +49,8 @@ def avoid_faults() -> None:
 
 
 def use_all_cores() -> None:
-    """Makes each core of a CPU a device of JAX, for `num_devices`, and before JAX 0.11 for seeds
-    and sweeps too, which later ones lay over the cores by themselves.
+    """Makes each core of a CPU a device of JAX: for `num_devices`, and before JAX 0.11 for members
+    of `fit` and `sweep`, which need no such devices since.
 
     Has to be called before JAX starts, which reads the setting then. The user's setting is kept.
 
@@ -71,7 +71,8 @@ def use_all_cores() -> None:
 
 
 def use_cores_for_members() -> None:
-    """`use_all_cores` where members need it, and can have it: for a process that trains several."""
+    """`use_all_cores` before JAX 0.11, for a process that trains several members, unless JAX has
+    started."""
     if jax.__version_info__ < (0, 11) and not _backend_is_up() and num_cores() > 1:
         use_all_cores()
 
@@ -86,10 +87,11 @@ def _threads(num_devices: int) -> int:
 
 
 def num_cores() -> int:
-    """The number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The number of cores that this process may use: those of its affinity, and no more than a
+    container's share of processor time makes up."""
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    return max(1, min(cores, math.ceil(min(_cgroup_cores(), cores))))
 
 
 def free_memory() -> float:
@@ -163,6 +165,15 @@ def _cgroup_free() -> float:
         limit = int((folder / "memory.max").read_text())  # "max" if there is no limit
         return float(limit - int((folder / "memory.current").read_text()))
     except (OSError, ValueError):
+        return math.inf
+
+
+def _cgroup_cores() -> float:
+    """A container's limit of processor time, in cores; infinity if it has none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return int(quota) / int(period)  # "max" if there is no limit
+    except (OSError, ValueError, ZeroDivisionError):
         return math.inf
 
 

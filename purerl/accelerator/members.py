@@ -24,9 +24,9 @@ Parts = list[PyTree]
 def num_lanes() -> int:
     """Programs that this process runs at a time, each on a core.
 
-    That is the number of cores where JAX has a CPU as one device. On other devices it is 1, as it
-    is before JAX 0.11, where programs that run at a time deadlock (`use_all_cores` makes devices of
-    the cores there).
+    That is the number of cores, or NPROC if that is less, where JAX has a CPU as one device. It is
+    1 on other devices, in one of several processes, and before JAX 0.11, where programs that run at
+    a time deadlock (`use_all_cores` makes devices of the cores there).
     """
     if jax.default_backend() != "cpu" or jax.local_device_count() > 1 or jax.process_count() > 1:
         return 1
@@ -65,9 +65,10 @@ class Layout:
     on_devices: bool = False
 
     @classmethod
-    def of(cls, num_members: int | None) -> "Layout":
-        """The layout for S members in this process. Starts JAX."""
-        if num_members is None or jax.process_count() > 1:
+    def of(cls, num_members: int | None, num_devices: int = 1) -> "Layout":
+        """The layout for S members in this process, each over a number of devices: in one part
+        where that is more than one. Starts JAX."""
+        if num_members is None or num_devices > 1:
             return cls(num_members)
         size = -(-num_members // most_parts())
         parts = -(-num_members // size)
@@ -77,6 +78,11 @@ class Layout:
     def size(self) -> int:
         """Members in a part."""
         return -(-(self.num_members or 1) // self.num_parts)
+
+    @property
+    def on_a_device(self) -> int:
+        """Members that a device has."""
+        return self.size if self.on_devices else self.num_members or 1
 
     @property
     def on_cores(self) -> bool:
@@ -130,8 +136,11 @@ class Layout:
         """
         shapes = [x if a is None else self.parts_like(x) for x, a in zip(like, axes, strict=True)]
         make = functools.partial(self._jit, fn, axes, donate)
-        # With `jit`, which tests replace.
-        program = make() if key is None else remembered((key, self, axes, donate, jit), make)
+        if key is not None:
+            # Settings that are read while a program is traced; `jit` since tests replace it.
+            settings = jax.config.jax_enable_x64, jax.config.jax_debug_nans, jit
+            key = key, self, axes, donate, settings
+        program = remembered(key, make)
         return Lowered(self, axes, program.lower(*shapes))
 
     def _jit(
@@ -222,7 +231,7 @@ def in_threads(calls: Sequence[Callable[[], PyTree]]) -> list[PyTree]:
     """Results of functions that are called at the same time, each in a thread.
 
     Raises the first exception of a function, once all have ended. The calling thread can be
-    interrupted while it waits; the functions then run on to their ends, for which Python waits
+    interrupted while it waits; the functions then run to their ends, and Python waits for these
     before it exits.
     """
     results: list[PyTree] = [None] * len(calls)
@@ -230,7 +239,7 @@ def in_threads(calls: Sequence[Callable[[], PyTree]]) -> list[PyTree]:
 
     def work(i: int) -> None:
         try:
-            results[i] = jax.block_until_ready(calls[i]())  # of what isn't an array, it is nothing
+            results[i] = jax.block_until_ready(calls[i]())  # leaves other objects alone
         except BaseException as error:
             errors[i] = error
 

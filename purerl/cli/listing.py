@@ -10,8 +10,9 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from purerl.accelerator.compiling import jit
-from purerl.accelerator.machine import check_memory, program_memory
+from purerl.accelerator.devices import Devices
+from purerl.accelerator.machine import check_memory
+from purerl.accelerator.members import Layout
 from purerl.agents import AGENTS
 from purerl.cli import FAILED, Parser
 from purerl.cli.flags import (
@@ -36,7 +37,7 @@ from purerl.records.files import counted
 from purerl.records.types import PyTree
 from purerl.runs.chunks import check_size, seed_keys
 from purerl.training.presets import list_presets
-from purerl.training.train import make_train
+from purerl.training.train import train_on
 
 
 def add_envs(parser: Parser, argv: Sequence[str]) -> None:
@@ -185,19 +186,22 @@ def run_bench(args: argparse.Namespace, console: Console) -> int:
         args.env = "CartPole-v1"
     config, _ = config_from(args)
     keys, _ = seed_keys(integers("--seeds", args.seeds))
-    check_size(config.make_loop(), len(keys))
-    lowered = jit(jax.vmap(make_train(config))).lower(keys)
+    layout = Layout.of(len(keys), config.num_devices)
+    check_size(config.make_loop(), layout.on_a_device)
+    train = train_on(config, Devices(one_core=layout.on_cores))
+    lowered = layout.lower(train, (0,), (keys,))
     began = time.perf_counter()
-    train = lowered.compile()
-    check_memory(program_memory(train), f"{len(keys):,} agents at once")
+    program = lowered.compile()
+    check_memory(program.memory, f"{len(keys):,} agents at once")
     compiling = time.perf_counter() - began
-    out = jax.block_until_ready(train(keys))
+    parts = layout.split(keys)
+    out = jax.block_until_ready(program(parts))
     seconds = []
     for _ in range(args.repeats):
         began = time.perf_counter()
-        jax.block_until_ready(train(keys))
+        jax.block_until_ready(program(parts))
         seconds.append(time.perf_counter() - began)
-    steps = len(keys) * int(out.timesteps[-1])
+    steps = len(keys) * int(out[0].timesteps[-1])
     median = statistics.median(seconds)
     console.print(
         f"{config.env.spec.name}, {type(config.agent).__name__}, {counted(len(keys), 'seed')}: "

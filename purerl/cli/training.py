@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from purerl.accelerator.machine import use_cores_for_members
+from purerl.accelerator.members import Layout
 from purerl.cli import INTERRUPTED, Parser
 from purerl.cli.flags import add_config_flags, config_from, integers, spelled_out
 from purerl.records.errors import ConfigError, RunError
@@ -60,10 +61,11 @@ def _add_log_flags(parser: Parser) -> None:
 def run_train(args: argparse.Namespace, console: Console) -> int:
     """Trains."""
     seeds = integers("--seeds", args.seeds)  # first, since a config takes seconds to check
-    if seeds != 1:
+    number = seeds if isinstance(seeds, int) else len(seeds)
+    if number > 1:
         use_cores_for_members()
     config, preset = config_from(args)
-    check_size(config.make_loop(), seeds if isinstance(seeds, int) else len(seeds))
+    check_size(config.make_loop(), Layout.of(number, config.num_devices).on_a_device)
     if preset:
         name = preset["agent"]["name"]
         kept = [x for x in spelled_out(preset) if x in spelled_out(config.to_mapping())]

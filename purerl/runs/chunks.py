@@ -44,9 +44,8 @@ class Program:
         self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
         self.loop = config.make_loop()
         members = keys.size if keys.ndim else None
-        spread_out = self.loop.devices.count > 1
-        self.layout = Layout(members) if spread_out else Layout.of(members)
-        check_size(self.loop, keys.size)
+        self.layout = Layout.of(members, self.loop.devices.count)
+        check_size(self.loop, self.layout.on_a_device)
         over = jax.vmap if keys.ndim else lambda function, axes: function
         state = jax.eval_shape(over(self._init, (0, 0)), keys, self.values)
         # Of members over several devices no one of them has to hold all.
@@ -62,15 +61,15 @@ class Program:
         """Compiles the chunks, and the first state unless the run has begun, and checks the memory
         that they take."""
         # One program for chunks of any length: the number of rows is an argument.
-        like = self.state_like, self.values, _count(0), 0
+        like = self.state_like, self.values, _count(0), np.int32(0)
         axes, key = (0, 0, None, None), program_key(self.config)
-        chunk = self.layout.lower(
-            self._chunk, axes, like, donate=0, key=("chunk", key, self.capacity)
-        )
+        chunks = None if key is None else ("chunk", key, self.capacity)
+        chunk = self.layout.lower(self._chunk, axes, like, donate=0, key=chunks)
         programs = [chunk]
         if not begun:
             first = self.keys, self.values
-            programs.append(self.layout.lower(self._init, (0, 0), first, key=("init", key)))
+            key = None if key is None else ("init", key)
+            programs.append(self.layout.lower(self._init, (0, 0), first, key=key))
         self._run, *self._start = compile_all(programs)
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
         check_memory(self._run.memory, what)
@@ -85,7 +84,7 @@ class Program:
         """The state after the updates from `start` up to `stop`, and their metrics on the host;
         both have to be multiples of `log_every`, or the run's end."""
         rows = self.rows(stop - start)
-        done = self._run(state, self._values, _count(start), rows)
+        done = self._run(state, self._values, _count(start), np.int32(rows))
         table = self.layout.join([metrics for _, metrics in done])
         metrics = jax.tree.map(lambda x: np.asarray(x)[..., :rows].copy(), table)
         return [state for state, _ in done], metrics
@@ -166,7 +165,7 @@ def check_size(loop: Loop, num_agents: int) -> None:
 
     Args:
         loop: the run.
-        num_agents: number of agents trained at once.
+        num_agents: number of agents trained at once on a device.
 
     Raises:
         ConfigError: they don't.

@@ -61,8 +61,8 @@ def fit(
 
     One agent's results are those of `make_train`, bit for bit. Several are laid over the cores of a
     CPU, or over the devices of the process, in parts of equal size: the results are the same to
-    rounding, and bit for bit as those of a `vmap` of a part. The same program isn't compiled again
-    in the same process.
+    rounding, and bit for bit as those of a `vmap` of a part. A program without functions or classes
+    of the user isn't compiled again in the same process.
 
     Args:
         config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
@@ -85,7 +85,7 @@ def fit(
 
     Returns:
         As from `make_train`, with the metrics of the whole run; with `seeds`, all with an axis
-        `[S]`.
+        `[S]`. Metrics are numpy arrays, as is the state of members over several devices.
 
     Raises:
         ConfigError: arguments that can't be used, such as observations that policy files have no

@@ -31,7 +31,8 @@ class CompiledGroup:
         call: from key data and hyperparameters to a `TrainOutput`, in parts.
         layout: of a slice's members.
         memory: bytes on each device, as the compiler reports them; 0 where it doesn't.
-        compiled: compilations; two or more where the first program didn't fit the memory.
+        compiled: programs; two or more where the first one didn't fit the memory. One that this
+            process had compiled already counts too.
         seconds: of compiling.
     """
 
@@ -71,17 +72,18 @@ def compile_group(
         largest = min(largest, MEMBERS_PER_CORE * most_parts())
     while True:
         size = -(-num_members // -(-num_members // largest))  # of slices that are equal
-        layout = Layout.of(size)
+        layout = Layout.of(size, group.config.num_devices)
         example = jax.tree.map(
             lambda x, n=size: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype),
             (group.keys, group.hyperparams),
         )
         member = one_member(group, keep_buffer, Devices(one_core=layout.on_cores))
-        key = "sweep", program_key(group.config), keep_buffer
+        known = program_key(group.config)
+        key = None if known is None else ("sweep", known, keep_buffer)
         call = layout.lower(member, (0, 0), example, key=key).compile()
         count += 1
         memory, free = call.memory, free_memory()
-        fewer = size - (layout.num_parts if layout.on_devices else 1)
+        fewer = (layout.size - 1) * most_parts() if layout.on_devices else size - 1
         if slice_size is not None or memory <= free or fewer < 1:
             check_memory(memory, f"{size} agents at once")
             return CompiledGroup(call, layout, memory, count, time.perf_counter() - start)

@@ -67,6 +67,8 @@ def sweep(
         verbose: None shows a progress bar on a terminal; True also prints a line for each slice
             elsewhere; False shows nothing.
 
+    After Ctrl-C in a script, Python waits for the slice that is being trained before it exits.
+
     Raises:
         ConfigError: an invalid name or value, or another sweep in `run_dir`. Raised before anything
             is compiled.

@@ -106,7 +106,7 @@ def check_loop(loop: Loop) -> None:
     space = spec.action_space
     action = jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype)
     jax.eval_shape(loop.action_map, action)  # raises for an action processor
-    if _ships(loop):
+    if ships(loop):
         return
     check_size(loop)
     obs = jax.tree.map(
@@ -146,7 +146,7 @@ def check_size(loop: Loop) -> None:
             raise ConfigError(f"{name}: got {size}, expected at most {INT32} on a device")
 
 
-def _ships(loop: Loop) -> bool:
+def ships(loop: Loop) -> bool:
     """Whether agent, networks, rewarder and noise all come with the package."""
     agent: Any = loop.agent
     functions = [getattr(agent, word, None) for word in ("actor", "critic", "target_fn")]

@@ -18,7 +18,7 @@ from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.fields import INT32, check_key, unchecked
 from purerl.records.types import Plain, PyTree
 from purerl.statistics import final_returns
-from purerl.training.check import check_size
+from purerl.training.check import check_size, ships
 from purerl.training.config import TrainConfig
 from purerl.training.hyperparams import Hyperparams, env_hyperparams, with_hyperparams
 from purerl.training.loop import Loop, RunState
@@ -153,12 +153,18 @@ def train_on(config: TrainConfig, devices: Devices = ALONE) -> Train:
 
 
 def program_key(config: TrainConfig) -> Hashable:
-    """All that a run's program depends on, except keys and hyperparameters: equal for configs that
-    are equal and have the same environment, either the same object or one that gymnax has under the
-    same name with the same parameters."""
-    source = source_of(config.env)
-    known = source is not None and is_builtin(source.name)
-    return unchecked(config, env=source) if known else config
+    """All that a run's program depends on, except keys and hyperparameters: equal for equal configs
+    whose environments gymnax has under one name, with the same parameters.
+
+    None if a user's function or class takes part, which may read what has changed since.
+    """
+    source, agent = source_of(config.env), config.agent
+    if source is None or not is_builtin(source.name) or config.action_processor is not None:
+        return None
+    optimizer = getattr(agent, "optimizer", None)
+    if callable(optimizer) and not optimizer.__module__.startswith("optax."):
+        return None
+    return unchecked(config, env=source) if ships(config.make_loop()) else None
 
 
 def make_output(
