@@ -5,6 +5,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,9 +138,10 @@ class Layout:
         shapes = [x if a is None else self.parts_like(x) for x, a in zip(like, axes, strict=True)]
         make = functools.partial(self._jit, fn, axes, donate)
         if key is not None:
+            config: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
             # Settings that are read while a program is traced; `jit` since tests replace it.
-            settings = jax.config.jax_enable_x64, jax.config.jax_debug_nans, jit
-            key = key, self, axes, donate, settings
+            settings = config.jax_enable_x64, config.jax_debug_nans
+            key = key, self, axes, donate, settings, jit
         program = remembered(key, make)
         return Lowered(self, axes, program.lower(*shapes))
 
