@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kit.quick import full_jit, quick_programs
+from kit.quick import quick_programs
 from rich.console import Console
 
 import purerl
@@ -45,8 +45,7 @@ def config_of(*argv):
 
 def test_train_shows_a_curve_and_leaves_a_folder(command):
     argv = ("train", "CartPole-v1", "--seeds", "5,6,7", "--eval-every", 4, "--num-envs", 8, *QUICK)
-    with quick_programs(full_jit):
-        code, out, err = command(*argv)
+    code, out, err = command(*argv)
     assert (code, err) == (0, "")
     assert "preset for CartPole-v1 and ppo: " in out
     assert "CartPole-v1, PPO, 3 seeds: 16 updates of 8 environments x 32 steps" in out
@@ -64,13 +63,11 @@ def test_train_shows_a_curve_and_leaves_a_folder(command):
     assert names >= {"config.toml", "metrics.csv", "summary.json", "curve.png", "policies"}
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
 
-    # What is shown and written is what train gives.
+    # What is shown and written is what `fit` gives.
     config = purerl.TrainConfig(
         "CartPole-v1", total_timesteps=4096, num_envs=8, update_every=32, eval_every=4
     )
-    keys = jax.vmap(jax.random.key)(jnp.arange(5, 8, dtype=jnp.uint32))
-    outs = full_jit(jax.vmap(purerl.make_train(config)))(keys)
-    last = np.asarray(outs.metrics.episode_return)[:, -1]
+    last = purerl.fit(config, seeds=[5, 6, 7]).metrics.episode_return[:, -1]
     mean = re.search(r"^return +([\d.]+)", out, re.M)
     assert float(mean[1]) == pytest.approx(np.nanmean(last), rel=1e-3)
     with (folder / "metrics.csv").open() as file:

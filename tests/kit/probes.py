@@ -156,13 +156,10 @@ ONLY_CONTINUOUS = {
 # Each agent once; the others take minutes.
 QUICK = {
     ("PPO", DISCRETE),
-    ("REINFORCE", DISCRETE),
     ("ActorCritic, V", CONTINUOUS),
-    ("ActorCritic, Q(s, a)", DISCRETE),
     ("DQN", DISCRETE),
     ("PQN", DISCRETE),
     ("DDPG", CONTINUOUS),
-    ("TD3", CONTINUOUS),
     ("SAC", CONTINUOUS),
 }
 CASES = [(name, case, DISCRETE) for name, case in (BOTH | ONLY_DISCRETE).items()] + [
