@@ -16,9 +16,8 @@ import subprocess
 import sys
 import time
 
+from hang import busy
 from revisions import cases
-
-BUSY = "while True: pass"
 
 
 def measure(name, num_members, repeats):
@@ -32,12 +31,12 @@ def measure(name, num_members, repeats):
     env, agent, steps, options = cases(purerl)[name]
     config = purerl.TrainConfig(env, agent, steps // 4, **options)
     keys, _ = seed_keys(num_members)
-    lanes, programs = members.num_lanes, {}
-    for layout, number in (("one program", lambda: 1), ("over the cores", lanes)):
-        members.num_lanes = number
+    usual, programs = members.programs_at_once, {}
+    for layout, number in (("one program", lambda: 1), ("over the cores", usual)):
+        members.programs_at_once = number
         programs[layout] = program = Program(config, keys, {})
         program.compile()
-        members.num_lanes = lanes
+        members.programs_at_once = usual
     seconds = {layout: [] for layout in programs}
     for _ in range(repeats + 1):
         for layout, program in programs.items():
@@ -68,15 +67,11 @@ def main():
         measure(args.case, args.members, args.repeats)
         return
     cores = len(os.sched_getaffinity(0)) if args.busy else 0
-    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(cores)]
+    options = ["--members", str(args.members), "--repeats", str(args.repeats)]
     print(f"| {args.members} members | one program | over the cores | ratio |", flush=True)
-    try:
+    with busy(cores):
         for name in args.only:
-            options = ["--members", str(args.members), "--repeats", str(args.repeats)]
             subprocess.run([sys.executable, __file__, "--case", name, *options], check=True)
-    finally:
-        for process in busy:
-            process.kill()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ A process that doesn't end within --limit seconds counts as hung and is killed.
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -37,7 +38,18 @@ result = purerl.sweep(config, seeds=range({seed}, {seed} + 16))
 assert result.effort.parts > 1
 print("done", result.table["num_timesteps"].sum())
 """
-BUSY = "while True: pass"
+
+
+@contextlib.contextmanager
+def busy(number):
+    """Keeps processes busy on that many cores."""
+    code = "while True: pass"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def main():
@@ -60,9 +72,8 @@ def main():
         env["JAX_COMPILATION_CACHE_DIR"] = cache.name
         env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     train = TRAIN if args.layout == "vmap" else SWEEP
-    busy = subprocess.Popen([sys.executable, "-c", BUSY])
     hung = failed = 0
-    try:
+    with cache, busy(1):
         for run in range(args.runs):
             code = train.format(steps=args.steps, seed=run, devices=args.layout == "devices")
             start = time.perf_counter()
@@ -76,9 +87,6 @@ def main():
                 hung += 1
                 word = "hung"
             print(f"run {run + 1}: {word} after {time.perf_counter() - start:.0f} s", flush=True)
-    finally:
-        busy.kill()
-        cache.cleanup()
     print(f"JAX {version('jax')}: {hung} of {args.runs} hung, {failed} failed")
     return 1 if hung or failed else 0
 

@@ -7,9 +7,10 @@ import tempfile
 
 import jax
 import pytest
-from kit.quick import QUICK_FLAGS, quick_programs
+from kit.quick import QUICK_FLAGS, quick_jit, quick_programs
 
 import purerl
+from purerl.accelerator import members
 from purerl.accelerator.compiling import LEVEL
 
 
@@ -56,6 +57,22 @@ def compile_once():
 def _quick_programs():
     with quick_programs():
         yield
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """A list that grows with each trace of a program of `fit` or `sweep`, which compile quickly."""
+    traced = []
+
+    def jit(function, **options):
+        def counted(*args):
+            traced.append(args)
+            return function(*args)
+
+        return quick_jit(counted, **options)
+
+    monkeypatch.setattr(members, "jit", jit)
+    return traced
 
 
 @pytest.fixture

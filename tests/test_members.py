@@ -12,11 +12,10 @@ import optax
 import pytest
 from kit.agents import Tiny
 from kit.environments import push_env
-from kit.quick import quick_jit
 from kit.trees import assert_close, assert_equal
 
 import purerl
-from purerl.accelerator import members
+from purerl.accelerator import machine, members
 from purerl.accelerator.members import Layout, in_threads
 from purerl.training.train import program_key
 
@@ -38,7 +37,7 @@ def cores(monkeypatch):
         monkeypatch.setattr(members, "in_threads", lambda calls: [call() for call in calls])
 
     def use(number):
-        monkeypatch.setattr(members, "num_lanes", lambda: number)
+        monkeypatch.setattr(members, "programs_at_once", lambda: number)
 
     return use
 
@@ -68,7 +67,20 @@ def test_one_agent_and_other_devices_are_left_alone(cores, monkeypatch):
     assert Layout.of(1) == Layout(1, 1, on_devices=False)
     monkeypatch.undo()
     monkeypatch.setenv("NPROC", "1")
-    assert members.num_lanes() == 1
+    assert members.programs_at_once() == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 8), ("250000 100000", 3), ("50000 100000", 1), ("900000 100000", 8), (None, 8)],
+)
+def test_a_containers_share_of_time_limits_the_cores(quota, expected, monkeypatch, tmp_path):
+    file = tmp_path / "cpu.max"
+    if quota is not None:
+        file.write_text(f"{quota}\n")
+    monkeypatch.setattr(machine, "Path", lambda path: file)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert machine.num_cores() == expected
 
 
 def test_they_run_at_the_same_time_and_an_exception_arrives():
@@ -157,22 +169,6 @@ def test_a_sweep_over_cores_is_one_over_none(cores):
     assert (alone.effort.slices, spread.effort.slices) == (2, 2)
     assert_close(spread.metrics, alone.metrics, 1e-4)
     assert_close(spread.member(7).state, alone.member(7).state, 1e-5)
-
-
-@pytest.fixture
-def traces(monkeypatch):
-    """Grows with each trace of a program of `fit` or `sweep`."""
-    traced = []
-
-    def jit(function, **options):
-        def counted(*args):
-            traced.append(args)
-            return function(*args)
-
-        return quick_jit(counted, **options)
-
-    monkeypatch.setattr(members, "jit", jit)
-    return traced
 
 
 def test_the_same_program_is_compiled_once(traces, cores):

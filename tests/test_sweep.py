@@ -28,22 +28,6 @@ from purerl.sweeps.plan import configure, make_plan
 from purerl.training.train import final_return
 
 
-@pytest.fixture
-def compiled(monkeypatch):
-    """Sweeps compile quickly, and their programs are counted: a list that grows with each trace."""
-    programs = []
-
-    def jit(function, **options):
-        def counted(*args):
-            programs.append(args)
-            return function(*args)
-
-        return quick_jit(counted, **options)
-
-    monkeypatch.setattr(members, "jit", jit)
-    return programs
-
-
 @pytest.mark.parametrize(
     ("agent", "lrs"),
     [
@@ -51,11 +35,11 @@ def compiled(monkeypatch):
         pytest.param(purerl.PPO(hidden=(8,)), [1e-3, 1e-2], id="ppo", marks=pytest.mark.slow),
     ],
 )
-def test_a_member_is_what_it_is_alone(compiled, agent, lrs):
+def test_a_member_is_what_it_is_alone(traces, agent, lrs):
     """To rounding, as under `vmap`: 1e-4 after 3 updates (48 gradient steps of PPO)."""
     base = config(agent=agent)
     result = sweep(base, seeds=[3, 0, 7], grid={"lr": lrs, "gamma": [0.5, 0.99]}, slice_size=5)
-    assert len(compiled) == 1
+    assert len(traces) == 1
     alone = quick_jit(purerl.make_train(base))
     for i in (0, 4, 11):
         row = {name: column[i] for name, column in result.table.items()}
@@ -74,7 +58,7 @@ def test_a_member_is_what_it_is_alone(compiled, agent, lrs):
     np.testing.assert_array_equal(result.table["gamma"], np.tile(np.repeat([0.5, 0.99], 3), 2))
 
 
-def test_slices_change_nothing(compiled):
+def test_slices_change_nothing(traces):
     """Bit for bit on one program's slices; padding is never seen."""
     whole = sweep(config(), seeds=7, grid={"lr": LRS}, slice_size=4)
     assert whole.effort.slices == 4  # of 4, 4, 4 and 2
@@ -88,10 +72,10 @@ def test_slices_change_nothing(compiled):
     assert_close(one_slice.metrics, whole.metrics)
 
 
-def test_static_fields_are_looped_over(compiled):
+def test_static_fields_are_looped_over(traces):
     grid = {"lr": LRS, "num_envs": [4, 8], "repeats": [1, 2]}
     result = sweep(config(total_timesteps=32), seeds=2, grid=grid)
-    assert len(compiled) == len(result.groups) == 4
+    assert len(traces) == len(result.groups) == 4
     assert "4 programs, one after the other, since num_envs, repeats can't be mapped over" in str(
         result
     )
@@ -106,13 +90,13 @@ def test_static_fields_are_looped_over(compiled):
     assert_close(member.metrics, alone.metrics, 1e-3)
 
 
-def test_none_among_floats_is_a_program_of_its_own(compiled):
+def test_none_among_floats_is_a_program_of_its_own(traces):
     result = sweep(config(total_timesteps=32), grid={"bias": [None, 0.01, 0.02]})
     assert [len(group.group.members) for group in result.groups] == [1, 2]
     assert list(result.table["bias"]) == [None, 0.01, 0.02]
 
 
-def test_groups_of_different_lengths(compiled):
+def test_groups_of_different_lengths(traces):
     result = sweep(config(), grid={"total_timesteps": [32, 64]})
     with pytest.raises(ValueError, match="differ in their numbers of updates"):
         _ = result.metrics
@@ -120,7 +104,7 @@ def test_groups_of_different_lengths(compiled):
     np.testing.assert_array_equal(result.table["num_timesteps"], [32, 64])
 
 
-def test_random_search(compiled):
+def test_random_search(traces):
     samples = {
         "lr": purerl.LogUniform(1e-4, 1e-2),
         "gamma": purerl.Uniform(0.9, 0.99),
@@ -266,7 +250,7 @@ def test_final_return_is_of_the_last_tenth():
     np.testing.assert_allclose(got, [(3 * 18 + 19) / 4, 9.5, np.nan])
 
 
-def test_table_csv_and_evaluation(compiled, tmp_path):
+def test_table_csv_and_evaluation(traces, tmp_path):
     result = sweep(config(eval_every=2, eval_max_episodes=2), seeds=2, grid={"lr": LRS})
     last = result.metrics.eval.episode_return[:, 1]  # the third update has no evaluation
     np.testing.assert_array_equal(result.table["eval_return"], last)
@@ -286,7 +270,7 @@ def test_table_csv_and_evaluation(compiled, tmp_path):
         result.member(4)
 
 
-def test_nothing_ended(compiled):
+def test_nothing_ended(traces):
     still = {"action_processor": jnp.zeros_like, "update_every": 4, "total_timesteps": 16}
     result = sweep(config(push_env(), **still))
     assert np.isnan(result.table["final_return"]).all()
@@ -295,7 +279,7 @@ def test_nothing_ended(compiled):
         result.best()
 
 
-def test_buffers_stay_behind_unless_asked_for(compiled):
+def test_buffers_stay_behind_unless_asked_for(traces):
     base = config(total_timesteps=64)
     kept = sweep(base, seeds=2, keep_buffer=True)
     assert kept.member(1).state.buffer.data["obs"].shape[0] > 0
@@ -304,9 +288,9 @@ def test_buffers_stay_behind_unless_asked_for(compiled):
     assert_close(kept.member(1).state._replace(buffer=None), dropped.member(1).state)
 
 
-def test_slices_fit_the_memory(compiled, monkeypatch):
+def test_slices_fit_the_memory(traces, monkeypatch):
     monkeypatch.setattr(slices, "MEMBERS_PER_CORE", 8)
-    monkeypatch.setattr(members, "num_lanes", lambda: 1)
+    monkeypatch.setattr(members, "programs_at_once", lambda: 1)
     group = make_plan(config(), 8, None, None, None, None).groups[0]
     roomy = slices.compile_group(group, 8, None, False)
     assert roomy.compiled == 1
@@ -326,7 +310,7 @@ def files(folder):
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
 
 
-def test_goes_on_from_what_is_there(compiled, tmp_path, monkeypatch):
+def test_goes_on_from_what_is_there(traces, tmp_path, monkeypatch):
     options = {"seeds": 3, "grid": {"lr": LRS}, "slice_size": 2, "run_dir": tmp_path}
     whole = sweep(config(), **{**options, "run_dir": None})
     saved, calls = host_sweep.Store.save, []
@@ -350,15 +334,15 @@ def test_goes_on_from_what_is_there(compiled, tmp_path, monkeypatch):
     assert_close(result.metrics, whole.metrics)
     assert_close(result.member(5).state, whole.member(5).state)
     # Once more: nothing is left to do.
-    programs = len(compiled)
+    programs = len(traces)
     again = sweep(config(), **options)
     assert again.effort.slices == 0
-    assert len(compiled) == programs
+    assert len(traces) == programs
     assert_equal(again.metrics, result.metrics)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "flip", "wrong shape", "place"])
-def test_a_damaged_slice_is_put_aside_and_trained_anew(compiled, tmp_path, damage):
+def test_a_damaged_slice_is_put_aside_and_trained_anew(traces, tmp_path, damage):
     options = {"seeds": 4, "slice_size": 2, "run_dir": tmp_path}
     whole = sweep(config(), **options)
     file = sorted(tmp_path.glob("*.npz"))[0]
@@ -383,7 +367,7 @@ def test_a_damaged_slice_is_put_aside_and_trained_anew(compiled, tmp_path, damag
     assert_close(result.metrics, whole.metrics, 0)
 
 
-def test_a_slice_of_another_group_does_not_pass(compiled, tmp_path):
+def test_a_slice_of_another_group_does_not_pass(traces, tmp_path):
     """Slices of two groups whose members' shapes are alike, in each other's place."""
     options = {"grid": {"rewarder": [purerl.Scale(1.0), purerl.Scale(3.0)]}, "run_dir": tmp_path}
     whole = sweep(config(), **options)
@@ -429,7 +413,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_progress_is_quiet_where_nobody_watches(compiled, capsys):
+def test_progress_is_quiet_where_nobody_watches(traces, capsys):
     sweep(config(total_timesteps=32), seeds=2, slice_size=1)
     assert capsys.readouterr() == ("", "")
     sweep(config(total_timesteps=32), seeds=2, slice_size=1, verbose=True)
@@ -497,7 +481,7 @@ def run_python(code, **environ):
 
 
 @pytest.mark.slow
-def test_several_devices_train_the_same(compiled):
+def test_several_devices_train_the_same(traces):
     code = """
 import purerl, numpy as np
 purerl.use_all_cores()

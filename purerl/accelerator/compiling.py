@@ -3,6 +3,7 @@
 import collections
 import os
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import jax
 
@@ -68,12 +69,15 @@ def remembered(key: Hashable, make: Callable[[], jax.stages.Wrapped]) -> jax.sta
     compiles it again.
 
     Args:
-        key: all that the function depends on except its arguments; None, or a key that can't be
-            hashed, to remember nothing.
+        key: all that the function depends on except its arguments and JAX's settings; None, or a
+            key that can't be hashed, to remember nothing.
         make: makes it.
     """
     if key is None:
         return make()
+    config: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
+    # Settings that our functions read while they are traced, which JAX doesn't know.
+    key = key, config.jax_enable_x64, config.jax_debug_nans
     try:
         found = _remembered.pop(key, None)
     except (TypeError, ValueError):  # no hash, or arrays that can't be compared

@@ -91,7 +91,7 @@ def num_cores() -> int:
     container's share of processor time makes up."""
     known = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(min(_cgroup_cores(), cores))))
+    return max(1, math.ceil(min(_cgroup_cores(), cores)))
 
 
 def free_memory() -> float:

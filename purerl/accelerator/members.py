@@ -5,7 +5,6 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ MEMBERS, THREAD = "members", "purerl-part"
 Parts = list[PyTree]
 
 
-def num_lanes() -> int:
+def programs_at_once() -> int:
     """Programs that this process runs at a time, each on a core.
 
     That is the number of cores, or NPROC if that is less, where JAX has a CPU as one device. It is
@@ -39,7 +38,7 @@ def num_lanes() -> int:
 
 def most_parts() -> int:
     """Parts that run at the same time at most: the devices of the process, or the cores."""
-    return max(jax.local_device_count(), num_lanes())
+    return max(jax.local_device_count(), programs_at_once())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Layout:
 
         return jax.tree.map(whole, *parts)
 
-    def parts_like(self, like: PyTree) -> PyTree:
+    def _parts_like(self, like: PyTree) -> PyTree:
         """Shapes of a part's tree, from those `[S, ...]` of all members."""
         if self.num_parts == 1:
             return like
@@ -135,14 +134,10 @@ class Layout:
             key: all that `fn` depends on; with an equal one, it isn't traced and compiled again.
                 None to remember nothing.
         """
-        shapes = [x if a is None else self.parts_like(x) for x, a in zip(like, axes, strict=True)]
-        make = functools.partial(self._jit, fn, axes, donate)
+        shapes = [x if a is None else self._parts_like(x) for x, a in zip(like, axes, strict=True)]
         if key is not None:
-            config: Any = jax.config  # JAX 0.10 doesn't declare what it adds at run time
-            # Settings that are read while a program is traced; `jit` since tests replace it.
-            settings = config.jax_enable_x64, config.jax_debug_nans
-            key = key, self, axes, donate, settings, jit
-        program = remembered(key, make)
+            key = key, self, axes, donate, jit  # `jit` since tests replace it
+        program = remembered(key, lambda: self._jit(fn, axes, donate))
         return Lowered(self, axes, program.lower(*shapes))
 
     def _jit(
@@ -224,18 +219,19 @@ class Parallel:
             )
             return self.compiled(*taken)
 
-        if not self.layout.on_cores:
-            return [call(0)]
         return in_threads([functools.partial(call, i) for i in range(self._num_calls)])
 
 
 def in_threads(calls: Sequence[Callable[[], PyTree]]) -> list[PyTree]:
-    """Results of functions that are called at the same time, each in a thread.
+    """Results of functions that are called at the same time, each in a thread; one alone is called
+    without.
 
     Raises the first exception of a function, once all have ended. The calling thread can be
     interrupted while it waits; the functions then run to their ends, and Python waits for these
     before it exits.
     """
+    if len(calls) == 1:
+        return [calls[0]()]
     results: list[PyTree] = [None] * len(calls)
     errors: list[BaseException | None] = [None] * len(calls)
 
@@ -258,9 +254,9 @@ def in_threads(calls: Sequence[Callable[[], PyTree]]) -> list[PyTree]:
 
 
 def compile_all(programs: Sequence[Lowered]) -> list[Parallel]:
-    """Compiles programs, at the same time where that works (see `num_lanes`): a core does most of
-    the work on one."""
-    if len(programs) == 1 or num_lanes() == 1:
+    """Compiles programs, at the same time where that works (see `programs_at_once`): a core does
+    most of the work on one."""
+    if programs_at_once() == 1:
         return [program.compile() for program in programs]
     compiled: list[Parallel] = in_threads([program.compile for program in programs])
     return compiled

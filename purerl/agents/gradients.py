@@ -119,8 +119,7 @@ def mean_gradient(
 def _at_once(size: int, most: int, devices: Devices) -> int:
     """The largest divisor of a batch's size up to `most`; the size itself if that is less than a
     quarter of `most`, if a device has several cores, which share the rows, and on a GPU."""
-    shared = devices.count > 1 or devices.one_core
-    alone = shared or num_cores() <= jax.local_device_count()
+    alone = devices.count > 1 or devices.one_core or num_cores() <= jax.local_device_count()
     if jax.default_backend() != "cpu" or not alone or size <= most:
         return size
     divisor = next(n for n in range(most, 0, -1) if size % n == 0)

@@ -10,7 +10,6 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from purerl.accelerator.devices import Devices
 from purerl.accelerator.machine import check_memory
 from purerl.accelerator.members import Layout
 from purerl.agents import AGENTS
@@ -188,7 +187,7 @@ def run_bench(args: argparse.Namespace, console: Console) -> int:
     keys, _ = seed_keys(integers("--seeds", args.seeds))
     layout = Layout.of(len(keys), config.num_devices)
     check_size(config.make_loop(), layout.on_a_device)
-    train = train_on(config, Devices(one_core=layout.on_cores))
+    train = train_on(config, one_core=layout.on_cores)
     lowered = layout.lower(train, (0,), (keys,))
     began = time.perf_counter()
     program = lowered.compile()

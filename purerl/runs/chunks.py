@@ -1,6 +1,5 @@
 """`Program`: a run compiled as chunks of any number of updates, driven from the host."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -10,7 +9,6 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from purerl.accelerator import devices
-from purerl.accelerator.devices import Devices
 from purerl.accelerator.machine import check_memory
 from purerl.accelerator.members import Layout, Parts, compile_all
 from purerl.envs.spaces import is_space
@@ -27,7 +25,7 @@ from purerl.training.hyperparams import (
     with_hyperparams,
 )
 from purerl.training.loop import OWN, Loop
-from purerl.training.train import TrainOutput, list_seeds, make_output, program_key
+from purerl.training.train import TrainOutput, list_seeds, make_loop_on, make_output, program_key
 
 CHUNK_BYTES = 2**24  # of metrics in a chunk, at most
 
@@ -35,8 +33,8 @@ CHUNK_BYTES = 2**24  # of metrics in a chunk, at most
 class Program:
     """A run's compiled functions, of one agent or `[S]` of them, with keys and hyperparameters.
 
-    The members are laid out over the cores or devices of the process: between `start` and `whole`
-    the state is in parts.
+    The members are laid out over the cores or devices of the process: the state is in the parts of
+    `layout`.
     """
 
     def __init__(self, config: TrainConfig, keys: jax.Array, values: dict[str, np.ndarray]) -> None:
@@ -62,13 +60,10 @@ class Program:
         that they take."""
         # One program for chunks of any length: the number of rows is an argument.
         like = self.state_like, self.values, _count(0), np.int32(0)
-        axes, key = (0, 0, None, None), program_key(self.config)
-        chunks = None if key is None else ("chunk", key, self.capacity)
-        chunk = self.layout.lower(self._chunk, axes, like, donate=0, key=chunks)
-        programs = [chunk]
+        axes, key = (0, 0, None, None), program_key(self.config, "chunk", self.capacity)
+        programs = [self.layout.lower(self._chunk, axes, like, donate=0, key=key)]
         if not begun:
-            first = self.keys, self.values
-            key = None if key is None else ("init", key)
+            first, key = (self.keys, self.values), program_key(self.config, "init")
             programs.append(self.layout.lower(self._init, (0, 0), first, key=key))
         self._run, *self._start = compile_all(programs)
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
@@ -89,20 +84,13 @@ class Program:
         metrics = jax.tree.map(lambda x: np.asarray(x)[..., :rows].copy(), table)
         return [state for state, _ in done], metrics
 
-    def split(self, state: PyTree) -> Parts:
-        """A state in parts, as `run` takes it."""
-        return self.layout.split(state)
-
-    def whole(self, state: Parts) -> PyTree:
-        """The state of all members."""
-        return self.layout.join(state)
-
     def kept(self, state: Parts) -> PyTree:
         """The state of all members, which isn't overwritten by the next chunk: that takes the
         memory of its argument by donation."""
         # On other backends it is copied to the host before saving returns.
         copied = self.layout.num_parts > 1 or jax.default_backend() != "cpu"
-        return self.whole(state) if copied else jax.tree.map(jnp.copy, self.whole(state))
+        whole = self.layout.join(state)
+        return whole if copied else jax.tree.map(jnp.copy, whole)
 
     def rows(self, num_updates: int) -> int:
         """Rows of metrics in a number of updates."""
@@ -117,9 +105,7 @@ class Program:
         return make_output(self.config, self.loop, state, metrics, agent, env_params)
 
     def _loop(self, values: dict[str, jax.Array]) -> Loop:
-        loop = self.config.make_loop(values)
-        one_core = Devices(one_core=True)
-        return dataclasses.replace(loop, devices=one_core) if self.layout.on_cores else loop
+        return make_loop_on(self.config, values, one_core=self.layout.on_cores)
 
     def _init(self, key: jax.Array, values: dict[str, jax.Array]) -> PyTree:
         return self._loop(values).start(key)

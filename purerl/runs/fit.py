@@ -19,7 +19,7 @@ from purerl.deploy.plain_space import space_to_plain
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_count, check_path
-from purerl.records.types import Plain, PyTree
+from purerl.records.types import Plain
 from purerl.runs.checkpoint import RunFolder
 from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
 from purerl.runs.folder import RunFiles
@@ -157,13 +157,14 @@ class _Training:
         self.done = self.saved = 0
         self.pieces: list[Metrics] = []
         self.unsaved: list[Metrics] = []
-        self.loaded: PyTree = None
-        self.state: Parts | None = None
+        self.state: Parts = []  # before the first one
         if folder:
             with _ONE_AT_A_TIME:
                 start = folder.load(program.state_like, program.metrics_like)
             self.done = self.saved = start.num_updates
-            self.loaded, self.pieces = start.state, start.metrics
+            self.pieces = start.metrics
+            if start.state is not None:
+                self.state = program.layout.split(start.state)
         if self.pieces and files is not None:
             files.restore(self._past())
 
@@ -174,24 +175,18 @@ class _Training:
 
     def start(self) -> None:
         """Compiles, and makes the first state unless one was loaded."""
-        program = self.program
-        program.compile(begun=self.loaded is not None)
-        self.state = program.start() if self.loaded is None else program.split(self.loaded)
-        self.loaded = None
+        self.program.compile(begun=bool(self.state))
+        self.state = self.state or self.program.start()
 
     def advance(self, num_rows: int) -> Metrics:
         """Trains for a number of rows of metrics, or to the end."""
         loop = self.program.loop
         upto = min(self.done + num_rows * loop.log_every, loop.num_updates)
-        self.state, metrics = self.program.run(self._state(), self.done, upto)
+        self.state, metrics = self.program.run(self.state, self.done, upto)
         self.pieces.append(metrics)
         self.unsaved.append(metrics)
         self.done = upto
         return metrics
-
-    def _state(self) -> Parts:
-        assert self.state is not None, "not started"
-        return self.state
 
     def report(self, start: int, metrics: Metrics, seconds: float, compiling: float) -> Report:
         """A report of rows of metrics that begin at an update."""
@@ -239,7 +234,7 @@ class _Training:
             self.folder.wait()  # for the checkpoint that these metrics follow
             with _ONE_AT_A_TIME:
                 self.folder.save_metrics(self.saved, self.done, _joined(self.unsaved))
-                self.folder.save(self.done, self.program.kept(self._state()))
+                self.folder.save(self.done, self.program.kept(self.state))
             self.saved, self.unsaved = self.done, []
 
     def finish(self) -> None:
@@ -250,7 +245,7 @@ class _Training:
 
     def rescue(self, error: BaseException) -> None:
         """Saves, if possible, before an exception is raised again."""
-        if self.state is None or self.torn:
+        if not self.state or self.torn:
             return
         try:
             if jax.process_count() == 1:  # the other hosts wouldn't take part
@@ -261,8 +256,8 @@ class _Training:
 
     def result(self) -> TrainOutput:
         """The output of the updates so far."""
-        whole = self.loaded if self.state is None else self.program.whole(self.state)
-        return self.program.output(whole, _joined(self.pieces))
+        state = self.program.layout.join(self.state)
+        return self.program.output(state, _joined(self.pieces))
 
     def output(self) -> TrainOutput:
         """The output of the updates so far, also written into the folder."""

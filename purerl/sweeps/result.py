@@ -56,7 +56,7 @@ class Effort:
             compiled=self.compiled + program.compiled,
             compile_seconds=self.compile_seconds + program.seconds,
             seconds=self.seconds + seconds,
-            parts=max(self.parts, program.layout.num_parts),
+            parts=max(self.parts, program.call.layout.num_parts),
             slice_sizes=(*self.slice_sizes, program.slice_size),
             memory=max(self.memory, program.memory),
         )

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from purerl.accelerator.devices import ALONE, Devices
 from purerl.accelerator.machine import check_memory, free_memory
 from purerl.accelerator.members import Layout, Parallel, most_parts
 from purerl.accelerator.transfer import to_host
@@ -29,7 +28,6 @@ class CompiledGroup:
 
     Attributes:
         call: from key data and hyperparameters to a `TrainOutput`, in parts.
-        layout: of a slice's members.
         memory: bytes on each device, as the compiler reports them; 0 where it doesn't.
         compiled: programs; two or more where the first one didn't fit the memory. One that this
             process had compiled already counts too.
@@ -37,7 +35,6 @@ class CompiledGroup:
     """
 
     call: Parallel
-    layout: Layout
     memory: int
     compiled: int
     seconds: float
@@ -45,8 +42,8 @@ class CompiledGroup:
     @property
     def slice_size(self) -> int:
         """S, members in a slice."""
-        assert self.layout.num_members is not None
-        return self.layout.num_members
+        assert self.call.layout.num_members is not None
+        return self.call.layout.num_members
 
 
 def compile_group(
@@ -70,6 +67,7 @@ def compile_group(
         largest = min(largest, slice_size)
     elif jax.default_backend() == "cpu":
         largest = min(largest, MEMBERS_PER_CORE * most_parts())
+    key = program_key(group.config, "sweep", keep_buffer)
     while True:
         size = -(-num_members // -(-num_members // largest))  # of slices that are equal
         layout = Layout.of(size, group.config.num_devices)
@@ -77,22 +75,20 @@ def compile_group(
             lambda x, n=size: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype),
             (group.keys, group.hyperparams),
         )
-        member = one_member(group, keep_buffer, Devices(one_core=layout.on_cores))
-        known = program_key(group.config)
-        key = None if known is None else ("sweep", known, keep_buffer)
+        member = one_member(group, keep_buffer, one_core=layout.on_cores)
         call = layout.lower(member, (0, 0), example, key=key).compile()
         count += 1
         memory, free = call.memory, free_memory()
         fewer = (layout.size - 1) * most_parts() if layout.on_devices else size - 1
         if slice_size is not None or memory <= free or fewer < 1:
             check_memory(memory, f"{size} agents at once")
-            return CompiledGroup(call, layout, memory, count, time.perf_counter() - start)
+            return CompiledGroup(call, memory, count, time.perf_counter() - start)
         largest = max(1, min(fewer, math.floor(size * free / memory)))
 
 
-def one_member(group: Group, keep_buffer: bool, devices: Devices = ALONE) -> Member:
+def one_member(group: Group, keep_buffer: bool, *, one_core: bool = False) -> Member:
     """`train` of a group, from key data; without the buffer in its output unless it is kept."""
-    train = train_on(group.config, devices)
+    train = train_on(group.config, one_core=one_core)
 
     def member(key: jax.Array, hyperparams: dict[str, jax.Array]) -> TrainOutput:
         out: PyTree = train(jax.random.wrap_key_data(key), hyperparams)
@@ -127,6 +123,6 @@ def run_slices(
         places = todo[start : start + program.slice_size]
         padded = np.resize(places, program.slice_size)
         hyperparams = {name: x[padded] for name, x in group.hyperparams.items()}
-        split, join = program.layout.split, program.layout.join
-        out = join(program.call(split(group.keys[padded]), split(hyperparams)))
+        layout = program.call.layout
+        out = layout.join(program.call(layout.split(group.keys[padded]), layout.split(hyperparams)))
         yield places, [to_host(x)[: len(places)] for x in jax.tree.leaves(out)]

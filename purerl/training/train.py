@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from flax import struct
 
-from purerl.accelerator.devices import ALONE, Devices
 from purerl.agents import Agent
 from purerl.envs.registry import is_builtin, source_of
 from purerl.experience.metrics import Metrics
@@ -134,14 +133,19 @@ def make_train(config: TrainConfig | Mapping[str, Plain]) -> Train:
     return train_on(config)
 
 
-def train_on(config: TrainConfig, devices: Devices = ALONE) -> Train:
-    """As `make_train`; a run on one device has `devices` in its loop."""
+def make_loop_on(config: TrainConfig, hyperparams: Hyperparams, *, one_core: bool) -> Loop:
+    """A run's loop, which knows whether one CPU core has the run to itself, while others work on
+    other runs."""
+    loop = config.make_loop(hyperparams)
+    return dataclasses.replace(loop, devices=dataclasses.replace(loop.devices, one_core=one_core))
+
+
+def train_on(config: TrainConfig, *, one_core: bool = False) -> Train:
+    """As `make_train`, with `one_core` as in `make_loop_on`."""
 
     def train(key: jax.Array, hyperparams: Hyperparams = None) -> TrainOutput:
         check_key(key)
-        loop = config.make_loop(hyperparams)
-        if loop.devices.count == 1:
-            loop = dataclasses.replace(loop, devices=devices)
+        loop = make_loop_on(config, hyperparams, one_core=one_core)
         check_size(loop)
         state, metrics = loop.spread(loop.scan)(loop.start(key))
         parts = config.parts()
@@ -152,11 +156,16 @@ def train_on(config: TrainConfig, devices: Devices = ALONE) -> Train:
     return train
 
 
-def program_key(config: TrainConfig) -> Hashable:
+def program_key(config: TrainConfig, *more: Hashable) -> Hashable:
     """All that a run's program depends on, except keys and hyperparameters: equal for equal configs
     whose environments gymnax has under one name, with the same parameters.
 
-    None if a user's function or class takes part, which may read what has changed since.
+    Args:
+        config: of the run.
+        more: what tells several programs of it apart.
+
+    Returns:
+        None if a user's function or class takes part, which may read what has changed since.
     """
     source, agent = source_of(config.env), config.agent
     if source is None or not is_builtin(source.name) or config.action_processor is not None:
@@ -164,7 +173,7 @@ def program_key(config: TrainConfig) -> Hashable:
     optimizer = getattr(agent, "optimizer", None)
     if callable(optimizer) and not optimizer.__module__.startswith("optax."):
         return None
-    return unchecked(config, env=source) if ships(config.make_loop()) else None
+    return (unchecked(config, env=source), *more) if ships(config.make_loop()) else None
 
 
 def make_output(

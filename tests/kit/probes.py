@@ -153,7 +153,7 @@ ONLY_CONTINUOUS = {
         REPLAY | {"noise": purerl.GaussianNoise(sigma=1.0), "total_timesteps": 40_000},
     ),
 }
-# Each agent once; the others take minutes.
+# In the default suite; the others take minutes.
 QUICK = {
     ("PPO", DISCRETE),
     ("ActorCritic, V", CONTINUOUS),

@@ -18,18 +18,19 @@ _HAS_EMITTERS = jaxlib.version.__version_info__ < (0, 11)
 QUICK_FLAGS = {LEVEL: 0} | ({_EMITTERS: "false"} if _HAS_EMITTERS else {})
 
 
-def quick_jit(function, *, one_core=False, **options):
-    """For programs so small that compiling them takes the time."""
-    compiler_options = QUICK_COMPILE | (ONE_CORE if one_core else {})
-    return jax.jit(function, compiler_options=compiler_options, **options)
+def _jit_with(compiler_options):
+    def jit(function, *, one_core=False, **options):
+        chosen = compiler_options | (ONE_CORE if one_core else {})
+        return jax.jit(function, compiler_options=chosen, **options)
+
+    return jit
 
 
-def full_jit(function, *, one_core=False, **options):
-    """As users compile: for programs that train for real, which take longer to run than to compile,
-    and for two programs that do the same to the bit, as those of MLIR's code do."""
-    compiler_options = {LEVEL: 1} | ({_EMITTERS: True} if _HAS_EMITTERS else {})
-    compiler_options |= ONE_CORE if one_core else {}
-    return jax.jit(function, compiler_options=compiler_options, **options)
+# For programs so small that compiling them takes the time.
+quick_jit = _jit_with(QUICK_COMPILE)
+# As users compile: for programs that train for real, which take longer to run than to compile, and
+# for two programs that do the same to the bit, as those of MLIR's code do.
+full_jit = _jit_with({LEVEL: 1} | ({_EMITTERS: True} if _HAS_EMITTERS else {}))
 
 
 @contextlib.contextmanager
