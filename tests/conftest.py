@@ -12,6 +12,7 @@ from kit.quick import QUICK_FLAGS, quick_jit, quick_programs
 import purerl
 from purerl.accelerator import members
 from purerl.accelerator.compiling import LEVEL
+from purerl.envs import registry
 
 
 def pytest_configure(config):
@@ -34,6 +35,26 @@ def pytest_collection_finish():
     """Tracing allocates so much that collecting garbage at Python's pace takes a sixth of it."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    names = list(registry._factories)
+    assert not names, f"registered by a test file's import, for all other files too: {names}"
+
+
+def _names_forgotten():
+    before = dict(registry._factories)
+    yield
+    registry._factories.clear()
+    registry._factories.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def names_of_a_file():
+    """What a file registers, no other file knows: they share a process."""
+    yield from _names_forgotten()
+
+
+@pytest.fixture(autouse=True)
+def names_of_a_test(names_of_a_file):
+    yield from _names_forgotten()
 
 
 @pytest.fixture

@@ -1689,14 +1689,11 @@ def listen(event, seconds, **_):
         compiled.append(seconds)
 
 
-# Not in the fixture, which a worker may make twice.
-purerl.register("bad-2", walk)
-purerl.register("bad-3", lambda: 3)
-
-
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """What the cases need that is right, made before the first of them; and all late imports."""
+    purerl.register("bad-2", walk)
+    purerl.register("bad-3", lambda: 3)
     purerl.make("CartPole-v1")
     import tensorboardX  # noqa: F401
 

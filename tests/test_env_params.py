@@ -53,7 +53,11 @@ def make_fall(gravity=9.8, steps=STEPS, *, sign="+", weights=(1.0, 1.0)):
     return Env(reset, step, spec)
 
 
-purerl.register("fall", make_fall)
+@pytest.fixture(scope="module", autouse=True)
+def fall():
+    purerl.register("fall", make_fall)
+
+
 LIGHT = (CartPole(), EnvParams(gravity=1.0))
 
 
@@ -217,8 +221,7 @@ def test_parameters_are_hyperparameters():
 
         return env._replace(step=step)
 
-    if "counted-fall" not in purerl.env_names():
-        purerl.register("counted-fall", make_counted)
+    purerl.register("counted-fall", make_counted)
     train = purerl.make_train(purerl.TrainConfig(env="counted-fall", **SMALL))
     counts = []
     first = jnp.array([1.0, 2.0])  # when it is found out that it can be traced
