@@ -12,7 +12,7 @@ from kit.sweeps import config
 
 import purerl
 from purerl import sweep
-from purerl.accelerator import compiling
+from purerl.accelerator import compiling, machine
 from purerl.training.policy import _compiled_act
 
 PACKAGE = pathlib.Path(purerl.__file__).parent
@@ -51,6 +51,7 @@ def test_programs_are_compiled_with_the_options(monkeypatch, tmp_path):
 
 def test_the_options_are_for_the_cpu_and_give_way_to_the_users(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(compiling, "vector_bits", lambda: 256)
     assert purerl.compiler_options() == {"xla_backend_optimization_level": 1}
     double = jax.jit(lambda x: 2 * x, compiler_options=purerl.compiler_options())
     assert double(3) == 6
@@ -59,3 +60,23 @@ def test_the_options_are_for_the_cpu_and_give_way_to_the_users(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert purerl.compiler_options() == {}
+
+
+def test_vectors_of_512_bits_where_the_processor_has_them(monkeypatch):
+    """Under a flag that limits the instructions XLA couldn't use them."""
+    monkeypatch.setattr(compiling, "vector_bits", lambda: 512)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    options = purerl.compiler_options()
+    assert options["xla_cpu_prefer_vector_width"] == 512
+    assert jax.jit(lambda x: 2 * x, compiler_options=options)(3) == 6
+    for flag in ("xla_cpu_prefer_vector_width=128", "xla_cpu_max_isa=AVX2"):
+        monkeypatch.setenv("XLA_FLAGS", f"--{flag}")
+        assert purerl.compiler_options() == {"xla_backend_optimization_level": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"), [("flags : avx2 avx512f avx512dq", 512), ("flags : sse4_2 avx2", 256)]
+)
+def test_the_processors_vectors(text, bits, monkeypatch):
+    monkeypatch.setattr(machine.Path, "read_text", lambda self: text)
+    assert machine.vector_bits.__wrapped__() == bits

@@ -1,5 +1,6 @@
 """Settings of XLA that have to precede JAX's start, and the cores and memory of the machine."""
 
+import functools
 import math
 import os
 import warnings
@@ -11,6 +12,7 @@ from purerl.records.errors import ConfigError
 
 SCHEDULER_FLAG = "--xla_cpu_enable_concurrency_optimized_scheduler"
 COUNT_FLAG = "--xla_force_host_platform_device_count"
+ISA_FLAG = "--xla_cpu_max_isa"
 FUSION_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 
@@ -92,6 +94,16 @@ def num_cores() -> int:
     known = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     return max(1, math.ceil(min(_cgroup_cores(), cores)))
+
+
+@functools.cache
+def vector_bits() -> int:
+    """Bits of this processor's widest vectors, 512 or, as far as is known here, 256."""
+    try:
+        words = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return 256
+    return 512 if "avx512f" in words else 256
 
 
 def free_memory() -> float:

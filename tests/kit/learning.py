@@ -129,7 +129,13 @@ LEARNING = {
         CARTPOLE["reinforce"], last=20, mean=498.2, worst=485.2, seeds=4
     ),
     "DQN CartPole": trial(CARTPOLE["dqn"], last=1_000, mean=499.6, worst=478.0),
-    "PQN CartPole": trial(CARTPOLE["pqn"], last=20, mean=495.0, worst=403.9, seeds=4),
+    # Of 96 seeds 90 reach 480, but one ends at 143: what holds for any is the median of eight.
+    "PQN CartPole": Trial(
+        lambda keys: final_returns(train(CARTPOLE["pqn"], keys), 20),
+        lambda returns: np.median(returns) >= 475.0,
+        num_seeds=8,
+        slow=True,
+    ),
     "DDPG Gaussian Pendulum": trial(DDPG, last=500, mean=-150.6, worst=-204.5),
     "DDPG Ornstein-Uhlenbeck Pendulum": trial(
         DDPG.replace(noise=purerl.OrnsteinUhlenbeckNoise(noise_decay=0.95)),
