@@ -11,7 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from purerl.envs.base import Adapter, Dynamics, Env, EnvSource, TimeStep, dynamics_of, typed
+from purerl.envs.base import (
+    Adapter,
+    Dynamics,
+    Env,
+    EnvSource,
+    Host,
+    TimeStep,
+    dynamics_of,
+    host_of,
+    typed,
+)
 from purerl.records.draws import Choice, Uniform, distribution
 from purerl.records.errors import ConfigError, raised, sentence, shown, suggest
 from purerl.records.types import PyTree
@@ -230,6 +240,10 @@ class Made(Adapter):
     exact = False  # so that `check_env` sees its real dtypes
     arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
     again: Callable[[Mapping[str, object]], Env] | None = None
+
+    @property
+    def host(self) -> Host | None:
+        return host_of(self.env)
 
     def identity(self) -> Values:
         inner = dynamics_of(self.env)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeGuard
 import jax
 from jax.typing import ArrayLike
 
-from purerl.envs import gymnax
+from purerl.envs import gymnax, host
 from purerl.envs.base import Env, EnvSource, dynamics_of, with_our_spaces
 from purerl.envs.gymnax_wrappers import GymnaxEnv
 from purerl.envs.params import (
@@ -72,8 +72,9 @@ def make(name: str, /, **params: object) -> Env:
         purerl.make("CartPole-v1", gravity=purerl.Uniform(4.9, 9.8))  # drawn for every episode
 
     Args:
-        name: one of `env_names()`, or `"module:name"` for an object of a user's importable module:
-            an `Env`, a gymnax `Environment`, or a function that returns one.
+        name: one of `env_names()`; or `"module:name"` for an object of a user's importable module:
+            an `Env`, a gymnax `Environment`, or a function that returns one; or `"gymnasium/ID"`
+            for one of Gymnasium's, simulated on the host (see `purerl.gymnasium_env`).
         **params: parameters to replace the environment's defaults: keyword arguments of its
             factory, and fields of a gymnax environment's `EnvParams`. A distribution, such as
             `purerl.Uniform(4.9, 9.8)`, is drawn from for every episode.
@@ -188,6 +189,8 @@ def _find(name: str) -> _Maker:
     """The factory of a name. Raises ConfigError if there is none."""
     if name in _factories:
         return _maker(_factories[name])
+    if name.startswith(host.PREFIX):
+        return _maker(functools.partial(host.host_env, name.removeprefix(host.PREFIX)))
     if ":" in name:
         found = _import(name)
         if isinstance(found, Env) or not callable(found):
@@ -387,7 +390,9 @@ def as_env(env: object) -> Env:
         if source is not None:
             return make(source.name, **dict(source.params))
         return gymnax.raw_gymnax_env(instance, params)
+    if host.is_vector(env):
+        return host.host_env(env)
     raise ConfigError(
         f"env: got {shown(env)}, expected a name, a purerl.Env, a gymnax Environment, or a pair of "
-        "a gymnax Environment and its parameters"
+        "a gymnax Environment and its parameters; purerl.gymnasium_env makes one of Gymnasium's"
     )

@@ -31,7 +31,7 @@ from purerl.experience.rewarders import Rewarder, transform
 from purerl.experience.transition import Transition
 from purerl.records.types import PyTree
 from purerl.training.evaluate import play_episodes
-from purerl.training.rollout import RolloutState, init_rollout, rollout
+from purerl.training.rollout import RolloutState, init_rollout, restart, rollout
 
 Index = int | jax.Array | Count  # of an update, or of an episode
 
@@ -194,6 +194,14 @@ class Loop:
             num_episodes=Count.of(0),
             nonfinite_updates=jnp.int32(0),
         )
+
+    def begin_again(self, state: RunState) -> RunState:
+        """One device's state with its environments reset, where theirs isn't in it; the rest
+        continues."""
+        key = jax.random.split(state.key, 4)[3]  # which `step` leaves
+        acting = self.acting(state.agent, state.obs_stats, self.clock(0), 0)
+        envs = restart(self.vector_env(), acting, key, state.rollout)
+        return state._replace(rollout=envs)
 
     def scan(self, state: RunState) -> tuple[RunState, Metrics]:
         """The whole run, on one device: the state after it, and metrics `[num_rows]`."""

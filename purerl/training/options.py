@@ -7,6 +7,7 @@ import jax
 
 from purerl.agents import PPO, Agent
 from purerl.agents.noise import Noise
+from purerl.envs.base import Env, host_of
 from purerl.envs.registry import as_env
 from purerl.envs.vector import parse_resets
 from purerl.experience.buffer import Buffer
@@ -64,7 +65,8 @@ class Options(Record):
             a time limit, so that the longest run is known. An episode that NaN or infinity has cut
             doesn't count. Schedules follow the episodes or the steps, whichever are nearer to their
             end.
-        num_envs: N, the number of parallel environments; None for the agent's default.
+        num_envs: N, the number of parallel environments; None for that of `purerl.gymnasium_env`, or
+            the agent's default.
         update_every: T, steps of each environment between updates; None for the agent's default.
         update_after: environment steps, over all N, before the first update; None for the agent's
             default. Until then DDPG, TD3 and SAC draw actions uniformly from the action space.
@@ -165,6 +167,9 @@ class Options(Record):
         defaults = self.agent.run_defaults
         names = ("num_envs", "update_every", "update_after", "wait_end_path")
         left = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
+        host = host_of(self.env) if isinstance(self.env, Env) else None
+        if "num_envs" in left and host is not None and host.num_envs is not None:
+            left["num_envs"] = host.num_envs
         if self.normalize_reward:
             left |= {"rewarder": RunningNormalize(), "normalize_reward": False}
         return unchecked(self, **left)

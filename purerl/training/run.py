@@ -11,17 +11,25 @@ import jax.numpy as jnp
 
 from purerl.accelerator.devices import Devices, check_divides
 from purerl.agents.base import Agent, RunFacts
-from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
+from purerl.envs.base import Env, EnvSpec, action_repeat, host_of, refuse_host, time_limit, typed
 from purerl.envs.last_action import remember_action
 from purerl.envs.registry import as_env, source_of
 from purerl.envs.spaces import Space
+from purerl.envs.vector import vector_env
 from purerl.experience.buffer import Buffer
 from purerl.experience.metrics import Metrics
 from purerl.experience.rewarders import Identity
 from purerl.nn.views import check_mask_is_kept
 from purerl.records.docs import documented, section
 from purerl.records.errors import ConfigError, sentence
-from purerl.records.fields import Record, check_key, field_options, read_names, total_names
+from purerl.records.fields import (
+    Record,
+    check_key,
+    field_options,
+    read_names,
+    total_names,
+    unchecked,
+)
 from purerl.training.loop import Loop, RunState
 from purerl.training.options import Options
 
@@ -38,15 +46,17 @@ def assemble(options: Options) -> Loop:
     Raises:
         ConfigError: options that don't fit together.
     """
-    options = options.with_defaults()
+    options = unchecked(options, env=as_env(options.env)).with_defaults()
     agent, noise, rewarder = options.agent, options.noise, options.rewarder
     num_envs, update_every = cast(int, options.num_envs), cast(int, options.update_every)
     update_after, wait_end_path = cast(int, options.update_after), bool(options.wait_end_path)
-    raw_env = as_env(options.env)
+    raw_env: Env = options.env
     env = limit_env(raw_env, options.max_episode_steps, options.skip_frames)
     if options.remember_action:
         env = remember_action(env)
     env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
+    if host_of(env) is not None:
+        vector_env(env, num_envs, options.resets)  # raises for what it can't do
     buffer = _fit_buffer(options.buffer, agent, num_envs, update_every)
     facts = RunFacts(
         noise=noise, wait_end_path=wait_end_path, reset_each_episode=options.reset_each_episode
@@ -170,6 +180,7 @@ def run(
 
 def _divide(loop: Loop, num_devices: int) -> Loop:
     """One device's share of the run. Raises ConfigError if D doesn't divide it."""
+    refuse_host(loop.env, "num_devices")
     evaluated = loop.eval_max_episodes
     check_divides(num_devices, "num_envs", loop.num_envs)
     if loop.eval_every is not None:
