@@ -67,9 +67,7 @@ class Layout:
     mapped: bool = True
 
     @classmethod
-    def of(
-        cls, num_members: int | None, num_devices: int = 1, *, mapped: bool = True
-    ) -> "Layout":
+    def of(cls, num_members: int | None, num_devices: int = 1, *, mapped: bool = True) -> "Layout":
         """The layout for S members in this process, each over a number of devices: in one part
         where that is more than one. Starts JAX."""
         if num_members is None or num_devices > 1 or not mapped:
@@ -144,7 +142,9 @@ class Layout:
         program = remembered(key, lambda: self._jit(fn, axes, donate))
         return Lowered(self, axes, program.lower(*shapes))
 
-    def over(self, fn: Callable[..., PyTree], axes: tuple[int | None, ...]) -> Callable[..., PyTree]:
+    def over(
+        self, fn: Callable[..., PyTree], axes: tuple[int | None, ...]
+    ) -> Callable[..., PyTree]:
         """A function of one member as one of all, with axes as in `lower`."""
         if self.num_members is None:
             return fn
@@ -157,7 +157,7 @@ class Layout:
                 x if axis is None else jax.tree.map(lambda leaf: leaf[0], x)
                 for x, axis in zip(args, axes, strict=True)
             )
-            return jax.tree.map(lambda leaf: leaf[None], fn(*taken))
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], fn(*taken))
 
         return alone
 

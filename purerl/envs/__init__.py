@@ -14,8 +14,8 @@ from purerl.envs.base import (
     vectorize,
 )
 from purerl.envs.check import EnvError, check_env
-from purerl.envs.gymnax import gymnax_env
 from purerl.envs.gymnasium_host import gymnasium_env
+from purerl.envs.gymnax import gymnax_env
 from purerl.envs.last_action import remember_action
 from purerl.envs.params import RandomizedState, env_params
 from purerl.envs.registry import as_env, env_names, make, randomize, register

@@ -24,8 +24,9 @@ def gymnasium_env(
     truncates. First states follow from the run's key, if the simulators follow from their seeds.
 
     What is on the host can't be mapped by `jax.vmap`: `fit` trains one seed, `sweep` one after the
-    other, on one device. `skip_frames`, `remember_action` and `resets` are for environments in JAX. A checkpoint hasn't the simulators' state: where `fit` resumes, it resets
-    them, so that the rest of the run differs from an uninterrupted one, and says so.
+    other, on one device. `skip_frames`, `remember_action` and `resets` are for environments in JAX.
+    A checkpoint doesn't have the simulators' state: where `fit` resumes, they are reset, so that
+    the rest differs from that of an uninterrupted run; a warning says so.
 
     Args:
         env: the id of a registered environment, as for `gymnasium.make`; or a function that returns

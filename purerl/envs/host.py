@@ -10,7 +10,7 @@ import functools
 import weakref
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,12 @@ from purerl.records.types import PyTree
 if TYPE_CHECKING:
     import gymnasium
 
+    Simulator: TypeAlias = gymnasium.Env[PyTree, PyTree]
+    Vector: TypeAlias = gymnasium.vector.VectorEnv[PyTree, PyTree, PyTree]
+
 PREFIX = "gymnasium/"  # of names for `make`
 # The id of a registered environment, a function that makes one, or N of them.
-Given: TypeAlias = "str | Callable[[], gymnasium.Env] | gymnasium.vector.VectorEnv"
+Given: TypeAlias = "str | Callable[..., Simulator] | Vector"
 
 
 def host_env(
@@ -43,8 +46,8 @@ def host_env(
     given = getattr(env, "num_envs", None) if is_vector(env) else None
     if is_vector(env) and _autoreset_mode(env) not in ("SAME_STEP", "DISABLED"):
         raise ConfigError(
-            f"env: {made.name} has the autoreset mode {_autoreset_mode(env)}, expected SAME_STEP or "
-            "DISABLED, which show the last observation of an episode in its last step"
+            f"env: {made.name} has the autoreset mode {_autoreset_mode(env)}, expected SAME_STEP "
+            "or DISABLED, which show the last observation of an episode in its last step"
         )
     if given is not None and num_envs not in (None, given):
         raise ConfigError(f"num_envs: got {num_envs}, expected {given}, those of {made.name}")
@@ -52,7 +55,7 @@ def host_env(
     return HostDynamics(made, spec, num_envs or given).as_env(spec)
 
 
-def is_vector(env: object) -> bool:
+def is_vector(env: object) -> "TypeGuard[Vector]":
     """Whether it is a Gymnasium `VectorEnv`."""
     return hasattr(env, "single_observation_space") and hasattr(env, "num_envs")
 
@@ -88,7 +91,7 @@ class _Maker:
     def spec(self) -> EnvSpec:
         """The spec of one environment. Raises ConfigError if it can't be made, or has spaces
         without a counterpart."""
-        one: Any = self.env
+        one: PyTree = self.env
         vector = is_vector(one)
         if not vector:
             one = self.one()
@@ -108,27 +111,30 @@ class _Maker:
                 )
         return EnvSpec(name, spaces[0], spaces[1], limit, metrics=self.metrics)
 
-    def one(self) -> "gymnasium.Env":
+    def one(self) -> "Simulator":
         """A single simulator."""
         gymnasium = _gymnasium()
         if isinstance(self.env, str):
             made = _make(gymnasium, self.env, dict(self.kwargs))
         else:
+            make = cast("Callable[..., Simulator]", self.env)
             with sentence(f"env: {self.name} can't be made"):
-                made = cast(Callable[..., "gymnasium.Env"], self.env)(**dict(self.kwargs))
+                made = make(**dict(self.kwargs))
             if not isinstance(made, gymnasium.Env):
-                raise ConfigError(
-                    f"env: {self.name} makes {shown(made)}, expected a gymnasium.Env"
-                )
-        return made if self.limit is None else gymnasium.wrappers.TimeLimit(made, self.limit)
+                raise ConfigError(f"env: {self.name} makes {shown(made)}, expected a gymnasium.Env")
+        if self.limit is None:
+            return made
+        limited: Simulator = gymnasium.wrappers.TimeLimit(made, self.limit)
+        return limited
 
-    def many(self, num_envs: int) -> "gymnasium.vector.VectorEnv":
+    def many(self, num_envs: int) -> "Vector":
         """N simulators."""
         if is_vector(self.env):
-            return cast("gymnasium.vector.VectorEnv", self.env)
+            return self.env
         vector = _gymnasium().vector
         mode = vector.AutoresetMode.DISABLED  # so that the true successor is seen
-        return vector.SyncVectorEnv([self.one] * num_envs, copy=False, autoreset_mode=mode)
+        made: Vector = vector.SyncVectorEnv([self.one] * num_envs, copy=False, autoreset_mode=mode)
+        return made
 
 
 def _gymnasium() -> ModuleType:
@@ -142,9 +148,10 @@ def _gymnasium() -> ModuleType:
     return gymnasium
 
 
-def _make(gymnasium: ModuleType, name: str, kwargs: Mapping[str, object]) -> "gymnasium.Env":
+def _make(gymnasium: ModuleType, name: str, kwargs: Mapping[str, object]) -> "Simulator":
     try:
-        return gymnasium.make(name, disable_env_checker=True, **kwargs)
+        made: Simulator = gymnasium.make(name, disable_env_checker=True, **kwargs)
+        return made
     except gymnasium.error.UnregisteredEnv as error:
         hint = suggest(name, list(gymnasium.registry))
         raise ConfigError(f"env: Gymnasium has no environment {name!r}; {hint}") from error
@@ -162,14 +169,14 @@ class _Simulators:
 
     def __init__(self, maker: _Maker, spec: EnvSpec, num_envs: int) -> None:
         self.maker, self.spec, self.num_envs = maker, spec, num_envs
-        self.envs: Any = None
+        self.envs: PyTree = None
         self.session: int | None = None
 
     def reset(self, seeds: np.ndarray) -> PyTree:
         """Resets all, with seeds `[N]`; returns observations `[N, ...]`."""
         if self.envs is None:
             self.envs = self.maker.many(self.num_envs)
-            if self.envs is not self.maker.env:
+            if not is_vector(self.maker.env):
                 weakref.finalize(self, self.envs.close)
         given = np.asarray(seeds).tolist()
         obs, _ = self.envs.reset(seed=given)
@@ -225,11 +232,11 @@ class _Simulators:
         pairs = zip(parts, spaces, strict=True)
         return structure.unflatten([np.array(x, part.dtype) for x, part in pairs])
 
-    def _with_last(self, obs: PyTree, info: Mapping[str, Any]) -> PyTree:
+    def _with_last(self, obs: PyTree, info: Mapping[str, PyTree]) -> PyTree:
         """Observations with the last one of each episode that ended, of vectors that reset
         themselves in the same step."""
         last = self._copied(obs)
-        for i in np.flatnonzero(info.get("_final_obs", [])):
+        for i in np.flatnonzero(info.get("_final_obs", [])).tolist():
             jax.tree.map(functools.partial(_put, i), last, info["final_obs"][i])
         return last
 
@@ -372,9 +379,9 @@ def _unmapped(name: str, tree: PyTree) -> PyTree:
     @same.def_vmap
     def _(axis_size: int, in_batched: list[PyTree], tree: PyTree) -> tuple[PyTree, PyTree]:
         raise ConfigError(
-            f"env: {name} is simulated on the host, and can't be mapped by jax.vmap, of {axis_size} "
-            "agents at once (or environments of a wrapper): purerl.sweep trains them one after the "
-            "other, and Gymnasium has wrappers"
+            f"env: {name} is simulated on the host, and can't be mapped by jax.vmap, of "
+            f"{axis_size} agents at once (or environments of a wrapper): purerl.sweep trains them "
+            "one after the other, and Gymnasium has wrappers"
         )
 
     out: PyTree = same(tree)

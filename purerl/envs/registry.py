@@ -167,7 +167,8 @@ class _Again:
 
     def __call__(self, values: Mapping[str, object]) -> Env:
         ours = {n: x for n, x in self.arguments.items() if not is_drawn(x)}
-        arguments = {**ours, **{n: x for n, x in values.items() if n in self.maker.defaults}}
+        known = {*self.maker.defaults, *ours}  # the latter by `takes_all` too
+        arguments = {**ours, **{n: x for n, x in values.items() if n in known}}
         rest = {**self.rest, **{n: x for n, x in values.items() if n not in arguments}}
         return _build(self.name, self.maker, arguments, rest)
 

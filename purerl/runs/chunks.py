@@ -48,8 +48,8 @@ class Program:
         on_host = host_of(self.loop.env) is not None
         if on_host and (members or 1) > 1:
             raise ConfigError(
-                f"seeds: got {members}, expected one: {self.loop.env.spec.name} is simulated on the "
-                "host, where purerl.sweep trains one after the other"
+                f"seeds: got {members}, expected one: {self.loop.env.spec.name} is simulated on "
+                "the host, where purerl.sweep trains one after the other"
             )
         self.layout = Layout.of(members, self.loop.devices.count, mapped=not on_host)
         check_size(self.loop, self.layout.on_a_device)
@@ -89,8 +89,9 @@ class Program:
         if host_of(self.loop.env) is None:
             return state
         warnings.warn(
-            f"the simulators of {self.loop.env.spec.name} are on the host, and not in a checkpoint: "
-            "they begin new episodes, and the rest isn't what it would have been uninterrupted",
+            f"the simulators of {self.loop.env.spec.name} are on the host, and not in a "
+            "checkpoint: they begin new episodes, and the rest isn't what it would have been "
+            "uninterrupted",
             stacklevel=5,
         )
         call = self.layout.over(self.loop.begin_again, (0,))

@@ -65,8 +65,8 @@ class Options(Record):
             a time limit, so that the longest run is known. An episode that NaN or infinity has cut
             doesn't count. Schedules follow the episodes or the steps, whichever are nearer to their
             end.
-        num_envs: N, the number of parallel environments; None for that of `purerl.gymnasium_env`, or
-            the agent's default.
+        num_envs: N, the number of parallel environments; None for that of `purerl.gymnasium_env`,
+            or the agent's default.
         update_every: T, steps of each environment between updates; None for the agent's default.
         update_after: environment steps, over all N, before the first update; None for the agent's
             default. Until then DDPG, TD3 and SAC draw actions uniformly from the action space.
