@@ -97,15 +97,15 @@ def trace_env(env: Env, *, strict: bool = True) -> Traced:
     return Traced(obs, state, timestep)
 
 
-def check_new_env(env: object) -> Env:
+def check_new_env(env: object, name: str = "env") -> Env:
     """An `Env` from a user's argument (see `as_env`), with the checks that training needs; each
-    environment is traced once, for any number of configs.
+    environment is traced once, for any number of configs. `name` is the argument's, for errors.
 
     Raises:
         EnvError: see `check_env`.
         ConfigError: it is no environment, or can't be created.
     """
-    with sentence(f"env: {shown(env)} can't be made", EnvError):
+    with sentence(f"{name}: {shown(env)} can't be made", EnvError):
         made = as_env(env)
     owner = getattr(made.step, "__self__", made.step)
     with contextlib.suppress(TypeError):  # not hashable, or without weak references

@@ -45,13 +45,12 @@ class Program:
         self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
         self.loop = config.make_loop()
         members = keys.size if keys.ndim else None
-        on_host = host_of(self.loop.env) is not None
-        if on_host and (members or 1) > 1:
+        if self.loop.on_host and (members or 1) > 1:
             raise ConfigError(
                 f"seeds: got {members}, expected one: {self.loop.env.spec.name} is simulated on "
                 "the host, where purerl.sweep trains one after the other"
             )
-        self.layout = Layout.of(members, self.loop.devices.count, mapped=not on_host)
+        self.layout = Layout.of(members, self.loop.devices.count, mapped=not self.loop.on_host)
         check_size(self.loop, self.layout.on_a_device)
         over = self.layout.over
         state = jax.eval_shape(over(self._init, (0, 0)), keys, self.values)

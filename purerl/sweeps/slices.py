@@ -11,7 +11,6 @@ import numpy as np
 from purerl.accelerator.machine import check_memory, free_memory
 from purerl.accelerator.members import Layout, Parallel, most_parts
 from purerl.accelerator.transfer import to_host
-from purerl.envs.base import host_of
 from purerl.records.types import PyTree
 from purerl.sweeps.plan import Group
 from purerl.training.train import TrainOutput, program_key, train_on
@@ -64,7 +63,7 @@ def compile_group(
     """
     start, count = time.perf_counter(), 0
     largest = num_members
-    on_host = host_of(group.config.env) is not None  # one member at a time
+    on_host = group.config.make_loop().on_host  # one member at a time
     if on_host:
         largest = 1
     elif slice_size is not None:

@@ -11,7 +11,15 @@ from purerl.accelerator.devices import ALONE, Devices, spread
 from purerl.agents.acting import Acting, at_random, exploring, seeing
 from purerl.agents.base import Agent
 from purerl.agents.noise import Noise
-from purerl.envs.base import Env, all_finite, map_actions, time_limit, vectorize, where
+from purerl.envs.base import (
+    Env,
+    all_finite,
+    host_of,
+    map_actions,
+    time_limit,
+    vectorize,
+    where,
+)
 from purerl.envs.vector import VectorEnv, vector_env
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.experience.experience import Clock, Experience
@@ -83,6 +91,7 @@ class Loop:
 
     Attributes:
         env: the raw environment, with the run's frame skip and time limit.
+        eval_env: that of evaluations.
         agent: the agent.
         buffer: the buffer, with its size and discounts.
         rewarder: transforms rewards.
@@ -106,6 +115,7 @@ class Loop:
     """
 
     env: Env
+    eval_env: Env
     agent: Agent
     buffer: Buffer
     rewarder: Rewarder
@@ -127,6 +137,11 @@ class Loop:
     eval_max_episodes: int
     eval_max_episode_steps: int
     devices: Devices = ALONE
+
+    @property
+    def on_host(self) -> bool:
+        """Whether an environment is simulated on the host, where no members are mapped."""
+        return any(host_of(env) is not None for env in (self.env, self.eval_env))
 
     @property
     def steps_per_update(self) -> int:
@@ -435,7 +450,7 @@ class Loop:
     ) -> Episodes:
         number = index.low.astype(jnp.uint32) + (index.high.astype(jnp.uint32) << 30)
         key = self.devices.key(jax.random.fold_in(key, number))
-        env = map_actions(vectorize(self.env), self.action_map)
+        env = map_actions(vectorize(self.eval_env), self.action_map)
         acting = seeing(self.agent.policy(agent_state), stats)
         size = (self.eval_max_episodes, self.eval_max_episode_steps)
         returns, lengths, info = play_episodes(env, acting, key, *size)
