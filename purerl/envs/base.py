@@ -192,6 +192,12 @@ class Dynamics:
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
         raise NotImplementedError
 
+    def at(self, progress: ArrayLike) -> "Dynamics":
+        """These dynamics at a point of a run, from 0 to 1, which may be traced; the same object if
+        they don't depend on it."""
+        del progress
+        return self
+
     def identity(self) -> dict[str, object]:
         """Parameters by name that distinguish it from other environments of its name, for a run's
         identity; no memory addresses."""
@@ -219,6 +225,13 @@ def dynamics_of(env: Env) -> Dynamics | None:
     """The `Dynamics` whose methods an environment's functions are; None for other functions."""
     owner, other = (getattr(method, "__self__", None) for method in (env.step, env.reset))
     return owner if isinstance(owner, Dynamics) and owner is other else None
+
+
+def at_progress(env: Env, progress: ArrayLike) -> Env:
+    """The environment at a point of a run, from 0 to 1: see `Dynamics.at`."""
+    dynamics = dynamics_of(env)
+    there = None if dynamics is None else dynamics.at(progress)
+    return env if there is None or there is dynamics else there.as_env(env.spec)
 
 
 def host_of(env: Env) -> Host | None:
@@ -251,6 +264,10 @@ class Adapter(Dynamics):
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
         return self.env.step(key, state, action)
+
+    def at(self, progress: ArrayLike) -> Dynamics:
+        env = at_progress(self.env, progress)
+        return self if env is self.env else dataclasses.replace(self, env=env)
 
     def identity(self) -> dict[str, object]:
         inner = dynamics_of(self.env)

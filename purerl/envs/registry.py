@@ -249,7 +249,7 @@ def source_of(env: Env) -> EnvSource | None:
 
 def randomize(
     env: object,
-    sample: Callable[[jax.Array], Mapping[str, ArrayLike]] | None = None,
+    sample: Callable[..., Mapping[str, ArrayLike]] | None = None,
     /,
     **ranges: object,
 ) -> Env:
@@ -258,12 +258,17 @@ def randomize(
         purerl.randomize("CartPole-v1", gravity=(4.9, 9.8), length=purerl.LogUniform(0.25, 1.0))
         purerl.randomize("CartPole-v1", lambda key: {"gravity": 9.8 * jax.random.uniform(key)})
 
+    A function of two arguments gets the progress of the run as well, `[]` from 0 to 1, for a
+    curriculum; in evaluations, and wherever there is no run, it is 1:
+
+        purerl.randomize("CartPole-v1", lambda key, progress: {"gravity": 9.8 * progress})
+
     The parameters are in the environment's state. With ranges, an environment of `make` becomes
     that of `make` with distributions as its parameters, and can be written to files.
 
     Args:
         env: a name, or any other environment that `TrainConfig` accepts.
-        sample: `(key) -> values by name`, `[]` each.
+        sample: `(key) -> values by name`, `[]` each, or `(key, progress) -> values by name`.
         **ranges: instead of `sample`, two bounds for each parameter, or a distribution:
             `purerl.Uniform`, `LogUniform`, or a `Choice` of numbers.
 

@@ -14,6 +14,7 @@ from purerl.agents.noise import Noise
 from purerl.envs.base import (
     Env,
     all_finite,
+    at_progress,
     host_of,
     map_actions,
     time_limit,
@@ -188,7 +189,7 @@ class Loop:
         agent_state = self.agent.init(agent_key, self.env.spec)
         env_key = self.devices.key(env_key)
         acting = self.acting(agent_state, None, self.clock(0), 0)
-        envs = init_rollout(self.vector_env(), acting, env_key, self.num_envs)
+        envs = init_rollout(self.vector_env(self.clock(0)), acting, env_key, self.num_envs)
         stats = None
         if self.normalize_obs:
             first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
@@ -214,8 +215,9 @@ class Loop:
         """One device's state with its environments reset, where theirs isn't in it; the rest
         continues."""
         key = jax.random.split(state.key, 4)[3]  # which `step` leaves
-        acting = self.acting(state.agent, state.obs_stats, self.clock(0), 0)
-        envs = restart(self.vector_env(), acting, key, state.rollout)
+        clock = self.clock(state.num_updates, state.num_episodes)
+        acting = self.acting(state.agent, state.obs_stats, clock, state.num_updates)
+        envs = restart(self.vector_env(clock), acting, key, state.rollout)
         return state._replace(rollout=envs)
 
     def scan(self, state: RunState) -> tuple[RunState, Metrics]:
@@ -328,9 +330,10 @@ class Loop:
     ) -> tuple[RolloutState, Transition, Episodes]:
         """Rollout number `index`, after `num_episodes` episodes; the episodes' statistics are over
         all devices."""
-        acting = self.acting(agent_state, stats, self.clock(index, num_episodes), index)
+        clock = self.clock(index, num_episodes)
+        acting = self.acting(agent_state, stats, clock, index)
         envs, transitions, episodes = rollout(
-            self.vector_env(),
+            self.vector_env(clock),
             acting,
             envs,
             key,
@@ -423,10 +426,11 @@ class Loop:
         odd = self.buffer.maxlen != self.num_envs * self.update_every and limit != self.update_every
         return None if self.wait_end_path and odd else limit
 
-    def vector_env(self) -> VectorEnv:
+    def vector_env(self, clock: Clock | None = None) -> VectorEnv:
         """The N environments with auto-reset, the action map, and a time limit of T for episodic
-        rollouts."""
-        env, limit = self.env, self.env.spec.max_episode_steps
+        rollouts; at a time of the run."""
+        env = self.env if clock is None else at_progress(self.env, clock.progress)
+        limit = self.env.spec.max_episode_steps
         if self.wait_end_path and (limit is None or limit > self.update_every):
             env = time_limit(env, self.update_every)  # so that every episode ends
         return map_actions(vector_env(env, self.num_envs, self.resets), self.action_map)
