@@ -301,6 +301,7 @@ class Randomized(Adapter):
 
     def at(self, progress: ArrayLike) -> Dynamics:
         inner = super().at(progress)
+        assert isinstance(inner, Randomized)
         staged = callable(self.sample) and _takes_progress(self.sample)
         return dataclasses.replace(inner, progress=progress) if staged else inner
 
