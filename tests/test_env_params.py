@@ -468,3 +468,27 @@ def test_code_that_only_a_file_names_is_not_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.toml").write_text('[env]\nname = "theirs:Env"\ngravity = 1.0\n')
     assert command("train --config config.toml") == 2
     assert "code that would be run" in capsys.readouterr().err
+
+
+def test_a_curriculum_follows_the_runs_progress():
+    """Each episode's gravity is that of the progress at the rollout in which it began."""
+    env = purerl.randomize("CartPole-v1", lambda key, progress: {"gravity": 1.0 + 8.0 * progress})
+    options = {"num_envs": 4, "update_every": 8, "total_timesteps": 4 * 8 * 16}
+    config = purerl.TrainConfig(
+        env=env, agent=Tiny(), max_episode_steps=4, skip_frames=2, eval_every=16, **options
+    )
+    loop = config.make_loop()
+    state, seen = loop.start(jax.random.key(0)), []
+    step = quick_jit(loop.step)
+    for index in range(16):
+        state, _ = step(state, index)
+        drawn = [x for p, x in jax.tree_util.tree_leaves_with_path(state.rollout.env)
+                 if "gravity" in jax.tree_util.keystr(p)]  # fmt: skip
+        seen.append(np.asarray(drawn[0]))
+    # An episode of 4 steps has begun within each rollout of 8.
+    np.testing.assert_allclose(seen, np.broadcast_to(1 + np.arange(16)[:, None] / 2, (16, 4)))
+    whole = quick_jit(purerl.make_train(config))(jax.random.key(0))
+    assert np.isfinite(whole.metrics.eval.episode_return[-1])
+    # Without a run it is at its end.
+    _, alone = env.reset(jax.random.key(0))
+    assert float(alone.params["gravity"]) == 9.0

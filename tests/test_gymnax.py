@@ -109,7 +109,8 @@ def test_a_wrapper_that_changes_nothing_changes_nothing(wrap):
     plain, seen = (
         play(as_env((env, PARAMS)), 12)[1] for env in (Counted(CartPole()), wrap(CartPole()))
     )
-    for name in ("obs", "terminated", "truncated"):
+    np.testing.assert_allclose(plain.obs, seen.obs, rtol=1e-5, atol=1e-6)  # as they are compiled
+    for name in ("terminated", "truncated"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(seen, name))
     assert seen.terminated.any()
 
@@ -117,12 +118,66 @@ def test_a_wrapper_that_changes_nothing_changes_nothing(wrap):
 def test_wrappers_within_wrappers_add_up():
     env = as_env((Doubled(LogWrapper(Negated(Doubled(CartPole())))), PARAMS))
     assert env.spec.name == "Doubled(LogWrapper(Negated(Doubled(CartPole-v1))))"
+    np.testing.assert_array_equal(play(as_env(Doubled(RawDoubled(CartPole()))), 3)[1].reward, 4.0)
     _, seen = play(env, 3)
     np.testing.assert_array_equal(seen.reward, 4.0)
     np.testing.assert_array_equal(seen.info["returned_episode"], [False, False, False])
     _, again = play(pickle.loads(pickle.dumps(env)), 3)
     np.testing.assert_array_equal(again.obs, seen.obs)
     purerl.check_env((Doubled(CartPole()), EnvParams(max_steps_in_episode=20)))
+
+
+class Positions(GymnaxWrapper):
+    """Without the velocities."""
+
+    def observation_space(self, params):
+        space = self._env.observation_space(params)
+        return spaces.Box(space.low[::2], space.high[::2], (2,))
+
+    def reset(self, key, params=None):
+        obs, state = self._env.reset(key, params)
+        return obs[::2], state
+
+    def step(self, key, state, action, params=None):
+        obs, *rest = self._env.step(key, state, action, params)
+        return obs[::2], *rest
+
+
+def test_a_wrapper_may_hide_the_velocity():
+    env = as_env((Positions(Doubled(CartPole())), PARAMS))
+    assert env.spec.observation_space.shape == (2,)
+    first, seen = play(env, 4)
+    whole, plain = play(as_env((CartPole(), PARAMS)), 4)
+    np.testing.assert_array_equal(first, whole[::2])
+    np.testing.assert_allclose(seen.obs, plain.obs[:, ::2], rtol=1e-5)
+    np.testing.assert_array_equal(seen.reward, 2.0)
+    # The observation at the limit is the last of the episode, without the velocities.
+    assert seen.truncated[3]
+    purerl.check_env((Positions(CartPole()), EnvParams(max_steps_in_episode=20)))
+    config = purerl.TrainConfig(env=Positions(CartPole()), agent=Tiny(), **SMALL)
+    out = quick_jit(purerl.make_train(config))(jax.random.key(0))
+    assert out.state.buffer.data["obs"].shape[-1] == 2
+
+
+def test_sticky_actions_are_taken_over_true_dynamics():
+    """By a plain loop: the wrapper's draw, then the environment's step."""
+    prob, core = 0.5, CartPole()
+    env = as_env((StickyActionWrapper(core, prob), PARAMS))
+    _, state = env.reset(jax.random.key(0))
+    _, inner = core.reset_env(jax.random.key(0), PARAMS)
+    last, stuck = 0, 0
+    for t in range(8):
+        key, action = jax.random.key(t), t % 2
+        replay_key, step_key = jax.random.split(key)
+        again = bool(jax.random.bernoulli(replay_key, prob))
+        stuck += again and last != action
+        last = last if again else action
+        obs, inner, *_ = core.step_env(step_key, inner, jnp.int32(last), PARAMS)
+        state, timestep = env.step(key, state, jnp.int32(action))
+        np.testing.assert_allclose(timestep.obs, obs, rtol=1e-5, atol=1e-6)
+        assert bool(timestep.truncated) == (t >= 3)
+        assert not timestep.terminated
+    assert stuck
 
 
 def test_what_a_wrapper_changes_is_learned_from():
@@ -154,6 +209,29 @@ class Seven(GymnaxWrapper):
         return (*self._env.step(key, state, action, params), 7)
 
 
+class RawDoubled(GymnaxWrapper):
+    def step_env(self, key, state, action, params):
+        obs, state, reward, *rest = self._env.step_env(key, state, action, params)
+        return obs, state, 2.0 * reward, *rest
+
+
+class Uncalled(GymnaxWrapper):
+    """The environment inside calls its own `get_obs`."""
+
+    def get_obs(self, state, params=None, key=None):
+        return 2.0 * self._env.get_obs(state, params, key)
+
+
+class Undying(Doubled):
+    def is_terminated(self, state, params):
+        return jnp.bool_(False)
+
+
+class Narrow(Positions):
+    def observation_space(self, params):
+        return self._env.observation_space(params)
+
+
 class Failing(GymnaxWrapper):
     def step(self, key, state, action, params=None):
         raise RuntimeError("out of order")
@@ -166,6 +244,17 @@ class Failing(GymnaxWrapper):
         (OverriddenReset(), "Override reset_env in place of reset"),
         (LogWrapper(OverriddenStep()), "OverriddenStep overrides step, but not step_env"),
         (OwnReset(CartPole()), r"OwnReset\(CartPole-v1\) resets in its own step"),
+        (Uncalled(CartPole()), "Uncalled overrides get_obs, which nothing in CartPole-v1 calls"),
+        (Undying(CartPole()), "Undying overrides is_terminated, which nothing in Undying"),
+        (RawDoubled(Doubled(CartPole())), "Doubled overrides step, which nothing in CartPole-v1"),
+        (
+            RawDoubled(StickyActionWrapper(CartPole(), 1.0)),
+            "RawDoubled overrides step_env, which nothing in RawDoubled.Sticky",
+        ),
+        (
+            Narrow(CartPole()),
+            r"observations have shape \(2,\), and the observation_space has \(4,\)",
+        ),
         (Seven(CartPole()), "Seven.step returns 7 values, expected"),
         (Failing(CartPole()), "can't be traced: RuntimeError in test_gymnax.py.*out of order"),
     ],

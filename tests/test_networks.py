@@ -10,12 +10,15 @@ from kit.quick import quick_jit
 from kit.trees import assert_close
 
 import purerl
-from purerl.envs import Box, Discrete
-from purerl.nn import networks
+from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
+from purerl.nn import defaults, networks
 from purerl.nn.defaults import (
+    Conv,
     DefaultActor,
     DefaultCritic,
     DefaultQNetwork,
+    Impala,
+    Nature,
     Torso,
     _patches,
     _thin_product,
@@ -238,6 +241,133 @@ def test_a_dueling_network_is_value_plus_centred_advantage(key, hidden, layers):
 def test_a_convolution_needs_an_image():
     with pytest.raises(purerl.ConfigError, match=r"shape \(3,\), expected \(height"):
         Torso(network="cnn").init(jax.random.key(0), OBS)
+
+
+def test_an_image_below_three_by_three_is_seen_whole():
+    out = jax.eval_shape(Torso((7,)).init, jax.random.key(0), jnp.ones((2, 2, 9, 1)))
+    assert out["params"]["Dense_0"]["kernel"].shape == (18, 7)
+    with pytest.raises(purerl.ConfigError, match=r"network: got 'impala', but .* \(2, 9, 1\)"):
+        Torso(network="impala").init(jax.random.key(0), jnp.ones((2, 2, 9, 1)))
+
+
+def convolved(x, kernel, bias, size, stride, padding):
+    """By a plain loop over the outputs, in numpy: XLA's definition of the padding."""
+    if padding == "SAME":
+        around = []
+        for n in x.shape[1:3]:
+            total = max((-(-n // stride) - 1) * stride + size - n, 0)
+            around.append((total // 2, total - total // 2))
+        x = np.pad(x, [(0, 0), *around, (0, 0)])
+    height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+    kernel = kernel.reshape(size, size, x.shape[-1], -1)
+    out = np.zeros((len(x), height, width, kernel.shape[-1]))
+    for i in range(height):
+        for j in range(width):
+            window = x[:, stride * i : stride * i + size, stride * j : stride * j + size]
+            out[:, i, j] = np.einsum("bhwc,hwcf->bf", window, kernel)
+    return out + bias
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(3, 1, "SAME"), (3, 2, "SAME"), (4, 2, "VALID"), (3, 1, "VALID")],
+)
+def test_a_convolution_by_windows_and_by_xla(key, size, stride, padding, monkeypatch):
+    x = jax.random.normal(key, (2, 7, 6, 3))
+    conv = Conv(5, size, stride, padding)
+    params = conv.init(jax.random.key(1), x)
+    kernel, bias = params["params"]["kernel"], jnp.arange(5.0)
+    assert kernel.shape == (size * size * 3, 5)
+    expected = convolved(*(np.asarray(a, float) for a in (x, kernel, bias)), size, stride, padding)
+    params = {"params": {"kernel": kernel, "bias": bias}}
+    for on_cpu in (True, False):
+        monkeypatch.setattr(defaults, "_on_cpu", lambda on_cpu=on_cpu: on_cpu)
+        np.testing.assert_allclose(conv.apply(params, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def pooled(x):
+    """The maximum over 3 x 3 with stride 2, padded as above, by a plain loop."""
+    sizes = [-(-n // 2) for n in x.shape[1:3]]
+    before = [max(2 * (m - 1) + 3 - n, 0) // 2 for n, m in zip(x.shape[1:3], sizes, strict=True)]
+    x = np.pad(x, [(0, 0), *((n, 3) for n in before), (0, 0)], constant_values=-np.inf)
+    out = np.zeros((len(x), *sizes, x.shape[-1]))
+    for i in range(sizes[0]):
+        for j in range(sizes[1]):
+            out[:, i, j] = x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((1, 2))
+    return out
+
+
+def test_impala_is_what_the_paper_draws(key):
+    """Fig. 3, right: 15 convolutions, by plain loops."""
+    x = jax.random.normal(key, (2, 6, 5, 2))
+    params = quick_jit(Impala().init)(key, x)
+    names = sorted(params["params"], key=lambda name: int(name.split("_")[1]))
+    layers = [params["params"][name] for name in names]
+    assert [p["kernel"].shape[1] for p in layers] == [16] * 5 + [32] * 10
+    rest = iter(layers)
+
+    def conv(x):
+        p = next(rest)
+        arrays = (np.asarray(p[name], float) for name in ("kernel", "bias"))
+        return convolved(x, *arrays, 3, 1, "SAME")
+
+    expected = np.asarray(x, float)
+    for _ in range(3):
+        expected = pooled(conv(expected))
+        for _ in range(2):
+            inner = conv(np.maximum(expected, 0))
+            expected = expected + conv(np.maximum(inner, 0))
+    found = quick_jit(Impala().apply)(params, x)
+    assert found.shape == (2, 1, 1, 32)
+    np.testing.assert_allclose(found, np.maximum(expected, 0), rtol=1e-3, atol=1e-3)
+
+
+def test_nature_is_what_the_paper_says(key):
+    out, params = jax.eval_shape(Nature().init_with_output, key, jnp.ones((2, 84, 84, 4)))
+    assert out.shape == (2, 7, 7, 64)
+    shapes = [p["kernel"].shape for p in params["params"].values()]
+    assert shapes == [(8 * 8 * 4, 32), (4 * 4 * 32, 64), (3 * 3 * 64, 64)]
+    x = jax.random.normal(key, (1, 36, 37, 1))
+    params = quick_jit(Nature().init)(key, x)
+    expected = np.asarray(x, float)
+    for p, (size, stride) in zip(params["params"].values(), [(8, 4), (4, 2), (3, 1)], strict=True):
+        arrays = (np.asarray(p[name], float) for name in ("kernel", "bias"))
+        expected = np.maximum(convolved(expected, *arrays, size, stride, "VALID"), 0)
+    np.testing.assert_allclose(Nature().apply(params, x), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(purerl.ConfigError, match="images are 35 x 84, expected at least 36 x 36"):
+        Nature().init(key, jnp.ones((1, 35, 84, 4)))
+
+
+SCREEN = Env(
+    lambda key: (jnp.zeros((4, 64, 40), jnp.bool_), jnp.int32(0)),
+    lambda key, time, action: (
+        time + 1,
+        TimeStep(
+            jnp.zeros((4, 64, 40), jnp.bool_),
+            jnp.float32(1),
+            time >= 3,
+            jnp.zeros((), jnp.bool_),
+            {},
+        ),
+    ),
+    EnvSpec("screen", Box(0, 1, (4, 64, 40), jnp.bool_), Discrete(2)),
+)
+
+
+@pytest.mark.parametrize("network", ["nature", "impala", "auto"])
+@pytest.mark.parametrize(
+    "make",
+    [purerl.PPO, purerl.DQN, purerl.PQN, purerl.REINFORCE, purerl.ActorCritic],
+)
+def test_agents_see_images_with_channels_first(make, network):
+    config = purerl.TrainConfig(env=SCREEN, agent=make(network=network))
+    loop = config.make_loop()
+    state = jax.eval_shape(lambda key: loop.agent.init(key, SCREEN.spec), jax.random.key(0))
+    shapes = {x.shape for x in jax.tree.leaves(state)}
+    first = {"nature": (8 * 8 * 4, 32), "impala": (3 * 3 * 4, 16), "auto": (3 * 3 * 4, 16)}
+    assert first[network] in shapes
+    width = {"nature": (4 * 1 * 64, 512), "impala": (8 * 5 * 32, 256)}
+    assert network == "auto" or width[network] in shapes
 
 
 def test_torso_takes_pytrees():

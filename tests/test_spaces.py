@@ -77,6 +77,85 @@ def test_elements_as_numbers(space):
     np.testing.assert_array_equal(clipped, x)
 
 
+def one_hot_by_hand(space, element):
+    """Channels last, each number in place of its code, by a plain loop."""
+    shape = space.shape
+    first = len(shape) == 3 and 4 * shape[0] <= min(shape[1:])
+    arrays = [np.asarray(x, int) for x in (element, space.low, space.high)]
+    if first:
+        arrays = [np.moveaxis(x, 0, -1) for x in arrays]
+    if len(shape) in (0, 2):
+        arrays = [x[..., None] for x in arrays]
+    element, low, high = arrays
+    rows = []
+    for cell in element.reshape(-1, element.shape[-1]):
+        row = []
+        for c, number in enumerate(cell):
+            least, most = low[..., c].min(), high[..., c].max()
+            row += [float(number == code) for code in range(least, most + 1)]
+        rows.append(row)
+    return np.array(rows).reshape(*element.shape[:-1], -1)
+
+
+BY_CHANNEL = np.broadcast_to([10, 5, 3], (4, 5, 3))
+CODES = [
+    Box(0, 10, (4, 5, 3), np.uint8),  # tile, colour, state
+    Box(0, BY_CHANNEL, (4, 5, 3), np.uint8),
+    Box(-1, 5, (3, 12, 13), np.int8),  # channels first
+    Box(0, 11, (4, 4), int),  # a board
+    Box([-1, 0, 3], [1, 63, 3], (3,), int),
+    Box(0, 8, (), int),
+]
+
+
+@pytest.mark.parametrize("space", CODES, ids=repr)
+def test_codes_are_one_hot(space):
+    x = np.stack([space.sample(key) for key in jax.random.split(jax.random.key(0), 6)])
+    found = space.features(jnp.asarray(x))
+    np.testing.assert_array_equal(found, [one_hot_by_hand(space, element) for element in x])
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found.sum(-1), len(space.codes[0]))
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        Box(0, 255, (8, 8, 3), np.uint8),  # pixels
+        Box(0, 64, (3,), int),  # 65 values: a quantity
+        Box(-np.inf, np.inf, (3,), int),
+        Box(0, 5, (3,)),
+        Box(0, 1, (10, 10, 4), bool),
+        Box(0, 3, (0,), int),
+    ],
+    ids=repr,
+)
+def test_what_is_no_code_is_unchanged(space):
+    x = np.stack([space.sample(key) for key in jax.random.split(jax.random.key(0), 3)])
+    np.testing.assert_array_equal(space.features(jnp.asarray(x)), x)
+    floats = jnp.asarray(x, jnp.float32)  # as the statistics of observations leave no code
+    np.testing.assert_array_equal(space.features(floats), floats)
+
+
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [
+        ((4, 64, 32), True),
+        ((3, 84, 84), True),
+        ((12, 84, 84), True),
+        ((10, 10, 4), False),
+        ((30, 40, 3), False),
+        ((8, 8, 119), False),
+        ((4, 3, 194), False),
+        ((4, 64), False),
+    ],
+)
+def test_where_the_channels_are(shape, first):
+    space = Box(0.0, 1.0, shape)
+    assert space.channels_first == first
+    x = jax.random.uniform(jax.random.key(0), (2, *shape))
+    np.testing.assert_array_equal(space.features(x), np.moveaxis(x, 1, -1) if first else x)
+
+
 def test_clipping():
     space = Box([0.0, -1.0], [2.0, np.inf])
     out = space.clip(jnp.array([[[3.0, -7.0], [1.0, 1e9]]]))

@@ -58,18 +58,20 @@ class Layout:
         num_members: S; None for one agent without an axis.
         num_parts: C.
         on_devices: whether parts are on devices, not on cores.
+        mapped: whether members are mapped by `jax.vmap`; if not there is one.
     """
 
     num_members: int | None = None
     num_parts: int = 1
     on_devices: bool = False
+    mapped: bool = True
 
     @classmethod
-    def of(cls, num_members: int | None, num_devices: int = 1) -> "Layout":
+    def of(cls, num_members: int | None, num_devices: int = 1, *, mapped: bool = True) -> "Layout":
         """The layout for S members in this process, each over a number of devices: in one part
         where that is more than one. Starts JAX."""
-        if num_members is None or num_devices > 1:
-            return cls(num_members)
+        if num_members is None or num_devices > 1 or not mapped:
+            return cls(num_members, mapped=mapped)
         size = -(-num_members // most_parts())
         parts = -(-num_members // size)
         return cls(num_members, parts, jax.local_device_count() > 1 and parts > 1)
@@ -140,13 +142,32 @@ class Layout:
         program = remembered(key, lambda: self._jit(fn, axes, donate))
         return Lowered(self, axes, program.lower(*shapes))
 
+    def over(
+        self, fn: Callable[..., PyTree], axes: tuple[int | None, ...]
+    ) -> Callable[..., PyTree]:
+        """A function of one member as one of all, with axes as in `lower`."""
+        if self.num_members is None:
+            return fn
+        if self.mapped:
+            return jax.vmap(fn, axes)
+        assert self.num_members == 1, "several members are mapped"
+
+        def alone(*args: PyTree) -> PyTree:
+            taken = (
+                x if axis is None else jax.tree.map(lambda leaf: leaf[0], x)
+                for x, axis in zip(args, axes, strict=True)
+            )
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], fn(*taken))
+
+        return alone
+
     def _jit(
         self,
         fn: Callable[..., PyTree],
         axes: tuple[int | None, ...],
         donate: int | tuple[int, ...],
     ) -> jax.stages.Wrapped:
-        mapped = fn if self.num_members is None else jax.vmap(fn, axes)
+        mapped = self.over(fn, axes)
         if self.on_devices:
             specs = tuple(PartitionSpec() if x is None else PartitionSpec(MEMBERS) for x in axes)
             mapped = jax.shard_map(

@@ -15,7 +15,14 @@ from purerl.envs.base import EnvSpec
 from purerl.experience.buffer import Buffer
 from purerl.experience.experience import Clock, Experience
 from purerl.nn.cells import CELLS
-from purerl.nn.defaults import ACTIVATIONS, NETWORKS, RECURRENT, DefaultActor, DefaultActorCritic
+from purerl.nn.defaults import (
+    ACTIVATIONS,
+    AFTER,
+    NETWORKS,
+    RECURRENT,
+    DefaultActor,
+    DefaultActorCritic,
+)
 from purerl.nn.networks import (
     Actor,
     ActorCriticNetwork,
@@ -190,8 +197,11 @@ class NetworkAgent(Agent):
     Attributes:
         hidden: widths of the default networks' hidden layers; one number is one layer, () none.
         activation: their activation function.
-        network: their kind; by default a convolution for images, and an MLP for all else. "gru",
-            "lstm" and "min_gru" have a recurrent layer on top, a memory.
+        network: their kind; by default a small convolution for images, and an MLP for all else.
+            "nature" and "impala" have larger convolutions, and other defaults of `hidden` and
+            `activation` (see `purerl.Torso`). "gru", "lstm" and
+            "min_gru" have a recurrent layer on top, a memory. Integers with few values are one-hot,
+            uint8 pixels are divided by 255: see `purerl.Box`.
         actor_obs, critic_obs: the part of the observation that the actor and the critic see: a key
             of a dict observation, several keys, or a function of one observation; None for all of
             it. A deployed policy needs the actor's part alone.
@@ -327,8 +337,8 @@ class NetworkAgent(Agent):
         return build(
             spec.action_space,
             view=view,
-            hidden=self.default_hidden if self.hidden is None else self.hidden,
-            activation=self.activation or activation,
+            hidden=AFTER.get(kind, self.default_hidden) if self.hidden is None else self.hidden,
+            activation=self.activation or ("relu" if kind in AFTER else activation),
             network=kind,
             **rest,
         )

@@ -15,7 +15,7 @@ from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, suggest
 from purerl.records.fields import field_names, field_options, read_names
 from purerl.records.files import reason
-from purerl.runs.view import env_name, is_code, named_env, read_toml
+from purerl.runs.view import env_name, is_code, named_env, read_toml, refuse_code
 from purerl.training.config import TrainConfig
 from purerl.training.presets import find_preset
 
@@ -186,6 +186,7 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, Fields]:
             f"ENV: missing, expected {name} on the command line as well: {args.config} names it, "
             "and it is code that would be run"
         )
+    refuse_code(start, given, args.config)
     given, start = (_by_fields(layer, args.chosen) for layer in (given, start))
     env = named_env(there, name, env_values(args))
     preset: Fields = {}
@@ -263,7 +264,7 @@ def literal(text: Any) -> Any:
         return text
     if text.lower() == "none":
         return None
-    if "," in text and not text.startswith("["):
+    if "," in text and not text.startswith(("[", "{")):
         return [literal(part) for part in text.split(",") if part]
     text = text.lower() if text in ("True", "False") else text
     try:

@@ -22,7 +22,7 @@ from purerl.runs.console import console_sink, show_curve
 from purerl.runs.fit import Interrupted, fit
 from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
-from purerl.runs.view import BEST, SWEEP, RunView, env_name, is_code, named_env
+from purerl.runs.view import BEST, SWEEP, RunView, env_name, is_code, named_env, refuse_code
 from purerl.training.config import TrainConfig
 
 RUNS, EVENTS = Path("runs"), "tensorboard"
@@ -123,6 +123,7 @@ def add_resume(parser: Parser, argv: Sequence[str]) -> None:
         "--total-timesteps", type=float, metavar="N", help="a new length of the run"
     )
     parser.add_argument("--env", metavar="MODULE:NAME", help="the environment, where it is yours")
+    parser.add_argument("--eval-env", metavar="MODULE:NAME", help="that of evaluations, likewise")
     _add_log_flags(parser)
 
 
@@ -141,6 +142,7 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
     if seeds is not None and len(seeds) > 1:
         use_cores_for_members()
     mapping = run.read_config()
+    refuse_code(mapping, {"eval_env": args.eval_env}, folder / CONFIG)
     if args.env is not None:
         mapping["env"] = named_env(mapping.get("env"), args.env)
     elif is_code(mapping.get("env")):

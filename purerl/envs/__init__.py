@@ -14,6 +14,7 @@ from purerl.envs.base import (
     vectorize,
 )
 from purerl.envs.check import EnvError, check_env
+from purerl.envs.gymnasium_host import gymnasium_env
 from purerl.envs.gymnax import gymnax_env
 from purerl.envs.last_action import remember_action
 from purerl.envs.params import RandomizedState, env_params
@@ -41,6 +42,7 @@ __all__ = [
     "check_env",
     "env_names",
     "env_params",
+    "gymnasium_env",
     "gymnax_env",
     "make",
     "map_actions",

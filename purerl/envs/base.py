@@ -162,16 +162,41 @@ def all_finite(tree: PyTree) -> jax.Array:
     return scalar & jnp.all(whole)
 
 
+class Host(Protocol):
+    """An environment that is simulated on the host, outside JAX, where it is wrapped and
+    vectorized as well.
+
+    Attributes:
+        num_envs: N, if it was chosen with the environment.
+    """
+
+    @property
+    def num_envs(self) -> int | None: ...
+    def limited(self, max_episode_steps: int) -> "Env": ...
+    def vectorized(self, num_envs: int | None = None) -> "Env": ...
+
+
 class Dynamics:
     """Base of records whose methods are the functions of an `Env`."""
 
     exact: ClassVar[bool] = True  # whether the outputs have the dtypes that `typed` gives
+
+    @property
+    def host(self) -> Host | None:
+        """The environment of the host that these are the dynamics of; None for one in JAX."""
+        return None
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         raise NotImplementedError
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
         raise NotImplementedError
+
+    def at(self, progress: ArrayLike) -> "Dynamics":
+        """These dynamics at a point of a run, from 0 to 1, which may be traced; the same object if
+        they don't depend on it."""
+        del progress
+        return self
 
     def identity(self) -> dict[str, object]:
         """Parameters by name that distinguish it from other environments of its name, for a run's
@@ -202,6 +227,28 @@ def dynamics_of(env: Env) -> Dynamics | None:
     return owner if isinstance(owner, Dynamics) and owner is other else None
 
 
+def at_progress(env: Env, progress: ArrayLike) -> Env:
+    """The environment at a point of a run, from 0 to 1: see `Dynamics.at`."""
+    dynamics = dynamics_of(env)
+    there = None if dynamics is None else dynamics.at(progress)
+    return env if there is None or there is dynamics else there.as_env(env.spec)
+
+
+def host_of(env: Env) -> Host | None:
+    """The environment of the host that an environment is, unchanged; None for one in JAX."""
+    dynamics = dynamics_of(env)
+    return None if dynamics is None else dynamics.host
+
+
+def refuse_host(env: Env, what: str) -> None:
+    """Raises ConfigError, with the argument that asked for it, for an environment of the host."""
+    if host_of(env) is not None:
+        raise ConfigError(
+            f"{what}: is for environments in JAX, and {env.spec.name} is simulated on the host: "
+            "wrap it in Gymnasium, with a function that returns it for purerl.gymnasium_env"
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapter(Dynamics):
     """Base of wrappers, dynamics made from another environment; forwards every call.
@@ -217,6 +264,10 @@ class Adapter(Dynamics):
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
         return self.env.step(key, state, action)
+
+    def at(self, progress: ArrayLike) -> Dynamics:
+        env = at_progress(self.env, progress)
+        return self if env is self.env else dataclasses.replace(self, env=env)
 
     def identity(self) -> dict[str, object]:
         inner = dynamics_of(self.env)
@@ -240,6 +291,10 @@ class Adapter(Dynamics):
 
 
 class _Typed(Adapter):
+    @property
+    def host(self) -> Host | None:
+        return host_of(self.env)
+
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         obs, state = self.env.reset(key)
         return _typed_obs(obs, self.env.spec, "reset"), state
@@ -337,8 +392,12 @@ class _Vectorized(Adapter):
 def vectorize(env: Env) -> Env:
     """N independent copies: keys, states, actions and time steps get a leading axis `[N]`.
 
-    N is the number of keys, so that the keys of many steps can be split at once.
+    N is the number of keys, so that the keys of many steps can be split at once. Of an environment
+    of the host they are separate simulators, to play in, with auto-reset.
     """
+    host = host_of(env)
+    if host is not None:
+        return host.vectorized()
     return _Vectorized(typed(env)).as_env(env.spec)
 
 
@@ -403,7 +462,11 @@ def auto_reset(env: Env) -> Env:
 
     A non-finite observation or reward cuts the episode too (`truncated`), so that a broken
     simulation doesn't continue; `info["nonfinite"]` is True there.
+
+    Raises:
+        ConfigError: an environment of the host, which `vector_env` resets.
     """
+    refuse_host(env, "auto_reset")
     return _AutoReset(typed(env)).as_env(env.spec)
 
 
@@ -436,9 +499,13 @@ def time_limit(env: Env, max_episode_steps: int) -> Env:
     """Truncates episodes after `max_episode_steps`; never sets `terminated`.
 
     Raises:
-        ConfigError: `max_episode_steps` is no integer >= 1.
+        ConfigError: `max_episode_steps` is no integer >= 1; or simulators of the host that were
+            given as a `VectorEnv`.
     """
     max_episode_steps = check_count("max_episode_steps", max_episode_steps)
+    host = host_of(env)
+    if host is not None:
+        return host.limited(max_episode_steps)
     limited = _TimeLimit(typed(env), max_episode_steps)
     limit = env.spec.max_episode_steps
     limit = max_episode_steps if limit is None else min(limit, max_episode_steps)
@@ -469,9 +536,10 @@ def action_repeat(env: Env, num_repeats: int) -> Env:
     `max_episode_steps` counts decisions, not frames: it is divided by `num_repeats`, rounded up.
 
     Raises:
-        ConfigError: `num_repeats` is no integer >= 1.
+        ConfigError: `num_repeats` is no integer >= 1; or an environment of the host.
     """
     num_repeats = check_count("num_repeats", num_repeats)
+    refuse_host(env, "skip_frames")
     repeated = _ActionRepeat(typed(env), num_repeats)
     limit = env.spec.max_episode_steps
     limit = None if limit is None else -(-limit // num_repeats)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from purerl.accelerator.compiling import jit
-from purerl.envs.base import Env, EnvSpec, TimeStep, vectorize, where
+from purerl.envs.base import Env, EnvSpec, TimeStep, host_of, vectorize, where
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import is_space, split_choices
 from purerl.records.errors import ConfigError, sentence, shown
@@ -43,7 +43,8 @@ def check_env(
     the same under `vmap`. Over 8 episodes of random legal actions, observations are inside their
     space and each has a legal action, rewards are finite, `terminated` and `truncated` are never
     both set, and `truncated` is set at the spec's time limit and not before. An episode is played
-    to its end or for `num_steps`, all in one program, whose memory doesn't grow with the steps.
+    to its end or for `num_steps`, all in one program, whose memory doesn't grow with the steps. Of
+    an environment of the host only the part by tracing: it has a hidden state, its simulators'.
 
     Args:
         env: a name, an `Env`, or a gymnax `Environment`, alone or paired with its parameters.
@@ -62,7 +63,7 @@ def check_env(
         num_steps = check_count("num_steps", num_steps, optional=True)
     env = as_env(env)
     trace_env(env)
-    if quick:
+    if quick or host_of(env) is not None:
         return
     key = jax.random.key(0) if key is None else key
     _check_transforms(env, key)
@@ -96,15 +97,15 @@ def trace_env(env: Env, *, strict: bool = True) -> Traced:
     return Traced(obs, state, timestep)
 
 
-def check_new_env(env: object) -> Env:
+def check_new_env(env: object, name: str = "env") -> Env:
     """An `Env` from a user's argument (see `as_env`), with the checks that training needs; each
-    environment is traced once, for any number of configs.
+    environment is traced once, for any number of configs. `name` is the argument's, for errors.
 
     Raises:
         EnvError: see `check_env`.
         ConfigError: it is no environment, or can't be created.
     """
-    with sentence(f"env: {shown(env)} can't be made", EnvError):
+    with sentence(f"{name}: {shown(env)} can't be made", EnvError):
         made = as_env(env)
     owner = getattr(made.step, "__self__", made.step)
     with contextlib.suppress(TypeError):  # not hashable, or without weak references

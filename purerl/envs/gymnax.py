@@ -28,8 +28,11 @@ from jax.typing import ArrayLike, DTypeLike
 from purerl.envs.base import Dynamics, Env, EnvSource, EnvSpec, TimeStep
 from purerl.envs.gymnax_wrappers import (
     GymnaxEnv,
+    Watch,
+    check_called,
     packed,
     unpacked,
+    watched,
     whole_step,
     without_resets,
     wrapped,
@@ -203,6 +206,7 @@ def raw_gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = Non
             f"env: {name} resets in its own step, which can't be undone: let it call the step of "
             "the environment that it wraps, or override step_env in place of step"
         )
+    _check_wrappers(name, dynamics, key, action)
     core = env if innermost is None else innermost.env
     _warn_of_deadly_limit(GymnaxDynamics(core, params), name, key, action)
     observation_space = _observation_space(space, obs)
@@ -210,6 +214,22 @@ def raw_gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = Non
         observation_space = Box(-np.inf, np.inf, obs.shape, obs.dtype)
     spec = EnvSpec(name, observation_space, action_space, limit)
     return dataclasses.replace(dynamics, dtypes=dtypes).as_env(spec)
+
+
+def _check_wrappers(
+    name: str,
+    dynamics: "GymnaxDynamics",
+    key: jax.ShapeDtypeStruct,
+    action: jax.ShapeDtypeStruct,
+) -> None:
+    """Raises ConfigError if a reset and a step pass by a method of a wrapper."""
+    called: set[Watch] = set()
+    copy, methods = watched(dynamics.env, called)
+    if methods:
+        traced = dataclasses.replace(dynamics, env=copy)
+        state = jax.eval_shape(traced.reset, key)[1]
+        jax.eval_shape(traced.step, key, state, action)
+        check_called(name, methods, called)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -360,6 +380,11 @@ def _observation_space(space: PyTree, obs: PyTree) -> PyTree:
     children = getattr(space, "spaces", None)
     if children is None:
         low, high = np.asarray(space.low), np.asarray(space.high)
+        if any(x.ndim and x.shape != obs.shape for x in (low, high)):
+            raise ConfigError(
+                f"env: observations have shape {obs.shape}, and the observation_space has "
+                f"{low.shape}, expected the same: a wrapper of one has to override the other"
+            )
         return Box(low, high, obs.shape, obs.dtype)
     if isinstance(children, dict):
         return {name: _observation_space(child, obs[name]) for name, child in children.items()}

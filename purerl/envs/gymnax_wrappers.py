@@ -6,6 +6,7 @@ behaviour is only in its `step`, after the reset inside, which loses the true su
 wrapper is copied with an inner environment whose `step` doesn't reset.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, cast
 
 import jax
@@ -17,6 +18,9 @@ from purerl.records.types import PyTree
 # The public methods of gymnax, and the raw dynamics that they call.
 PAIRS = (("step", "step_env"), ("reset", "reset_env"))
 FAR = (1_000_000, 0)
+# Methods of which a wrapper may override both.
+SAME = (*PAIRS, ("is_terminal", "is_terminated"))
+NO_DYNAMICS = ("observation_space", "action_space", "state_space", "render", "discount")
 
 
 class GymnaxEnv(Protocol):
@@ -101,6 +105,78 @@ def without_resets(env: GymnaxEnv) -> tuple[GymnaxEnv, Bare | None]:
         inside = cast(GymnaxEnv, innermost)
     values = {name: inside if x is inner else x for name, x in _attributes(env).items()}
     return cast(GymnaxEnv, _rebuilt(type(env), values)), innermost
+
+
+class Watch(NamedTuple):
+    """A wrapper's method that overrides one of the environment inside.
+
+    Attributes:
+        kind: the wrapper's class.
+        name: of the method.
+    """
+
+    kind: type
+    name: str
+
+
+def watched(env: GymnaxEnv, called: set[Watch]) -> tuple[GymnaxEnv, list[Watch]]:
+    """A copy of an environment from `without_resets`, whose wrappers add the methods of theirs that
+    are called to a set; and all their methods. The environment itself if it is no wrapper."""
+    inner = wrapped(env)
+    if inner is None:
+        return env, []
+    inside, rest = watched(inner, called)
+    values = {name: inside if x is inner else x for name, x in _attributes(env).items()}
+    copy = _rebuilt(type(env), values)
+    names = [] if isinstance(env, Bare) else _overridden(type(env), inner)
+    own = [Watch(type(env), name) for name in names]
+    for method in own:
+        _attributes(copy)[method.name] = _recorded(copy, method, called)
+    return cast(GymnaxEnv, copy), [*own, *rest]
+
+
+def _overridden(kind: type, inner: GymnaxEnv) -> list[str]:
+    """Names of a wrapper's public methods of dynamics that the environment inside has, too."""
+    found = {name: x for cls in reversed(kind.__mro__) for name, x in vars(cls).items()}
+    return [
+        name
+        for name, x in found.items()
+        if callable(x)
+        and not isinstance(x, type)
+        and not name.startswith("_")
+        and name not in NO_DYNAMICS
+        and callable(getattr(inner, name, None))
+    ]
+
+
+def _recorded(owner: object, method: Watch, called: set[Watch]) -> Callable[..., PyTree]:
+    function = getattr(method.kind, method.name)
+
+    def record(*args: PyTree, **kwargs: PyTree) -> PyTree:
+        called.add(method)
+        return function(owner, *args, **kwargs)
+
+    return record
+
+
+def check_called(name: str, methods: list[Watch], called: set[Watch]) -> None:
+    """Raises ConfigError for a wrapper's method that training would pass by.
+
+    Args:
+        name: the environment's.
+        methods: of its wrappers.
+        called: those that a reset and a step have called.
+    """
+    for method in methods:
+        same = next((pair for pair in SAME if method.name in pair), (method.name,))
+        if called & {Watch(method.kind, other) for other in same}:
+            continue
+        kind = method.kind.__name__
+        raise ConfigError(
+            f"env: {kind} overrides {method.name}, which nothing in {name} calls: wrappers inside "
+            f"or around {kind} override other methods, or the environment calls its own. Override "
+            "step and reset, in each wrapper"
+        )
 
 
 def wrapped(env: object) -> GymnaxEnv | None:

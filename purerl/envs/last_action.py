@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl.envs.base import Adapter, Env, EnvSpec, TimeStep, typed
+from purerl.envs.base import Adapter, Env, EnvSpec, TimeStep, refuse_host, typed
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import Box
 from purerl.records.errors import ConfigError
@@ -32,9 +32,10 @@ def remember_action(env: object) -> Env:
         env: a name, a `purerl.Env`, or a gymnax `Environment`.
 
     Raises:
-        ConfigError: the observations have such an entry already.
+        ConfigError: the observations have such an entry already; or an environment of the host.
     """
     env = typed(as_env(env))
+    refuse_host(env, "remember_action")
     spec, space = env.spec, env.spec.observation_space
     known = dict(space) if isinstance(space, dict) else {OBS: space}
     for name in (LAST_ACTION, LAST_REWARD):

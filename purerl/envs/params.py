@@ -1,6 +1,7 @@
 """Parameters of an environment: checks, replacement, and randomisation for every episode."""
 
 import dataclasses
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Mapping
@@ -11,7 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from purerl.envs.base import Adapter, Dynamics, Env, EnvSource, TimeStep, dynamics_of, typed
+from purerl.envs.base import (
+    Adapter,
+    Dynamics,
+    Env,
+    EnvSource,
+    Host,
+    TimeStep,
+    dynamics_of,
+    host_of,
+    typed,
+)
 from purerl.records.draws import Choice, Uniform, distribution
 from purerl.records.errors import ConfigError, raised, sentence, shown, suggest
 from purerl.records.types import PyTree
@@ -231,6 +242,10 @@ class Made(Adapter):
     arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
     again: Callable[[Mapping[str, object]], Env] | None = None
 
+    @property
+    def host(self) -> Host | None:
+        return host_of(self.env)
+
     def identity(self) -> Values:
         inner = dynamics_of(self.env)
         found: Values = {"env": self.env} if inner is None else inner.identity()
@@ -267,8 +282,8 @@ class RandomizedState(NamedTuple):
     params: dict[str, jax.Array]
 
 
-# `(key) -> values by name`, or a distribution for each name.
-Sample: TypeAlias = Callable[[jax.Array], Mapping[str, ArrayLike]] | Mapping[str, Uniform | Choice]
+# `(key) -> values by name` or `(key, progress) -> values by name`, or a distribution for each name.
+Sample: TypeAlias = Callable[..., Mapping[str, ArrayLike]] | Mapping[str, Uniform | Choice]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -277,10 +292,21 @@ class Randomized(Adapter):
 
     Attributes:
         env: the environment.
-        sample: `(key) -> values by name`, or a distribution for each name.
+        sample: `(key) -> values by name`, or `(key, progress)`, or a distribution for each name.
+        progress: `[]`, that of the run, from 0 to 1.
     """
 
     sample: Sample
+    progress: ArrayLike = 1.0
+
+    def at(self, progress: ArrayLike) -> Dynamics:
+        inner = super().at(progress)
+        assert isinstance(inner, Randomized)
+        staged = callable(self.sample) and _takes_progress(self.sample)
+        return dataclasses.replace(inner, progress=progress) if staged else inner
+
+    def identity(self) -> Values:
+        return {"env": self.env, "sample": self.sample}
 
     def reset(self, key: jax.Array) -> tuple[PyTree, RandomizedState]:
         sample_key, reset_key = jax.random.split(key)
@@ -296,6 +322,8 @@ class Randomized(Adapter):
 
     def draw(self, key: jax.Array) -> Mapping[str, ArrayLike]:
         """An episode's parameters by name, `[]` each."""
+        if callable(self.sample) and _takes_progress(self.sample):
+            return self.sample(key, jnp.asarray(self.progress, jnp.float32))
         if callable(self.sample):
             return self.sample(key)
         keys = jax.random.split(key, len(self.sample))
@@ -310,6 +338,16 @@ class Randomized(Adapter):
     def params(self) -> Values:
         ranges = {} if callable(self.sample) else self.sample
         return {**super().params(), **ranges}
+
+
+def _takes_progress(sample: Callable[..., object]) -> bool:
+    """Whether a function has a second argument without a default."""
+    try:
+        parameters = list(inspect.signature(sample).parameters.values())
+    except (TypeError, ValueError):  # a function without a signature
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(x.kind in positional and x.default is x.empty for x in parameters) == 2
 
 
 def randomized(env: Env, sample: Sample) -> Env:

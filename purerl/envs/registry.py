@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeGuard
 import jax
 from jax.typing import ArrayLike
 
-from purerl.envs import gymnax
+from purerl.envs import gymnax, host
 from purerl.envs.base import Env, EnvSource, dynamics_of, with_our_spaces
 from purerl.envs.gymnax_wrappers import GymnaxEnv
 from purerl.envs.params import (
@@ -72,8 +72,9 @@ def make(name: str, /, **params: object) -> Env:
         purerl.make("CartPole-v1", gravity=purerl.Uniform(4.9, 9.8))  # drawn for every episode
 
     Args:
-        name: one of `env_names()`, or `"module:name"` for an object of a user's importable module:
-            an `Env`, a gymnax `Environment`, or a function that returns one.
+        name: one of `env_names()`; or `"module:name"` for an object of a user's importable module:
+            an `Env`, a gymnax `Environment`, or a function that returns one; or `"gymnasium/ID"`
+            for one of Gymnasium's, simulated on the host (see `purerl.gymnasium_env`).
         **params: parameters to replace the environment's defaults: keyword arguments of its
             factory, and fields of a gymnax environment's `EnvParams`. A distribution, such as
             `purerl.Uniform(4.9, 9.8)`, is drawn from for every episode.
@@ -166,7 +167,8 @@ class _Again:
 
     def __call__(self, values: Mapping[str, object]) -> Env:
         ours = {n: x for n, x in self.arguments.items() if not is_drawn(x)}
-        arguments = {**ours, **{n: x for n, x in values.items() if n in self.maker.defaults}}
+        known = {*self.maker.defaults, *ours}  # the latter by `takes_all` too
+        arguments = {**ours, **{n: x for n, x in values.items() if n in known}}
         rest = {**self.rest, **{n: x for n, x in values.items() if n not in arguments}}
         return _build(self.name, self.maker, arguments, rest)
 
@@ -188,6 +190,8 @@ def _find(name: str) -> _Maker:
     """The factory of a name. Raises ConfigError if there is none."""
     if name in _factories:
         return _maker(_factories[name])
+    if name.startswith(host.PREFIX):
+        return _maker(functools.partial(host.host_env, name.removeprefix(host.PREFIX)))
     if ":" in name:
         found = _import(name)
         if isinstance(found, Env) or not callable(found):
@@ -245,7 +249,7 @@ def source_of(env: Env) -> EnvSource | None:
 
 def randomize(
     env: object,
-    sample: Callable[[jax.Array], Mapping[str, ArrayLike]] | None = None,
+    sample: Callable[..., Mapping[str, ArrayLike]] | None = None,
     /,
     **ranges: object,
 ) -> Env:
@@ -254,12 +258,17 @@ def randomize(
         purerl.randomize("CartPole-v1", gravity=(4.9, 9.8), length=purerl.LogUniform(0.25, 1.0))
         purerl.randomize("CartPole-v1", lambda key: {"gravity": 9.8 * jax.random.uniform(key)})
 
+    A function of two arguments gets the progress of the run as well, `[]` from 0 to 1, for a
+    curriculum; in evaluations, and wherever there is no run, it is 1:
+
+        purerl.randomize("CartPole-v1", lambda key, progress: {"gravity": 9.8 * progress})
+
     The parameters are in the environment's state. With ranges, an environment of `make` becomes
     that of `make` with distributions as its parameters, and can be written to files.
 
     Args:
         env: a name, or any other environment that `TrainConfig` accepts.
-        sample: `(key) -> values by name`, `[]` each.
+        sample: `(key) -> values by name`, `[]` each, or `(key, progress) -> values by name`.
         **ranges: instead of `sample`, two bounds for each parameter, or a distribution:
             `purerl.Uniform`, `LogUniform`, or a `Choice` of numbers.
 
@@ -387,7 +396,9 @@ def as_env(env: object) -> Env:
         if source is not None:
             return make(source.name, **dict(source.params))
         return gymnax.raw_gymnax_env(instance, params)
+    if host.is_vector(env):
+        return host.host_env(env)
     raise ConfigError(
         f"env: got {shown(env)}, expected a name, a purerl.Env, a gymnax Environment, or a pair of "
-        "a gymnax Environment and its parameters"
+        "a gymnax Environment and its parameters; purerl.gymnasium_env makes one of Gymnasium's"
     )

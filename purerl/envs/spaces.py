@@ -20,6 +20,8 @@ from jax.typing import ArrayLike, DTypeLike
 from purerl.records.errors import ConfigError, shown
 from purerl.records.types import Plain, PyTree, Structure
 
+MOST_CODES = 64  # values of an integer, beyond which it is a quantity
+
 
 class Space:
     """Base of the spaces.
@@ -57,6 +59,11 @@ class Space:
         bounds.
         """
         raise NotImplementedError
+
+    def features(self, x: jax.Array) -> jax.Array:
+        """Elements `[B, *shape]` as the default networks see them: choices one-hot, `[B,
+        num_outputs]`; for a `Box` see there."""
+        return x if self.sizes is None else self.encode(x)
 
     def clip(self, x: jax.Array) -> jax.Array:
         """Elements `[..., *shape]` clipped to the bounds, in the space's dtype; choices as is."""
@@ -213,7 +220,19 @@ class MultiDiscrete(Space):
 
 
 class Box(Space):
-    """Arrays of one shape between two bounds, which broadcast to the shape and may be infinite."""
+    """Arrays of one shape between two bounds, which broadcast to the shape and may be infinite.
+
+    What the arrays are follows from shape, dtype and bounds, for the default networks:
+
+    - Integers with at most 64 values each are codes (a tile, a colour, a piece on a board, a
+      position), and become one-hot: `[H, W, C]` to `[H, W, K]`, K the sum of the channels' numbers
+      of values, and a board `[H, W]` to `[H, W, K]`. So give bounds that are as tight as they are:
+      codes from 0 to 10 with bounds of 0 and 255 are taken for pixels.
+    - uint8 with bounds of 0 and 255 are pixels, divided by 255 in images. All other numbers are
+      quantities, and unchanged.
+    - Images are `[H, W, C]`, or `[C, H, W]` if both H and W are at least 4 C; these are moved to
+      `[H, W, C]`.
+    """
 
     kind = "box"
 
@@ -275,6 +294,47 @@ class Box(Space):
         divisor = np.where(half > 0.0, np.maximum(half, 1e-8), np.inf).astype(np.float32)
         scaled = (x.astype(jnp.float32) - self.center[None]) / divisor[None]
         return scaled.reshape(x.shape[0], -1)
+
+    @property
+    def channels_first(self) -> bool:
+        """Whether it has images `[C, H, W]`."""
+        return len(self.shape) == 3 and 0 < 4 * self.shape[0] <= min(self.shape[1:])
+
+    @property
+    def codes(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The lowest code and the number of codes of each channel, `[C]` int64; C is 1 for a board
+        `[H, W]` and a single number. None if the numbers are no codes."""
+        if self.dtype.kind not in "iu" or not self.bounded or 0 in self.shape:
+            return None
+        low, high = (self._as_channels(x.astype(np.int64)) for x in (self.low, self.high))
+        low, high = low.min(axis=0), high.max(axis=0)
+        count = high - low + 1
+        return (low, count) if np.all(count <= MOST_CODES) else None
+
+    def _as_channels(self, x: np.ndarray) -> np.ndarray:
+        """Bounds as `[*, C]`."""
+        if len(self.shape) in (0, 2):
+            return x.reshape(-1, 1)
+        x = np.moveaxis(x, 0, -1) if self.channels_first else x
+        return x.reshape(-1, x.shape[-1])
+
+    def features(self, x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 1, -1) if self.channels_first else x
+        codes = self.codes
+        if codes is None or not jnp.issubdtype(x.dtype, jnp.integer):
+            return x
+        x = x[..., None] if len(self.shape) in (0, 2) else x
+        low, count = codes
+        lowest = low.astype(np.int32).reshape((1,) * (x.ndim - 1) + (-1,))
+        shifted = x.astype(jnp.int32) - lowest
+        if len(set(count.tolist())) == 1:
+            one_hot = jax.nn.one_hot(shifted, int(count[0]), dtype=jnp.float32)
+            return one_hot.reshape(*x.shape[:-1], -1)
+        each = [
+            jax.nn.one_hot(shifted[..., i], n, dtype=jnp.float32)
+            for i, n in enumerate(count.tolist())
+        ]
+        return jnp.concatenate(each, axis=-1)
 
     def clip(self, x: jax.Array) -> jax.Array:
         batch = (1,) * (x.ndim - len(self.shape))

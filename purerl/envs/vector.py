@@ -26,6 +26,7 @@ from purerl.envs.base import (
     TimeStep,
     all_finite,
     auto_reset,
+    host_of,
     typed,
     vectorize,
     where,
@@ -106,10 +107,20 @@ def vector_env(env: Env, num_envs: int, resets: str = "fresh") -> VectorEnv:
         resets: `"fresh"`, `"optimistic(r)"` or `"spare(r)"`; r is 16 by default.
 
     Raises:
-        ConfigError: an unknown strategy, or an invalid number.
+        ConfigError: an unknown strategy, or an invalid number; for an environment of the host, a
+            strategy other than "fresh", or another number of environments than its own.
     """
     num_envs = check_count("num_envs", num_envs)
     kind, ratio = parse_resets(resets)
+    host = host_of(env)
+    if host is not None:
+        if kind != "fresh":
+            raise ConfigError(
+                f"resets: got {resets!r}, expected 'fresh': {env.spec.name} is simulated on the "
+                "host, which resets nothing but what has ended"
+            )
+        many = host.vectorized(num_envs)
+        return VectorEnv(many.reset, many.step, many.spec, num_envs)
     made: Env = vectorize(auto_reset(env))
     if kind != "fresh":
         cls = _Optimistic if kind == "optimistic" else _Spare

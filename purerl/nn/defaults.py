@@ -22,7 +22,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": nn.gelu,
     "silu": nn.silu,
 }
-NETWORKS = ("auto", "mlp", "cnn", *CELLS)
+IMAGES = ("cnn", "nature", "impala")  # convolutions
+NETWORKS = ("auto", "mlp", *IMAGES, *CELLS)
+# The dense layers after the larger ones, by an agent's default, with ReLU.
+AFTER: dict[str, tuple[int, ...]] = {"nature": (512,), "impala": (256,)}
+LEAST = 3  # rows and columns of an image, for a convolution of 3 x 3
 
 
 def _orthogonal(gain: float) -> jax.nn.initializers.Initializer:
@@ -64,11 +68,21 @@ def _head(size: int, gain: float) -> nn.Dense:
 class Torso(nn.Module):
     """Features of an observation, `[B, *obs_shape]` to `[B, hidden[-1]]`.
 
-    If `network` is "cnn", or "auto" and the observation is an image `[B, height, width, channels]`,
-    a convolution comes first: 16 filters of 3 x 3 (Young and Tian 2019, arXiv:1903.03176), with a
-    stride that leaves at most 10 x 10 cells. Then dense layers. Images of uint8 are divided by
-    255. With `layer_norm` each layer's sums are normalised before the activation (Ba et al. 2016,
-    arXiv:1607.06450), those of a convolution cell by cell.
+    A convolution comes first for images `[B, height, width, channels]` of at least 3 x 3, unless
+    `network` is "mlp"; then dense layers. It is, by `network`:
+
+    - "auto", "cnn": one layer of 16 filters of 3 x 3 (Young and Tian 2019, arXiv:1903.03176), with
+      a stride that leaves at most 10 x 10 cells: for small images.
+    - "nature": three layers, 32 filters of 8 x 8 with stride 4, 64 of 4 x 4 with stride 2, 64 of
+      3 x 3, each with a ReLU (Mnih et al. 2015, Nature 518); for images of at least 36 x 36. By an
+      agent's default a dense layer of 512 with a ReLU follows, as there.
+    - "impala": three sections of 16, 32 and 32 filters of 3 x 3, each a convolution, a maximum over
+      3 x 3 with stride 2, and two residual blocks (Espeholt et al. 2018, arXiv:1802.01561, fig. 3);
+      for images of any size. By an agent's default a dense layer of 256 with a ReLU follows.
+
+    Images of uint8 are divided by 255. With `layer_norm` the sums of each dense layer and of the
+    small convolution are normalised before the activation (Ba et al. 2016, arXiv:1607.06450), those
+    of a convolution cell by cell.
     """
 
     hidden: Sequence[int] = (64, 64)
@@ -79,10 +93,10 @@ class Torso(nn.Module):
     @nn.compact
     def __call__(self, obs: PyTree) -> jax.Array:
         leaves = jax.tree.leaves(obs)
-        if self.network == "cnn" and all(leaf.ndim != 4 for leaf in leaves):
+        if self.network in IMAGES and not any(map(_is_image, leaves)):
             raise ConfigError(
-                f"network: got 'cnn', but observations have shape {leaves[0].shape[1:]}, expected "
-                "(height, width, channels)"
+                f"network: got {self.network!r}, but observations have shape "
+                f"{leaves[0].shape[1:]}, expected (height, width, channels)"
             )
         leaves = [self._flatten(_as_floats(leaf)) for leaf in leaves]
         x = leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
@@ -97,10 +111,16 @@ class Torso(nn.Module):
         return ACTIVATIONS[self.activation](x)
 
     def _flatten(self, x: jax.Array) -> jax.Array:
-        if x.ndim == 4 and self.network != "mlp":
+        if _is_image(x) and self.network in ("nature", "impala"):
+            x = (Nature if self.network == "nature" else Impala)()(x)
+        elif _is_image(x) and self.network != "mlp":
             stride = -(-max(x.shape[1:3]) // 10)
             x = self._layer(16, _patches(x, 3, stride))
         return x.reshape(x.shape[0], -1)
+
+
+def _is_image(x: jax.Array) -> bool:
+    return x.ndim == 4 and min(x.shape[1:3]) >= LEAST
 
 
 def _as_floats(x: jax.Array) -> jax.Array:
@@ -121,6 +141,82 @@ def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
         x[:, i : i + rows : stride, j : j + cols : stride] for i in range(size) for j in range(size)
     ]
     return jnp.concatenate(windows, axis=-1)
+
+
+class Conv(nn.Module):
+    """A convolution, `[B, H, W, C]` to `[B, H', W', filters]`; its parameters are those of a dense
+    layer on the windows, on every device.
+
+    On a CPU it is that layer, see `_patches`; on other devices, XLA's convolution.
+    """
+
+    filters: int
+    size: int
+    stride: int = 1
+    padding: str = "VALID"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size**2 * x.shape[-1], self.filters)
+        kernel = self.param("kernel", _orthogonal(math.sqrt(2)), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.filters,), jnp.float32)
+        out = self.by_windows(x, kernel) if _on_cpu() else self.by_convolution(x, kernel)
+        return out + bias.reshape(1, 1, 1, -1)
+
+    def by_windows(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The sums, by a matrix product."""
+        if self.padding == "SAME":
+            around = [_same(n, self.size, self.stride) for n in x.shape[1:3]]
+            x = jnp.pad(x, [(0, 0), *around, (0, 0)])
+        return _patches(x, self.size, self.stride) @ kernel
+
+    def by_convolution(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The sums, by `jax.lax.conv_general_dilated`."""
+        kernel = kernel.reshape(self.size, self.size, -1, self.filters)
+        numbers = ("NHWC", "HWIO", "NHWC")
+        strides = (self.stride, self.stride)
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, self.padding, dimension_numbers=numbers
+        )
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _same(length: int, size: int, stride: int) -> tuple[int, int]:
+    """The padding of "SAME" before and after an axis."""
+    total = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return total // 2, total - total // 2
+
+
+class Nature(nn.Module):
+    """The convolutions of `network="nature"`; see `Torso`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if min(x.shape[1:3]) < 36:
+            raise ConfigError(
+                f"network: got 'nature', but images are {x.shape[1]} x {x.shape[2]}, expected at "
+                "least 36 x 36; 'impala' takes smaller ones"
+            )
+        for filters, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            x = nn.relu(Conv(filters, size, stride)(x))
+        return x
+
+
+class Impala(nn.Module):
+    """The convolutions of `network="impala"`; see `Torso`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for filters in (16, 32, 32):
+            x = Conv(filters, 3, padding="SAME")(x)
+            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+            for _ in range(2):
+                inner = Conv(filters, 3, padding="SAME")(nn.relu(x))
+                x = x + Conv(filters, 3, padding="SAME")(nn.relu(inner))
+        return nn.relu(x)
 
 
 class DefaultActor(Actor):

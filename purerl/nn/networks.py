@@ -74,7 +74,7 @@ class Actor(nn.Module):
 
         Args:
             obs: `[B, *obs_shape]`, or a pytree of such; `self.view.features(obs)` gives its leaves
-                as for the default networks, with categories one-hot and without the mask.
+                as for the default networks, with codes one-hot and without the mask.
 
         Returns:
             For Categorical and MultiCategorical `[B, action_dim]` logits. For Normal and TanhNormal

@@ -85,8 +85,9 @@ class View:
         return mask.astype(jnp.bool_)
 
     def features(self, seen: PyTree) -> list[jax.Array]:
-        """The leaves of a part from `seen`, for a network without structured inputs: those of
-        discrete spaces are one-hot, and the mask of legal actions is left out."""
+        """The leaves of a part from `seen`, for a network without structured inputs, as
+        `Space.features`: choices and codes are one-hot, images `[B, H, W, C]`. The mask of legal
+        actions is left out. What a function computes of the observation is unchanged."""
         leaves = jax.tree.leaves(seen)
         if self.observation_space is None:
             return leaves
@@ -97,8 +98,7 @@ class View:
             if source is None:
                 kept.append(leaf)
             elif source not in masks:
-                space = spaces[source]
-                kept.append(leaf if space.sizes is None else space.encode(leaf))
+                kept.append(spaces[source].features(leaf))
         return kept or leaves
 
 

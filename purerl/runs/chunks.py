@@ -1,6 +1,7 @@
 """`Program`: a run compiled as chunks of any number of updates, driven from the host."""
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -9,8 +10,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from purerl.accelerator import devices
+from purerl.accelerator.compiling import jit
 from purerl.accelerator.machine import check_memory
 from purerl.accelerator.members import Layout, Parts, compile_all
+from purerl.envs.base import host_of
 from purerl.envs.spaces import is_space
 from purerl.experience.metrics import Count, Metrics
 from purerl.records.errors import ConfigError, shown
@@ -42,9 +45,14 @@ class Program:
         self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
         self.loop = config.make_loop()
         members = keys.size if keys.ndim else None
-        self.layout = Layout.of(members, self.loop.devices.count)
+        if self.loop.on_host and (members or 1) > 1:
+            raise ConfigError(
+                f"seeds: got {members}, expected one: {self.loop.env.spec.name} is simulated on "
+                "the host, where purerl.sweep trains one after the other"
+            )
+        self.layout = Layout.of(members, self.loop.devices.count, mapped=not self.loop.on_host)
         check_size(self.loop, self.layout.on_a_device)
-        over = jax.vmap if keys.ndim else lambda function, axes: function
+        over = self.layout.over
         state = jax.eval_shape(over(self._init, (0, 0)), keys, self.values)
         # Of members over several devices no one of them has to hold all.
         device = devices.host_device() if self.layout.on_devices else None
@@ -74,6 +82,19 @@ class Program:
         """The first state."""
         (start,) = self._start
         return start(self.layout.split(self.keys), self._values)
+
+    def begin_again(self, state: Parts) -> Parts:
+        """A saved state, with environments of the host reset; others as they were."""
+        if host_of(self.loop.env) is None:
+            return state
+        warnings.warn(
+            f"the simulators of {self.loop.env.spec.name} are on the host, and not in a "
+            "checkpoint: they begin new episodes, and the rest isn't what it would have been "
+            "uninterrupted",
+            stacklevel=5,
+        )
+        call = self.layout.over(self.loop.begin_again, (0,))
+        return [jit(call)(part) for part in state]
 
     def run(self, state: Parts, start: int, stop: int) -> tuple[Parts, Metrics]:
         """The state after the updates from `start` up to `stop`, and their metrics on the host;

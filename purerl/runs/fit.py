@@ -176,7 +176,8 @@ class _Training:
     def start(self) -> None:
         """Compiles, and makes the first state unless one was loaded."""
         self.program.compile(begun=bool(self.state))
-        self.state = self.state or self.program.start()
+        begun = bool(self.state)
+        self.state = self.program.begin_again(self.state) if begun else self.program.start()
 
     def advance(self, num_rows: int) -> Metrics:
         """Trains for a number of rows of metrics, or to the end."""

@@ -76,6 +76,17 @@ def is_code(env: Plain) -> bool:
     return isinstance(name, str) and ":" in name
 
 
+def refuse_code(there: Mapping[str, Plain], given: Mapping[str, Plain], file: object) -> None:
+    """Raises ConfigError for an environment of evaluations that is code, which a file names, and
+    the user doesn't."""
+    env = there.get("eval_env")
+    if is_code(env) and env_name(given.get("eval_env")) != env_name(env):
+        raise ConfigError(
+            f"--eval-env: expected --eval-env {env_name(env)}: {file} names it, and it is code "
+            "that would be run"
+        )
+
+
 def env_name(env: Plain) -> Plain:
     """The name in an environment's plain form, with or without parameters."""
     return env.get("name") if isinstance(env, Mapping) else env
@@ -302,10 +313,12 @@ class RunView:
             )
         if given and env is not None:
             mapping = {**mapping, "env": named_env(named, env)}
+        if is_code(mapping.get("eval_env")):  # which policies don't need
+            mapping = {**mapping, "eval_env": None}
         config = TrainConfig.from_mapping(mapping)
         there, here = self._described("config", dict), json.loads(json.dumps(describe(config)))
         # A run may be extended, and the user may name its environment anew.
-        same = ["total_timesteps", *(["env"] if given else [])]
+        same = ["total_timesteps", "eval_env", *(["env"] if given else [])]
         differing = next(differences(there, here | {n: there.get(n) for n in same}), None)
         if differing is not None:
             raise RunError(

@@ -63,14 +63,17 @@ def compile_group(
     """
     start, count = time.perf_counter(), 0
     largest = num_members
-    if slice_size is not None:
+    on_host = group.config.make_loop().on_host  # one member at a time
+    if on_host:
+        largest = 1
+    elif slice_size is not None:
         largest = min(largest, slice_size)
     elif jax.default_backend() == "cpu":
         largest = min(largest, MEMBERS_PER_CORE * most_parts())
     key = program_key(group.config, "sweep", keep_buffer)
     while True:
         size = -(-num_members // -(-num_members // largest))  # of slices that are equal
-        layout = Layout.of(size, group.config.num_devices)
+        layout = Layout.of(size, group.config.num_devices, mapped=not on_host)
         example = jax.tree.map(
             lambda x, n=size: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype),
             (group.keys, group.hyperparams),

@@ -54,6 +54,8 @@ class TrainConfig(Options):
         user's functions are traced."""
         super().check()
         object.__setattr__(self, "env", check_new_env(self.env))
+        if self.eval_env is not None:
+            object.__setattr__(self, "eval_env", check_new_env(self.eval_env, "eval_env"))
         check_methods(self.agent)
         with sentence("TrainConfig: this run can't be put together"):
             loop = self.make_loop()

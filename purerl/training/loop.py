@@ -11,7 +11,16 @@ from purerl.accelerator.devices import ALONE, Devices, spread
 from purerl.agents.acting import Acting, at_random, exploring, seeing
 from purerl.agents.base import Agent
 from purerl.agents.noise import Noise
-from purerl.envs.base import Env, all_finite, map_actions, time_limit, vectorize, where
+from purerl.envs.base import (
+    Env,
+    all_finite,
+    at_progress,
+    host_of,
+    map_actions,
+    time_limit,
+    vectorize,
+    where,
+)
 from purerl.envs.vector import VectorEnv, vector_env
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.experience.experience import Clock, Experience
@@ -31,7 +40,7 @@ from purerl.experience.rewarders import Rewarder, transform
 from purerl.experience.transition import Transition
 from purerl.records.types import PyTree
 from purerl.training.evaluate import play_episodes
-from purerl.training.rollout import RolloutState, init_rollout, rollout
+from purerl.training.rollout import RolloutState, init_rollout, restart, rollout
 
 Index = int | jax.Array | Count  # of an update, or of an episode
 
@@ -83,6 +92,7 @@ class Loop:
 
     Attributes:
         env: the raw environment, with the run's frame skip and time limit.
+        eval_env: that of evaluations.
         agent: the agent.
         buffer: the buffer, with its size and discounts.
         rewarder: transforms rewards.
@@ -106,6 +116,7 @@ class Loop:
     """
 
     env: Env
+    eval_env: Env
     agent: Agent
     buffer: Buffer
     rewarder: Rewarder
@@ -127,6 +138,11 @@ class Loop:
     eval_max_episodes: int
     eval_max_episode_steps: int
     devices: Devices = ALONE
+
+    @property
+    def on_host(self) -> bool:
+        """Whether an environment is simulated on the host, where no members are mapped."""
+        return any(host_of(env) is not None for env in (self.env, self.eval_env))
 
     @property
     def steps_per_update(self) -> int:
@@ -173,7 +189,7 @@ class Loop:
         agent_state = self.agent.init(agent_key, self.env.spec)
         env_key = self.devices.key(env_key)
         acting = self.acting(agent_state, None, self.clock(0), 0)
-        envs = init_rollout(self.vector_env(), acting, env_key, self.num_envs)
+        envs = init_rollout(self.vector_env(self.clock(0)), acting, env_key, self.num_envs)
         stats = None
         if self.normalize_obs:
             first_obs = jax.tree.map(lambda x: x[0], envs.env.obs)
@@ -194,6 +210,15 @@ class Loop:
             num_episodes=Count.of(0),
             nonfinite_updates=jnp.int32(0),
         )
+
+    def begin_again(self, state: RunState) -> RunState:
+        """One device's state with its environments reset, where theirs isn't in it; the rest
+        continues."""
+        key = jax.random.split(state.key, 4)[3]  # which `step` leaves
+        clock = self.clock(state.num_updates, state.num_episodes)
+        acting = self.acting(state.agent, state.obs_stats, clock, state.num_updates)
+        envs = restart(self.vector_env(clock), acting, key, state.rollout)
+        return state._replace(rollout=envs)
 
     def scan(self, state: RunState) -> tuple[RunState, Metrics]:
         """The whole run, on one device: the state after it, and metrics `[num_rows]`."""
@@ -305,9 +330,10 @@ class Loop:
     ) -> tuple[RolloutState, Transition, Episodes]:
         """Rollout number `index`, after `num_episodes` episodes; the episodes' statistics are over
         all devices."""
-        acting = self.acting(agent_state, stats, self.clock(index, num_episodes), index)
+        clock = self.clock(index, num_episodes)
+        acting = self.acting(agent_state, stats, clock, index)
         envs, transitions, episodes = rollout(
-            self.vector_env(),
+            self.vector_env(clock),
             acting,
             envs,
             key,
@@ -400,10 +426,11 @@ class Loop:
         odd = self.buffer.maxlen != self.num_envs * self.update_every and limit != self.update_every
         return None if self.wait_end_path and odd else limit
 
-    def vector_env(self) -> VectorEnv:
+    def vector_env(self, clock: Clock | None = None) -> VectorEnv:
         """The N environments with auto-reset, the action map, and a time limit of T for episodic
-        rollouts."""
-        env, limit = self.env, self.env.spec.max_episode_steps
+        rollouts; at a time of the run."""
+        env = self.env if clock is None else at_progress(self.env, clock.progress)
+        limit = self.env.spec.max_episode_steps
         if self.wait_end_path and (limit is None or limit > self.update_every):
             env = time_limit(env, self.update_every)  # so that every episode ends
         return map_actions(vector_env(env, self.num_envs, self.resets), self.action_map)
@@ -427,7 +454,7 @@ class Loop:
     ) -> Episodes:
         number = index.low.astype(jnp.uint32) + (index.high.astype(jnp.uint32) << 30)
         key = self.devices.key(jax.random.fold_in(key, number))
-        env = map_actions(vectorize(self.env), self.action_map)
+        env = map_actions(vectorize(self.eval_env), self.action_map)
         acting = seeing(self.agent.policy(agent_state), stats)
         size = (self.eval_max_episodes, self.eval_max_episode_steps)
         returns, lengths, info = play_episodes(env, acting, key, *size)

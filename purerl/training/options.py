@@ -7,6 +7,7 @@ import jax
 
 from purerl.agents import PPO, Agent
 from purerl.agents.noise import Noise
+from purerl.envs.base import Env, host_of
 from purerl.envs.registry import as_env
 from purerl.envs.vector import parse_resets
 from purerl.experience.buffer import Buffer
@@ -64,7 +65,8 @@ class Options(Record):
             a time limit, so that the longest run is known. An episode that NaN or infinity has cut
             doesn't count. Schedules follow the episodes or the steps, whichever are nearer to their
             end.
-        num_envs: N, the number of parallel environments; None for the agent's default.
+        num_envs: N, the number of parallel environments; None for that of `purerl.gymnasium_env`,
+            or the agent's default.
         update_every: T, steps of each environment between updates; None for the agent's default.
         update_after: environment steps, over all N, before the first update; None for the agent's
             default. Until then DDPG, TD3 and SAC draw actions uniformly from the action space.
@@ -98,6 +100,9 @@ class Options(Record):
             steps after the first end of each are not `valid`, and losses over paths leave them out.
             None for the agent's default.
         eval_every: updates between evaluations of the greedy policy; None for no evaluations.
+        eval_env: the environment of evaluations, given as `env`, with the same spaces and metrics:
+            such as the nominal one, where `env` is randomised. Frame skip and time limit are the
+            run's; hyperparameters such as `env.gravity` are of `env` alone. None for `env`.
         eval_max_episodes: the number of episodes in each evaluation (it plays exactly this many).
         eval_max_episode_steps: a time limit for an evaluation's episodes; None for the
             environment's, or 10,000 where it has none.
@@ -150,12 +155,17 @@ class Options(Record):
     reset_each_episode: bool = flag(default=False)
     wait_end_path: bool | None = flag(default=None, optional=True)
     eval_every: int | None = integer(default=None, at_least=1, at_most=2**30, optional=True)
+    eval_env: Any = static(default=None)
     eval_max_episodes: int = integer(default=10, at_least=1)
     eval_max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
     num_devices: int = integer(default=1, at_least=1)
 
     def check(self) -> None:
         super().check()
+        if self.eval_env is not None and self.eval_every is None:
+            raise ConfigError(
+                f"{title(type(self))}.eval_env: is for evaluations, expected eval_every with it"
+            )
         if self.normalize_reward and self.rewarder is not None:
             name = title(type(self))
             raise ConfigError(f"{name}.normalize_reward: can't be set together with rewarder")
@@ -165,6 +175,9 @@ class Options(Record):
         defaults = self.agent.run_defaults
         names = ("num_envs", "update_every", "update_after", "wait_end_path")
         left = {name: getattr(defaults, name) for name in names if getattr(self, name) is None}
+        host = host_of(self.env) if isinstance(self.env, Env) else None
+        if "num_envs" in left and host is not None and host.num_envs is not None:
+            left["num_envs"] = host.num_envs
         if self.normalize_reward:
             left |= {"rewarder": RunningNormalize(), "normalize_reward": False}
         return unchecked(self, **left)

@@ -11,17 +11,25 @@ import jax.numpy as jnp
 
 from purerl.accelerator.devices import Devices, check_divides
 from purerl.agents.base import Agent, RunFacts
-from purerl.envs.base import Env, EnvSpec, action_repeat, time_limit, typed
+from purerl.envs.base import Env, EnvSpec, action_repeat, host_of, refuse_host, time_limit, typed
 from purerl.envs.last_action import remember_action
 from purerl.envs.registry import as_env, source_of
 from purerl.envs.spaces import Space
+from purerl.envs.vector import vector_env
 from purerl.experience.buffer import Buffer
 from purerl.experience.metrics import Metrics
 from purerl.experience.rewarders import Identity
 from purerl.nn.views import check_mask_is_kept
 from purerl.records.docs import documented, section
-from purerl.records.errors import ConfigError, sentence
-from purerl.records.fields import Record, check_key, field_options, read_names, total_names
+from purerl.records.errors import ConfigError, sentence, shown
+from purerl.records.fields import (
+    Record,
+    check_key,
+    field_options,
+    read_names,
+    total_names,
+    unchecked,
+)
 from purerl.training.loop import Loop, RunState
 from purerl.training.options import Options
 
@@ -38,15 +46,15 @@ def assemble(options: Options) -> Loop:
     Raises:
         ConfigError: options that don't fit together.
     """
-    options = options.with_defaults()
+    options = unchecked(options, env=as_env(options.env)).with_defaults()
     agent, noise, rewarder = options.agent, options.noise, options.rewarder
     num_envs, update_every = cast(int, options.num_envs), cast(int, options.update_every)
     update_after, wait_end_path = cast(int, options.update_after), bool(options.wait_end_path)
-    raw_env = as_env(options.env)
-    env = limit_env(raw_env, options.max_episode_steps, options.skip_frames)
-    if options.remember_action:
-        env = remember_action(env)
+    raw_env: Env = options.env
+    env = _limited(raw_env, options)
     env = env._replace(spec=env.spec._replace(source=source_of(raw_env)))
+    if host_of(env) is not None:
+        vector_env(env, num_envs, options.resets)  # raises for what it can't do
     buffer = _fit_buffer(options.buffer, agent, num_envs, update_every)
     facts = RunFacts(
         noise=noise, wait_end_path=wait_end_path, reset_each_episode=options.reset_each_episode
@@ -59,7 +67,8 @@ def assemble(options: Options) -> Loop:
     rewarder = _own_discount(Identity() if rewarder is None else rewarder, agent)
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)
-    limit = env_limit = env.spec.max_episode_steps
+    eval_env = _eval_env(env, options)
+    limit = env.spec.max_episode_steps
     if wait_end_path:
         limit = min(limit or update_every, update_every)
     if options.total_timesteps is not None:
@@ -72,6 +81,7 @@ def assemble(options: Options) -> Loop:
     defaults = agent.run_defaults
     loop = Loop(
         env=env,
+        eval_env=eval_env,
         agent=agent,
         buffer=buffer,
         rewarder=rewarder,
@@ -91,9 +101,35 @@ def assemble(options: Options) -> Loop:
         stop_if_nonfinite=options.stop_if_nonfinite,
         eval_every=options.eval_every,
         eval_max_episodes=options.eval_max_episodes,
-        eval_max_episode_steps=options.eval_max_episode_steps or env_limit or 10_000,
+        eval_max_episode_steps=options.eval_max_episode_steps
+        or eval_env.spec.max_episode_steps
+        or 10_000,
     )
     return loop if options.num_devices == 1 else _divide(loop, options.num_devices)
+
+
+def _limited(env: Env, options: Options) -> Env:
+    """The environment with the run's frame skip, time limit, and memory of actions."""
+    env = limit_env(env, options.max_episode_steps, options.skip_frames)
+    return remember_action(env) if options.remember_action else env
+
+
+def _eval_env(env: Env, options: Options) -> Env:
+    """The environment of evaluations, as that of the run. Raises ConfigError unless its spaces and
+    metrics are the run's."""
+    if options.eval_env is None:
+        return env
+    made = _limited(as_env(options.eval_env), options)
+    for name in ("observation_space", "action_space", "metrics"):
+        here, there = getattr(made.spec, name), getattr(env.spec, name)
+        if here != there:
+            raise ConfigError(
+                f"eval_env: {made.spec.name} has the {name} {shown(here)}, expected that of "
+                f"{env.spec.name}, {shown(there)}"
+            )
+    if options.num_devices != 1:
+        refuse_host(made, "num_devices")
+    return made
 
 
 def _check_length(num_updates: int, steps: int, first_update: int, options: Options) -> None:
@@ -170,6 +206,7 @@ def run(
 
 def _divide(loop: Loop, num_devices: int) -> Loop:
     """One device's share of the run. Raises ConfigError if D doesn't divide it."""
+    refuse_host(loop.env, "num_devices")
     evaluated = loop.eval_max_episodes
     check_divides(num_devices, "num_envs", loop.num_envs)
     if loop.eval_every is not None:

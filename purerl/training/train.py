@@ -167,13 +167,16 @@ def program_key(config: TrainConfig, *more: Hashable) -> Hashable:
     Returns:
         None if a user's function or class takes part, which may read what has changed since.
     """
-    source, agent = source_of(config.env), config.agent
-    if source is None or not is_builtin(source.name) or config.action_processor is not None:
+    agent = config.agent
+    envs = {n: x for n in ("env", "eval_env") if (x := getattr(config, n)) is not None}
+    sources = {name: source_of(env) for name, env in envs.items()}
+    builtin = all(x is not None and is_builtin(x.name) for x in sources.values())
+    if not builtin or config.action_processor is not None:
         return None
     optimizer = getattr(agent, "optimizer", None)
     if callable(optimizer) and not optimizer.__module__.startswith("optax."):
         return None
-    return (unchecked(config, env=source), *more) if ships(config.make_loop()) else None
+    return (unchecked(config, **sources), *more) if ships(config.make_loop()) else None
 
 
 def make_output(
