@@ -277,6 +277,16 @@ CONFIG = [
 
 ENVS = [
     (
+        "vector-of-name",
+        lambda g: purerl.vector_env("CartPole-v1", 3),
+        "env: got 'CartPole-v1', expec",
+    ),
+    (
+        "vectorize-name",
+        lambda g: purerl.vectorize("CartPole-v1"),
+        "env: got 'CartPole-v1', expec",
+    ),
+    (
         "limit-of-name",
         lambda g: purerl.time_limit("CartPole-v1", 5),
         "env: got 'CartPole-v1', expec",

@@ -395,10 +395,11 @@ def vectorize(env: Env) -> Env:
     N is the number of keys, so that the keys of many steps can be split at once. Of an environment
     of the host they are separate simulators, to play in, with auto-reset.
     """
+    env = typed(env)
     host = host_of(env)
     if host is not None:
         return host.vectorized()
-    return _Vectorized(typed(env)).as_env(env.spec)
+    return _Vectorized(env).as_env(env.spec)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -466,8 +467,9 @@ def auto_reset(env: Env) -> Env:
     Raises:
         ConfigError: an environment of the host, which `vector_env` resets.
     """
+    env = typed(env)
     refuse_host(env, "auto_reset")
-    return _AutoReset(typed(env)).as_env(env.spec)
+    return _AutoReset(env).as_env(env.spec)
 
 
 class TimeLimitState(NamedTuple):
@@ -503,10 +505,11 @@ def time_limit(env: Env, max_episode_steps: int) -> Env:
             given as a `VectorEnv`.
     """
     max_episode_steps = check_count("max_episode_steps", max_episode_steps)
+    env = typed(env)
     host = host_of(env)
     if host is not None:
         return host.limited(max_episode_steps)
-    limited = _TimeLimit(typed(env), max_episode_steps)
+    limited = _TimeLimit(env, max_episode_steps)
     limit = env.spec.max_episode_steps
     limit = max_episode_steps if limit is None else min(limit, max_episode_steps)
     return limited.as_env(env.spec._replace(max_episode_steps=limit, source=None))
@@ -539,8 +542,9 @@ def action_repeat(env: Env, num_repeats: int) -> Env:
         ConfigError: `num_repeats` is no integer >= 1; or an environment of the host.
     """
     num_repeats = check_count("num_repeats", num_repeats)
+    env = typed(env)
     refuse_host(env, "skip_frames")
-    repeated = _ActionRepeat(typed(env), num_repeats)
+    repeated = _ActionRepeat(env, num_repeats)
     limit = env.spec.max_episode_steps
     limit = None if limit is None else -(-limit // num_repeats)
     return repeated.as_env(env.spec._replace(max_episode_steps=limit, source=None))

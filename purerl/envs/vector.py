@@ -112,6 +112,7 @@ def vector_env(env: Env, num_envs: int, resets: str = "fresh") -> VectorEnv:
     """
     num_envs = check_count("num_envs", num_envs)
     kind, ratio = parse_resets(resets)
+    env = typed(env)
     host = host_of(env)
     if host is not None:
         if kind != "fresh":
@@ -124,7 +125,7 @@ def vector_env(env: Env, num_envs: int, resets: str = "fresh") -> VectorEnv:
     made: Env = vectorize(auto_reset(env))
     if kind != "fresh":
         cls = _Optimistic if kind == "optimistic" else _Spare
-        made = cls(typed(env), -(-num_envs // ratio)).as_env(made.spec)
+        made = cls(env, -(-num_envs // ratio)).as_env(made.spec)
     return VectorEnv(made.reset, made.step, made.spec, num_envs)
 
 
