@@ -16,14 +16,13 @@ import inspect
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeGuard, cast
+from collections.abc import Callable, Mapping
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
-from jax.typing import ArrayLike, DTypeLike
 
 from purerl.envs.base import Dynamics, Env, EnvSource, EnvSpec, TimeStep
 from purerl.envs.gymnax_wrappers import (
@@ -34,6 +33,7 @@ from purerl.envs.gymnax_wrappers import (
     without_resets,
     wrapped,
 )
+from purerl.envs.loose import cast, common_dtypes, usual_promotion
 from purerl.envs.params import Made, differing, is_same
 from purerl.envs.spaces import Box, convert_spaces, is_space
 from purerl.records.errors import ConfigError, sentence, shown
@@ -43,7 +43,6 @@ NEEDS_DOWNLOAD = ("MNISTBandit-bsuite",)
 # Environments whose observations exceed the bounds of their spaces.
 WRONG_BOUNDS = ("MemoryChain-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
 LIMIT = "max_steps_in_episode"
-KEYS = "keys"  # stands for the dtype of typed keys, which can't be pickled
 
 
 def names() -> list[str]:
@@ -189,7 +188,6 @@ def raw_gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = Non
     if name is None:
         name = env.name if innermost is None else _wrapped_name(env)
     dynamics = GymnaxDynamics(played, params, _categories(space), innermost is not None)
-    # A reset may return Python numbers where a step returns arrays: scans need one dtype.
     key = jax.eval_shape(lambda: jax.random.key(0))
     action = jax.eval_shape(action_space.sample, key)
     with sentence(f"env: {name!r} can't be traced"):
@@ -197,7 +195,7 @@ def raw_gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = Non
         if innermost is not None:
             innermost.called.clear()
         step_state, _ = jax.eval_shape(dynamics.step, key, reset_state, action)
-        dtypes = jax.tree.map(_common_dtype, reset_state, step_state)
+        dtypes = common_dtypes(reset_state, step_state)
     if innermost is not None and innermost.called != {"step"}:
         raise ConfigError(
             f"env: {name} resets in its own step, which can't be undone: let it call the step of "
@@ -233,7 +231,7 @@ class GymnaxDynamics(Dynamics):
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         reset = self.env.reset if self.whole else self.env.reset_env
-        with _usual_promotion():
+        with usual_promotion():
             obs, state = reset(key, self.given)
         return _observe(obs, self.categories), self._cast(state)
 
@@ -248,7 +246,7 @@ class GymnaxDynamics(Dynamics):
 
     def raw_step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, ...]:
         """Observation, state, reward, terminated, truncated and info, uncorrected."""
-        with _usual_promotion():
+        with usual_promotion():
             if self.whole:
                 return whole_step(self.env, key, state, action, self.given)
             inputs = (key, state, action, self.given)
@@ -257,7 +255,7 @@ class GymnaxDynamics(Dynamics):
         return obs, state, reward, terminated, truncated, info
 
     def _cast(self, state: PyTree) -> PyTree:
-        return state if self.dtypes is None else jax.tree.map(_strong, state, self.dtypes)
+        return state if self.dtypes is None else cast(state, self.dtypes)
 
     def identity(self) -> dict[str, object]:
         return {"gymnax": self.env, "params": self.given}
@@ -288,16 +286,9 @@ class GymnaxDynamics(Dynamics):
         return _restored, (packed(self.env), *rest)
 
 
-@contextlib.contextmanager
-def _usual_promotion() -> Iterator[None]:
-    """JAX's default promotion of dtypes and ranks, which gymnax relies on, whatever the user has
-    configured."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def _restored(env: object, *rest: PyTree) -> GymnaxDynamics:
-    return GymnaxDynamics(cast(GymnaxEnv, unpacked(env)), *rest)
+    made: PyTree = unpacked(env)
+    return GymnaxDynamics(made, *rest)
 
 
 def _wrapped_name(env: GymnaxEnv) -> str:
@@ -338,21 +329,6 @@ def _warn_of_deadly_limit(
         )
 
 
-def _common_dtype(x: jax.ShapeDtypeStruct, y: jax.ShapeDtypeStruct) -> np.dtype | str:
-    """The promoted dtype of two arrays; `KEYS` for typed keys."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return KEYS
-    return np.dtype(x.dtype if x.dtype == y.dtype else jnp.promote_types(x.dtype, y.dtype))
-
-
-def _strong(x: ArrayLike, dtype: DTypeLike | None = None) -> jax.Array:
-    """An array of a dtype, without a weak type; typed keys are unchanged."""
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return x
-    return jax.lax.convert_element_type(x, np.dtype(dtype or x.dtype))
-
-
 def _observation_space(space: PyTree, obs: PyTree) -> PyTree:
     """Spaces in the structure of an observation, with its dtypes."""
     if getattr(space, "n", None) is not None:
@@ -387,4 +363,4 @@ def _observe(obs: PyTree, categories: PyTree) -> PyTree:
         return tuple(_observe(o, part) for o, part in zip(obs, categories, strict=True))
     if categories:
         return jax.nn.one_hot(obs, categories)
-    return jax.tree.map(_strong, obs)
+    return cast(obs)
