@@ -65,16 +65,17 @@ def run_envs(args: argparse.Namespace, console: Console) -> int:
         table.add_row(name, shapes, str(spec.action_space), str(limit or "none"))
     console.print(table)
     console.print("\nSuites of other packages, whose environments are SUITE/ENV:\n")
-    table = Table("suite", "environments", "resets", "", "", box=None, pad_edge=False)
+    table = Table("suite", "environments", "resets", "installed", "", box=None, pad_edge=False)
     for suite, facts in suites.SUITES.items():
-        line = "installed" if suites.installed(suite) else suites.pip_line(suite)
-        count = str(len(suites.names(suite)))
-        table.add_row(suite, count, facts.resets, facts.about, line)
-    for column in table.columns:
+        there = "yes" if suites.installed(suite) else "no"
+        table.add_row(suite, str(len(suites.names(suite))), facts.resets, there, facts.about)
+    for column in table.columns[:-1]:
         column.no_wrap = True
-    console.print(table, soft_wrap=True)
+    console.print(table)
     console.print(
-        "\npurerl envs SUITE lists those of a suite, purerl envs ENV the parameters of one."
+        "\nOne that isn't installed: pip install 'purerl[SUITE]'; all: 'purerl[suites]'.\n"
+        "purerl envs SUITE lists those of a suite, purerl envs ENV the parameters of one.",
+        soft_wrap=True,
     )
     return 0
 
@@ -83,14 +84,14 @@ def _list_suite(suite: str, console: Console) -> int:
     facts = suites.SUITES[suite]
     for name in suites.names(suite):
         console.print(name)
+    others = "" if facts.resets == "fresh" else "; --resets fresh draws one for each episode"
     console.print(
-        f"\n{suite}: {facts.about}. Resets are {facts.resets} by default, and fresh, one for each "
-        "episode, by --resets fresh.",
+        f"\n{suite}: {facts.about}. Initial states: {facts.resets} by default{others}.",
         soft_wrap=True,
     )
     if not suites.installed(suite):
         console.print(f"It isn't installed: {suites.pip_line(suite)}", soft_wrap=True)
-    console.print("purerl envs SUITE/ENV lists the spaces and parameters of one.")
+    console.print(f"purerl envs {suite}/ENV lists the spaces and parameters of one.")
     return 0
 
 

@@ -168,8 +168,10 @@ def _check_spec(env: Env) -> None:
     _require(words, f"spec.metrics is {shown(metrics)}, expected a tuple of names")
     drawn = getattr(spec, "draw", None)
     _require(drawn is None or callable(drawn), f"spec.draw is {shown(drawn)}, expected a function")
-    with sentence("spec.resets", EnvError):
+    try:
         parse_resets(getattr(spec, "resets", "fresh"))
+    except ConfigError as error:
+        raise EnvError(f"spec.{error}") from None
     try:
         hash(spec)
     except TypeError:

@@ -11,6 +11,7 @@ import ast
 import contextlib
 import dataclasses
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import pathlib
@@ -78,6 +79,7 @@ def construct(name: str, kwargs: Mapping[str, object]) -> GymnaxEnv:
         ConfigError: the environment can't be made, such as MNISTBandit-bsuite, which needs a
             download.
     """
+    _check_files()
     try:
         made: GymnaxEnv = importlib.import_module("gymnax").make(name, **kwargs)[0]
         return made
@@ -87,6 +89,22 @@ def construct(name: str, kwargs: Mapping[str, object]) -> GymnaxEnv:
     except Exception as error:
         given = f" with {kwargs}" if kwargs else ""
         raise ConfigError(f"env: {name!r} can't be made{given}: {error}") from error
+
+
+def _check_files() -> None:
+    """Raises ConfigError if another package has overwritten gymnax."""
+    base = importlib.import_module("gymnax.environments.environment").Environment
+    if hasattr(base, "is_truncated"):
+        return
+    try:
+        importlib.metadata.version("stable-gymnax")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    raise ConfigError(
+        "env: gymnax's files are overwritten by the package stable-gymnax, of popgym-arcade, which "
+        "has the same folder: pip uninstall stable-gymnax, then pip install --force-reinstall "
+        "--no-deps gymnax"
+    )
 
 
 def is_gymnax(env: object) -> TypeGuard[GymnaxEnv]:

@@ -1,8 +1,10 @@
 """What the adapters of all suites share: outputs put right, spaces found, the time limit lifted."""
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -71,12 +73,12 @@ class SuiteDynamics(Dynamics):
         raise NotImplementedError
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        with usual_promotion():
+        with _theirs():
             obs, state = self.begin(key)
         return self._observed(obs), cast(state, self.dtypes)
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
-        with usual_promotion():
+        with _theirs():
             out = self.advance(key, state, action)
         terminated = jnp.asarray(out.terminated, bool).reshape(())
         truncated = jnp.asarray(out.truncated, bool).reshape(()) & ~terminated
@@ -103,6 +105,15 @@ class SuiteDynamics(Dynamics):
 
     def replace_params(self, values: Mapping[str, object]) -> "SuiteDynamics":
         return dataclasses.replace(self, given=dataclasses.replace(self.given, **values))
+
+
+@contextlib.contextmanager
+def _theirs() -> Iterator[None]:
+    """JAX's default promotion, and no warnings to a suite's authors about what it does with it."""
+    with usual_promotion(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def fields_of(params: PyTree) -> dict[str, object]:
