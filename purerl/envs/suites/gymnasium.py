@@ -3,9 +3,11 @@
 import dataclasses
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from purerl.envs.base import Env, EnvSpec
@@ -50,7 +52,9 @@ def adapt(env: Foreign, params: PyTree = None) -> Env | None:
 def _env(env: Foreign, params: PyTree, name: str, limit: object) -> Env:
     params = env.get_default_params() if params is None else params
     dynamics = FunctionalDynamics(env, params)
-    spec = EnvSpec(name, convert_spaces(env.observation_space), _actions(env.action_space))
+    actions = _actions(env.action_space)
+    picture = Picture(env, params)
+    spec = EnvSpec(name, convert_spaces(env.observation_space), actions, draw=picture)
     obs = jax.eval_shape(dynamics.reset, jax.eval_shape(lambda: jax.random.key(0)))[0]
     space = spec.observation_space
     if isinstance(space, Box):  # whose dtype and shape aren't always those of observations
@@ -79,6 +83,10 @@ class FunctionalDynamics(SuiteDynamics):
     def begin(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         state_key, obs_key = jax.random.split(key)
         state = self.env.initial(state_key, self.given)
+        # CliffWalking's first state has other shapes than those that follow.
+        action = jnp.zeros(self.env.action_space.shape, self.env.action_space.dtype)
+        later = jax.eval_shape(self.env.transition, state, action, key, self.given)
+        state = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), state, later)
         return self._call(self.env.observation, state, key=obs_key), state
 
     def advance(self, key: jax.Array, state: PyTree, action: jax.Array) -> Outcome:
@@ -93,3 +101,31 @@ class FunctionalDynamics(SuiteDynamics):
     def _call(self, function: Callable[..., PyTree], *args: PyTree, key: jax.Array) -> PyTree:
         takes_key = not {"rng", "key"}.isdisjoint(inspect.signature(function).parameters)
         return function(*args, *([key] if takes_key else []), self.given)
+
+
+class Picture:
+    """Draws states as Gymnasium does, with pygame.
+
+    Args:
+        env: the environment.
+        params: its parameters.
+    """
+
+    def __init__(self, env: Foreign, params: PyTree) -> None:
+        self._env, self._params = env, params
+        self._canvas: Foreign = None
+
+    def __call__(self, state: PyTree) -> np.ndarray | None:
+        rest = () if self._params is None else (self._params,)
+        for device in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # no window, no sound
+            os.environ.setdefault(device, "dummy")
+        try:
+            if self._canvas is None:
+                self._canvas = self._env.render_init(*rest)
+            self._canvas, image = self._env.render_image(state, self._canvas, *rest)
+        except Exception:  # pygame isn't there, or it can't draw: the observation is drawn
+            return None
+        return np.asarray(image, np.uint8)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return Picture, (self._env, self._params)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purerl.envs.base import Env, EnvSpec
 from purerl.envs.spaces import Discrete
@@ -54,7 +55,12 @@ def _env(env: Foreign, name: str, limit: object, opponent: object) -> Env:
     dynamics = PgxDynamics(env, opponent=_opponent(opponent), masked=masked)
     won = ("win",) if env.num_players == 2 else ("max_tile",) if env.id == "2048" else ()
     spec = EnvSpec(
-        name, None, Discrete(env.num_actions), metrics=won, legal=MASK if masked else None
+        name,
+        None,
+        Discrete(env.num_actions),
+        metrics=won,
+        legal=MASK if masked else None,
+        draw=_draw_tiles if env.id == "2048" else None,
     )
     return build(dynamics, spec, limit)
 
@@ -136,3 +142,22 @@ class PgxDynamics(SuiteDynamics):
             return jnp.asarray(self.opponent(key, self._seen(state)), jnp.int32)
         logits = jnp.where(state.legal_action_mask, 0.0, -jnp.inf)
         return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def _draw_tiles(state: PyTree) -> np.ndarray:
+    """The board of 2048; of other games the observation is a picture."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    size, gap = 100, 6
+    image = Image.new("RGB", (4 * size, 4 * size), "#bbada0")
+    brush, font = ImageDraw.Draw(image), ImageFont.load_default(34)
+    for i, power in enumerate(np.asarray(state._board).ravel().tolist()):
+        x, y = size * (i % 4), size * (i // 4)
+        box = (x + gap, y + gap, x + size - gap, y + size - gap)
+        shade = (
+            (205, 193, 180) if power == 0 else (238, 228 - 14 * min(power, 14), 218 - 15 * power)
+        )
+        brush.rounded_rectangle(box, 8, tuple(max(part, 0) for part in shade))
+        if power:
+            brush.text((x + size / 2, y + size / 2), str(2**power), "#333", font, anchor="mm")
+    return np.asarray(image)
