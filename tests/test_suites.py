@@ -292,8 +292,10 @@ def native_jumanji(name):
 
     def plain(obs):
         obs = obs._asdict()
-        obs["action_mask"] = obs["action_mask"].reshape(-1)
-        obs["step_count"] = obs["step_count"] / env.time_limit
+        mask = obs["action_mask"]
+        some = jnp.any(mask, axis=-1 if name == "Cleaner-v0" else None, keepdims=True)
+        obs["action_mask"] = (mask | ~some).reshape(-1)  # at the end there may be none
+        obs["step_count"] = obs["step_count"] / LIMIT  # the adapter's limit
         return obs
 
     def reset(key):
@@ -367,13 +369,15 @@ def native_gymnasium(name):
 LIMIT = 6
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the suites, called by hand
 @pytest.mark.parametrize("name", PAIRS)
 def test_dynamics_are_the_suites_own(name):
     """Step by step, along random legal episodes that a limit of purerl's cuts: the suite's own
     step, called by hand, gives the same observations, rewards and ends."""
     need(name)
-    env = purerl.make(name, max_episode_steps=LIMIT)
-    assert env.spec.max_episode_steps == LIMIT
+    limit = 2 if "inverted" in name else LIMIT  # it falls at once
+    env = purerl.make(name, max_episode_steps=limit)
+    assert env.spec.max_episode_steps == limit
     theirs = [jax.jit(function) for function in native(name)]
     reset, step = jax.jit(env.reset), jax.jit(env.step)
     draw = jax.jit(env.spec.random_action)
@@ -383,7 +387,7 @@ def test_dynamics_are_the_suites_own(name):
         obs, state = reset(key)
         expected, their_state = theirs[0](key)
         same(obs, expected)
-        for t in range(LIMIT):
+        for t in range(limit):
             key, action_key, step_key = jax.random.split(key, 3)
             action = draw(action_key, obs)
             state, timestep = step(step_key, state, action)
@@ -392,7 +396,7 @@ def test_dynamics_are_the_suites_own(name):
             same(obs, expected)  # the true successor, also where the episode is cut
             assert np.allclose(timestep.reward, reward, atol=1e-5)
             assert bool(timestep.terminated) == bool(done)
-            assert bool(timestep.truncated) == (t == LIMIT - 1 and not done)
+            assert bool(timestep.truncated) == (t == limit - 1 and not done)
             cut += bool(timestep.truncated)
             if done:
                 break

@@ -5,15 +5,16 @@ last observation, the suite's time limit as purerl's own truncation. Importing m
 JAX's backend and takes seconds, so that their names are listed without.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from purerl.envs.base import Env
-from purerl.envs.suites.dynamics import Foreign, Maker
+from purerl.envs.suites.dynamics import Foreign, Maker, theirs
 from purerl.envs.suites.names import NAMES
 from purerl.records.errors import ConfigError, raised, sentence, suggest
 
@@ -122,9 +123,14 @@ def maker(full_name: str) -> Maker:
             known = [*names(suite), *(f"{suite}/{x}" for x in gained if x not in NAMES[suite])]
             raise ConfigError(f"env: no environment {full_name!r}; {suggest(full_name, known)}")
     module = adapter(suite)
-    with sentence(f"env: {full_name!r} can't be made"):
+    with sentence(f"env: {full_name!r} can't be made"), theirs():
         made: Maker = module.maker(name)
-        return made
+    return made._replace(call=functools.partial(_call, made.call))
+
+
+def _call(function: Callable[..., Env], **params: object) -> Env:
+    with theirs():
+        return function(**params)
 
 
 def adapt(env: object, params: object = None) -> Env | None:
@@ -141,9 +147,9 @@ def adapt(env: object, params: object = None) -> Env | None:
     for suite, facts in SUITES.items():
         if facts.modules[0] in roots:
             module = adapter(suite)
-            made: Env | None = (
-                module.adapt(env) if params is None else module.adapt(env, params=params)
-            )
+            rest = {} if params is None else {"params": params}
+            with theirs():
+                made: Env | None = module.adapt(env, **rest)
             if made is not None:
                 return made
     return None

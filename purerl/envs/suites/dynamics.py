@@ -73,12 +73,12 @@ class SuiteDynamics(Dynamics):
         raise NotImplementedError
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
-        with _theirs():
+        with theirs():
             obs, state = self.begin(key)
         return self._observed(obs), cast(state, self.dtypes)
 
     def step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, TimeStep]:
-        with _theirs():
+        with theirs():
             out = self.advance(key, state, action)
         terminated = jnp.asarray(out.terminated, bool).reshape(())
         truncated = jnp.asarray(out.truncated, bool).reshape(()) & ~terminated
@@ -108,8 +108,9 @@ class SuiteDynamics(Dynamics):
 
 
 @contextlib.contextmanager
-def _theirs() -> Iterator[None]:
-    """JAX's default promotion, and no warnings to a suite's authors about what it does with it."""
+def theirs() -> Iterator[None]:
+    """A context for code of suites: JAX's default promotion, and none of the warnings that only a
+    suite's authors can do something about."""
     with usual_promotion(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)

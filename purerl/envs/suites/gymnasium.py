@@ -84,7 +84,8 @@ class FunctionalDynamics(SuiteDynamics):
         state_key, obs_key = jax.random.split(key)
         state = self.env.initial(state_key, self.given)
         # CliffWalking's first state has other shapes than those that follow.
-        action = jnp.zeros(self.env.action_space.shape, self.env.action_space.dtype)
+        space = self.env.action_space
+        action = jnp.zeros(space.shape, jax.dtypes.canonicalize_dtype(space.dtype))
         later = jax.eval_shape(self.env.transition, state, action, key, self.given)
         state = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), state, later)
         return self._call(self.env.observation, state, key=obs_key), state

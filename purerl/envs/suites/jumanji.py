@@ -92,6 +92,7 @@ def _env(env: Foreign, name: str, limit: object) -> Env:
     dynamics = JumanjiDynamics(
         env,
         actions=actions,
+        choices=space,
         joint=joint,
         masked=masked,
         clock=clocks[0] if clocks else None,
@@ -161,6 +162,7 @@ class JumanjiDynamics(SuiteDynamics):
 
     Attributes:
         actions: the suite's action spec.
+        choices: the action space.
         joint: whether actions are indices of combinations of choices.
         masked: whether observations have a mask, which becomes flat.
         clock: the entry of observations that counts steps, which becomes a part of the limit.
@@ -168,6 +170,7 @@ class JumanjiDynamics(SuiteDynamics):
     """
 
     actions: Foreign = None
+    choices: Space | None = None
     joint: bool = False
     masked: bool = False
     clock: str | None = None
@@ -186,7 +189,11 @@ class JumanjiDynamics(SuiteDynamics):
     def _seen(self, obs: PyTree) -> PyTree:
         obs = as_dicts(obs)
         if self.masked:
-            obs[MASK] = obs[MASK].astype(bool).reshape(-1)
+            mask = obs[MASK].astype(bool)
+            several = isinstance(self.choices, MultiDiscrete)
+            # Where no choice is legal, as in FlatPack near the end, any does nothing.
+            some = jnp.any(mask, axis=-1 if several else None, keepdims=True)
+            obs[MASK] = (mask | ~some).reshape(-1)
         if self.clock is not None:
             obs[self.clock] = jnp.minimum(obs[self.clock] / self.limit, 1.0).astype(jnp.float32)
         return obs
