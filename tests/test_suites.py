@@ -191,7 +191,7 @@ def test_a_spec_may_draw(tmp_path):
 # --- with each suite, where it is installed ----------------------------------------------------
 
 TWO = {
-    "brax": ("inverted_pendulum", "fast"),
+    "brax": ("fast", "inverted_pendulum"),
     "playground": ("CartpoleBalance", "PendulumSwingup"),
     "craftax": ("Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1"),
     "navix": ("Navix-Empty-5x5-v0", "Navix-DoorKey-5x5-v0"),
@@ -203,6 +203,13 @@ TWO = {
 }
 PAIRS = [f"{suite}/{name}" for suite, names in TWO.items() for name in names]
 FIRST = [f"{suite}/{names[0]}" for suite, names in TWO.items()]
+COSTLY = ("playground", "craftax")  # half a minute to compile
+
+
+def mostly_quick(names, quick=()):
+    """Names as parameters of a test; those of costly suites that aren't in `quick` are slow."""
+    slow = [x for x in names if x.startswith(COSTLY) and x not in quick]
+    return [pytest.param(x, marks=pytest.mark.slow) if x in slow else x for x in names]
 
 
 def need(name):
@@ -409,7 +416,7 @@ def same(ours, theirs):
         assert np.allclose(x, np.asarray(y, x.dtype), atol=1e-4), (x, y)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", mostly_quick(PAIRS))
 def test_the_contract_holds(name):
     need(name)
     purerl.check_env(name, num_steps=64)
@@ -433,7 +440,7 @@ def test_a_policy_goes_into_a_file(name, tmp_path):
     assert again.spec == env.spec
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", mostly_quick(FIRST))
 def test_it_trains_and_its_config_comes_back(name):
     need(name)
     config = purerl.TrainConfig(
@@ -451,13 +458,11 @@ def test_it_trains_and_its_config_comes_back(name):
         assert metric in out.metrics.info
 
 
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("name", mostly_quick(FIRST))
 def test_it_is_drawn(name, tmp_path):
     need(name)
     from PIL import Image
 
-    if name.startswith("craftax"):
-        pytest.skip("its textures take a minute when they are loaded first")
     _, length = purerl.render(None, name, tmp_path / "a.gif", max_steps=4)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == length + 1
@@ -602,7 +607,7 @@ def instance(suite):
     return importlib.import_module(suite).make(name)
 
 
-@pytest.mark.parametrize("suite", suites.SUITES)
+@pytest.mark.parametrize("suite", mostly_quick(suites.SUITES))
 def test_an_instance_of_a_suites_class_is_an_environment(suite):
     need(suite)
     env = purerl.envs.as_env(instance(suite))

@@ -141,6 +141,8 @@ def _actions(spec: Foreign, mask: tuple[int, ...] | None) -> tuple[Space, bool]:
     sizes = np.asarray(high - low + 1, np.int64)
     if mask is not None and mask == tuple(sizes.ravel()):
         return Discrete(math.prod(mask)), True
+    if mask is not None and len(mask) == 2 and mask[0] == sizes.size:
+        sizes = np.full(sizes.shape, mask[1])  # MultiCVRP's spec has one choice too many
     return MultiDiscrete(sizes), False
 
 
