@@ -376,7 +376,8 @@ def native_gymnasium(name):
 LIMIT = 6
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the suites, called by hand
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of suites that are called by hand
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", PAIRS)
 def test_dynamics_are_the_suites_own(name):
     """Step by step, along random legal episodes that a limit of purerl's cuts: the suite's own

@@ -115,7 +115,10 @@ class Picture:
     def __call__(self, state: PyTree) -> np.ndarray | None:
         mujoco = importlib.import_module("mujoco")
         model = getattr(self._env, "mj_model", None)
-        model = self._env.sys.mj_model if model is None else model
+        if model is None and hasattr(self._env, "sys"):
+            model = self._env.sys.mj_model
+        if model is None:  # as of brax's `fast`, which has no physics
+            return None
         try:
             self._renderer = self._renderer or _renderer(mujoco, model)
         except Exception as error:

@@ -154,7 +154,10 @@ def _spaces(spec: Foreign, obs: PyTree) -> PyTree:
     if isinstance(spec, specs.BoundedArray) and obs.dtype != np.bool_:
         counts = np.issubdtype(obs.dtype, np.integer) and np.all(np.asarray(spec.maximum) > 2**20)
         if not counts:
-            return Box(spec.minimum, spec.maximum, obs.shape, obs.dtype)
+            low = np.asarray(spec.minimum)
+            if np.issubdtype(obs.dtype, np.signedinteger):
+                low = np.minimum(low, -1)  # which stands for none, whatever the spec says
+            return Box(low, spec.maximum, obs.shape, obs.dtype)
     return box_of(obs)
 
 
