@@ -4,8 +4,8 @@
     python experiments/suites.py                         # of the suites that are installed
     python experiments/suites.py --only jumanji/Snake-v1 --seeds 4
 
-Prints the return of 64 greedy episodes, the metrics at their ends, and the time with compiling; writes
-a GIF, a policy and the learning curve of each into `suites/`.
+Prints the return of 64 greedy episodes, the metrics at their ends, and the time with compiling;
+writes a GIF, a policy and the learning curve of each into `suites/`.
 """
 
 import argparse
@@ -18,10 +18,19 @@ import purerl
 from purerl.envs import suites
 
 # Environment, steps, and what differs from the defaults.
+PENDULUM = {
+    "name": "brax/inverted_pendulum",
+    "backend": "spring",
+}  # compiles in a tenth of the time
 STUDIES = {
     "brax/inverted_pendulum": (
-        400_000,
-        {"agent": purerl.PPO(gamma=0.99, lr=3e-4, entropy_beta=0.0), "normalize_obs": True},
+        2_000_000,
+        {
+            "env": PENDULUM,
+            "agent": purerl.PPO(lr=3e-3, entropy_beta=0.0),
+            "normalize_obs": True,
+            "normalize_reward": True,
+        },
     ),
     "playground/CartpoleBalance": (
         1_000_000,
@@ -41,9 +50,8 @@ EPISODES = 64
 def study(name, seeds, folder):
     """Trains, evaluates and draws; the mean return of the best seed's greedy episodes."""
     steps, options = STUDIES[name]
-    config = purerl.TrainConfig(
-        env=name, num_envs=64, update_every=64, total_timesteps=steps, **options
-    )
+    fixed = {"env": name, "num_envs": 64, "update_every": 64, "total_timesteps": steps}
+    config = purerl.TrainConfig(**{**fixed, **options})
     start = time.perf_counter()
     outs = purerl.fit(config, seeds=seeds)
     seconds = time.perf_counter() - start

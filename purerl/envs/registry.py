@@ -231,9 +231,12 @@ def _find_elsewhere(name: str) -> _Maker:
             f"{suites.names(name)[0]!r}: see purerl.env_names({name!r})"
         )
     if "/" in name:
-        call, defaults = suites.maker(name)
-        return _Maker(call, defaults)
+        return _Maker(functools.partial(_construct_foreign, name), suites.maker(name).defaults)
     raise ConfigError(f"env: no environment {name!r}; {suites.nearest(name, env_names())}")
+
+
+def _construct_foreign(name: str, **kwargs: object) -> Env:
+    return suites.maker(name).call(**kwargs)
 
 
 def _is_gymnax(env: object) -> TypeGuard[GymnaxEnv]:

@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -78,6 +80,9 @@ class StateDynamics(SuiteDynamics):
         state = self.env.step(copy, action)
         return Outcome(state.obs, state, state.reward, state.done > 0.5, info=state.metrics)
 
+    def __reduce__(self) -> tuple[Callable[..., "StateDynamics"], tuple[object, ...]]:
+        return _dynamics_of, (packed(self.env), self.given, self.space, self.dtypes)
+
 
 def state_env(
     dynamics: StateDynamics,
@@ -139,8 +144,43 @@ class Picture:
         picture: np.ndarray = self._renderer.render()
         return picture
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return Picture, (self._env, self._physics)
+    def __reduce__(self) -> tuple[Callable[..., "Picture"], tuple[object, ...]]:
+        return _picture_of, (packed(self._env), self._physics)
+
+
+class Packed(NamedTuple):
+    """An environment in a form that pickles: brax keeps its engine, a module, as an attribute."""
+
+    cls: type
+    values: dict[str, object]
+    modules: dict[str, str]
+
+
+def packed(env: Foreign) -> Foreign:
+    """An environment without modules among its attributes; the same object if there are none."""
+    found = {n: x.__name__ for n, x in vars(env).items() if isinstance(x, ModuleType)}
+    if not found:
+        return env
+    values = {n: x for n, x in vars(env).items() if n not in found}
+    return Packed(type(env), values, found)
+
+
+def unpacked(env: Foreign) -> Foreign:
+    """The environment from its `packed` form."""
+    if not isinstance(env, Packed):
+        return env
+    made: Foreign = object.__new__(env.cls)
+    modules = {n: importlib.import_module(word) for n, word in env.modules.items()}
+    made.__dict__.update(env.values, **modules)
+    return made
+
+
+def _picture_of(env: Foreign, physics: str) -> Picture:
+    return Picture(unpacked(env), physics)
+
+
+def _dynamics_of(env: Foreign, *rest: PyTree) -> StateDynamics:
+    return StateDynamics(unpacked(env), *rest)
 
 
 def _renderer(mujoco: Foreign, model: Foreign) -> Foreign:

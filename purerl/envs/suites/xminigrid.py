@@ -1,6 +1,7 @@
 """XLand-MiniGrid: MiniGrid's tasks, and worlds of rules and goals. Apache-2.0."""
 
 import dataclasses
+import functools
 import importlib
 import warnings
 
@@ -103,9 +104,13 @@ def _env(env: Foreign, params: PyTree, name: str) -> Env:
         int(params.max_steps),
         metrics=("success",),
         resets="spare(16)",
-        draw=lambda timestep: np.asarray(env.render(params, timestep), np.uint8),
+        draw=functools.partial(_draw, env, params),
     )
     return build(XMiniGridDynamics(env, fixed=params), spec)
+
+
+def _draw(env: Foreign, params: PyTree, timestep: PyTree) -> np.ndarray:
+    return np.asarray(env.render(params, timestep), np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
