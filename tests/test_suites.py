@@ -608,6 +608,8 @@ def instance(suite):
     return importlib.import_module(suite).make(name)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of octax, called by hand
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("suite", mostly_quick(suites.SUITES))
 def test_an_instance_of_a_suites_class_is_an_environment(suite):
     need(suite)
