@@ -27,6 +27,7 @@ Agents
 
 Environments
     make, env_names, env_params by name, with parameters: `make("CartPole-v1", gravity=1.6)`
+    env_suites                  suites of other packages: `make("brax/ant")`
     Env, EnvSpec, check_env     to write an environment, and check it
     Box, Discrete, MultiDiscrete
     time_limit, action_repeat, map_actions, randomize, remember_action, vectorize
@@ -88,6 +89,7 @@ from purerl.envs import (  # noqa: E402
     check_env,
     env_names,
     env_params,
+    env_suites,
     gymnasium_env,
     gymnax_env,
     make,
@@ -222,6 +224,7 @@ __all__ = [
     "double_q_target",
     "env_names",
     "env_params",
+    "env_suites",
     "evaluate",
     "evaluate_in_gymnasium",
     "export_policy",

@@ -24,7 +24,7 @@ from purerl.cli.flags import (
     integers,
     spelled_out,
 )
-from purerl.envs import check_env, env_names, env_params, make
+from purerl.envs import check_env, env_names, env_params, make, suites
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import EnvError
 from purerl.envs.params import frozen, is_float, is_traceable
@@ -42,11 +42,14 @@ from purerl.training.train import train_on
 def add_envs(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `envs`."""
     del argv
-    parser.add_argument("env", nargs="?", metavar="ENV", help="one: its spaces and parameters")
+    what = "one: its spaces and parameters; or a suite: its environments"
+    parser.add_argument("env", nargs="?", metavar="ENV", help=what)
 
 
 def run_envs(args: argparse.Namespace, console: Console) -> int:
-    """Lists environments, or the parameters of one."""
+    """Lists environments, those of a suite, or the parameters of one."""
+    if args.env in suites.SUITES:
+        return _list_suite(args.env, console)
     if args.env is not None:
         return _list_params(args.env, console)
     table = Table("name", "observation", "action", "time limit", box=None, pad_edge=False)
@@ -61,7 +64,34 @@ def run_envs(args: argparse.Namespace, console: Console) -> int:
         shapes = _shapes(spec.observation_space).removeprefix("Box")
         table.add_row(name, shapes, str(spec.action_space), str(limit or "none"))
     console.print(table)
-    console.print("\npurerl envs ENV lists the parameters of one.")
+    console.print("\nSuites of other packages, whose environments are SUITE/ENV:\n")
+    table = Table("suite", "environments", "resets", "installed", "", box=None, pad_edge=False)
+    for suite, facts in suites.SUITES.items():
+        there = "yes" if suites.installed(suite) else "no"
+        table.add_row(suite, str(len(suites.names(suite))), facts.resets, there, facts.about)
+    for column in table.columns[:-1]:
+        column.no_wrap = True
+    console.print(table)
+    console.print(
+        "\nOne that isn't installed: pip install 'purerl[SUITE]'; all: 'purerl[suites]'.\n"
+        "purerl envs SUITE lists those of a suite, purerl envs ENV the parameters of one.",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _list_suite(suite: str, console: Console) -> int:
+    facts = suites.SUITES[suite]
+    for name in suites.names(suite):
+        console.print(name)
+    others = "" if facts.resets == "fresh" else "; --resets fresh draws one for each episode"
+    console.print(
+        f"\n{suite}: {facts.about}. Initial states: {facts.resets} by default{others}.",
+        soft_wrap=True,
+    )
+    if not suites.installed(suite):
+        console.print(f"It isn't installed: {suites.pip_line(suite)}", soft_wrap=True)
+    console.print(f"purerl envs {suite}/ENV lists the spaces and parameters of one.")
     return 0
 
 
@@ -163,7 +193,11 @@ def _spec_words(spec: EnvSpec) -> str:
 def _shapes(space: PyTree) -> str:
     """Spaces without their bounds."""
     if is_space(space):
-        return f"Box{tuple(space.shape)}" if space.sizes is None else str(space)
+        if space.sizes is None:
+            return f"Box{tuple(space.shape)}"
+        many = len(space.shape) > 1 or len(space.sizes) > 8
+        most = max(space.sizes)
+        return f"MultiDiscrete{tuple(space.shape)} of {most}" if many else str(space)
     if isinstance(space, dict):
         return "{" + ", ".join(f"{name}: {_shapes(x)}" for name, x in space.items()) + "}"
     return f"({', '.join(map(_shapes, space))})" if isinstance(space, (tuple, list)) else str(space)

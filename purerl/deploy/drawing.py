@@ -1,8 +1,8 @@
 """One moment of an environment as a picture, drawn with Pillow.
 
-Classic control environments are drawn from their states, in the proportions of Gymnasium's
-pictures; everything else is drawn as the agent sees it, from the observation: images as grids,
-numbers as bars.
+An environment whose spec has `draw` is drawn by that. Classic control environments are drawn from
+their states, in the proportions of Gymnasium's pictures; everything else is drawn as the agent sees
+it, from the observation: images as grids, numbers as bars.
 """
 
 import colorsys
@@ -42,20 +42,43 @@ def draw(spec: EnvSpec, state: PyTree, obs: PyTree, steps: int, total: float) ->
         total: its return so far, for the title.
 
     Returns:
-        A `PIL.Image` of 400 x 288 pixels.
+        A `PIL.Image` of 400 x 288 pixels; of `spec.draw`'s, 400 wide and as high as its proportions
+        want, but for the title.
     """
     from PIL import Image, ImageDraw
 
-    image = Image.new("RGB", (OVER * WIDTH, OVER * (TITLE + HEIGHT)), "white")
+    inner = _innermost(state)
+    own = None if spec.draw is None else spec.draw(inner)
+    height = HEIGHT if own is None else _height(own)
+    image = Image.new("RGB", (OVER * WIDTH, OVER * (TITLE + height)), "white")
     canvas = _Canvas(ImageDraw.Draw(image))
     draw_state = _DRAWERS.get(spec.name)
-    inner = _innermost(state)
-    if draw_state is not None and hasattr(inner, draw_state[0]):
+    if own is not None:
+        _paste(image, own, height)
+    elif draw_state is not None and hasattr(inner, draw_state[0]):
         draw_state[1](canvas, inner)
     else:
         _draw_observation(canvas, obs)
     canvas.title(f"{spec.name}   step {steps}   return {total:.5g}")
     return image.reduce(OVER)
+
+
+def _height(picture: np.ndarray) -> int:
+    """The height of a picture that is as wide as others, at most twice the width."""
+    rows, columns = picture.shape[:2]
+    return min(max(round(WIDTH * rows / columns), HEIGHT // 4), 2 * WIDTH)
+
+
+def _paste(image: "Picture", picture: np.ndarray, height: int) -> None:
+    """Puts `[H, W, 3]` uint8 under the title, in the middle, as large as fits."""
+    from PIL import Image
+
+    rows, columns = picture.shape[:2]
+    scale = OVER * min(WIDTH / columns, height / rows)
+    size = round(scale * columns), round(scale * rows)
+    smooth = Image.Resampling.NEAREST if scale > OVER else Image.Resampling.BILINEAR
+    left, top = (OVER * WIDTH - size[0]) // 2, OVER * TITLE + (OVER * height - size[1]) // 2
+    image.paste(Image.fromarray(picture).resize(size, smooth), (left, top))
 
 
 class _Canvas:

@@ -41,9 +41,10 @@ def render(
 ) -> tuple[float, int]:
     """Plays one episode and writes it as a GIF.
 
-    CartPole, Pendulum, Acrobot and both MountainCars are drawn as in Gymnasium; of all others the
-    observation is drawn: an image `[H, W]` or `[H, W, C]` as a grid with a color for each channel,
-    anything else as bars. Of an episode of more than 500 steps only every k-th is drawn.
+    CartPole, Pendulum, Acrobot and both MountainCars are drawn as in Gymnasium, environments whose
+    spec has `draw`, as those of suites, by that. Of all others the observation is drawn: an image
+    `[H, W]` or `[H, W, C]` as a grid with a color for each channel, anything else as bars. Of an
+    episode of more than 500 steps only every k-th is drawn.
 
     Args:
         policy: such as `out.policy`; None for random actions.

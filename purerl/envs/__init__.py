@@ -18,7 +18,7 @@ from purerl.envs.gymnasium_host import gymnasium_env
 from purerl.envs.gymnax import gymnax_env
 from purerl.envs.last_action import remember_action
 from purerl.envs.params import RandomizedState, env_params
-from purerl.envs.registry import as_env, env_names, make, randomize, register
+from purerl.envs.registry import as_env, env_names, env_suites, make, randomize, register
 from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space
 from purerl.envs.vector import VectorEnv, vector_env
 
@@ -42,6 +42,7 @@ __all__ = [
     "check_env",
     "env_names",
     "env_params",
+    "env_suites",
     "gymnasium_env",
     "gymnax_env",
     "make",

@@ -73,6 +73,11 @@ class EnvSpec(NamedTuple):
             choice of each number, concatenated); or the key of the mask in a dict observation. None
             if all actions are legal. Agents never take illegal actions. If a number of an action
             has no legal choice, all of its choices count as legal. Not part of equality.
+        resets: the strategy for initial states of new episodes, as in `vector_env`, where a run
+            names none. Not part of equality.
+        draw: `(state) -> [H, W, 3]` uint8, a picture of a state for `render`, outside of `jit`, or
+            None if it can't be drawn; states are those of the environment inside wrappers such as
+            `time_limit`. None if there is no such function. Not part of equality.
 
     Spaces of Gymnasium or gymnax are accepted; they are converted where the environment is used.
     """
@@ -84,6 +89,8 @@ class EnvSpec(NamedTuple):
     source: EnvSource | None = None
     metrics: tuple[str, ...] = ()
     legal: str | Callable[[PyTree], jax.Array] | None = None
+    resets: str = "fresh"
+    draw: Callable[[PyTree], np.ndarray | None] | None = None
 
     def legal_actions(self, obs: PyTree) -> jax.Array | None:
         """`[num_outputs]` bool, the mask of legal actions at one observation; None if all are."""
@@ -216,6 +223,11 @@ class Dynamics:
         """A copy with some float parameters replaced; the values may be traced. The spec stays."""
         raise NotImplementedError
 
+    def leak_free(self) -> bool:
+        """Whether its functions can be traced under `jax.checking_leaks`, which also reports what
+        some libraries keep in caches."""
+        return True
+
     def as_env(self, spec: EnvSpec) -> Env:
         """An `Env` with these methods as its functions."""
         return Env(self.reset, self.step, spec)
@@ -283,6 +295,10 @@ class Adapter(Dynamics):
     def fixes_spec(self, name: str) -> bool:
         inner = dynamics_of(self.env)
         return inner is not None and inner.fixes_spec(name)
+
+    def leak_free(self) -> bool:
+        inner = dynamics_of(self.env)
+        return inner is None or inner.leak_free()
 
     def replace_params(self, values: Mapping[str, object]) -> Dynamics:
         inner = dynamics_of(self.env)

@@ -13,9 +13,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from purerl.accelerator.compiling import jit
-from purerl.envs.base import Env, EnvSpec, TimeStep, host_of, vectorize, where
+from purerl.envs.base import Env, EnvSpec, TimeStep, dynamics_of, host_of, vectorize, where
 from purerl.envs.registry import as_env
 from purerl.envs.spaces import is_space, split_choices
+from purerl.envs.vector import parse_resets
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.fields import check_count, check_key
 from purerl.records.types import PyTree, Structure
@@ -166,6 +167,12 @@ def _check_spec(env: Env) -> None:
     metrics = getattr(spec, "metrics", ())
     words = isinstance(metrics, tuple) and all(isinstance(x, str) for x in metrics)
     _require(words, f"spec.metrics is {shown(metrics)}, expected a tuple of names")
+    drawn = getattr(spec, "draw", None)
+    _require(drawn is None or callable(drawn), f"spec.draw is {shown(drawn)}, expected a function")
+    try:
+        parse_resets(getattr(spec, "resets", "fresh"))
+    except ConfigError as error:
+        raise EnvError(f"spec.{error}") from None
     try:
         hash(spec)
     except TypeError:
@@ -213,15 +220,21 @@ def dtype_name(dtype: DTypeLike) -> str:
         return str(dtype)
 
 
-def _traced(function: Callable[..., PyTree], *args: PyTree, what: str, strict: bool) -> PyTree:
-    """The shapes of a function's output."""
-    leaks = jax.checking_leaks() if strict else contextlib.nullcontext()
-    with sentence(f"{what} can't be traced by jax.jit", EnvError), leaks:
+def _traced(function: Callable[..., PyTree], *args: PyTree, what: str, leaks: bool) -> PyTree:
+    """The shapes of a function's output; with `leaks`, tracers that it leaks are an error."""
+    checked = jax.checking_leaks() if leaks else contextlib.nullcontext()
+    with sentence(f"{what} can't be traced by jax.jit", EnvError), checked:
         return jax.eval_shape(function, *args)
 
 
+def _leak_free(env: Env) -> bool:
+    dynamics = dynamics_of(env)
+    return dynamics is None or dynamics.leak_free()
+
+
 def _check_reset(env: Env, key: jax.ShapeDtypeStruct, strict: bool) -> tuple[PyTree, PyTree]:
-    out = _traced(env.reset, key, what="reset(key)", strict=strict)
+    leaks = strict and _leak_free(env)
+    out = _traced(env.reset, key, what="reset(key)", leaks=leaks)
     _require(
         isinstance(out, tuple) and len(out) == 2,
         f"reset must return (obs, env_state), and returns {_kind(out)}",
@@ -251,7 +264,7 @@ def _check_legal(env: Env, obs: PyTree) -> None:
             isinstance(known, dict) and legal in known,
             f"spec.legal is {legal!r}, expected a key of the observations, {shown(known)}",
         )
-    mask = _traced(spec.legal_actions, obs, what="spec.legal(obs)", strict=False)
+    mask = _traced(spec.legal_actions, obs, what="spec.legal(obs)", leaks=False)
     what, shape = "spec.legal: the mask", (space.num_outputs,)
     _require_array(mask, shape, np.bool_, what)
 
@@ -276,8 +289,9 @@ def _check_step(env: Env, key: jax.ShapeDtypeStruct, state: PyTree, strict: bool
         return out
 
     timestep: TimeStep
+    leaks = strict and _leak_free(env)
     next_state, timestep = _traced(
-        step, key, state, action, what="step(key, env_state, action)", strict=strict
+        step, key, state, action, what="step(key, env_state, action)", leaks=leaks
     )
     _check_obs(env, timestep.obs, "step", strict)
     for name, dtype in (("reward", np.float32), ("terminated", np.bool_), ("truncated", np.bool_)):

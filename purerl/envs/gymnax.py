@@ -11,19 +11,19 @@ import ast
 import contextlib
 import dataclasses
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeGuard, cast
+from collections.abc import Callable, Mapping
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
-from jax.typing import ArrayLike, DTypeLike
 
 from purerl.envs.base import Dynamics, Env, EnvSource, EnvSpec, TimeStep
 from purerl.envs.gymnax_wrappers import (
@@ -37,6 +37,7 @@ from purerl.envs.gymnax_wrappers import (
     without_resets,
     wrapped,
 )
+from purerl.envs.loose import cast, common_dtypes, usual_promotion
 from purerl.envs.params import Made, differing, is_same
 from purerl.envs.spaces import Box, convert_spaces, is_space
 from purerl.records.errors import ConfigError, sentence, shown
@@ -46,7 +47,6 @@ NEEDS_DOWNLOAD = ("MNISTBandit-bsuite",)
 # Environments whose observations exceed the bounds of their spaces.
 WRONG_BOUNDS = ("MemoryChain-bsuite", "MetaMaze-misc", "GaussianBandit-misc")
 LIMIT = "max_steps_in_episode"
-KEYS = "keys"  # stands for the dtype of typed keys, which can't be pickled
 
 
 def names() -> list[str]:
@@ -82,6 +82,7 @@ def construct(name: str, kwargs: Mapping[str, object]) -> GymnaxEnv:
         ConfigError: the environment can't be made, such as MNISTBandit-bsuite, which needs a
             download.
     """
+    _check_files()
     try:
         made: GymnaxEnv = importlib.import_module("gymnax").make(name, **kwargs)[0]
         return made
@@ -91,6 +92,22 @@ def construct(name: str, kwargs: Mapping[str, object]) -> GymnaxEnv:
     except Exception as error:
         given = f" with {kwargs}" if kwargs else ""
         raise ConfigError(f"env: {name!r} can't be made{given}: {error}") from error
+
+
+def _check_files() -> None:
+    """Raises ConfigError if another package has overwritten gymnax."""
+    base = importlib.import_module("gymnax.environments.environment").Environment
+    if hasattr(base, "is_truncated"):
+        return
+    try:
+        importlib.metadata.version("stable-gymnax")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    raise ConfigError(
+        "env: gymnax's files are overwritten by the package stable-gymnax, of popgym-arcade, which "
+        "has the same folder: pip uninstall stable-gymnax, then pip install --force-reinstall "
+        "--no-deps gymnax"
+    )
 
 
 def is_gymnax(env: object) -> TypeGuard[GymnaxEnv]:
@@ -192,7 +209,6 @@ def raw_gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = Non
     if name is None:
         name = env.name if innermost is None else _wrapped_name(env)
     dynamics = GymnaxDynamics(played, params, _categories(space), innermost is not None)
-    # A reset may return Python numbers where a step returns arrays: scans need one dtype.
     key = jax.eval_shape(lambda: jax.random.key(0))
     action = jax.eval_shape(action_space.sample, key)
     with sentence(f"env: {name!r} can't be traced"):
@@ -200,7 +216,7 @@ def raw_gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = Non
         if innermost is not None:
             innermost.called.clear()
         step_state, _ = jax.eval_shape(dynamics.step, key, reset_state, action)
-        dtypes = jax.tree.map(_common_dtype, reset_state, step_state)
+        dtypes = common_dtypes(reset_state, step_state)
     if innermost is not None and innermost.called != {"step"}:
         raise ConfigError(
             f"env: {name} resets in its own step, which can't be undone: let it call the step of "
@@ -253,7 +269,7 @@ class GymnaxDynamics(Dynamics):
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         reset = self.env.reset if self.whole else self.env.reset_env
-        with _usual_promotion():
+        with usual_promotion():
             obs, state = reset(key, self.given)
         return _observe(obs, self.categories), self._cast(state)
 
@@ -268,7 +284,7 @@ class GymnaxDynamics(Dynamics):
 
     def raw_step(self, key: jax.Array, state: PyTree, action: jax.Array) -> tuple[PyTree, ...]:
         """Observation, state, reward, terminated, truncated and info, uncorrected."""
-        with _usual_promotion():
+        with usual_promotion():
             if self.whole:
                 return whole_step(self.env, key, state, action, self.given)
             inputs = (key, state, action, self.given)
@@ -277,7 +293,7 @@ class GymnaxDynamics(Dynamics):
         return obs, state, reward, terminated, truncated, info
 
     def _cast(self, state: PyTree) -> PyTree:
-        return state if self.dtypes is None else jax.tree.map(_strong, state, self.dtypes)
+        return state if self.dtypes is None else cast(state, self.dtypes)
 
     def identity(self) -> dict[str, object]:
         return {"gymnax": self.env, "params": self.given}
@@ -308,16 +324,9 @@ class GymnaxDynamics(Dynamics):
         return _restored, (packed(self.env), *rest)
 
 
-@contextlib.contextmanager
-def _usual_promotion() -> Iterator[None]:
-    """JAX's default promotion of dtypes and ranks, which gymnax relies on, whatever the user has
-    configured."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def _restored(env: object, *rest: PyTree) -> GymnaxDynamics:
-    return GymnaxDynamics(cast(GymnaxEnv, unpacked(env)), *rest)
+    made: PyTree = unpacked(env)
+    return GymnaxDynamics(made, *rest)
 
 
 def _wrapped_name(env: GymnaxEnv) -> str:
@@ -356,21 +365,6 @@ def _warn_of_deadly_limit(
             "or, where it is a death, override is_truncated to return False",
             stacklevel=4,
         )
-
-
-def _common_dtype(x: jax.ShapeDtypeStruct, y: jax.ShapeDtypeStruct) -> np.dtype | str:
-    """The promoted dtype of two arrays; `KEYS` for typed keys."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return KEYS
-    return np.dtype(x.dtype if x.dtype == y.dtype else jnp.promote_types(x.dtype, y.dtype))
-
-
-def _strong(x: ArrayLike, dtype: DTypeLike | None = None) -> jax.Array:
-    """An array of a dtype, without a weak type; typed keys are unchanged."""
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return x
-    return jax.lax.convert_element_type(x, np.dtype(dtype or x.dtype))
 
 
 def _observation_space(space: PyTree, obs: PyTree) -> PyTree:
@@ -412,4 +406,4 @@ def _observe(obs: PyTree, categories: PyTree) -> PyTree:
         return tuple(_observe(o, part) for o, part in zip(obs, categories, strict=True))
     if categories:
         return jax.nn.one_hot(obs, categories)
-    return jax.tree.map(_strong, obs)
+    return cast(obs)

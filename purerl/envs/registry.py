@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeGuard
 import jax
 from jax.typing import ArrayLike
 
-from purerl.envs import gymnax, host
+from purerl.envs import gymnax, host, suites
 from purerl.envs.base import Env, EnvSource, dynamics_of, with_our_spaces
 from purerl.envs.gymnax_wrappers import GymnaxEnv
 from purerl.envs.params import (
@@ -50,14 +50,32 @@ def register(name: str, factory: Callable[..., Env]) -> None:
             f"register: got {shown(factory)} for {name!r}, expected a function that returns an "
             "environment"
         )
-    if name in env_names():
+    if name in env_names() or name in suites.names():
         raise ConfigError(f"register: the environment {name!r} exists already")
     _factories[name] = factory
 
 
-def env_names() -> list[str]:
-    """Names of all environments: the registered ones, then gymnax's."""
-    return [*_factories, *gymnax.names()]
+def env_names(suite: str | None = None) -> list[str]:
+    """Names of environments; nothing is imported for it.
+
+    Args:
+        suite: one of `purerl.env_suites()`, for its names, `"suite/Env"`; None for the registered
+            ones, gymnax's, and those that other packages bring by entry points of the group
+            `purerl.environments`.
+
+    Raises:
+        ConfigError: an unknown suite.
+    """
+    if suite is None:
+        return list(dict.fromkeys([*_factories, *gymnax.names(), *suites.plugged()]))
+    if suite not in suites.SUITES:
+        raise ConfigError(f"env_names: no suite {shown(suite)}; {suggest(suite, suites.SUITES)}")
+    return suites.names(suite)
+
+
+def env_suites() -> list[str]:
+    """Names of the suites whose environments `make` knows, installed or not."""
+    return list(suites.SUITES)
 
 
 def is_builtin(name: str) -> bool:
@@ -72,9 +90,11 @@ def make(name: str, /, **params: object) -> Env:
         purerl.make("CartPole-v1", gravity=purerl.Uniform(4.9, 9.8))  # drawn for every episode
 
     Args:
-        name: one of `env_names()`; or `"module:name"` for an object of a user's importable module:
-            an `Env`, a gymnax `Environment`, or a function that returns one; or `"gymnasium/ID"`
-            for one of Gymnasium's, simulated on the host (see `purerl.gymnasium_env`).
+        name: one of `env_names()`; or `"suite/Env"`, such as `"brax/ant"`, of
+            `env_names("brax")`; or `"gymnasium/ID"` for one of Gymnasium's, simulated on the host
+            (see `purerl.gymnasium_env`); or `"module:name"` for an object of a user's importable
+            module: an `Env`, an environment of gymnax or of a suite, or a function that returns
+            one.
         **params: parameters to replace the environment's defaults: keyword arguments of its
             factory, and fields of a gymnax environment's `EnvParams`. A distribution, such as
             `purerl.Uniform(4.9, 9.8)`, is drawn from for every episode.
@@ -134,7 +154,7 @@ def _build(
     given = f" with {shown(dict(arguments))}" if arguments else ""
     with sentence(f"env: {name!r} can't be made{given}"):
         built = maker.call(**{n: x for n, x in arguments.items() if n not in drawn})
-    made = built if isinstance(built, Env) or gymnax.is_gymnax(built) else as_env(built)
+    made = built if isinstance(built, Env) or _is_gymnax(built) else as_env(built)
     usual = env_params(made) if isinstance(made, Env) else _usual(made)
     names = {**usual, **maker.defaults}
     rest = check_params(name, names, rest)
@@ -198,9 +218,34 @@ def _find(name: str) -> _Maker:
             return _Maker(functools.partial(_itself, found), {})
         return _maker(found)
     if name not in gymnax.names():
-        raise ConfigError(f"env: no environment {name!r}; {suggest(name, env_names())}")
+        return _find_elsewhere(name)
     make = functools.partial(_construct, name)
     return _maker(type(gymnax.construct(name, {})))._replace(call=make, known=True)
+
+
+def _find_elsewhere(name: str) -> _Maker:
+    """The factory of a name of a suite, or of another package."""
+    point = suites.plugged().get(name)
+    if point is not None:
+        with sentence(f"env: {name!r}, of the entry point {point.value!r}, can't be imported"):
+            found = point.load()
+        return _maker(found) if callable(found) else _Maker(functools.partial(_itself, found), {})
+    if name in suites.SUITES:
+        raise ConfigError(
+            f"env: {name!r} is a suite; name one of its environments, such as "
+            f"{suites.names(name)[0]!r}: see purerl.env_names({name!r})"
+        )
+    if "/" in name:
+        return _Maker(functools.partial(_construct_foreign, name), suites.maker(name).defaults)
+    raise ConfigError(f"env: no environment {name!r}; {suites.nearest(name, env_names())}")
+
+
+def _construct_foreign(name: str, **kwargs: object) -> Env:
+    return suites.maker(name).call(**kwargs)
+
+
+def _is_gymnax(env: object) -> TypeGuard[GymnaxEnv]:
+    return gymnax.is_gymnax(env) and not suites.is_foreign(env)
 
 
 def _construct(name: str, **kwargs: object) -> GymnaxEnv:
@@ -369,7 +414,8 @@ def _plain(name: str, value: object) -> Plain:
 
 def as_env(env: object) -> Env:
     """An `Env` from a user's argument: a name, a mapping of a name and parameters, an `Env`, a
-    gymnax `Environment` (or its class), or a pair of a gymnax environment and its parameters.
+    gymnax `Environment` (or its class), a pair of a gymnax environment and its parameters, or an
+    instance of an environment class of a suite (of xminigrid, a pair with its parameters).
 
     Spaces of Gymnasium and gymnax in its spec are converted.
 
@@ -391,6 +437,11 @@ def as_env(env: object) -> Env:
     if isinstance(instance, type) and hasattr(instance, "step_env"):
         with sentence(f"env: {instance.__name__} can't be made"):
             instance = instance()
+    if suites.is_foreign(instance):
+        with sentence(f"env: {shown(type(instance).__name__)} can't be adapted"):
+            made = suites.adapt(instance, params)
+        if made is not None:
+            return with_our_spaces(made)
     if gymnax.is_gymnax(instance):
         source = gymnax.known_source(instance, params)
         if source is not None:
@@ -400,5 +451,6 @@ def as_env(env: object) -> Env:
         return host.host_env(env)
     raise ConfigError(
         f"env: got {shown(env)}, expected a name, a purerl.Env, a gymnax Environment, or a pair of "
-        "a gymnax Environment and its parameters; purerl.gymnasium_env makes one of Gymnasium's"
+        "a gymnax Environment and its parameters (or an environment of a suite); "
+        "purerl.gymnasium_env makes one of Gymnasium's"
     )

@@ -89,7 +89,7 @@ class SpareState(NamedTuple):
     age: jax.Array
 
 
-def vector_env(env: Env, num_envs: int, resets: str = "fresh") -> VectorEnv:
+def vector_env(env: Env, num_envs: int, resets: str | None = None) -> VectorEnv:
     """N environments with auto-reset, and a strategy for the initial states of new episodes.
 
     Every initial state is drawn from the environment's distribution, independently of why and when
@@ -104,15 +104,16 @@ def vector_env(env: Env, num_envs: int, resets: str = "fresh") -> VectorEnv:
     Args:
         env: the raw environment, of one.
         num_envs: N.
-        resets: `"fresh"`, `"optimistic(r)"` or `"spare(r)"`; r is 16 by default.
+        resets: `"fresh"`, `"optimistic(r)"` or `"spare(r)"`; r is 16 by default. None for the
+            environment's, `env.spec.resets`.
 
     Raises:
         ConfigError: an unknown strategy, or an invalid number; for an environment of the host, a
             strategy other than "fresh", or another number of environments than its own.
     """
     num_envs = check_count("num_envs", num_envs)
-    kind, ratio = parse_resets(resets)
     env = typed(env)
+    kind, ratio = parse_resets(env.spec.resets if resets is None else resets)
     host = host_of(env)
     if host is not None:
         if kind != "fresh":

@@ -94,7 +94,7 @@ class Options(Record):
         resets: strategy for the first states of new episodes. "fresh" draws one for each
             environment at every step, and uses it where an episode has ended. "optimistic(16)" and
             "spare(16)" draw N / 16 a step, faster where a reset costs as much as a step: see
-            `purerl.vector_env`.
+            `purerl.vector_env`. None for the environment's, which is "fresh" but for some suites.
         reset_each_episode: empty the buffer before each rollout.
         wait_end_path: episodic rollouts: all environments are reset and play T steps, a time limit;
             steps after the first end of each are not `valid`, and losses over paths leave them out.
@@ -146,11 +146,10 @@ class Options(Record):
     max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
     skip_frames: int = integer(default=1, at_least=1)
     remember_action: bool = flag(default=False)
-    resets: str = static(
-        default="fresh",
+    resets: str | None = static(
+        default=None,
         check=_resets,
         expected="'fresh', 'optimistic(16)' or 'spare(16)', of any number",
-        optional=False,
     )
     reset_each_episode: bool = flag(default=False)
     wait_end_path: bool | None = flag(default=None, optional=True)

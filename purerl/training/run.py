@@ -13,7 +13,8 @@ from purerl.accelerator.devices import Devices, check_divides
 from purerl.agents.base import Agent, RunFacts
 from purerl.envs.base import Env, EnvSpec, action_repeat, host_of, refuse_host, time_limit, typed
 from purerl.envs.last_action import remember_action
-from purerl.envs.registry import as_env, source_of
+from purerl.envs.params import env_params
+from purerl.envs.registry import as_env, source_of, with_params
 from purerl.envs.spaces import Space
 from purerl.envs.vector import vector_env
 from purerl.experience.buffer import Buffer
@@ -94,7 +95,7 @@ def assemble(options: Options) -> Loop:
         first_update=first_update,
         random_rollouts=before_learning if defaults.random_start else 0,
         max_episodes=options.max_episodes,
-        resets=options.resets,
+        resets=env.spec.resets if options.resets is None else options.resets,
         reset_each_episode=options.reset_each_episode,
         wait_end_path=wait_end_path,
         normalize_obs=options.normalize_obs,
@@ -234,9 +235,15 @@ def _part(record: R, num_devices: int) -> R:
 def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
     """The environment with the run's frame skip and time limit, and the dtypes of `typed`.
 
+    A limit above the environment's replaces it if that is a parameter, as in suites.
+
     Raises:
         ConfigError: the time limit is above the environment's, where it would have no effect.
     """
+    if max_episode_steps is not None and "max_episode_steps" in env_params(env):
+        usual, most = env.spec.max_episode_steps, max_episode_steps * skip_frames
+        if usual is not None and most > usual:
+            env = with_params(env, {"max_episode_steps": most})
     env = typed(env)
     if skip_frames > 1:
         env = action_repeat(env, skip_frames)

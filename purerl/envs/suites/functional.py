@@ -1,0 +1,132 @@
+"""Gymnasium's functional environments, which are marked experimental there. MIT."""
+
+import dataclasses
+import importlib
+import inspect
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl.envs.base import Env, EnvSpec
+from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space, convert_spaces
+from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, Outcome, SuiteDynamics, build
+from purerl.records.types import PyTree
+
+# Module, class and time limit, those of Gymnasium's registry.
+CLASSES = {
+    "CartPole-v1": ("phys2d.cartpole", "CartPoleFunctional", 500),
+    "Pendulum-v0": ("phys2d.pendulum", "PendulumFunctional", 200),
+    "Blackjack-v0": ("tabular.blackjack", "BlackjackFunctional", None),
+    "CliffWalking-v0": ("tabular.cliffwalking", "CliffWalkingFunctional", None),
+}
+
+
+def known() -> list[str]:
+    """The names, which Gymnasium has in no list of functional environments."""
+    importlib.import_module("gymnasium.experimental.functional")
+    return list(CLASSES)
+
+
+def maker(name: str) -> Maker:
+    """The factory of an environment; its parameters are the fields of the environment's `params`,
+    whose floats may be traced."""
+    module, word, limit = CLASSES[name]
+    cls = getattr(importlib.import_module(f"gymnasium.envs.{module}"), word)
+
+    def make(max_episode_steps: object = limit) -> Env:
+        return _env(cls(), None, f"functional/{name}", max_episode_steps)
+
+    return Maker(make, {LIMIT: limit})
+
+
+def adapt(env: Foreign, params: PyTree = None) -> Env | None:
+    """An `Env` of an instance of `FuncEnv`, with its parameters; None for another object."""
+    if not isinstance(env, importlib.import_module("gymnasium.experimental.functional").FuncEnv):
+        return None
+    return _env(env, params, type(env).__name__, None)
+
+
+def _env(env: Foreign, params: PyTree, name: str, limit: object) -> Env:
+    params = env.get_default_params() if params is None else params
+    dynamics = FunctionalDynamics(env, params)
+    actions = _actions(env.action_space)
+    picture = Picture(env, params)
+    spec = EnvSpec(name, convert_spaces(env.observation_space), actions, draw=picture)
+    obs = jax.eval_shape(dynamics.reset, jax.eval_shape(lambda: jax.random.key(0)))[0]
+    space = spec.observation_space
+    if isinstance(space, Box):  # whose dtype and shape aren't always those of observations
+        spec = spec._replace(observation_space=_observations(space, obs))
+    return build(dynamics, spec, limit)
+
+
+def _observations(space: Box, obs: jax.ShapeDtypeStruct) -> Space:
+    """Codes as choices, so that networks get them one-hot."""
+    if np.issubdtype(space.dtype, np.integer) and space.bounded and np.all(space.low >= 0):
+        return MultiDiscrete(np.broadcast_to(space.high.astype(int) + 1, obs.shape))
+    return Box(space.low, space.high, obs.shape, obs.dtype)
+
+
+def _actions(space: Foreign) -> Space:
+    made: Space = convert_spaces(space)
+    if isinstance(made, Box) and np.size(made.high) == 1 and made.dtype.kind == "i":
+        return Discrete(int(made.high.item()) + 1)
+    return made
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FunctionalDynamics(SuiteDynamics):
+    """Dynamics in five functions, of which some take no key."""
+
+    def begin(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        state_key, obs_key = jax.random.split(key)
+        state = self.env.initial(state_key, self.given)
+        # CliffWalking's first state has other shapes than those that follow.
+        space = self.env.action_space
+        action = jnp.zeros(space.shape, jax.dtypes.canonicalize_dtype(space.dtype))
+        later = jax.eval_shape(self.env.transition, state, action, key, self.given)
+        state = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), state, later)
+        return self._call(self.env.observation, state, key=obs_key), state
+
+    def advance(self, key: jax.Array, state: PyTree, action: jax.Array) -> Outcome:
+        keys = jax.random.split(key, 4)
+        if action.ndim == 0:
+            action = action.reshape(self.env.action_space.shape)
+        after = self.env.transition(state, action, keys[0], self.given)
+        obs = self._call(self.env.observation, after, key=keys[1])
+        reward = self._call(self.env.reward, state, action, after, key=keys[2])
+        return Outcome(obs, after, reward, self._call(self.env.terminal, after, key=keys[3]))
+
+    def _call(self, function: Callable[..., PyTree], *args: PyTree, key: jax.Array) -> PyTree:
+        takes_key = not {"rng", "key"}.isdisjoint(inspect.signature(function).parameters)
+        return function(*args, *([key] if takes_key else []), self.given)
+
+
+class Picture:
+    """Draws states as Gymnasium does, with pygame.
+
+    Args:
+        env: the environment.
+        params: its parameters.
+    """
+
+    def __init__(self, env: Foreign, params: PyTree) -> None:
+        self._env, self._params = env, params
+        self._canvas: Foreign = None
+
+    def __call__(self, state: PyTree) -> np.ndarray | None:
+        rest = () if self._params is None else (self._params,)
+        for device in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # no window, no sound
+            os.environ.setdefault(device, "dummy")
+        try:
+            if self._canvas is None:
+                self._canvas = self._env.render_init(*rest)
+            self._canvas, image = self._env.render_image(state, self._canvas, *rest)
+        except Exception:  # pygame isn't there, or it can't draw: the observation is drawn
+            return None
+        return np.asarray(image, np.uint8)
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return Picture, (self._env, self._params)

@@ -1,0 +1,98 @@
+"""Navix: MiniGrid's tasks. Apache-2.0. From Python 3.12; it depends on wandb, pytest, black."""
+
+import dataclasses
+import functools
+import importlib
+
+import jax
+import numpy as np
+
+from purerl.envs.base import Env, EnvSpec
+from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space
+from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, Outcome, SuiteDynamics, build
+from purerl.records.errors import ConfigError, shown, suggest
+from purerl.records.types import PyTree
+
+WHOLE = ("categorical", "symbolic", "rgb")
+VIEWS = (*WHOLE, *(f"{view}_first_person" for view in WHOLE))
+
+
+def known() -> list[str]:
+    """The names that the installed version has."""
+    return list(importlib.import_module("navix").registry())
+
+
+def maker(name: str) -> Maker:
+    """The factory of an environment. Its parameters: `observation`, a function of
+    `navix.observations`, and the time limit, which the suite itself keeps."""
+    suite = importlib.import_module("navix")
+    usual = suite.make(name)
+    view = usual.observation_fn.__name__
+
+    def make(max_episode_steps: object = None, observation: str = view) -> Env:
+        if observation not in VIEWS:
+            raise ConfigError(
+                f"env.observation: got {shown(observation)}; {suggest(observation, VIEWS)}"
+            )
+        limit = {} if max_episode_steps is None else {"max_steps": max_episode_steps}
+        see = getattr(suite.observations, observation)
+        return _env(suite.make(name, observation_fn=see, **limit), f"navix/{name}")
+
+    return Maker(make, {"observation": view, LIMIT: int(usual.max_steps)})
+
+
+def adapt(env: Foreign) -> Env | None:
+    """An `Env` of an instance of `navix.Environment`; None for another object."""
+    if not isinstance(env, importlib.import_module("navix").Environment):
+        return None
+    return _env(env, type(env).__name__)
+
+
+def _env(env: Foreign, name: str) -> Env:
+    spec = EnvSpec(
+        name,
+        _space(env),
+        Discrete(len(env.action_set)),
+        int(env.max_steps),
+        metrics=("success",),
+        resets="spare(16)",
+        draw=_draw,
+    )
+    return build(NavixDynamics(env.replace(disable_autoreset=True)), spec)
+
+
+def _space(env: Foreign) -> Space:
+    """Codes as choices, so that networks get them one-hot; pixels as bytes."""
+    space, view = env.observation_space, env.observation_fn.__name__
+    if view in VIEWS and not view.startswith("rgb"):
+        suite = importlib.import_module("navix.environments.environment")
+        return MultiDiscrete(np.full(space.shape, int(suite.MAX_CATEGORICAL_VALUE)))
+    if space.dtype == np.uint8:
+        return Box(0, 255, space.shape, np.uint8)
+    low, high = float(np.min(space.minimum)), float(np.max(space.maximum))
+    return Box(low, high, space.shape, space.dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NavixDynamics(SuiteDynamics):
+    """Dynamics whose state is the suite's whole `Timestep`."""
+
+    def begin(self, key: jax.Array) -> tuple[PyTree, PyTree]:
+        timestep = self.env.reset(key)
+        return timestep.observation, timestep
+
+    def advance(self, key: jax.Array, state: PyTree, action: jax.Array) -> Outcome:
+        timestep = self.env.step(state, action)
+        terminated = timestep.is_termination()
+        info = {"success": (terminated & (timestep.reward > 0)).astype(np.float32)}
+        ends = terminated, timestep.is_truncation()
+        return Outcome(timestep.observation, timestep, timestep.reward, *ends, info)
+
+
+def _draw(timestep: PyTree) -> np.ndarray:
+    return np.asarray(_renderer()(timestep.state), np.uint8)
+
+
+@functools.cache
+def _renderer() -> Foreign:
+    return jax.jit(importlib.import_module("navix").observations.rgb)

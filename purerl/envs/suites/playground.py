@@ -1,0 +1,67 @@
+"""MuJoCo Playground: the DeepMind Control Suite, locomotion and manipulation on MJX. Apache-2.0.
+
+The tasks of locomotion and manipulation clone a repository of robots when they are made first.
+Their observations are dicts: `state` for the actor, `privileged_state` for the critic, if it is
+given by `critic_obs="privileged_state"`.
+"""
+
+import importlib
+
+import jax
+
+from purerl.envs.base import Env, action_repeat, time_limit
+from purerl.envs.suites.brax import Picture, StateDynamics, state_env
+from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, refuse_wrapper
+
+REGISTRY = "mujoco_playground._src.registry"
+RESETTING = ("Wrapper",)
+USUAL = {"episode_length": 1000, "action_repeat": 1}
+
+
+def known() -> list[str]:
+    """The names that the installed version has."""
+    return list(importlib.import_module(REGISTRY).ALL_ENVS)
+
+
+def maker(name: str) -> Maker:
+    """The factory of an environment; its parameters are the entries of its config, those of parts
+    with a dot: `reward_config.scales.energy`. The engine, `impl`, is JAX's without a GPU."""
+    registry = importlib.import_module(REGISTRY)
+    defaults = _flat(registry.get_default_config(name))
+    limit = -(-int(defaults.pop("episode_length", 1000)) // int(defaults.get("action_repeat", 1)))
+    if "impl" in defaults and jax.default_backend() == "cpu":
+        defaults["impl"] = "jax"
+
+    def make(max_episode_steps: object = limit, **overrides: object) -> Env:
+        given = {**({"impl": defaults["impl"]} if "impl" in defaults else {}), **overrides}
+        config = registry.get_default_config(name)
+        return _env(registry.load(name, config, given), f"playground/{name}", max_episode_steps)
+
+    return Maker(make, {**defaults, LIMIT: limit})
+
+
+def _flat(config: Foreign, prefix: str = "") -> dict[str, Foreign]:
+    found: dict[str, Foreign] = {}
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            found |= _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, (bool, int, float, str)):
+            found[prefix + name] = value
+    return found
+
+
+def adapt(env: Foreign) -> Env | None:
+    """An `Env` of an instance of `mujoco_playground.MjxEnv`, whose config has the time limit; None
+    for another object."""
+    if not isinstance(env, importlib.import_module("mujoco_playground").MjxEnv):
+        return None
+    refuse_wrapper(env, RESETTING, "give the environment inside it")
+    length, repeats = (int(env._config.get(n, x)) for n, x in USUAL.items())
+    return _env(env, type(env).__name__, -(-length // repeats))
+
+
+def _env(env: Foreign, name: str, limit: object) -> Env:
+    repeats = int(env._config.get("action_repeat", 1))
+    made = state_env(StateDynamics(env), name, None, "spare(16)", Picture(env, "data"))
+    made = action_repeat(made, repeats) if repeats > 1 else made
+    return time_limit(made, limit)  # type: ignore[arg-type]

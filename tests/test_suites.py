@@ -1,0 +1,719 @@
+"""Suites of other packages: names without any, and each against the suite's own step by hand."""
+
+import contextlib
+import importlib
+import importlib.metadata
+import math
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from kit.policies import make_policy
+from kit.trees import equal
+
+import purerl
+from purerl.envs import suites
+from purerl.envs.gymnax import construct
+from purerl.envs.registry import plain_env
+from purerl.envs.suites.names import NAMES
+from purerl.records.errors import ConfigError
+
+# --- without any suite -------------------------------------------------------------------------
+
+
+def test_names_are_listed_and_nothing_is_imported():
+    code = """
+import sys
+import purerl
+from purerl.envs import suites
+assert "brax/ant" in purerl.env_names("brax")
+assert purerl.env_suites()[0] == "brax"
+for suite in purerl.env_suites():
+    assert purerl.env_names(suite) == suites.names(suite) != []
+    suites.installed(suite)
+try:
+    purerl.make("brax/aant")
+except purerl.ConfigError as error:
+    print(error)
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(loaded & {module for facts in suites.SUITES.values() for module in facts.modules})
+adapters = [name for name in sys.modules if name.startswith("purerl.envs.suites.")]
+print(sorted(adapters))
+"""
+    if suites.installed("brax"):  # which asks it for names that it has gained
+        code = code.replace('"brax/aant"', '"brx/ant"')
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    error, loaded, adapters = done.stdout.splitlines()
+    assert "did you mean 'brax" in error
+    assert loaded == "set()"
+    assert adapters == "['purerl.envs.suites.dynamics', 'purerl.envs.suites.names']"
+
+
+def test_names_of_gymnax_are_as_before():
+    assert "CartPole-v1" in purerl.env_names()
+    assert not any("/" in name for name in purerl.env_names())
+    assert purerl.make("CartPole-v1").spec.resets == "fresh"
+
+
+@pytest.mark.parametrize("suite", suites.SUITES)
+def test_a_missing_package_is_answered_by_the_line_that_brings_it(suite, monkeypatch):
+    monkeypatch.setattr(suites, "installed", lambda suite: False)
+    with pytest.raises(ConfigError, match=re.escape(f"pip install 'purerl[{suite}]'")):
+        purerl.make(purerl.env_names(suite)[0])
+    with pytest.raises(ConfigError, match=f"env: {suite} isn't installed"):
+        purerl.TrainConfig(env=purerl.env_names(suite)[0])
+
+
+def test_a_python_that_is_too_old_is_said(monkeypatch):
+    monkeypatch.setattr(suites, "installed", lambda suite: False)
+    monkeypatch.setattr(suites.sys, "version_info", (3, 11, 4))
+    with pytest.raises(ConfigError, match=r"navix isn't installed, and needs Python 3\.12"):
+        purerl.make("navix/Navix-Empty-8x8-v0")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ant", "did you mean 'brax/ant'"),
+        ("Snake-v1", "did you mean 'jumanji/Snake-v1'"),
+        ("pgx/conect_four", "did you mean 'pgx/connect_four'"),
+        ("CartPole-v2", "did you mean 'CartPole-v1'"),
+        ("nothing like it", "and those of brax, playground"),
+        ("brax", "is a suite; name one of its environments, such as 'brax/ant'"),
+        ("braxx/ant", "no suite 'braxx'; did you mean 'brax'"),
+        ("kinetix/anything", "no suite 'kinetix': it needs JAX 0.9 or older"),
+        ("popgym-arcade/CartPoleEasy", "stable-gymnax overwrites files of gymnax"),
+    ],
+)
+def test_nearest_names(name, message, monkeypatch):
+    monkeypatch.setattr(suites, "installed", lambda suite: False)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        purerl.make(name)
+
+
+def test_unknown_suites_have_no_names():
+    with pytest.raises(ConfigError, match="env_names: no suite 'brx'; did you mean 'brax'"):
+        purerl.env_names("brx")
+
+
+def test_a_name_of_a_suite_is_taken():
+    with pytest.raises(ConfigError, match="'brax/ant' exists already"):
+        purerl.register("brax/ant", lambda: None)
+    purerl.register("mine/Cart", lambda: purerl.make("CartPole-v1"))
+    assert purerl.make("mine/Cart").spec.source.name == "mine/Cart"
+
+
+def test_other_packages_bring_environments(monkeypatch):
+    points = [
+        importlib.metadata.EntryPoint("Theirs-v0", "theirs:make", suites.GROUP),
+        importlib.metadata.EntryPoint("Broken-v0", "not_there:make", suites.GROUP),
+    ]
+    module = type(sys)("theirs")
+    module.make = lambda gravity=1.6: purerl.make("CartPole-v1", gravity=gravity)
+    monkeypatch.setitem(sys.modules, "theirs", module)
+    monkeypatch.setattr(suites.importlib.metadata, "entry_points", lambda group: points)
+    assert {"Theirs-v0", "Broken-v0"} <= set(purerl.env_names())
+    env = purerl.make("Theirs-v0", gravity=2.5)
+    assert plain_env(env) == {"name": "Theirs-v0", "gravity": 2.5}
+    assert purerl.env_params(purerl.make("Theirs-v0"))["gravity"] == 1.6
+    with pytest.raises(ConfigError, match="'Broken-v0', of the entry point 'not_there:make'"):
+        purerl.make("Broken-v0")
+
+
+def test_what_overwrites_gymnax_is_said(monkeypatch):
+    class Old:
+        pass
+
+    base = importlib.import_module("gymnax.environments.environment")
+    monkeypatch.setattr(base, "Environment", Old)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1")
+    with pytest.raises(ConfigError, match="overwritten by the package stable-gymnax"):
+        construct("CartPole-v1", {})
+
+
+def test_the_command_lists_suites(command, monkeypatch):
+    monkeypatch.setattr(suites, "installed", lambda suite: suite == "pgx")
+    code, out, _ = command("envs", "brax")
+    assert code == 0
+    assert "brax/ant\n" in out
+    assert "It isn't installed: pip install 'purerl[brax]'" in out
+    _, out, _ = command("envs", "pgx")
+    assert "isn't installed" not in out
+    _, out, _ = command("envs")
+    assert re.search(r"jumanji +26 +spare\(16\) +no", out)
+    assert re.search(r"pgx +20 +fresh +yes", out)
+    code, _, err = command("train", "brax/ant")
+    assert code == 2
+    assert "pip install 'purerl[brax]'" in err
+
+
+def test_resets_follow_the_environment_unless_they_are_given():
+    env = purerl.make("CartPole-v1")
+    costly = env._replace(spec=env.spec._replace(resets="spare(4)"))
+    options = {"num_envs": 8, "update_every": 4, "total_timesteps": 64}
+    assert purerl.TrainConfig(env=costly, **options).make_loop().resets == "spare(4)"
+    config = purerl.TrainConfig(env=costly, resets="fresh", **options)
+    assert config.make_loop().resets == config.to_mapping()["resets"] == "fresh"
+    assert purerl.TrainConfig(env=env, **options).make_loop().resets == "fresh"
+    with pytest.raises(ConfigError, match=r"spec\.resets: no 'sparse'"):
+        purerl.check_env(env._replace(spec=env.spec._replace(resets="sparse")))
+    with pytest.raises(ConfigError, match=r"spec\.draw is 3, expected a function"):
+        purerl.check_env(env._replace(spec=env.spec._replace(draw=3)))
+
+
+def test_a_spec_may_draw(tmp_path):
+    env = purerl.make("CartPole-v1")
+
+    def draw(state):
+        shade = int(np.clip(127 + 1000 * float(state.x), 0, 255))
+        return np.full((30, 60, 3), shade, np.uint8)
+
+    drawn = env._replace(spec=env.spec._replace(draw=draw, name="mine"))
+    limited = purerl.time_limit(drawn, 5)
+    assert limited.spec.draw is draw
+    from PIL import Image
+
+    _, length = purerl.render(None, limited, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == length + 1
+        assert image.size == (400, 28 + 200)
+        state = env.reset(jax.random.split(jax.random.key(0))[0])[1]
+        pixel = np.asarray(image.convert("RGB"))[128, 200]
+        assert abs(int(pixel[0]) - int(draw(state)[0, 0, 0])) < 16
+
+
+# --- with each suite, where it is installed ----------------------------------------------------
+
+TWO = {
+    "brax": ("fast", "inverted_pendulum"),
+    "playground": ("CartpoleBalance", "PendulumSwingup"),
+    "craftax": ("Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1"),
+    "navix": ("Navix-Empty-5x5-v0", "Navix-DoorKey-5x5-v0"),
+    "xminigrid": ("MiniGrid-Empty-5x5", "MiniGrid-DoorKey-5x5"),
+    "jumanji": ("Snake-v1", "Cleaner-v0"),
+    "pgx": ("2048", "minatar-breakout"),
+    "octax": ("brix", "pong"),
+    "functional": ("CartPole-v1", "Pendulum-v0"),
+}
+PAIRS = [f"{suite}/{name}" for suite, names in TWO.items() for name in names]
+FIRST = [f"{suite}/{names[0]}" for suite, names in TWO.items()]
+COSTLY = ("playground", "craftax")  # half a minute to compile
+
+
+def mostly_quick(names, quick=()):
+    """Names as parameters of a test; those of costly suites that aren't in `quick` are slow."""
+    slow = [x for x in names if x.startswith(COSTLY) and x not in quick]
+    return [pytest.param(x, marks=pytest.mark.slow) if x in slow else x for x in names]
+
+
+def need(name):
+    suite = name.partition("/")[0]
+    if not suites.installed(suite):
+        pytest.skip(f"{suite} isn't installed")
+
+
+def native(full_name):
+    """The suite's own functions: `reset(key) -> obs, state`, `step(key, state, action) -> obs,
+    state, reward, done`, as its documentation has them."""
+    suite, _, name = full_name.partition("/")
+    return globals()[f"native_{suite}"](name)
+
+
+def native_brax(name):
+    from brax import envs
+
+    env = envs.get_environment(name)
+    return of_states(env)
+
+
+def native_playground(name):
+    from mujoco_playground import registry
+
+    return of_states(registry.load(name, config_overrides={"impl": "jax"}))
+
+
+def of_states(env):
+    def reset(key):
+        state = env.reset(key)
+        return state.obs, state
+
+    def step(key, state, action):
+        state = env.step(state, action)
+        return state.obs, state, state.reward, state.done > 0
+
+    return reset, step
+
+
+def native_craftax(name):
+    from craftax.craftax_env import make_craftax_env_from_name
+
+    env = make_craftax_env_from_name(name, auto_reset=False)
+    params = env.default_params
+
+    def step(key, state, action):
+        return env.step(key, state, action, params)[:4]
+
+    return lambda key: env.reset(key, params), step
+
+
+def native_navix(name):
+    import navix
+
+    env = navix.make(name)
+
+    def reset(key):
+        timestep = env.reset(key)
+        return timestep.observation, timestep
+
+    def step(key, timestep, action):
+        timestep = env.step(timestep, action)
+        return timestep.observation, timestep, timestep.reward, timestep.is_done()
+
+    return reset, step
+
+
+def native_xminigrid(name):
+    import xminigrid
+
+    env, params = xminigrid.make(name)
+
+    def reset(key):
+        timestep = env.reset(params, key)
+        return timestep.observation, timestep
+
+    def step(key, timestep, action):
+        timestep = env.step(params, timestep, action)
+        return timestep.observation, timestep, timestep.reward, timestep.last()
+
+    return reset, step
+
+
+def native_jumanji(name):
+    env = importlib.import_module("jumanji").make(name)
+
+    def plain(obs):
+        obs = obs._asdict()
+        mask = obs["action_mask"]
+        some = jnp.any(mask, axis=-1 if name == "Cleaner-v0" else None, keepdims=True)
+        obs["action_mask"] = (mask | ~some).reshape(-1)  # at the end there may be none
+        obs["step_count"] = obs["step_count"] / LIMIT  # the adapter's limit
+        return obs
+
+    def reset(key):
+        state, timestep = env.reset(key)
+        return plain(timestep.observation), state
+
+    def step(key, state, action):
+        state, timestep = env.step(state, action)
+        return plain(timestep.observation), state, timestep.reward, timestep.last()
+
+    return reset, step
+
+
+def native_pgx(name):
+    env = importlib.import_module("pgx").make(name)
+
+    def plain(state):
+        mask = state.legal_action_mask
+        obs = state.observation
+        return obs if "minatar" in name else {"observation": obs, "action_mask": mask}
+
+    def reset(key):
+        state = env.init(jax.random.split(key)[0])
+        return plain(state), state
+
+    def step(key, state, action):
+        state = env.step(state, action, jax.random.split(key)[0])
+        return plain(state), state, state.rewards[0], state.terminated
+
+    return reset, step
+
+
+def native_octax(name):
+    env, _ = importlib.import_module("octax.environments").create_environment(name)
+
+    def reset(key):
+        state, obs, _ = env.reset(key)
+        return obs.T, state
+
+    def step(key, state, action):
+        state, obs, reward, terminated, truncated, _ = env.step(state, action)
+        return obs.T, state, reward, terminated | truncated
+
+    return reset, step
+
+
+def native_gymnasium(name):
+    from gymnasium.envs.phys2d import cartpole, pendulum
+
+    cls = {"C": cartpole.CartPoleFunctional, "P": pendulum.PendulumFunctional}[name[0]]
+    env = cls()
+
+    def reset(key):
+        state = env.initial(jax.random.split(key)[0], env.get_default_params())
+        return env.observation(state, key, env.get_default_params()), state
+
+    def step(key, state, action):
+        params = env.get_default_params()
+        after = env.transition(state, action, key, params)
+        reward = env.reward(state, action, after, key, params)
+        return (
+            env.observation(after, key, params),
+            after,
+            reward,
+            env.terminal(after, key, params),
+        )
+
+    return reset, step
+
+
+LIMIT = 6
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of suites that are called by hand
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", PAIRS)
+def test_dynamics_are_the_suites_own(name):
+    """Step by step, along random legal episodes that a limit of purerl's cuts: the suite's own
+    step, called by hand, gives the same observations, rewards and ends."""
+    need(name)
+    limit = 2 if "inverted" in name else LIMIT  # it falls at once
+    env = purerl.make(name, max_episode_steps=limit)
+    assert env.spec.max_episode_steps == limit
+    theirs = [jax.jit(function) for function in native(name)]
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
+    draw = jax.jit(env.spec.random_action)
+    cut = 0
+    for seed in range(3):
+        key = jax.random.key(seed)
+        obs, state = reset(key)
+        expected, their_state = theirs[0](key)
+        same(obs, expected)
+        for t in range(limit):
+            key, action_key, step_key = jax.random.split(key, 3)
+            action = draw(action_key, obs)
+            state, timestep = step(step_key, state, action)
+            obs = timestep.obs
+            expected, their_state, reward, done = theirs[1](step_key, their_state, action)
+            same(obs, expected)  # the true successor, also where the episode is cut
+            assert np.allclose(timestep.reward, reward, atol=1e-5)
+            assert bool(timestep.terminated) == bool(done)
+            assert bool(timestep.truncated) == (t == limit - 1 and not done)
+            cut += bool(timestep.truncated)
+            if done:
+                break
+    assert cut > 0
+
+
+def same(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        assert np.allclose(x, np.asarray(y, x.dtype), atol=1e-4), (x, y)
+
+
+@pytest.mark.parametrize("name", mostly_quick(PAIRS))
+def test_the_contract_holds(name):
+    need(name)
+    purerl.check_env(name, num_steps=64)
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_policy_goes_into_a_file(name, tmp_path):
+    need(name)
+    env = purerl.make(name, max_episode_steps=50)
+    policy = make_policy(purerl.PPO() if env.spec.action_space.sizes else purerl.SAC(), env)
+    purerl.save_policy(policy, tmp_path / "a.policy")
+    loaded = purerl.load_policy(tmp_path / "a.policy")
+    assert (
+        loaded.spec.source
+        == env.spec.source
+        == purerl.envs.EnvSource(name, (("max_episode_steps", 50),))
+    )
+    obs = jax.tree.map(lambda x: x[None], env.reset(jax.random.key(1))[0])
+    assert equal(policy(obs), loaded(obs))
+    again = purerl.make(loaded.spec.source.name, **dict(loaded.spec.source.params))
+    assert again.spec == env.spec
+
+
+@pytest.mark.parametrize("name", mostly_quick(FIRST))
+def test_it_trains_and_its_config_comes_back(name):
+    need(name)
+    config = purerl.TrainConfig(
+        env=name, agent=purerl.PPO(batch_size=16, K_epochs=1), num_envs=4, update_every=8,
+        total_timesteps=64, max_episode_steps=5,
+    )  # fmt: skip
+    assert config.make_loop().resets == suites.SUITES[name.partition("/")[0]].resets
+    assert purerl.TrainConfig.from_mapping(config.to_mapping()).env.spec == config.env.spec
+    out = jax.jit(purerl.make_train(config), compiler_options=purerl.compiler_options())(
+        jax.random.key(0)
+    )
+    assert int(out.metrics.num_episodes.sum()) > 0
+    assert np.isfinite(np.asarray(out.metrics.losses["loss"])).all()
+    for metric in config.env.spec.metrics:
+        assert metric in out.metrics.info
+
+
+@pytest.mark.parametrize("name", mostly_quick(FIRST))
+def test_it_is_drawn(name, tmp_path):
+    need(name)
+    from PIL import Image
+
+    _, length = purerl.render(None, name, tmp_path / "a.gif", max_steps=4)
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == length + 1
+        assert np.ptp(np.asarray(image.convert("RGB"))[40:]) > 0
+
+
+@pytest.mark.parametrize("suite", suites.SUITES)
+def test_listed_names_are_the_suites(suite):
+    need(suite)
+    assert set(suites.adapter(suite).known()) == set(NAMES[suite])
+
+
+def test_a_time_limit_may_be_longer_than_the_suites():
+    need("functional/CartPole-v1")
+    config = purerl.TrainConfig(env="functional/CartPole-v1", max_episode_steps=700)
+    assert config.make_loop().env.spec.max_episode_steps == 700
+    config = purerl.TrainConfig(env="functional/CartPole-v1", max_episode_steps=7, skip_frames=2)
+    assert config.make_loop().env.spec.max_episode_steps == 7
+
+
+def test_floats_of_a_suites_params_are_hyperparameters():
+    need("functional/Pendulum-v0")
+    env = purerl.make("functional/Pendulum-v0")
+    key = jax.random.key(0)
+
+    def speed(g):
+        changed = purerl.make("functional/Pendulum-v0", g=g)
+        _, state = changed.reset(key)
+        return changed.step(key, state, jnp.zeros(1))[1].obs[2]
+
+    speeds = jax.vmap(speed)(jnp.array([0.0, 10.0]))
+    assert speeds[0] != speeds[1]
+    config = purerl.TrainConfig(env=env, num_envs=2, update_every=4, total_timesteps=8)
+    train = jax.vmap(purerl.make_train(config), (None, 0))
+    out = jax.eval_shape(train, key, {"env.g": jnp.array([5.0, 10.0])})
+    assert out.metrics.episode_return.shape[0] == 2
+    drawn = purerl.randomize("functional/Pendulum-v0", g=(5.0, 15.0))
+    assert 5.0 <= float(drawn.reset(key)[1].params["g"]) <= 15.0
+
+
+def test_arguments_of_a_suites_class_are_parameters():
+    need("jumanji/Snake-v1")
+    env = purerl.make("jumanji/Snake-v1", num_rows=5, num_cols=4)
+    assert env.spec.observation_space["grid"].shape == (5, 4, 5)
+    assert plain_env(env) == {"name": "jumanji/Snake-v1", "num_rows": 5, "num_cols": 4}
+    with pytest.raises(ConfigError, match="has no parameter 'num_row'; did you mean 'num_rows'"):
+        purerl.make("jumanji/Snake-v1", num_row=5)
+
+
+@pytest.mark.parametrize("name", ["jumanji/BinPack-v2", "jumanji/RubiksCube-v0"])
+def test_actions_of_several_numbers(name):
+    """A mask over combinations makes an action of each; without a mask there are choices."""
+    need(name)
+    env = purerl.make(name)
+    step, draw = jax.jit(env.step), jax.jit(env.spec.random_action)
+    obs, state = jax.jit(env.reset)(jax.random.key(0))
+    if "Rubik" in name:
+        assert env.spec.action_space == purerl.MultiDiscrete([6, 1, 3])
+        assert env.spec.legal is None
+    else:
+        assert env.spec.action_space.n == math.prod((40, 20)) == obs["action_mask"].size
+    for key in jax.random.split(jax.random.key(1), 5):
+        state, timestep = step(key, state, draw(key, obs))
+        obs = timestep.obs
+        assert not timestep.info.get("invalid_action", False)
+
+
+def test_a_time_limit_of_a_suite_is_no_termination():
+    need("jumanji/Cleaner-v0")
+    env = purerl.make("jumanji/Cleaner-v0")
+    assert env.spec.max_episode_steps == 100
+    step, draw = jax.jit(env.step), jax.jit(env.spec.random_action)
+    obs, state = jax.jit(env.reset)(jax.random.key(0))
+    for i in range(100):
+        key = jax.random.key(i)
+        state, timestep = step(key, state, draw(key, obs))
+        obs = timestep.obs
+        assert not timestep.terminated
+        assert bool(timestep.truncated) == (i == 99)
+    assert float(obs["step_count"]) == 1.0
+
+
+def first_legal(key, obs):
+    return jnp.argmax(obs["action_mask"])
+
+
+def test_an_opponent_is_a_part_of_the_environment():
+    need("pgx/tic_tac_toe")
+    env = purerl.make("pgx/tic_tac_toe", opponent=first_legal)
+    assert "opponent" in purerl.env_params(env)
+    step, draw = jax.jit(env.step), jax.jit(env.spec.random_action)
+    won, first = [], 0
+    for seed in range(12):
+        key = jax.random.key(seed)
+        obs, state = jax.jit(env.reset)(key)
+        board = 9 - int(obs["observation"].sum())
+        first += board == 9
+        done = False
+        while not done:
+            assert int(state.current_player) == 0
+            before = obs["observation"]
+            key, action_key, step_key = jax.random.split(key, 3)
+            action = draw(action_key, obs)
+            state, timestep = step(step_key, state, action)
+            obs, done = timestep.obs, bool(timestep.terminated)
+            if not done:  # ours, and then theirs on the first free field
+                placed = (obs["observation"] & ~before).reshape(9, 2)
+                free = [i for i in range(9) if not before.reshape(9, 2)[i].any() and i != action]
+                assert placed[int(action), 0]
+                assert placed[free[0], 1]
+        assert bool(timestep.info["win"]) == (float(timestep.reward) > 0)
+        won.append(float(timestep.reward))
+    assert {-1.0, 1.0} <= set(won)
+    assert 0 < first < 12  # player 0 doesn't always begin
+
+
+def test_a_policy_is_an_opponent():
+    need("pgx/tic_tac_toe")
+    env = purerl.make("pgx/tic_tac_toe")
+    policy = make_policy(purerl.PPO(), env)
+    purerl.check_env(purerl.make("pgx/tic_tac_toe", opponent=policy), num_steps=8)
+    with pytest.raises(ConfigError, match=r"env\.opponent: got 3, expected a Policy"):
+        purerl.make("pgx/tic_tac_toe", opponent=3)
+    with pytest.raises(ConfigError, match="has 3 players"):
+        purerl.make("pgx/sparrow_mahjong")
+
+
+def instance(suite):
+    name = TWO[suite][0]
+    if suite == "brax":
+        return importlib.import_module("brax.envs").get_environment(name)
+    if suite == "playground":
+        registry = importlib.import_module("mujoco_playground").registry
+        return registry.load(name, config_overrides={"impl": "jax"})
+    if suite == "craftax":
+        module = importlib.import_module("craftax.craftax_env")
+        return module.make_craftax_env_from_name(name, auto_reset=True)
+    if suite == "octax":
+        return importlib.import_module("octax.environments").create_environment(name)[0]
+    if suite == "functional":
+        return importlib.import_module("gymnasium.envs.phys2d.cartpole").CartPoleFunctional()
+    return importlib.import_module(suite).make(name)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of octax, called by hand
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("suite", mostly_quick(suites.SUITES))
+def test_an_instance_of_a_suites_class_is_an_environment(suite):
+    need(suite)
+    env = purerl.envs.as_env(instance(suite))
+    named = purerl.make(f"{suite}/{TWO[suite][0]}")
+    assert env.spec.source is None
+    assert env.spec.observation_space == named.spec.observation_space
+    assert env.spec.action_space == named.spec.action_space
+    if suite != "functional":  # whose classes know no limit
+        assert env.spec.max_episode_steps == named.spec.max_episode_steps
+    key = jax.random.key(3)
+    assert equal(env.reset(key)[0], named.reset(key)[0])
+    purerl.TrainConfig(env=instance(suite), total_timesteps=64, num_envs=2, update_every=4)
+
+
+def test_wrappers_that_reset_are_refused():
+    need("brax/fast")
+    from brax import envs
+
+    with pytest.raises(ConfigError, match="AutoResetWrapper resets, or counts time by itself"):
+        purerl.TrainConfig(env=envs.create("fast"))
+    with pytest.raises(ConfigError, match="EpisodeWrapper resets, or counts time"):
+        purerl.TrainConfig(env=envs.create("fast", auto_reset=False))
+
+
+def test_a_wrapper_of_a_suite_is_trained_as_it_is():
+    need("brax/fast")
+    from brax import envs
+
+    class Doubled(envs.Wrapper):
+        def step(self, state, action):
+            state = self.env.step(state, action)
+            return state.replace(reward=2 * state.reward + 1)
+
+    plain = envs.get_environment("fast")
+    key, action = jax.random.key(0), jnp.zeros(1)
+    rewards = []
+    for env in map(purerl.envs.as_env, (plain, Doubled(plain))):
+        action = env.spec.action_space.example()
+        rewards.append(float(env.step(key, env.reset(key)[1], action)[1].reward))
+    assert rewards[1] == pytest.approx(2 * rewards[0] + 1)
+
+
+def test_worlds_without_a_goal_are_said():
+    need("xminigrid/XLand-MiniGrid-R1-9x9")
+    with pytest.warns(UserWarning, match="has no goal, and its rewards are 0"):
+        purerl.make("xminigrid/XLand-MiniGrid-R1-9x9")
+
+
+@pytest.mark.parametrize("name", ["navix/Navix-Empty-5x5-v0", "xminigrid/MiniGrid-Empty-5x5"])
+def test_a_goal_is_a_success(name):
+    """Ahead, ahead, to the right, ahead, ahead."""
+    need(name)
+    env = purerl.make(name)
+    ahead, right = (2, 1) if name.startswith("navix") else (0, 1)
+    step = jax.jit(env.step)
+    _, state = jax.jit(env.reset)(jax.random.key(0))
+    for turns in range(4):  # until the first direction fits
+        for action in [right] * turns + [ahead, ahead, right, ahead, ahead]:
+            state, timestep = step(jax.random.key(1), state, jnp.int32(action))
+            if timestep.terminated:
+                break
+        if timestep.terminated:
+            break
+        _, state = jax.jit(env.reset)(jax.random.key(0))
+    assert timestep.terminated
+    assert timestep.reward > 0
+    assert timestep.info["success"] == 1.0
+
+
+def test_what_a_networks_gets_of_codes_is_one_hot():
+    need("xminigrid/MiniGrid-Empty-5x5")
+    env = purerl.make("xminigrid/MiniGrid-Empty-5x5", direction=True)
+    space = env.spec.observation_space
+    assert space["img"].sizes == (13,) * 98
+    assert space["direction"].shape == (4,)
+    policy = make_policy(purerl.PPO(), env)
+    widths = [x.shape[0] for x in jax.tree.leaves(policy.state) if x.ndim == 2]
+    assert 98 * 13 + 4 in widths
+
+
+# --- all of them -------------------------------------------------------------------------------
+
+# What can't be made here, and why.
+NOT_MADE = {
+    "brax/swimmer": "needs a JAX that brax doesn't support",
+    "jumanji/Sokoban-v0": "wants to download levels",
+    "pgx/sparrow_mahjong": "has 3 players",
+}
+MENAGERIE = NAMES["playground"][25:]  # these clone a repository of robots
+ALL = [name for name in suites.names() if name.partition("/")[2] not in MENAGERIE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_every_environment_keeps_the_contract(name):
+    need(name)
+    if name in NOT_MADE:
+        with pytest.raises(ConfigError, match=NOT_MADE[name]):
+            purerl.make(name)
+        return
+    goalless = (
+        pytest.warns(UserWarning, match="no goal") if "XLand" in name else contextlib.nullcontext()
+    )
+    with goalless:
+        env = purerl.make(name)
+    purerl.check_env(env, num_steps=100)
