@@ -29,6 +29,7 @@ def test_the_tour_uses_every_name_and_every_argument():
     given = {keyword.arg for call in calls for keyword in call.keywords}
     arguments = set(inspect.signature(purerl.make_loop).parameters) - {"env", "agent", "buffer"}
     assert arguments - given <= {
+        "eval_env",
         "normalize_obs",
         "normalize_reward",
         "remember_action",

@@ -349,7 +349,7 @@ def native_octax(name):
     return reset, step
 
 
-def native_gymnasium(name):
+def native_functional(name):
     from gymnasium.envs.phys2d import cartpole, pendulum
 
     cls = {"C": cartpole.CartPoleFunctional, "P": pendulum.PendulumFunctional}[name[0]]

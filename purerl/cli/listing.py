@@ -74,7 +74,8 @@ def run_envs(args: argparse.Namespace, console: Console) -> int:
     console.print(table)
     console.print(
         "\nOne that isn't installed: pip install 'purerl[SUITE]'; all: 'purerl[suites]'.\n"
-        "purerl envs SUITE lists those of a suite, purerl envs ENV the parameters of one.",
+        "purerl envs SUITE lists those of a suite, purerl envs ENV the parameters of one.\n"
+        "gymnasium/ID is any environment of Gymnasium, simulated on the host.",
         soft_wrap=True,
     )
     return 0
