@@ -367,3 +367,37 @@ def test_parameters_may_be_mapped_over():
     jax.vmap(spec)(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), default))
     # Bounds of the default parameters; a limit that is traced isn't known.
     assert seen[0] == purerl.make("Pendulum-v1").spec._replace(max_episode_steps=None)
+
+
+def test_a_users_wrapper_may_inherit_from_gymnaxs_base_class():
+    """What it has from there alone, nobody has written to be called."""
+    from gymnax.environments.environment import Environment
+
+    class Doubled(Environment):
+        def __init__(self):
+            self.inner = CartPole()
+
+        default_params = property(lambda self: self.inner.default_params)
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def reset_env(self, key, params):
+            return self.inner.reset_env(key, params)
+
+        def step_env(self, key, state, action, params):
+            obs, state, reward, *rest = self.inner.step_env(key, state, action, params)
+            return obs, state, 2.0 * reward, *rest
+
+        def is_truncated(self, state, params):
+            return self.inner.is_truncated(state, params)
+
+        def observation_space(self, params):
+            return self.inner.observation_space(params)
+
+        def action_space(self, params=None):
+            return self.inner.action_space(params)
+
+    env = as_env(Doubled())
+    obs, state = env.reset(jax.random.key(0))
+    assert env.step(obs, state, 0)[1].reward == 2.0

@@ -251,7 +251,7 @@ def test_another_runs_simulators_are_not_stepped():
     keys = jax.random.split(jax.random.key(0), 2)
     _, state = many.reset(keys)
     many.reset(jax.random.split(jax.random.key(1), 2))
-    with pytest.raises(Exception, match="have been reset by another run"):
+    with pytest.raises(Exception, match="at another time than this state"):
         jax.block_until_ready(many.step(keys, state, jnp.zeros(2, jnp.int32)))
 
 
@@ -381,3 +381,62 @@ def test_ppo_learns_gymnasiums_cartpole():
 def test_sac_learns_gymnasiums_pendulum():
     returns = learned(purerl.SAC(), "gymnasium/Pendulum-v1", 12_000, num_envs=1)
     assert returns[-1] >= -250
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.DISABLED])
+def test_simulators_of_the_users_are_trained_in(mode):
+    config = purerl.TrainConfig(same_step(2, mode), Tiny(), 48, update_every=4)
+    assert config.make_loop().num_envs == 2
+    out = purerl.fit(config)
+    assert np.asarray(out.metrics.episode_length)[-1] == 3.0
+    env = as_env(same_step(2))
+    with pytest.raises(Exception, match="can't be played one by one"):
+        jax.block_until_ready(env.reset(jax.random.key(0)))
+
+
+def test_a_state_of_another_time_is_refused():
+    """Not mixed into episodes: those of two runs at once, or of a step that is taken twice."""
+    many = vector_env(purerl.gymnasium_env(Count), 2)
+    keys, action = jax.random.split(jax.random.key(0), 2), jnp.zeros(2, jnp.int32)
+    _, state = many.reset(keys)
+    after, _ = many.step(keys, state, action)
+    jax.block_until_ready(many.step(keys, after, action))
+    with pytest.raises(Exception, match="at another time than this state"):
+        jax.block_until_ready(many.step(keys, after, action))
+    _, state = many.reset(keys)  # with the same seeds
+    with pytest.raises(Exception, match="at another time than this state"):
+        jax.block_until_ready(many.step(keys, after, action))
+
+
+def test_metrics_are_in_the_info():
+    config = purerl.TrainConfig(
+        purerl.gymnasium_env(Count, metrics=("succes",)), Tiny(), 48, num_envs=2, update_every=4
+    )
+    with pytest.raises(Exception, match="has no 'succes' at an episode's end"):
+        purerl.fit(config)
+    with pytest.raises(purerl.ConfigError, match="metrics: got 'success', expected names"):
+        purerl.gymnasium_env(Count, metrics="success")
+
+
+def test_a_spec_of_the_users_stays_under_a_time_limit():
+    env = purerl.gymnasium_env(Count)
+    env = env._replace(spec=env.spec._replace(resets="fresh", legal=lambda obs: obs[..., :2] > 0))
+    limited = purerl.time_limit(env, 2)
+    assert limited.spec.legal is env.spec.legal
+    assert limited.spec.max_episode_steps == 2
+    assert vector_env(limited, 2).spec.legal is env.spec.legal
+
+
+def test_evaluations_in_gymnasiums_environment_of_the_same_kind():
+    """gymnax has float32's largest number where Gymnasium has infinity."""
+    loop = purerl.TrainConfig(
+        "CartPole-v1",
+        Tiny(),
+        64,
+        num_envs=2,
+        update_every=4,
+        eval_every=2,
+        eval_env="gymnasium/CartPole-v1",
+    ).make_loop()
+    assert host_of(loop.eval_env) is not None
+    assert host_of(loop.env) is None

@@ -143,6 +143,10 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
         use_cores_for_members()
     mapping = run.read_config()
     refuse_code(mapping, {"eval_env": args.eval_env}, folder / CONFIG)
+    there = mapping.get("eval_env")
+    if args.eval_env is not None and (there is None or env_name(there) != args.eval_env):
+        known = "none" if there is None else repr(env_name(there))
+        raise ConfigError(f"--eval-env: got {args.eval_env!r}, expected that of the run, {known}")
     if args.env is not None:
         mapping["env"] = named_env(mapping.get("env"), args.env)
     elif is_code(mapping.get("env")):

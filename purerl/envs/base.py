@@ -414,7 +414,7 @@ def vectorize(env: Env) -> Env:
     env = typed(env)
     host = host_of(env)
     if host is not None:
-        return host.vectorized()
+        return host.vectorized()._replace(spec=env.spec)
     return _Vectorized(env).as_env(env.spec)
 
 
@@ -524,7 +524,8 @@ def time_limit(env: Env, max_episode_steps: int) -> Env:
     env = typed(env)
     host = host_of(env)
     if host is not None:
-        return host.limited(max_episode_steps)
+        limit = (made := host.limited(max_episode_steps)).spec.max_episode_steps
+        return made._replace(spec=env.spec._replace(max_episode_steps=limit, source=None))
     limited = _TimeLimit(env, max_episode_steps)
     limit = env.spec.max_episode_steps
     limit = max_episode_steps if limit is None else min(limit, max_episode_steps)

@@ -1,5 +1,6 @@
 """`gymnasium_env`: Gymnasium's environments, simulated on the host."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from purerl.envs.base import Env
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def gymnasium_env(
-    env: "Given", num_envs: int | None = None, *, metrics: tuple[str, ...] = (), **kwargs: object
+    env: "Given", num_envs: int | None = None, *, metrics: Sequence[str] = (), **kwargs: object
 ) -> Env:
     """An environment of Gymnasium, simulated on the host: MuJoCo in C, or a user's.
 

@@ -136,8 +136,11 @@ def watched(env: GymnaxEnv, called: set[Watch]) -> tuple[GymnaxEnv, list[Watch]]
 
 
 def _overridden(kind: type, inner: GymnaxEnv) -> list[str]:
-    """Names of a wrapper's public methods of dynamics that the environment inside has, too."""
-    found = {name: x for cls in reversed(kind.__mro__) for name, x in vars(cls).items()}
+    """Names of a wrapper's public methods of dynamics that the environment inside has, too; those
+    that it has from gymnax's base class are nobody's."""
+    theirs = "gymnax.environments.environment"
+    classes = [cls for cls in reversed(kind.__mro__) if cls.__module__ != theirs]
+    found = {name: x for cls in classes for name, x in vars(cls).items()}
     return [
         name
         for name, x in found.items()

@@ -1,14 +1,14 @@
 """Environments of the host: Gymnasium's, simulated outside JAX, for the same loop as all others.
 
 N simulators take a step together, in one ordered callback from the compiled program. Their state is
-on the host, and a program has only the observations and a number that names their last common
-reset. Therefore they can't be mapped by `jax.vmap`, sharded over devices, or saved and restored.
+on the host, and a program has only the observations, and the time since their last common reset.
+Therefore they can't be mapped by `jax.vmap`, sharded over devices, or saved and restored.
 """
 
 import dataclasses
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
 
@@ -35,9 +35,11 @@ Given: TypeAlias = "str | Callable[..., Simulator] | Vector"
 
 
 def host_env(
-    env: Given, num_envs: int | None = None, *, metrics: tuple[str, ...] = (), **kwargs: object
+    env: Given, num_envs: int | None = None, *, metrics: Sequence[str] = (), **kwargs: object
 ) -> Env:
     """`purerl.gymnasium_env` without a source in the spec."""
+    if isinstance(metrics, str):
+        raise ConfigError(f"metrics: got {metrics!r}, expected names, such as ({metrics!r},)")
     made = _Maker(env, tuple(sorted(kwargs.items())), tuple(metrics))
     if num_envs is not None:
         num_envs = check_count("num_envs", num_envs)
@@ -170,7 +172,8 @@ class _Simulators:
     def __init__(self, maker: _Maker, spec: EnvSpec, num_envs: int) -> None:
         self.maker, self.spec, self.num_envs = maker, spec, num_envs
         self.envs: PyTree = None
-        self.session: int | None = None
+        # The first seed of the last reset, and the steps since.
+        self.time: tuple[int, int] | None = None
 
     def reset(self, seeds: np.ndarray) -> PyTree:
         """Resets all, with seeds `[N]`; returns observations `[N, ...]`."""
@@ -179,12 +182,17 @@ class _Simulators:
             if not is_vector(self.maker.env):
                 weakref.finalize(self, self.envs.close)
         given = np.asarray(seeds).tolist()
+        if len(given) != self.envs.num_envs:
+            raise RunError(
+                f"env: {self.spec.name} is a VectorEnv of {self.envs.num_envs} environments, which "
+                "can't be played one by one: expected the environment's id, or a function"
+            )
         obs, _ = self.envs.reset(seed=given)
-        self.session = given[0]
+        self.time = given[0], 0
         return self._copied(obs)
 
     def step(
-        self, session: np.ndarray, action: np.ndarray
+        self, time: np.ndarray, action: np.ndarray
     ) -> tuple[PyTree, PyTree, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """A step of all, and a reset of those that end.
 
@@ -192,11 +200,13 @@ class _Simulators:
             True successors, observations to act on next, rewards, `terminated`, `truncated`, and
             metrics with "nonfinite", each `[N, ...]`.
         """
-        if int(session) != self.session:
+        if self.time is None or tuple(np.asarray(time).tolist()) != self.time:
             raise RunError(
-                f"env: the simulators of {self.spec.name} have been reset by another run, or this "
-                "state is of another process: reset them first"
+                f"env: the simulators of {self.spec.name} are at another time than this state: "
+                "another run has reset or stepped them, or it is of another process: reset them "
+                "first, and give each run an environment of its own"
             )
+        self.time = self.time[0], (self.time[1] + 1) % 2**32
         obs, reward, terminated, truncated, info = self.envs.step(np.asarray(action))
         terminated, truncated = (np.array(x, bool) for x in (terminated, truncated))
         reward = np.array(reward, np.float32)
@@ -208,8 +218,7 @@ class _Simulators:
             if x.dtype.kind == "f":
                 broken |= ~np.isfinite(x).all(axis=tuple(range(1, x.ndim)))
         infos = info.get("final_info", {}) if same_step else info
-        zeros = np.zeros(self.num_envs, np.float32)
-        seen = {n: np.array(infos.get(n, zeros), np.float32) for n in self.spec.metrics}
+        seen = {name: self._metric(name, infos, ended) for name in self.spec.metrics}
         if same_step:
             if np.any(broken & ~ended):
                 raise RunError(
@@ -221,6 +230,20 @@ class _Simulators:
         truncated = (truncated | broken) & ~terminated
         after = self._copied(obs)
         return last, after, reward, terminated, truncated, {**seen, "nonfinite": broken}
+
+    def _metric(self, name: str, infos: Mapping[str, PyTree], ended: np.ndarray) -> np.ndarray:
+        """A metric's values `[N]`, which those that ended have to have."""
+        there = np.asarray(infos.get(f"_{name}", np.zeros(self.num_envs, bool)), bool)
+        if np.any(ended & ~there):
+            known = sorted(n for n in infos if not n.startswith("_"))
+            raise RunError(
+                f"env: the info of {self.spec.name} has no {name!r} at an episode's end, which "
+                f"metrics names; {suggest(name, known) if known else 'it is empty'}"
+            )
+        values = np.zeros(self.num_envs, np.float32)
+        if name in infos:
+            values[there] = np.asarray(infos[name])[there]
+        return values
 
     def _copied(self, obs: PyTree) -> PyTree:
         """A copy in the spec's dtypes and structure, since simulators overwrite their arrays."""
@@ -303,7 +326,8 @@ class HostDynamics(Dynamics):
         """N simulators for a purpose. Raises ConfigError for a `VectorEnv` of another number, or
         one that is for learning already."""
         given = is_vector(self.maker.env)
-        if given and (purpose != "learn" or num_envs != self.num_envs):
+        # Alone it is only traced: its simulators refuse at a reset.
+        if given and (purpose == "play" or (purpose == "learn" and num_envs != self.num_envs)):
             raise ConfigError(
                 f"env: the simulators of {self.spec.name} are given as a VectorEnv, of which there "
                 f"is one, of {self.num_envs}, to learn in; to play {num_envs} episodes, expected "
@@ -347,7 +371,7 @@ class _Many(Dynamics):
         seeds = _unmapped(self.one.spec.name, seeds)
         simulators = self.one.simulators(len(seeds), self.purpose)
         obs = io_callback(simulators.reset, self._obs(len(seeds)), seeds, ordered=True)
-        return obs, AutoResetState(seeds[0], obs)
+        return obs, AutoResetState(jnp.stack([seeds[0], jnp.zeros_like(seeds[0])]), obs)
 
     def step(
         self, key: jax.Array, state: AutoResetState, action: jax.Array
@@ -360,7 +384,7 @@ class _Many(Dynamics):
         like = obs, obs, each[np.float32], *ends, {**info, "nonfinite": each[np.bool_]}
         simulators = self.one.simulators(num_envs, self.purpose)
         last, after, *rest = io_callback(simulators.step, like, *given, ordered=True)
-        return AutoResetState(given[0], after), TimeStep(last, *rest)
+        return AutoResetState(given[0].at[1].add(1), after), TimeStep(last, *rest)
 
     def _obs(self, num_envs: int) -> PyTree:
         return map_spaces(

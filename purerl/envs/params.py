@@ -341,13 +341,14 @@ class Randomized(Adapter):
 
 
 def _takes_progress(sample: Callable[..., object]) -> bool:
-    """Whether a function has a second argument without a default."""
+    """Whether a function has a second argument, without a default or named `progress`."""
     try:
         parameters = list(inspect.signature(sample).parameters.values())
     except (TypeError, ValueError):  # a function without a signature
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(x.kind in positional and x.default is x.empty for x in parameters) == 2
+    given = [x for x in parameters if x.kind in positional]
+    return len(given) > 1 and (given[1].default is given[1].empty or given[1].name == "progress")
 
 
 def randomized(env: Env, sample: Sample) -> Env:

@@ -65,6 +65,10 @@ class Space:
         num_outputs]`; for a `Box` see there."""
         return x if self.sizes is None else self.encode(x)
 
+    def widened(self) -> "Space":
+        """The space with infinity for bounds of float32's largest number, as gymnax has them."""
+        return self
+
     def clip(self, x: jax.Array) -> jax.Array:
         """Elements `[..., *shape]` clipped to the bounds, in the space's dtype; choices as is."""
         return x
@@ -228,8 +232,7 @@ class Box(Space):
       position), and become one-hot: `[H, W, C]` to `[H, W, K]`, K the sum of the channels' numbers
       of values, and a board `[H, W]` to `[H, W, K]`. So give bounds that are as tight as they are:
       codes from 0 to 10 with bounds of 0 and 255 are taken for pixels.
-    - uint8 with bounds of 0 and 255 are pixels, divided by 255 in images. All other numbers are
-      quantities, and unchanged.
+    - Images of uint8 are pixels, divided by 255. All other numbers are quantities, and unchanged.
     - Images are `[H, W, C]`, or `[C, H, W]` if both H and W are at least 4 C; these are moved to
       `[H, W, C]`.
     """
@@ -268,6 +271,15 @@ class Box(Space):
         """Whether every bound is finite (gymnax has float32's largest number for infinity)."""
         huge = np.finfo(np.float32).max
         return bool(np.all(np.abs(self.low) < huge) and np.all(np.abs(self.high) < huge))
+
+    def widened(self) -> "Box":
+        if not np.issubdtype(self.dtype, np.floating):
+            return self
+        huge = np.finfo(np.float32).max
+        low, high = (
+            np.where(abs(x) < huge, x, np.copysign(np.inf, x)) for x in (self.low, self.high)
+        )
+        return Box(low, high, self.shape, self.dtype)
 
     @property
     def center(self) -> np.ndarray:

@@ -122,7 +122,7 @@ def vector_env(env: Env, num_envs: int, resets: str | None = None) -> VectorEnv:
                 "host, which resets nothing but what has ended"
             )
         many = host.vectorized(num_envs)
-        return VectorEnv(many.reset, many.step, many.spec, num_envs)
+        return VectorEnv(many.reset, many.step, env.spec, num_envs)
     made: Env = vectorize(auto_reset(env))
     if kind != "fresh":
         cls = _Optimistic if kind == "optimistic" else _Spare

@@ -46,8 +46,9 @@ class Program:
         self.loop = config.make_loop()
         members = keys.size if keys.ndim else None
         if self.loop.on_host and (members or 1) > 1:
+            on_host = self.loop.env if host_of(self.loop.env) else self.loop.eval_env
             raise ConfigError(
-                f"seeds: got {members}, expected one: {self.loop.env.spec.name} is simulated on "
+                f"seeds: got {members}, expected one: {on_host.spec.name} is simulated on "
                 "the host, where purerl.sweep trains one after the other"
             )
         self.layout = Layout.of(members, self.loop.devices.count, mapped=not self.loop.on_host)
@@ -91,7 +92,7 @@ class Program:
             f"the simulators of {self.loop.env.spec.name} are on the host, and not in a "
             "checkpoint: they begin new episodes, and the rest isn't what it would have been "
             "uninterrupted",
-            stacklevel=5,
+            stacklevel=6,
         )
         call = self.layout.over(self.loop.begin_again, (0,))
         return [jit(call)(part) for part in state]

@@ -419,7 +419,9 @@ class Loop:
     @property
     def cut_limit(self) -> int | None:
         """The least number of steps between two cuts of an environment's path, except after NaN;
-        None if it is unknown."""
+        None if it is unknown, as of simulators on the host, which may cut for reasons of theirs."""
+        if host_of(self.env) is not None:
+            return None
         limit = self.vector_env().spec.max_episode_steps
         # A replay of episodic rollouts is cut after each of them too, any number of steps after the
         # last time limit, unless that is the rollout's length.

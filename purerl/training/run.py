@@ -15,7 +15,7 @@ from purerl.envs.base import Env, EnvSpec, action_repeat, host_of, refuse_host, 
 from purerl.envs.last_action import remember_action
 from purerl.envs.params import env_params
 from purerl.envs.registry import as_env, source_of, with_params
-from purerl.envs.spaces import Space
+from purerl.envs.spaces import Space, map_spaces
 from purerl.envs.vector import vector_env
 from purerl.experience.buffer import Buffer
 from purerl.experience.metrics import Metrics
@@ -123,6 +123,8 @@ def _eval_env(env: Env, options: Options) -> Env:
     made = _limited(as_env(options.eval_env), options)
     for name in ("observation_space", "action_space", "metrics"):
         here, there = getattr(made.spec, name), getattr(env.spec, name)
+        if name == "observation_space":
+            here, there = (map_spaces(lambda x: x.widened(), space) for space in (here, there))
         if here != there:
             raise ConfigError(
                 f"eval_env: {made.spec.name} has the {name} {shown(here)}, expected that of "

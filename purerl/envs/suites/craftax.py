@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from purerl.accelerator.compiling import jit
 from purerl.envs.base import Env, EnvSpec
 from purerl.envs.params import is_float
 from purerl.envs.spaces import Box, Discrete
@@ -125,6 +126,4 @@ def _draw(prefix: str, state: PyTree) -> np.ndarray:
 
 @functools.cache
 def _renderer(prefix: str) -> Foreign:
-    return jax.jit(
-        importlib.import_module(f"{prefix}.renderer").make_craftax_pixel_renderer(PIXELS)
-    )
+    return jit(importlib.import_module(f"{prefix}.renderer").make_craftax_pixel_renderer(PIXELS))

@@ -7,6 +7,7 @@ import importlib
 import jax
 import numpy as np
 
+from purerl.accelerator.compiling import jit
 from purerl.envs.base import Env, EnvSpec
 from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space
 from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, Outcome, SuiteDynamics, build
@@ -95,4 +96,4 @@ def _draw(timestep: PyTree) -> np.ndarray:
 
 @functools.cache
 def _renderer() -> Foreign:
-    return jax.jit(importlib.import_module("navix").observations.rgb)
+    return jit(importlib.import_module("navix").observations.rgb)
