@@ -125,6 +125,16 @@ def stopped(compile_once, tmp_path_factory):
     return interrupted(tmp_path_factory.mktemp("stopped"), small("PPO"))
 
 
+def test_strategies_for_first_states_are_compared_by_what_they_are(tmp_path):
+    """None is the environment's: a run that names it is the same."""
+    config = small().replace(resets="fresh")
+    with pytest.raises(purerl.Interrupted):
+        purerl.fit(config, tmp_path, callback=stop_at(5), report_every=0.0)
+    with pytest.raises(purerl.ConfigError, match=r"config.resets is 'fresh' there, got 'spare"):
+        purerl.fit(config.replace(resets="spare(2)"), tmp_path)
+    assert_equal(purerl.fit(config.replace(resets=None), tmp_path), purerl.fit(config))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -59,10 +59,10 @@ def fit(
 ) -> TrainOutput:
     """Trains like `make_train`, jitted with `compiler_options()`, in chunks, with reports.
 
-    One agent's results are those of `make_train`, bit for bit. Several are laid over the cores of a
-    CPU, or over the devices of the process, in parts of equal size: a member's results don't depend
-    on the layout, to rounding, and bit for bit with as many members in a part. A program without
-    functions or classes of the user isn't compiled again in the same process.
+    One agent's results are those of `make_train`, jitted so, bit for bit. Several are laid over the
+    cores of a CPU, or over the devices of the process, in parts of equal size: a member's results
+    don't depend on the layout, to rounding, and bit for bit with as many members in a part. A
+    program without functions or classes of the user isn't compiled again in the same process.
 
     Args:
         config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.

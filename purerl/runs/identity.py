@@ -49,6 +49,9 @@ def claim(folder: RunFolder, run: dict[str, Plain], loop: Loop, resume: bool | N
     config = {**found["config"], "total_timesteps": new} if old and new else found["config"]
     # By default `log_every` follows from the length of the run.
     config = config | {"log_every": run["config"]["log_every"]}
+    # What a run leaves open is the environment's strategy, whether it is named or not.
+    if (config.get("resets") or loop.env.spec.resets) == loop.resets:
+        config = config | {"resets": run["config"]["resets"]}
     parts = {name: found.get(name) for name in run} | {"config": config}
     parts["log_every"] = run["log_every"]
     differing = next(differences(parts, run), None)
