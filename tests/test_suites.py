@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import math
+import pickle
 import re
 import subprocess
 import sys
@@ -623,6 +624,32 @@ def test_an_instance_of_a_suites_class_is_an_environment(suite):
     key = jax.random.key(3)
     assert equal(env.reset(key)[0], named.reset(key)[0])
     purerl.TrainConfig(env=instance(suite), total_timesteps=64, num_envs=2, update_every=4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of octax, called by hand
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("suite", "attribute"), [("octax", "max_num_steps_per_episodes"), ("jumanji", "time_limit")]
+)
+def test_adapting_leaves_an_instance_as_it_was(suite, attribute):
+    need(suite)
+    env = instance(suite)
+    before = getattr(env, attribute)
+    for _ in range(2):
+        assert purerl.envs.as_env(env).spec.max_episode_steps == before
+        assert getattr(env, attribute) == before
+
+
+def test_a_wrapper_around_a_limited_environment_is_copied_with_it():
+    need("jumanji/Snake-v1")
+    jumanji = importlib.import_module("jumanji")
+    wrapper = importlib.import_module("jumanji.wrappers").Wrapper
+    inner = jumanji.make("SearchAndRescue-v0")
+    outer = wrapper(wrapper(inner))
+    for _ in range(2):
+        env = purerl.envs.as_env(outer)
+        assert env.spec.max_episode_steps == inner.time_limit == outer.unwrapped.time_limit == 400
+    pickle.loads(pickle.dumps(env))
 
 
 def test_wrappers_that_reset_are_refused():
