@@ -23,6 +23,10 @@ from purerl.envs.registry import plain_env
 from purerl.envs.suites.names import NAMES
 from purerl.records.errors import ConfigError
 
+pytestmark = pytest.mark.filterwarnings(  # of its environments that are made by hand
+    "ignore:Brax System, piplines and environments are not:UserWarning"
+)
+
 # --- without any suite -------------------------------------------------------------------------
 
 
@@ -217,6 +221,7 @@ def need(name):
     suite = name.partition("/")[0]
     if not suites.installed(suite):
         pytest.skip(f"{suite} isn't installed")
+    suites.adapter(suite)  # imports it; what it warns of then is ignored
 
 
 def native(full_name):
@@ -716,6 +721,72 @@ def test_what_a_networks_gets_of_codes_is_one_hot():
     policy = make_policy(purerl.PPO(), env)
     widths = [x.shape[0] for x in jax.tree.leaves(policy.state) if x.ndim == 2]
     assert 98 * 13 + 4 in widths
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("CliffWalking-v0", 48), ("Blackjack-v0", None), ("Pendulum-v0", 3)]
+)
+def test_codes_of_functional_environments_are_one_hot(name, width):
+    need(f"functional/{name}")
+    env = purerl.make(f"functional/{name}")
+    space = env.spec.observation_space
+    assert isinstance(space, purerl.Box)
+    obs, _ = env.reset(jax.random.key(0))
+    assert space.contains(obs)
+    if width is not None:
+        assert space.features(obs[None]).shape[-1] == width
+
+
+def test_a_functional_environments_pixels_are_no_choices():
+    need("functional/Pendulum-v0")
+    spaces = importlib.import_module("gymnasium.spaces")
+    base = importlib.import_module("gymnasium.envs.phys2d.pendulum").PendulumFunctional
+
+    class Pixels(base):
+        observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+        def observation(self, state, rng, params):
+            return jnp.full((8, 8, 3), 128, jnp.uint8)
+
+    space = purerl.envs.as_env(Pixels()).spec.observation_space
+    assert space == purerl.Box(0, 255, (8, 8, 3), np.uint8)
+    assert space.codes is None
+
+
+def test_pixels_of_xminigrid_are_no_choices():
+    need("xminigrid/MiniGrid-Empty-5x5")
+    suite = importlib.import_module("xminigrid")
+    wrapper = importlib.import_module("xminigrid.wrappers").Wrapper
+
+    class Pixels(wrapper):
+        def _seen(self, timestep):
+            image = jnp.repeat(timestep.observation[..., :1] * 20, 3, axis=-1)
+            return timestep.replace(observation=image.astype(jnp.uint8))
+
+        def reset(self, params, key):
+            return self._seen(self._env.reset(params, key))
+
+        def step(self, params, timestep, action):
+            return self._seen(self._env.step(params, timestep, action))
+
+    env, params = suite.make("MiniGrid-Empty-5x5")
+    space = purerl.envs.as_env((Pixels(env), params)).spec.observation_space
+    assert space == purerl.Box(0, 255, (7, 7, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", ["brax/fast", "playground/CartpoleBalance"])
+def test_a_suite_may_be_imported_where_deprecations_are_errors(name):
+    need(name)
+    code = f"""
+import warnings
+import purerl
+warnings.filterwarnings("error", category=DeprecationWarning)
+warnings.filterwarnings("error", category=UserWarning, message="Brax System")
+purerl.make("{name}")
+"""
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
 
 
 # --- all of them -------------------------------------------------------------------------------

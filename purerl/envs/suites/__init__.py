@@ -101,13 +101,20 @@ def adapter(suite: str) -> Foreign:
         raise ConfigError(f"env: {suite} isn't installed: {pip_line(suite)}")
     module = importlib.import_module(f"{__name__}.{suite}")
     try:
-        module.known()
+        _known(module)
     except Exception as error:  # from another package's import
         raise ConfigError(
             f"env: {suite} can't be imported: {raised(error)}; perhaps another version can: "
             f"{pip_line(suite)}"
         ) from error
     return module
+
+
+def _known(module: Foreign) -> list[str]:
+    """The names that a suite's installed version has, after its import."""
+    with theirs():
+        found: list[str] = module.known()
+    return found
 
 
 def maker(full_name: str) -> Maker:
@@ -118,7 +125,7 @@ def maker(full_name: str) -> Maker:
     """
     suite, _, name = full_name.partition("/")
     if suite in SUITES and name not in NAMES[suite]:
-        gained = adapter(suite).known() if installed(suite) else []
+        gained = _known(adapter(suite)) if installed(suite) else []
         if name not in gained:
             known = [*names(suite), *(f"{suite}/{x}" for x in gained if x not in NAMES[suite])]
             raise ConfigError(f"env: no environment {full_name!r}; {suggest(full_name, known)}")

@@ -114,6 +114,7 @@ def theirs() -> Iterator[None]:
     with usual_promotion(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
         yield
 
 

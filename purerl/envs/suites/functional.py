@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purerl.envs.base import Env, EnvSpec
-from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space, convert_spaces
+from purerl.envs.spaces import Box, Discrete, Space, convert_spaces
 from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, Outcome, SuiteDynamics, build
 from purerl.records.types import PyTree
 
@@ -58,15 +58,9 @@ def _env(env: Foreign, params: PyTree, name: str, limit: object) -> Env:
     obs = jax.eval_shape(dynamics.reset, jax.eval_shape(lambda: jax.random.key(0)))[0]
     space = spec.observation_space
     if isinstance(space, Box):  # whose dtype and shape aren't always those of observations
-        spec = spec._replace(observation_space=_observations(space, obs))
+        space = Box(space.low, space.high, obs.shape, obs.dtype)
+        spec = spec._replace(observation_space=space)
     return build(dynamics, spec, limit)
-
-
-def _observations(space: Box, obs: jax.ShapeDtypeStruct) -> Space:
-    """Codes as choices, so that networks get them one-hot."""
-    if np.issubdtype(space.dtype, np.integer) and space.bounded and np.all(space.low >= 0):
-        return MultiDiscrete(np.broadcast_to(space.high.astype(int) + 1, obs.shape))
-    return Box(space.low, space.high, obs.shape, obs.dtype)
 
 
 def _actions(space: Foreign) -> Space:

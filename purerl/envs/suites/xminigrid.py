@@ -92,8 +92,9 @@ def _env(env: Foreign, params: PyTree, name: str) -> Env:
     obs = jax.eval_shape(lambda key: env.reset(params, key).observation, key)
 
     def space(x: jax.ShapeDtypeStruct) -> Space:
-        """Codes of tiles and colours as choices, so that networks get them one-hot."""
-        coded = x.dtype == np.uint8 and len(x.shape) == 3
+        """Pairs of codes, of a tile and a colour, as choices, so that networks get them one-hot;
+        pixels as bytes."""
+        coded = x.dtype == np.uint8 and len(x.shape) == 3 and x.shape[-1] == 2
         return MultiDiscrete(np.full(x.shape, codes)) if coded else box_of(x)
 
     actions = Discrete(int(env.num_actions(params)))
