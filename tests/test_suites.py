@@ -22,6 +22,7 @@ from purerl.envs.gymnax import construct
 from purerl.envs.registry import plain_env
 from purerl.envs.suites.names import NAMES
 from purerl.records.errors import ConfigError
+from purerl.training.describe import describe
 
 pytestmark = pytest.mark.filterwarnings(  # of its environments that are made by hand
     "ignore:Brax System, piplines and environments are not:UserWarning"
@@ -655,6 +656,48 @@ def test_a_wrapper_around_a_limited_environment_is_copied_with_it():
         env = purerl.envs.as_env(outer)
         assert env.spec.max_episode_steps == inner.time_limit == outer.unwrapped.time_limit == 400
     pickle.loads(pickle.dumps(env))
+
+
+def identities_of(suite):
+    """Descriptions of two equal instances of a class, and of another one."""
+    if suite == "brax":
+        envs = importlib.import_module("brax.envs")
+        made = [envs.get_environment("inverted_pendulum") for _ in range(3)]
+        made[2].sys = made[2].sys.tree_replace({"opt.gravity": made[2].sys.opt.gravity * 0.1})
+    elif suite == "craftax":
+        module = importlib.import_module("craftax.craftax_env")
+        name = "Craftax-Classic-Symbolic-v1"
+        env = module.make_craftax_env_from_name(name, auto_reset=False)
+        usual = env.default_params
+        made = [(env, usual), (env, usual.replace()), (env, usual.replace(always_diamond=False))]
+    elif suite == "pgx":
+        game = importlib.import_module("pgx").make("tic_tac_toe")
+        usual = purerl.make("pgx/tic_tac_toe")
+        made = [(game, make_policy(purerl.PPO(), usual, scale=x)) for x in (1.0, 1.0, 2.0)]
+    elif suite == "jumanji":
+        wrapper = importlib.import_module("jumanji.wrappers").Wrapper
+        make = importlib.import_module("jumanji").make
+        made = [wrapper(make("Snake-v1", num_rows=n, num_cols=12)) for n in (12, 12, 11)]
+    elif suite == "xminigrid":
+        env, params = importlib.import_module("xminigrid").make("MiniGrid-Empty-5x5")
+        made = [(env, params), (env, params), (env, params.replace(view_size=5))]
+    elif suite == "playground":
+        registry = importlib.import_module("mujoco_playground").registry
+        given = {"impl": "jax"}
+        made = [
+            registry.load("CartpoleBalance", config_overrides=given | {"action_repeat": n})
+            for n in (1, 1, 2)
+        ]
+    return [describe(purerl.envs.as_env(x)) for x in made]
+
+
+@pytest.mark.parametrize("suite", ["brax", "craftax", "pgx", "jumanji", "xminigrid", "playground"])
+def test_a_runs_identity_tells_instances_apart(suite):
+    need(suite)
+    first, same_again, other = identities_of(suite)
+    assert first == same_again
+    assert first["dynamics"] != other["dynamics"]
+    assert " at 0x" not in str(first)
 
 
 def test_wrappers_that_reset_are_refused():

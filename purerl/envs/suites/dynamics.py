@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -21,6 +23,8 @@ from purerl.records.types import PyTree
 Foreign: TypeAlias = Any  # an object of a suite, whose classes are not imported here
 LIMIT = "max_episode_steps"  # the parameter that every environment of a suite has
 NEVER = 2**30  # steps: the limit of a suite that is lifted
+OUTPUTS = ("space", "dtypes")  # fields of dynamics that follow from the others
+PLAIN = (bool, int, float, str, np.ndarray, np.generic, jax.Array)
 MASK = "action_mask"  # the key of the mask of legal actions in a dict observation
 
 
@@ -92,10 +96,12 @@ class SuiteDynamics(Dynamics):
         return cast(obs, None if self.space is None else map_spaces(lambda s: s.dtype, self.space))
 
     def identity(self) -> dict[str, object]:
-        plain = (bool, int, float, str)
-        attributes = getattr(self.env, "__dict__", {})
-        found = {n: x for n, x in attributes.items() if isinstance(x, plain)}
-        return {"suite": type(self.env), "attributes": found, "params": self.params()}
+        fields = [f.name for f in dataclasses.fields(self) if f.name not in OUTPUTS]
+        return {
+            "suite": type(self.env),
+            "attributes": attributes(self.env),
+            **{name: getattr(self, name) for name in fields if name != "env"},
+        }
 
     def leak_free(self) -> bool:
         return False  # jaxopt, in brax, keeps tracers in a cache
@@ -105,6 +111,27 @@ class SuiteDynamics(Dynamics):
 
     def replace_params(self, values: Mapping[str, object]) -> "SuiteDynamics":
         return dataclasses.replace(self, given=dataclasses.replace(self.given, **values))
+
+
+def attributes(env: Foreign, depth: int = 3) -> dict[str, object]:
+    """The attributes that tell environments of a class apart, by name: numbers, text, arrays,
+    dataclasses, functions, and the same of objects of the suite among them, such as the environment
+    inside a wrapper; no viewers and no caches, which change as the environment is used."""
+    suite = type(env).__module__.partition(".")[0]
+    found: dict[str, object] = {}
+    for name, x in getattr(env, "__dict__", {}).items():
+        cached = isinstance(getattr(type(env), name, None), functools.cached_property)
+        if cached or "viewer" in name or isinstance(x, types.ModuleType):
+            continue
+        if x is None or isinstance(x, PLAIN) or hasattr(x, "__qualname__"):
+            found[name] = x
+        elif dataclasses.is_dataclass(x) or isinstance(x, (tuple, list, functools.partial)):
+            found[name] = x
+        elif hasattr(x, "items"):  # a dict, or a config that is none
+            found[name] = dict(x.items())
+        elif depth and type(x).__module__.partition(".")[0] == suite:
+            found[name] = {"class": type(x), **attributes(x, depth - 1)}
+    return found
 
 
 @contextlib.contextmanager

@@ -65,12 +65,22 @@ def _env(env: Foreign, name: str, limit: object, opponent: object) -> Env:
     return build(dynamics, spec, limit)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plays:
+    """A policy as an opponent."""
+
+    policy: Foreign  # of observations [B, ...]
+
+    def __call__(self, key: jax.Array, obs: PyTree) -> jax.Array:
+        action: jax.Array = self.policy.act(jax.tree.map(lambda x: x[None], obs), key)[0]
+        return action
+
+
 def _opponent(given: object) -> Opponent | None:
     if given is None:
         return None
-    act: Foreign = getattr(given, "act", None)
-    if act is not None:  # a policy, of observations [B, ...]
-        return lambda key, obs: act(jax.tree.map(lambda x: x[None], obs), key)[0]
+    if hasattr(given, "act"):
+        return _Plays(given)
     if not callable(given):
         raise ConfigError(
             f"env.opponent: got {shown(given)}, expected a Policy, a function of a key and an "

@@ -134,6 +134,3 @@ class XMiniGridDynamics(SuiteDynamics):
         info = {"success": (last & ~goes_on).astype(np.float32)}
         ends = last & ~goes_on, last & goes_on
         return Outcome(timestep.observation, timestep, timestep.reward, *ends, info)
-
-    def identity(self) -> dict[str, object]:
-        return super().identity() | {"params": self.fixed}
