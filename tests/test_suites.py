@@ -23,6 +23,7 @@ from purerl.envs.registry import plain_env
 from purerl.envs.suites.names import NAMES
 from purerl.records.errors import ConfigError
 from purerl.training.describe import describe
+from purerl.training.run import limit_env
 
 pytestmark = pytest.mark.filterwarnings(  # of its environments that are made by hand
     "ignore:Brax System, piplines and environments are not:UserWarning"
@@ -491,6 +492,66 @@ def test_a_time_limit_may_be_longer_than_the_suites():
     assert config.make_loop().env.spec.max_episode_steps == 7
 
 
+def test_a_longer_limit_keeps_what_a_user_replaced_in_the_spec():
+    need("functional/CartPole-v1")
+    env = purerl.make("functional/CartPole-v1")
+
+    def draw(state):
+        return None
+
+    def legal(obs):
+        return jnp.ones(2, bool)
+
+    changed = env._replace(spec=env.spec._replace(resets="spare(4)", draw=draw, legal=legal))
+    spec = limit_env(changed, 700, 1).spec
+    assert (spec.max_episode_steps, spec.resets, spec.draw, spec.legal) == (
+        700, "spare(4)", draw, legal,
+    )  # fmt: skip
+
+
+def test_a_longer_limit_of_a_wrapped_environment_is_refused():
+    need("functional/CartPole-v1")
+    env = purerl.time_limit(purerl.make("functional/CartPole-v1"), 300)
+    assert "max_episode_steps" in purerl.env_params(env)
+    with pytest.raises(ConfigError, match="got 700, expected at most 300"):
+        limit_env(env, 700, 1)
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_time_limit_is_at_least_one(name, limit):
+    need(name)
+    with pytest.raises(ConfigError, match=rf"env\.max_episode_steps: got {limit}, expected"):
+        purerl.make(name, max_episode_steps=limit)
+
+
+def test_a_limit_in_frames_is_divided_by_the_action_repeat():
+    need("playground/PendulumSwingup")
+    env = purerl.make("playground/PendulumSwingup", action_repeat=4)
+    assert env.spec.max_episode_steps == 250
+    env = purerl.make("playground/PendulumSwingup", action_repeat=4, max_episode_steps=9)
+    assert env.spec.max_episode_steps == 9
+
+
+@pytest.mark.parametrize(("backend", "engine"), [("cpu", "jax"), ("tpu", "jax"), ("gpu", "warp")])
+def test_the_engine_is_jax_without_a_gpu_unless_it_is_given(backend, engine, monkeypatch):
+    need("playground/PendulumSwingup")
+    registry = importlib.import_module("mujoco_playground._src.registry")
+    load, given = registry.load, []
+
+    def spy(name, config, overrides):
+        given.append(overrides["impl"])
+        return load(name, config, {**overrides, "impl": "jax"})
+
+    monkeypatch.setattr(registry, "load", spy)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert purerl.make("playground/PendulumSwingup").spec.source.params == ()
+    for impl in ("jax", "warp"):
+        source = purerl.make("playground/PendulumSwingup", impl=impl).spec.source
+        assert source.params == (("impl", impl),)
+    assert given == [engine, "jax", "warp"]
+
+
 def test_floats_of_a_suites_params_are_hyperparameters():
     need("functional/Pendulum-v0")
     env = purerl.make("functional/Pendulum-v0")
@@ -625,7 +686,7 @@ def test_an_instance_of_a_suites_class_is_an_environment(suite):
     assert env.spec.source is None
     assert env.spec.observation_space == named.spec.observation_space
     assert env.spec.action_space == named.spec.action_space
-    if suite != "functional":  # whose classes know no limit
+    if suite not in ("functional", "brax"):  # whose classes know no limit
         assert env.spec.max_episode_steps == named.spec.max_episode_steps
     key = jax.random.key(3)
     assert equal(env.reset(key)[0], named.reset(key)[0])
@@ -708,6 +769,12 @@ def test_wrappers_that_reset_are_refused():
         purerl.TrainConfig(env=envs.create("fast"))
     with pytest.raises(ConfigError, match="EpisodeWrapper resets, or counts time"):
         purerl.TrainConfig(env=envs.create("fast", auto_reset=False))
+    options = {"num_envs": 2, "update_every": 4, "total_timesteps": 64}
+    for limit in (10, 2000):  # as the message has it
+        config = purerl.TrainConfig(
+            env=envs.get_environment("fast"), max_episode_steps=limit, **options
+        )
+        assert config.make_loop().env.spec.max_episode_steps == limit
 
 
 def test_a_wrapper_of_a_suite_is_trained_as_it_is():

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from purerl.envs.base import Env
-from purerl.envs.suites.dynamics import Foreign, Maker, theirs
+from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, theirs
 from purerl.envs.suites.names import NAMES
 from purerl.records.errors import ConfigError, raised, sentence, suggest
+from purerl.records.fields import check_count
 
 
 class Suite(NamedTuple):
@@ -136,6 +137,8 @@ def maker(full_name: str) -> Maker:
 
 
 def _call(function: Callable[..., Env], **params: object) -> Env:
+    if params.get(LIMIT) is not None:
+        params[LIMIT] = check_count(f"env.{LIMIT}", params[LIMIT])
     with theirs():
         return function(**params)
 

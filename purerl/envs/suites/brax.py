@@ -55,11 +55,16 @@ def maker(name: str) -> Maker:
 
 
 def adapt(env: Foreign) -> Env | None:
-    """An `Env` of an instance of `brax.envs.Env`; None for another object."""
+    """An `Env` of an instance of `brax.envs.Env`, which has no time limit: that is the run's; None
+    for another object."""
     if not isinstance(env, importlib.import_module("brax.envs").Env):
         return None
-    refuse_wrapper(env, RESETTING, "give the environment inside it, with max_episode_steps")
-    return _env(env, type(env).__name__, EPISODE_LENGTH)
+    refuse_wrapper(
+        env,
+        RESETTING,
+        "give the environment inside it, and its time limit as the run's max_episode_steps",
+    )
+    return _env(env, type(env).__name__, None)
 
 
 def _env(env: Foreign, name: str, limit: object) -> Env:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import os
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +25,8 @@ Foreign: TypeAlias = Any  # an object of a suite, whose classes are not imported
 LIMIT = "max_episode_steps"  # the parameter that every environment of a suite has
 NEVER = 2**30  # steps: the limit of a suite that is lifted
 OUTPUTS = ("space", "dtypes")  # fields of dynamics that follow from the others
-PLAIN = (bool, int, float, str, np.ndarray, np.generic, jax.Array)
+# Types of attributes that are described as they are.
+PLAIN = (bool, int, float, str, tuple, list, np.ndarray, np.generic, jax.Array, functools.partial)
 MASK = "action_mask"  # the key of the mask of legal actions in a dict observation
 
 
@@ -123,9 +125,10 @@ def attributes(env: Foreign, depth: int = 3) -> dict[str, object]:
         cached = isinstance(getattr(type(env), name, None), functools.cached_property)
         if cached or "viewer" in name or isinstance(x, types.ModuleType):
             continue
-        if x is None or isinstance(x, PLAIN) or hasattr(x, "__qualname__"):
-            found[name] = x
-        elif dataclasses.is_dataclass(x) or isinstance(x, (tuple, list, functools.partial)):
+        named = hasattr(x, "__qualname__")
+        if isinstance(x, str) and os.path.isabs(x):
+            found[name] = os.path.basename(x)  # the folder is the machine's
+        elif x is None or isinstance(x, PLAIN) or named or dataclasses.is_dataclass(x):
             found[name] = x
         elif hasattr(x, "items"):  # a dict, or a config that is none
             found[name] = dict(x.items())
