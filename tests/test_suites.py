@@ -648,6 +648,38 @@ def test_an_opponent_is_a_part_of_the_environment():
     assert 0 < first < 12  # player 0 doesn't always begin
 
 
+@pytest.mark.parametrize("played", ["taken", "outside"])
+def test_an_opponent_that_plays_illegally_doesnt_lose_by_it(played):
+    """Its fields are taken, or not on the board; every game ends by three in a row or when the
+    board is full."""
+    need("pgx/tic_tac_toe")
+
+    def opponent(key, obs):
+        return jnp.argmin(obs["action_mask"]) if played == "taken" else jnp.int32(9)
+
+    env = purerl.make("pgx/tic_tac_toe", opponent=opponent)
+    step, draw = jax.jit(env.step), jax.jit(env.spec.random_action)
+    reset = jax.jit(env.reset)
+    for seed in range(4):
+        key = jax.random.key(seed)
+        obs, state = reset(key)
+        done = False
+        while not done:
+            key, action_key, step_key = jax.random.split(key, 3)
+            state, timestep = step(step_key, state, draw(action_key, obs))
+            obs, done = timestep.obs, bool(timestep.terminated)
+        board = np.asarray(state._x.board).reshape(3, 3)
+        rows = [*board, *board.T, board.diagonal(), board[::-1].diagonal()]
+        winners = {int(row[0]) for row in rows if row[0] >= 0 and len(set(row.tolist())) == 1}
+        assert bool(winners) or (board >= 0).all()
+
+
+def test_a_pair_with_parameters_that_a_suite_hasnt_is_refused():
+    need("brax/fast")
+    with pytest.raises(ConfigError, match=r"got a pair of a Fast and 3, expected the first alone"):
+        purerl.envs.as_env((instance("brax"), 3))
+
+
 def test_a_policy_is_an_opponent():
     need("pgx/tic_tac_toe")
     env = purerl.make("pgx/tic_tac_toe")

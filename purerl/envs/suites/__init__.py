@@ -9,6 +9,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from purerl.envs.base import Env
 from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, theirs
 from purerl.envs.suites.names import NAMES
-from purerl.records.errors import ConfigError, raised, sentence, suggest
+from purerl.records.errors import ConfigError, raised, sentence, shown, suggest
 from purerl.records.fields import check_count
 
 
@@ -148,16 +149,22 @@ def adapt(env: object, params: object = None) -> Env | None:
 
     Args:
         env: the instance.
-        params: its parameters, of a suite that keeps them apart.
+        params: its parameters, of a suite that keeps them apart; of pgx an opponent.
 
     Raises:
-        ConfigError: it is a wrapper that resets by itself, or can't be adapted.
+        ConfigError: it is a wrapper that resets by itself, or can't be adapted; parameters of a
+            suite that has none apart.
     """
     roots = {cls.__module__.partition(".")[0] for cls in type(env).__mro__}
     for suite, facts in SUITES.items():
         if facts.modules[0] in roots:
             module = adapter(suite)
             rest = {} if params is None else {"params": params}
+            if rest and "params" not in inspect.signature(module.adapt).parameters:
+                raise ConfigError(
+                    f"env: got a pair of a {type(env).__name__} and {shown(params)}, expected the "
+                    f"first alone: the environments of {suite} have their parameters in them"
+                )
             with theirs():
                 made: Env | None = module.adapt(env, **rest)
             if made is not None:

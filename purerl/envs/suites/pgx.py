@@ -29,7 +29,8 @@ def maker(name: str) -> Maker:
 
     Its parameters: `max_episode_steps`, None by default, since the games end; and of games of two
     players `opponent`, a `purerl.Policy`, or a function `(key, obs) -> action` of the opponent's
-    observation; None is one who plays any legal action.
+    observation; None is one who plays any legal action. In place of an opponent's illegal action,
+    for which pgx would end the game as lost, any legal one is played.
     """
     suite = importlib.import_module("pgx")
     several = suite.make(name).num_players > 1
@@ -96,7 +97,8 @@ class PgxDynamics(SuiteDynamics):
     the step. Rewards are player 0's.
 
     Attributes:
-        opponent: `(key, obs) -> action`; None plays any legal action.
+        opponent: `(key, obs) -> action`, where any legal action is played if that is illegal; None
+            plays any legal action.
         masked: whether observations have a mask of legal actions.
     """
 
@@ -148,10 +150,15 @@ class PgxDynamics(SuiteDynamics):
         return state, rewards
 
     def _chosen(self, key: jax.Array, state: PyTree) -> jax.Array:
-        if self.opponent is not None:
-            return jnp.asarray(self.opponent(key, self._seen(state)), jnp.int32)
-        logits = jnp.where(state.legal_action_mask, 0.0, -jnp.inf)
-        return jax.random.categorical(key, logits).astype(jnp.int32)
+        legal = state.legal_action_mask
+        logits = jnp.where(legal, 0.0, -jnp.inf)
+        if self.opponent is None:
+            return jax.random.categorical(key, logits).astype(jnp.int32)
+        act_key, other_key = jax.random.split(key)
+        action = jnp.asarray(self.opponent(act_key, self._seen(state)), jnp.int32)
+        allowed = (action >= 0) & (action < legal.size) & legal[action]
+        other = jax.random.categorical(other_key, logits).astype(jnp.int32)
+        return jnp.where(allowed, action, other)
 
 
 def _draw_tiles(state: PyTree) -> np.ndarray:
