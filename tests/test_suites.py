@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import math
+import os
 import pickle
 import re
 import subprocess
@@ -476,6 +477,49 @@ def test_it_is_drawn(name, tmp_path):
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == length + 1
         assert np.ptp(np.asarray(image.convert("RGB"))[40:]) > 0
+
+
+def test_pictures_leave_pygames_devices_as_they_were(monkeypatch):
+    need("functional/CartPole-v1")
+    env = purerl.make("functional/CartPole-v1")
+    names = ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER")
+    monkeypatch.delenv(names[0], raising=False)
+    monkeypatch.setenv(names[1], "chosen")
+    during = []
+    monkeypatch.setattr(
+        importlib.import_module("gymnasium.envs.phys2d.cartpole").CartPoleFunctional,
+        "render_init",
+        lambda *_: during.append([os.environ.get(name) for name in names]),
+    )
+    state = env.reset(jax.random.key(0))[1]
+    with pytest.warns(UserWarning, match="no picture, so that observations are drawn") as said:
+        assert env.spec.draw(state) is env.spec.draw(state) is None
+    assert len(said) == 1
+    assert during[0] == ["dummy", "chosen"]
+    assert [os.environ.get(name) for name in names] == [None, "chosen"]
+
+
+def test_pictures_leave_mujocos_context_as_it_was(monkeypatch):
+    need("brax/inverted_pendulum")
+    context = importlib.import_module("mujoco.rendering.classic.gl_context")
+    egl = type(sys)("mujoco.egl")
+    egl.GLContext = object()
+    monkeypatch.setitem(sys.modules, "mujoco.egl", egl)
+    for name in ("DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    usual, used = context.GLContext, []
+
+    class Renderer:
+        def __init__(self, *_):
+            used.append(context.GLContext)
+            raise ValueError("no device")
+
+    monkeypatch.setattr(importlib.import_module("mujoco"), "Renderer", Renderer)
+    env = purerl.make("brax/inverted_pendulum")
+    with pytest.warns(UserWarning, match="no OpenGL"):
+        env.spec.draw(env.reset(jax.random.key(0))[1])
+    assert context.GLContext is usual
+    assert used == ([egl.GLContext] if sys.platform == "linux" else [usual])
 
 
 @pytest.mark.parametrize("suite", suites.SUITES)

@@ -85,6 +85,9 @@ class StateDynamics(SuiteDynamics):
         state = self.env.step(copy, action)
         return Outcome(state.obs, state, state.reward, state.done > 0.5, info=state.metrics)
 
+    def leak_free(self) -> bool:
+        return False  # jaxopt, in brax, keeps tracers in a cache
+
     def __reduce__(self) -> tuple[Callable[..., "StateDynamics"], tuple[object, ...]]:
         return _dynamics_of, (packed(self.env), self.given, self.space, self.dtypes)
 
@@ -190,7 +193,12 @@ def _dynamics_of(env: Foreign, *rest: PyTree) -> StateDynamics:
 
 def _renderer(mujoco: Foreign, model: Foreign) -> Foreign:
     blind = sys.platform == "linux" and not {"DISPLAY", "MUJOCO_GL"} & set(os.environ)
-    if blind:
-        context: Foreign = importlib.import_module("mujoco.rendering.classic.gl_context")
-        context.GLContext = importlib.import_module("mujoco.egl").GLContext
-    return mujoco.Renderer(model, *SIZE)
+    if not blind:
+        return mujoco.Renderer(model, *SIZE)
+    context: Foreign = importlib.import_module("mujoco.rendering.classic.gl_context")
+    usual = context.GLContext
+    context.GLContext = importlib.import_module("mujoco.egl").GLContext
+    try:
+        return mujoco.Renderer(model, *SIZE)
+    finally:
+        context.GLContext = usual

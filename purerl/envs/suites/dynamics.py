@@ -105,9 +105,6 @@ class SuiteDynamics(Dynamics):
             **{name: getattr(self, name) for name in fields if name != "env"},
         }
 
-    def leak_free(self) -> bool:
-        return False  # jaxopt, in brax, keeps tracers in a cache
-
     def params(self) -> dict[str, object]:
         return {name: x for name, x in fields_of(self.given).items() if is_float(x)}
 

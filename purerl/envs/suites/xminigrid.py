@@ -40,6 +40,10 @@ def maker(name: str) -> Maker:
     the goal and the rules; `view_size`; the time limit, which the suite itself keeps, because its
     rewards depend on it; and of XLand's environments `ruleset`, an object of the suite, without
     which they have no goal.
+
+    The reward of success falls with the steps taken, as a part of the suite's time limit.
+    `max_episode_steps` of `make` replaces that limit, and so changes rewards; a run's smaller
+    `max_episode_steps` cuts episodes and leaves the rewards as they are.
     """
     suite = importlib.import_module("xminigrid")
     wrappers = importlib.import_module("xminigrid.wrappers")
