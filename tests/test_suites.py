@@ -4,6 +4,8 @@ import contextlib
 import importlib
 import importlib.metadata
 import math
+import os
+import pickle
 import re
 import subprocess
 import sys
@@ -21,6 +23,12 @@ from purerl.envs.gymnax import construct
 from purerl.envs.registry import plain_env
 from purerl.envs.suites.names import NAMES
 from purerl.records.errors import ConfigError
+from purerl.training.describe import describe
+from purerl.training.run import limit_env
+
+pytestmark = pytest.mark.filterwarnings(  # of its environments that are made by hand
+    "ignore:Brax System, piplines and environments are not:UserWarning"
+)
 
 # --- without any suite -------------------------------------------------------------------------
 
@@ -216,6 +224,7 @@ def need(name):
     suite = name.partition("/")[0]
     if not suites.installed(suite):
         pytest.skip(f"{suite} isn't installed")
+    suites.adapter(suite)  # imports it; what it warns of then is ignored
 
 
 def native(full_name):
@@ -470,6 +479,49 @@ def test_it_is_drawn(name, tmp_path):
         assert np.ptp(np.asarray(image.convert("RGB"))[40:]) > 0
 
 
+def test_pictures_leave_pygames_devices_as_they_were(monkeypatch):
+    need("functional/CartPole-v1")
+    env = purerl.make("functional/CartPole-v1")
+    names = ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER")
+    monkeypatch.delenv(names[0], raising=False)
+    monkeypatch.setenv(names[1], "chosen")
+    during = []
+    monkeypatch.setattr(
+        importlib.import_module("gymnasium.envs.phys2d.cartpole").CartPoleFunctional,
+        "render_init",
+        lambda *_: during.append([os.environ.get(name) for name in names]),
+    )
+    state = env.reset(jax.random.key(0))[1]
+    with pytest.warns(UserWarning, match="no picture, so that observations are drawn") as said:
+        assert env.spec.draw(state) is env.spec.draw(state) is None
+    assert len(said) == 1
+    assert during[0] == ["dummy", "chosen"]
+    assert [os.environ.get(name) for name in names] == [None, "chosen"]
+
+
+def test_pictures_leave_mujocos_context_as_it_was(monkeypatch):
+    need("brax/inverted_pendulum")
+    context = importlib.import_module("mujoco.rendering.classic.gl_context")
+    egl = type(sys)("mujoco.egl")
+    egl.GLContext = object()
+    monkeypatch.setitem(sys.modules, "mujoco.egl", egl)
+    for name in ("DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    usual, used = context.GLContext, []
+
+    class Renderer:
+        def __init__(self, *_):
+            used.append(context.GLContext)
+            raise ValueError("no device")
+
+    monkeypatch.setattr(importlib.import_module("mujoco"), "Renderer", Renderer)
+    env = purerl.make("brax/inverted_pendulum")
+    with pytest.warns(UserWarning, match="no OpenGL"):
+        env.spec.draw(env.reset(jax.random.key(0))[1])
+    assert context.GLContext is usual
+    assert used == ([egl.GLContext] if sys.platform == "linux" else [usual])
+
+
 @pytest.mark.parametrize("suite", suites.SUITES)
 def test_listed_names_are_the_suites(suite):
     need(suite)
@@ -482,6 +534,66 @@ def test_a_time_limit_may_be_longer_than_the_suites():
     assert config.make_loop().env.spec.max_episode_steps == 700
     config = purerl.TrainConfig(env="functional/CartPole-v1", max_episode_steps=7, skip_frames=2)
     assert config.make_loop().env.spec.max_episode_steps == 7
+
+
+def test_a_longer_limit_keeps_what_a_user_replaced_in_the_spec():
+    need("functional/CartPole-v1")
+    env = purerl.make("functional/CartPole-v1")
+
+    def draw(state):
+        return None
+
+    def legal(obs):
+        return jnp.ones(2, bool)
+
+    changed = env._replace(spec=env.spec._replace(resets="spare(4)", draw=draw, legal=legal))
+    spec = limit_env(changed, 700, 1).spec
+    assert (spec.max_episode_steps, spec.resets, spec.draw, spec.legal) == (
+        700, "spare(4)", draw, legal,
+    )  # fmt: skip
+
+
+def test_a_longer_limit_of_a_wrapped_environment_is_refused():
+    need("functional/CartPole-v1")
+    env = purerl.time_limit(purerl.make("functional/CartPole-v1"), 300)
+    assert "max_episode_steps" in purerl.env_params(env)
+    with pytest.raises(ConfigError, match="got 700, expected at most 300"):
+        limit_env(env, 700, 1)
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_time_limit_is_at_least_one(name, limit):
+    need(name)
+    with pytest.raises(ConfigError, match=rf"env\.max_episode_steps: got {limit}, expected"):
+        purerl.make(name, max_episode_steps=limit)
+
+
+def test_a_limit_in_frames_is_divided_by_the_action_repeat():
+    need("playground/PendulumSwingup")
+    env = purerl.make("playground/PendulumSwingup", action_repeat=4)
+    assert env.spec.max_episode_steps == 250
+    env = purerl.make("playground/PendulumSwingup", action_repeat=4, max_episode_steps=9)
+    assert env.spec.max_episode_steps == 9
+
+
+@pytest.mark.parametrize(("backend", "engine"), [("cpu", "jax"), ("tpu", "jax"), ("gpu", "warp")])
+def test_the_engine_is_jax_without_a_gpu_unless_it_is_given(backend, engine, monkeypatch):
+    need("playground/PendulumSwingup")
+    registry = importlib.import_module("mujoco_playground._src.registry")
+    load, given = registry.load, []
+
+    def spy(name, config, overrides):
+        given.append(overrides["impl"])
+        return load(name, config, {**overrides, "impl": "jax"})
+
+    monkeypatch.setattr(registry, "load", spy)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert purerl.make("playground/PendulumSwingup").spec.source.params == ()
+    for impl in ("jax", "warp"):
+        source = purerl.make("playground/PendulumSwingup", impl=impl).spec.source
+        assert source.params == (("impl", impl),)
+    assert given == [engine, "jax", "warp"]
 
 
 def test_floats_of_a_suites_params_are_hyperparameters():
@@ -580,6 +692,38 @@ def test_an_opponent_is_a_part_of_the_environment():
     assert 0 < first < 12  # player 0 doesn't always begin
 
 
+@pytest.mark.parametrize("played", ["taken", "outside"])
+def test_an_opponent_that_plays_illegally_doesnt_lose_by_it(played):
+    """Its fields are taken, or not on the board; every game ends by three in a row or when the
+    board is full."""
+    need("pgx/tic_tac_toe")
+
+    def opponent(key, obs):
+        return jnp.argmin(obs["action_mask"]) if played == "taken" else jnp.int32(9)
+
+    env = purerl.make("pgx/tic_tac_toe", opponent=opponent)
+    step, draw = jax.jit(env.step), jax.jit(env.spec.random_action)
+    reset = jax.jit(env.reset)
+    for seed in range(4):
+        key = jax.random.key(seed)
+        obs, state = reset(key)
+        done = False
+        while not done:
+            key, action_key, step_key = jax.random.split(key, 3)
+            state, timestep = step(step_key, state, draw(action_key, obs))
+            obs, done = timestep.obs, bool(timestep.terminated)
+        board = np.asarray(state._x.board).reshape(3, 3)
+        rows = [*board, *board.T, board.diagonal(), board[::-1].diagonal()]
+        winners = {int(row[0]) for row in rows if row[0] >= 0 and len(set(row.tolist())) == 1}
+        assert bool(winners) or (board >= 0).all()
+
+
+def test_a_pair_with_parameters_that_a_suite_hasnt_is_refused():
+    need("brax/fast")
+    with pytest.raises(ConfigError, match=r"got a pair of a Fast and 3, expected the first alone"):
+        purerl.envs.as_env((instance("brax"), 3))
+
+
 def test_a_policy_is_an_opponent():
     need("pgx/tic_tac_toe")
     env = purerl.make("pgx/tic_tac_toe")
@@ -618,11 +762,79 @@ def test_an_instance_of_a_suites_class_is_an_environment(suite):
     assert env.spec.source is None
     assert env.spec.observation_space == named.spec.observation_space
     assert env.spec.action_space == named.spec.action_space
-    if suite != "functional":  # whose classes know no limit
+    if suite not in ("functional", "brax"):  # whose classes know no limit
         assert env.spec.max_episode_steps == named.spec.max_episode_steps
     key = jax.random.key(3)
     assert equal(env.reset(key)[0], named.reset(key)[0])
     purerl.TrainConfig(env=instance(suite), total_timesteps=64, num_envs=2, update_every=4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of octax, called by hand
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("suite", "attribute"), [("octax", "max_num_steps_per_episodes"), ("jumanji", "time_limit")]
+)
+def test_adapting_leaves_an_instance_as_it_was(suite, attribute):
+    need(suite)
+    env = instance(suite)
+    before = getattr(env, attribute)
+    for _ in range(2):
+        assert purerl.envs.as_env(env).spec.max_episode_steps == before
+        assert getattr(env, attribute) == before
+
+
+def test_a_wrapper_around_a_limited_environment_is_copied_with_it():
+    need("jumanji/Snake-v1")
+    jumanji = importlib.import_module("jumanji")
+    wrapper = importlib.import_module("jumanji.wrappers").Wrapper
+    inner = jumanji.make("SearchAndRescue-v0")
+    outer = wrapper(wrapper(inner))
+    for _ in range(2):
+        env = purerl.envs.as_env(outer)
+        assert env.spec.max_episode_steps == inner.time_limit == outer.unwrapped.time_limit == 400
+    pickle.loads(pickle.dumps(env))
+
+
+def identities_of(suite):
+    """Descriptions of two equal instances of a class, and of another one."""
+    if suite == "brax":
+        envs = importlib.import_module("brax.envs")
+        made = [envs.get_environment("inverted_pendulum") for _ in range(3)]
+        made[2].sys = made[2].sys.tree_replace({"opt.gravity": made[2].sys.opt.gravity * 0.1})
+    elif suite == "craftax":
+        module = importlib.import_module("craftax.craftax_env")
+        name = "Craftax-Classic-Symbolic-v1"
+        env = module.make_craftax_env_from_name(name, auto_reset=False)
+        usual = env.default_params
+        made = [(env, usual), (env, usual.replace()), (env, usual.replace(always_diamond=False))]
+    elif suite == "pgx":
+        game = importlib.import_module("pgx").make("tic_tac_toe")
+        usual = purerl.make("pgx/tic_tac_toe")
+        made = [(game, make_policy(purerl.PPO(), usual, scale=x)) for x in (1.0, 1.0, 2.0)]
+    elif suite == "jumanji":
+        wrapper = importlib.import_module("jumanji.wrappers").Wrapper
+        make = importlib.import_module("jumanji").make
+        made = [wrapper(make("Snake-v1", num_rows=n, num_cols=12)) for n in (12, 12, 11)]
+    elif suite == "xminigrid":
+        env, params = importlib.import_module("xminigrid").make("MiniGrid-Empty-5x5")
+        made = [(env, params), (env, params), (env, params.replace(view_size=5))]
+    elif suite == "playground":
+        registry = importlib.import_module("mujoco_playground").registry
+        given = {"impl": "jax"}
+        made = [
+            registry.load("CartpoleBalance", config_overrides=given | {"action_repeat": n})
+            for n in (1, 1, 2)
+        ]
+    return [describe(purerl.envs.as_env(x)) for x in made]
+
+
+@pytest.mark.parametrize("suite", ["brax", "craftax", "pgx", "jumanji", "xminigrid", "playground"])
+def test_a_runs_identity_tells_instances_apart(suite):
+    need(suite)
+    first, same_again, other = identities_of(suite)
+    assert first == same_again
+    assert first["dynamics"] != other["dynamics"]
+    assert " at 0x" not in str(first)
 
 
 def test_wrappers_that_reset_are_refused():
@@ -633,6 +845,12 @@ def test_wrappers_that_reset_are_refused():
         purerl.TrainConfig(env=envs.create("fast"))
     with pytest.raises(ConfigError, match="EpisodeWrapper resets, or counts time"):
         purerl.TrainConfig(env=envs.create("fast", auto_reset=False))
+    options = {"num_envs": 2, "update_every": 4, "total_timesteps": 64}
+    for limit in (10, 2000):  # as the message has it
+        config = purerl.TrainConfig(
+            env=envs.get_environment("fast"), max_episode_steps=limit, **options
+        )
+        assert config.make_loop().env.spec.max_episode_steps == limit
 
 
 def test_a_wrapper_of_a_suite_is_trained_as_it_is():
@@ -689,6 +907,72 @@ def test_what_a_networks_gets_of_codes_is_one_hot():
     policy = make_policy(purerl.PPO(), env)
     widths = [x.shape[0] for x in jax.tree.leaves(policy.state) if x.ndim == 2]
     assert 98 * 13 + 4 in widths
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("CliffWalking-v0", 48), ("Blackjack-v0", None), ("Pendulum-v0", 3)]
+)
+def test_codes_of_functional_environments_are_one_hot(name, width):
+    need(f"functional/{name}")
+    env = purerl.make(f"functional/{name}")
+    space = env.spec.observation_space
+    assert isinstance(space, purerl.Box)
+    obs, _ = env.reset(jax.random.key(0))
+    assert space.contains(obs)
+    if width is not None:
+        assert space.features(obs[None]).shape[-1] == width
+
+
+def test_a_functional_environments_pixels_are_no_choices():
+    need("functional/Pendulum-v0")
+    spaces = importlib.import_module("gymnasium.spaces")
+    base = importlib.import_module("gymnasium.envs.phys2d.pendulum").PendulumFunctional
+
+    class Pixels(base):
+        observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+
+        def observation(self, state, rng, params):
+            return jnp.full((8, 8, 3), 128, jnp.uint8)
+
+    space = purerl.envs.as_env(Pixels()).spec.observation_space
+    assert space == purerl.Box(0, 255, (8, 8, 3), np.uint8)
+    assert space.codes is None
+
+
+def test_pixels_of_xminigrid_are_no_choices():
+    need("xminigrid/MiniGrid-Empty-5x5")
+    suite = importlib.import_module("xminigrid")
+    wrapper = importlib.import_module("xminigrid.wrappers").Wrapper
+
+    class Pixels(wrapper):
+        def _seen(self, timestep):
+            image = jnp.repeat(timestep.observation[..., :1] * 20, 3, axis=-1)
+            return timestep.replace(observation=image.astype(jnp.uint8))
+
+        def reset(self, params, key):
+            return self._seen(self._env.reset(params, key))
+
+        def step(self, params, timestep, action):
+            return self._seen(self._env.step(params, timestep, action))
+
+    env, params = suite.make("MiniGrid-Empty-5x5")
+    space = purerl.envs.as_env((Pixels(env), params)).spec.observation_space
+    assert space == purerl.Box(0, 255, (7, 7, 3), np.uint8)
+
+
+@pytest.mark.parametrize("name", ["brax/fast", "playground/CartpoleBalance"])
+def test_a_suite_may_be_imported_where_deprecations_are_errors(name):
+    need(name)
+    code = f"""
+import warnings
+import purerl
+warnings.filterwarnings("error", category=DeprecationWarning)
+warnings.filterwarnings("error", category=UserWarning, message="Brax System")
+purerl.make("{name}")
+"""
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
 
 
 # --- all of them -------------------------------------------------------------------------------

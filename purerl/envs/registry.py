@@ -415,7 +415,9 @@ def _plain(name: str, value: object) -> Plain:
 def as_env(env: object) -> Env:
     """An `Env` from a user's argument: a name, a mapping of a name and parameters, an `Env`, a
     gymnax `Environment` (or its class), a pair of a gymnax environment and its parameters, or an
-    instance of an environment class of a suite (of xminigrid, a pair with its parameters).
+    instance of an environment class of a suite. Of xminigrid, and of craftax and functional where
+    they aren't the default, it is a pair with its parameters; of pgx it may be a pair with an
+    opponent, as in `make`.
 
     Spaces of Gymnasium and gymnax in its spec are converted.
 

@@ -237,15 +237,16 @@ def _part(record: R, num_devices: int) -> R:
 def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
     """The environment with the run's frame skip and time limit, and the dtypes of `typed`.
 
-    A limit above the environment's replaces it if that is a parameter, as in suites.
+    A limit above the environment's replaces it if that is a parameter of `make`, as in suites.
 
     Raises:
         ConfigError: the time limit is above the environment's, where it would have no effect.
     """
-    if max_episode_steps is not None and "max_episode_steps" in env_params(env):
+    made = source_of(env) is not None and "max_episode_steps" in env_params(env)
+    if max_episode_steps is not None and made:
         usual, most = env.spec.max_episode_steps, max_episode_steps * skip_frames
         if usual is not None and most > usual:
-            env = with_params(env, {"max_episode_steps": most})
+            env = _with_limit(env, most)
     env = typed(env)
     if skip_frames > 1:
         env = action_repeat(env, skip_frames)
@@ -258,6 +259,14 @@ def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
             f"{env.spec.name} keeps by itself; make the environment with other parameters"
         )
     return time_limit(env, max_episode_steps)
+
+
+def _with_limit(env: Env, limit: int) -> Env:
+    """An environment of `make` with another time limit, and what a user has replaced in its spec
+    that is no part of equality."""
+    spec, made = env.spec, with_params(env, {"max_episode_steps": limit})
+    kept = made.spec._replace(resets=spec.resets, draw=spec.draw, legal=spec.legal)
+    return made._replace(spec=kept)
 
 
 def action_map(

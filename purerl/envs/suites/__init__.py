@@ -9,14 +9,16 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from purerl.envs.base import Env
-from purerl.envs.suites.dynamics import Foreign, Maker, theirs
+from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, theirs
 from purerl.envs.suites.names import NAMES
-from purerl.records.errors import ConfigError, raised, sentence, suggest
+from purerl.records.errors import ConfigError, raised, sentence, shown, suggest
+from purerl.records.fields import check_count
 
 
 class Suite(NamedTuple):
@@ -101,13 +103,20 @@ def adapter(suite: str) -> Foreign:
         raise ConfigError(f"env: {suite} isn't installed: {pip_line(suite)}")
     module = importlib.import_module(f"{__name__}.{suite}")
     try:
-        module.known()
+        _known(module)
     except Exception as error:  # from another package's import
         raise ConfigError(
             f"env: {suite} can't be imported: {raised(error)}; perhaps another version can: "
             f"{pip_line(suite)}"
         ) from error
     return module
+
+
+def _known(module: Foreign) -> list[str]:
+    """The names that a suite's installed version has, after its import."""
+    with theirs():
+        found: list[str] = module.known()
+    return found
 
 
 def maker(full_name: str) -> Maker:
@@ -118,7 +127,7 @@ def maker(full_name: str) -> Maker:
     """
     suite, _, name = full_name.partition("/")
     if suite in SUITES and name not in NAMES[suite]:
-        gained = adapter(suite).known() if installed(suite) else []
+        gained = _known(adapter(suite)) if installed(suite) else []
         if name not in gained:
             known = [*names(suite), *(f"{suite}/{x}" for x in gained if x not in NAMES[suite])]
             raise ConfigError(f"env: no environment {full_name!r}; {suggest(full_name, known)}")
@@ -129,6 +138,8 @@ def maker(full_name: str) -> Maker:
 
 
 def _call(function: Callable[..., Env], **params: object) -> Env:
+    if params.get(LIMIT) is not None:
+        params[LIMIT] = check_count(f"env.{LIMIT}", params[LIMIT])
     with theirs():
         return function(**params)
 
@@ -138,16 +149,22 @@ def adapt(env: object, params: object = None) -> Env | None:
 
     Args:
         env: the instance.
-        params: its parameters, of a suite that keeps them apart.
+        params: its parameters, of a suite that keeps them apart; of pgx an opponent.
 
     Raises:
-        ConfigError: it is a wrapper that resets by itself, or can't be adapted.
+        ConfigError: it is a wrapper that resets by itself, or can't be adapted; parameters of a
+            suite that has none apart.
     """
     roots = {cls.__module__.partition(".")[0] for cls in type(env).__mro__}
     for suite, facts in SUITES.items():
         if facts.modules[0] in roots:
             module = adapter(suite)
             rest = {} if params is None else {"params": params}
+            if rest and "params" not in inspect.signature(module.adapt).parameters:
+                raise ConfigError(
+                    f"env: got a pair of a {type(env).__name__} and {shown(params)}, expected the "
+                    f"first alone: the environments of {suite} have their parameters in them"
+                )
             with theirs():
                 made: Env | None = module.adapt(env, **rest)
             if made is not None:

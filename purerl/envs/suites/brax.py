@@ -55,11 +55,16 @@ def maker(name: str) -> Maker:
 
 
 def adapt(env: Foreign) -> Env | None:
-    """An `Env` of an instance of `brax.envs.Env`; None for another object."""
+    """An `Env` of an instance of `brax.envs.Env`, which has no time limit: that is the run's; None
+    for another object."""
     if not isinstance(env, importlib.import_module("brax.envs").Env):
         return None
-    refuse_wrapper(env, RESETTING, "give the environment inside it, with max_episode_steps")
-    return _env(env, type(env).__name__, EPISODE_LENGTH)
+    refuse_wrapper(
+        env,
+        RESETTING,
+        "give the environment inside it, and its time limit as the run's max_episode_steps",
+    )
+    return _env(env, type(env).__name__, None)
 
 
 def _env(env: Foreign, name: str, limit: object) -> Env:
@@ -79,6 +84,9 @@ class StateDynamics(SuiteDynamics):
         copy = state.replace(metrics=dict(state.metrics), info=dict(state.info))
         state = self.env.step(copy, action)
         return Outcome(state.obs, state, state.reward, state.done > 0.5, info=state.metrics)
+
+    def leak_free(self) -> bool:
+        return False  # jaxopt, in brax, keeps tracers in a cache
 
     def __reduce__(self) -> tuple[Callable[..., "StateDynamics"], tuple[object, ...]]:
         return _dynamics_of, (packed(self.env), self.given, self.space, self.dtypes)
@@ -185,7 +193,12 @@ def _dynamics_of(env: Foreign, *rest: PyTree) -> StateDynamics:
 
 def _renderer(mujoco: Foreign, model: Foreign) -> Foreign:
     blind = sys.platform == "linux" and not {"DISPLAY", "MUJOCO_GL"} & set(os.environ)
-    if blind:
-        context: Foreign = importlib.import_module("mujoco.rendering.classic.gl_context")
-        context.GLContext = importlib.import_module("mujoco.egl").GLContext
-    return mujoco.Renderer(model, *SIZE)
+    if not blind:
+        return mujoco.Renderer(model, *SIZE)
+    context: Foreign = importlib.import_module("mujoco.rendering.classic.gl_context")
+    usual = context.GLContext
+    context.GLContext = importlib.import_module("mujoco.egl").GLContext
+    try:
+        return mujoco.Renderer(model, *SIZE)
+    finally:
+        context.GLContext = usual

@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
+import os
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -21,6 +24,9 @@ from purerl.records.types import PyTree
 Foreign: TypeAlias = Any  # an object of a suite, whose classes are not imported here
 LIMIT = "max_episode_steps"  # the parameter that every environment of a suite has
 NEVER = 2**30  # steps: the limit of a suite that is lifted
+OUTPUTS = ("space", "dtypes")  # fields of dynamics that follow from the others
+# Types of attributes that are described as they are.
+PLAIN = (bool, int, float, str, tuple, list, np.ndarray, np.generic, jax.Array, functools.partial)
 MASK = "action_mask"  # the key of the mask of legal actions in a dict observation
 
 
@@ -92,19 +98,40 @@ class SuiteDynamics(Dynamics):
         return cast(obs, None if self.space is None else map_spaces(lambda s: s.dtype, self.space))
 
     def identity(self) -> dict[str, object]:
-        plain = (bool, int, float, str)
-        attributes = getattr(self.env, "__dict__", {})
-        found = {n: x for n, x in attributes.items() if isinstance(x, plain)}
-        return {"suite": type(self.env), "attributes": found, "params": self.params()}
-
-    def leak_free(self) -> bool:
-        return False  # jaxopt, in brax, keeps tracers in a cache
+        fields = [f.name for f in dataclasses.fields(self) if f.name not in OUTPUTS]
+        return {
+            "suite": type(self.env),
+            "attributes": attributes(self.env),
+            **{name: getattr(self, name) for name in fields if name != "env"},
+        }
 
     def params(self) -> dict[str, object]:
         return {name: x for name, x in fields_of(self.given).items() if is_float(x)}
 
     def replace_params(self, values: Mapping[str, object]) -> "SuiteDynamics":
         return dataclasses.replace(self, given=dataclasses.replace(self.given, **values))
+
+
+def attributes(env: Foreign, depth: int = 3) -> dict[str, object]:
+    """The attributes that tell environments of a class apart, by name: numbers, text, arrays,
+    dataclasses, functions, and the same of objects of the suite among them, such as the environment
+    inside a wrapper; no viewers and no caches, which change as the environment is used."""
+    suite = type(env).__module__.partition(".")[0]
+    found: dict[str, object] = {}
+    for name, x in getattr(env, "__dict__", {}).items():
+        cached = isinstance(getattr(type(env), name, None), functools.cached_property)
+        if cached or "viewer" in name or isinstance(x, types.ModuleType):
+            continue
+        named = hasattr(x, "__qualname__")
+        if isinstance(x, str) and os.path.isabs(x):
+            found[name] = os.path.basename(x)  # the folder is the machine's
+        elif x is None or isinstance(x, PLAIN) or named or dataclasses.is_dataclass(x):
+            found[name] = x
+        elif hasattr(x, "items"):  # a dict, or a config that is none
+            found[name] = dict(x.items())
+        elif depth and type(x).__module__.partition(".")[0] == suite:
+            found[name] = {"class": type(x), **attributes(x, depth - 1)}
+    return found
 
 
 @contextlib.contextmanager
@@ -114,6 +141,7 @@ def theirs() -> Iterator[None]:
     with usual_promotion(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
         yield
 
 

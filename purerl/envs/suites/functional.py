@@ -1,20 +1,24 @@
 """Gymnasium's functional environments, which are marked experimental there. MIT."""
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from purerl.envs.base import Env, EnvSpec
-from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space, convert_spaces
+from purerl.envs.spaces import Box, Discrete, Space, convert_spaces
 from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, Outcome, SuiteDynamics, build
+from purerl.records.errors import raised
 from purerl.records.types import PyTree
 
+DEVICES = ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER")  # environment variables of pygame
 # Module, class and time limit, those of Gymnasium's registry.
 CLASSES = {
     "CartPole-v1": ("phys2d.cartpole", "CartPoleFunctional", 500),
@@ -58,15 +62,9 @@ def _env(env: Foreign, params: PyTree, name: str, limit: object) -> Env:
     obs = jax.eval_shape(dynamics.reset, jax.eval_shape(lambda: jax.random.key(0)))[0]
     space = spec.observation_space
     if isinstance(space, Box):  # whose dtype and shape aren't always those of observations
-        spec = spec._replace(observation_space=_observations(space, obs))
+        space = Box(space.low, space.high, obs.shape, obs.dtype)
+        spec = spec._replace(observation_space=space)
     return build(dynamics, spec, limit)
-
-
-def _observations(space: Box, obs: jax.ShapeDtypeStruct) -> Space:
-    """Codes as choices, so that networks get them one-hot."""
-    if np.issubdtype(space.dtype, np.integer) and space.bounded and np.all(space.low >= 0):
-        return MultiDiscrete(np.broadcast_to(space.high.astype(int) + 1, obs.shape))
-    return Box(space.low, space.high, obs.shape, obs.dtype)
 
 
 def _actions(space: Foreign) -> Space:
@@ -115,18 +113,37 @@ class Picture:
     def __init__(self, env: Foreign, params: PyTree) -> None:
         self._env, self._params = env, params
         self._canvas: Foreign = None
+        self._warned = False
 
     def __call__(self, state: PyTree) -> np.ndarray | None:
         rest = () if self._params is None else (self._params,)
-        for device in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):  # no window, no sound
-            os.environ.setdefault(device, "dummy")
         try:
             if self._canvas is None:
-                self._canvas = self._env.render_init(*rest)
+                with _no_devices():
+                    self._canvas = self._env.render_init(*rest)
             self._canvas, image = self._env.render_image(state, self._canvas, *rest)
-        except Exception:  # pygame isn't there, or it can't draw: the observation is drawn
+        except Exception as error:  # pygame isn't there, or it can't draw
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"no picture, so that observations are drawn instead: {raised(error)}",
+                    stacklevel=2,
+                )
             return None
         return np.asarray(image, np.uint8)
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return Picture, (self._env, self._params)
+
+
+@contextlib.contextmanager
+def _no_devices() -> Iterator[None]:
+    """A context in which pygame, when it is initialised, opens no window and no sound device,
+    unless the user has chosen some."""
+    chosen = [name for name in DEVICES if name not in os.environ]
+    os.environ.update(dict.fromkeys(chosen, "dummy"))
+    try:
+        yield
+    finally:
+        for name in chosen:
+            os.environ.pop(name, None)

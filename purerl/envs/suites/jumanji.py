@@ -1,9 +1,12 @@
 """Jumanji: combinatorial and routing tasks, with masks of legal actions. Apache-2.0."""
 
+import copy
 import dataclasses
+import functools
 import importlib
 import math
 import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -67,8 +70,8 @@ def _refuse_download(name: str) -> Env:
 
 
 def adapt(env: Foreign) -> Env | None:
-    """An `Env` of an instance of `jumanji.Environment`, of whose unwrapped environment the time
-    limit is lifted; None for another object."""
+    """An `Env` of an instance of `jumanji.Environment`, a copy of which has no time limit; None
+    for another object."""
     suite = importlib.import_module("jumanji.env")
     if not isinstance(
         env, (suite.Environment, importlib.import_module("jumanji.wrappers").Wrapper)
@@ -81,9 +84,8 @@ def adapt(env: Foreign) -> Env | None:
 def _env(env: Foreign, name: str, limit: object) -> Env:
     actions = env.action_spec
     spec_tree = env.observation_spec  # cached, with the true limit in it
-    inner = env.unwrapped
-    if hasattr(inner, TIME):
-        _lift(inner)
+    if hasattr(env.unwrapped, TIME):
+        env = _lifted(env)
     obs = jax.eval_shape(lambda key: as_dicts(env.reset(key)[1].observation), jax.random.key(0))
     masked = isinstance(obs, dict) and MASK in obs
     mask = obs[MASK].shape if masked else None
@@ -118,13 +120,25 @@ def _env(env: Foreign, name: str, limit: object) -> Env:
     return build(dynamics, spec, limit)
 
 
-def _lift(env: Foreign) -> None:
-    """Lifts an environment's time limit, which it takes for a termination."""
+def _lifted(env: Foreign) -> Foreign:
+    """A copy of an environment, and of those inside it, without the time limit, which jumanji takes
+    for a termination."""
+    made = copy.copy(env)
+    if env.unwrapped is not env:
+        made._env = _lifted(env._env)
+        return made
     limit = getattr(env, TIME)
     if type(env).__name__ == "SearchAndRescue":  # whose rewards are scaled by it
-        scaled = env._reward_fn
-        env._reward_fn = lambda found, step, _: scaled(found, step, limit)
-    setattr(env, TIME, NEVER)
+        made._reward_fn = functools.partial(_reward, env._reward_fn, limit)
+    setattr(made, TIME, NEVER)
+    return made
+
+
+def _reward(
+    function: Callable[..., jax.Array], limit: int, found: jax.Array, step: jax.Array, _: int
+) -> jax.Array:
+    """SearchAndRescue's reward, scaled by the true time limit."""
+    return function(found, step, limit)
 
 
 def _actions(spec: Foreign, mask: tuple[int, ...] | None) -> tuple[Space, bool]:

@@ -25,7 +25,12 @@ def known() -> list[str]:
 
 def maker(name: str) -> Maker:
     """The factory of an environment. Its parameters: `observation`, a function of
-    `navix.observations`, and the time limit, which the suite itself keeps."""
+    `navix.observations`, and the time limit, which the suite itself keeps.
+
+    Rewards don't depend on the limit, since `penalty_coeff` is 0 in all of the suite's environments
+    (of navix 4). In an instance with another one they fall with the steps taken, as a part of the
+    instance's `max_steps`; a run's smaller limit cuts episodes and leaves them as they are.
+    """
     suite = importlib.import_module("navix")
     usual = suite.make(name)
     view = usual.observation_fn.__name__

@@ -1,5 +1,6 @@
 """Octax: CHIP-8 arcade games, which all begin alike. MIT; the games are their authors'."""
 
+import copy
 import dataclasses
 import importlib
 
@@ -50,6 +51,7 @@ def adapt(env: Foreign) -> Env | None:
 
 
 def _env(env: Foreign, name: str, limit: object) -> Env:
+    env = copy.copy(env)
     setattr(env, STEPS, NEVER)
     actions = Discrete(int(env.num_actions))
     spec = EnvSpec(name, None, actions, metrics=("score",), draw=_draw)

@@ -29,7 +29,8 @@ def maker(name: str) -> Maker:
 
     Its parameters: `max_episode_steps`, None by default, since the games end; and of games of two
     players `opponent`, a `purerl.Policy`, or a function `(key, obs) -> action` of the opponent's
-    observation; None is one who plays any legal action.
+    observation; None is one who plays any legal action. In place of an opponent's illegal action,
+    for which pgx would end the game as lost, any legal one is played.
     """
     suite = importlib.import_module("pgx")
     several = suite.make(name).num_players > 1
@@ -65,12 +66,22 @@ def _env(env: Foreign, name: str, limit: object, opponent: object) -> Env:
     return build(dynamics, spec, limit)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plays:
+    """A policy as an opponent."""
+
+    policy: Foreign  # of observations [B, ...]
+
+    def __call__(self, key: jax.Array, obs: PyTree) -> jax.Array:
+        action: jax.Array = self.policy.act(jax.tree.map(lambda x: x[None], obs), key)[0]
+        return action
+
+
 def _opponent(given: object) -> Opponent | None:
     if given is None:
         return None
-    act: Foreign = getattr(given, "act", None)
-    if act is not None:  # a policy, of observations [B, ...]
-        return lambda key, obs: act(jax.tree.map(lambda x: x[None], obs), key)[0]
+    if hasattr(given, "act"):
+        return _Plays(given)
     if not callable(given):
         raise ConfigError(
             f"env.opponent: got {shown(given)}, expected a Policy, a function of a key and an "
@@ -86,7 +97,8 @@ class PgxDynamics(SuiteDynamics):
     the step. Rewards are player 0's.
 
     Attributes:
-        opponent: `(key, obs) -> action`; None plays any legal action.
+        opponent: `(key, obs) -> action`, where any legal action is played if that is illegal; None
+            plays any legal action.
         masked: whether observations have a mask of legal actions.
     """
 
@@ -138,10 +150,15 @@ class PgxDynamics(SuiteDynamics):
         return state, rewards
 
     def _chosen(self, key: jax.Array, state: PyTree) -> jax.Array:
-        if self.opponent is not None:
-            return jnp.asarray(self.opponent(key, self._seen(state)), jnp.int32)
-        logits = jnp.where(state.legal_action_mask, 0.0, -jnp.inf)
-        return jax.random.categorical(key, logits).astype(jnp.int32)
+        legal = state.legal_action_mask
+        logits = jnp.where(legal, 0.0, -jnp.inf)
+        if self.opponent is None:
+            return jax.random.categorical(key, logits).astype(jnp.int32)
+        act_key, other_key = jax.random.split(key)
+        action = jnp.asarray(self.opponent(act_key, self._seen(state)), jnp.int32)
+        allowed = (action >= 0) & (action < legal.size) & legal[action]
+        other = jax.random.categorical(other_key, logits).astype(jnp.int32)
+        return jnp.where(allowed, action, other)
 
 
 def _draw_tiles(state: PyTree) -> np.ndarray:

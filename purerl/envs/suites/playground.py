@@ -25,19 +25,26 @@ def known() -> list[str]:
 
 def maker(name: str) -> Maker:
     """The factory of an environment; its parameters are the entries of its config, those of parts
-    with a dot: `reward_config.scales.energy`. The engine, `impl`, is JAX's without a GPU."""
+    with a dot: `reward_config.scales.energy`.
+
+    `max_episode_steps` None is the config's length in frames, divided by `action_repeat` and
+    rounded up; `impl` None is the config's engine on a GPU, and "jax" elsewhere.
+    """
     registry = importlib.import_module(REGISTRY)
     defaults = _flat(registry.get_default_config(name))
-    limit = -(-int(defaults.pop("episode_length", 1000)) // int(defaults.get("action_repeat", 1)))
-    if "impl" in defaults and jax.default_backend() == "cpu":
-        defaults["impl"] = "jax"
+    defaults.pop("episode_length", None)
+    engine = {}
+    if "impl" in defaults:
+        # None stands for it, so that a source has the engine only if it was given.
+        engine = {"impl": defaults["impl"] if jax.default_backend() == "gpu" else "jax"}
+        defaults["impl"] = None
 
-    def make(max_episode_steps: object = limit, **overrides: object) -> Env:
-        given = {**({"impl": defaults["impl"]} if "impl" in defaults else {}), **overrides}
-        config = registry.get_default_config(name)
-        return _env(registry.load(name, config, given), f"playground/{name}", max_episode_steps)
+    def make(max_episode_steps: object = None, impl: object = None, **overrides: object) -> Env:
+        given = {**engine, **({} if impl is None else {"impl": impl}), **overrides}
+        env = registry.load(name, registry.get_default_config(name), given)
+        return _env(env, f"playground/{name}", max_episode_steps)
 
-    return Maker(make, {**defaults, LIMIT: limit})
+    return Maker(make, {**defaults, LIMIT: None})
 
 
 def _flat(config: Foreign, prefix: str = "") -> dict[str, Foreign]:
@@ -56,12 +63,12 @@ def adapt(env: Foreign) -> Env | None:
     if not isinstance(env, importlib.import_module("mujoco_playground").MjxEnv):
         return None
     refuse_wrapper(env, RESETTING, "give the environment inside it")
-    length, repeats = (int(env._config.get(n, x)) for n, x in USUAL.items())
-    return _env(env, type(env).__name__, -(-length // repeats))
+    return _env(env, type(env).__name__, None)
 
 
 def _env(env: Foreign, name: str, limit: object) -> Env:
-    repeats = int(env._config.get("action_repeat", 1))
+    length, repeats = (int(env._config.get(n, x)) for n, x in USUAL.items())
+    limit = -(-length // repeats) if limit is None else limit
     made = state_env(StateDynamics(env), name, None, "spare(16)", Picture(env, "data"))
     made = action_repeat(made, repeats) if repeats > 1 else made
     return time_limit(made, limit)  # type: ignore[arg-type]

@@ -40,6 +40,10 @@ def maker(name: str) -> Maker:
     the goal and the rules; `view_size`; the time limit, which the suite itself keeps, because its
     rewards depend on it; and of XLand's environments `ruleset`, an object of the suite, without
     which they have no goal.
+
+    The reward of success falls with the steps taken, as a part of the suite's time limit.
+    `max_episode_steps` of `make` replaces that limit, and so changes rewards; a run's smaller
+    `max_episode_steps` cuts episodes and leaves the rewards as they are.
     """
     suite = importlib.import_module("xminigrid")
     wrappers = importlib.import_module("xminigrid.wrappers")
@@ -92,8 +96,9 @@ def _env(env: Foreign, params: PyTree, name: str) -> Env:
     obs = jax.eval_shape(lambda key: env.reset(params, key).observation, key)
 
     def space(x: jax.ShapeDtypeStruct) -> Space:
-        """Codes of tiles and colours as choices, so that networks get them one-hot."""
-        coded = x.dtype == np.uint8 and len(x.shape) == 3
+        """Pairs of codes, of a tile and a colour, as choices, so that networks get them one-hot;
+        pixels as bytes."""
+        coded = x.dtype == np.uint8 and len(x.shape) == 3 and x.shape[-1] == 2
         return MultiDiscrete(np.full(x.shape, codes)) if coded else box_of(x)
 
     actions = Discrete(int(env.num_actions(params)))
@@ -133,6 +138,3 @@ class XMiniGridDynamics(SuiteDynamics):
         info = {"success": (last & ~goes_on).astype(np.float32)}
         ends = last & ~goes_on, last & goes_on
         return Outcome(timestep.observation, timestep, timestep.reward, *ends, info)
-
-    def identity(self) -> dict[str, object]:
-        return super().identity() | {"params": self.fixed}
