@@ -155,7 +155,7 @@ def adapt(env: object, params: object = None) -> Env | None:
         ConfigError: it is a wrapper that resets by itself, or can't be adapted; parameters of a
             suite that has none apart.
     """
-    roots = {cls.__module__.partition(".")[0] for cls in type(env).__mro__}
+    roots = _packages(env)
     for suite, facts in SUITES.items():
         if facts.modules[0] in roots:
             module = adapter(suite)
@@ -172,10 +172,14 @@ def adapt(env: object, params: object = None) -> Env | None:
     return None
 
 
+def _packages(env: object) -> set[str]:
+    """The packages of an object's class and of those that it inherits from."""
+    return {cls.__module__.partition(".")[0] for cls in type(env).__mro__}
+
+
 def is_foreign(env: object) -> bool:
     """Whether an object's class is, or inherits from, one of a suite that is imported."""
-    roots = {cls.__module__.partition(".")[0] for cls in type(env).__mro__}
-    return not roots.isdisjoint(facts.modules[0] for facts in SUITES.values())
+    return not _packages(env).isdisjoint(facts.modules[0] for facts in SUITES.values())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import importlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def maker(name: str) -> Maker:
     cls = registration.load(spec.entry_point)
     plain = plain_defaults(cls.__init__, without=(TIME,))
     plain = {n: x for n, x in plain.items() if n not in spec.kwargs}
-    timed = TIME in importlib.import_module("inspect").signature(cls.__init__).parameters
+    timed = TIME in inspect.signature(cls.__init__).parameters
     if name in NEEDS_DOWNLOAD:
         return Maker(lambda **_: _refuse_download(name), {**plain, LIMIT: None})
     limit = getattr(registration.make(name), TIME, None)
