@@ -54,6 +54,7 @@ def cases(purerl):
         "ppo-2048x32": (cartpole, purerl.PPO(), 2048, 32, 524_288),
         "ppo-breakout": (breakout, purerl.PPO(**mlp), 64, 128, 131_072),
         "ppo-breakout-cnn": (breakout, purerl.PPO(), 64, 128, 32_768),
+        "ppo-gru-64x128": (cartpole, purerl.PPO(network="gru"), 64, 128, 131_072),
         "reinforce": (cartpole, purerl.REINFORCE(), 8, 500, 524_288),
         "actor-critic": (cartpole, a2c, 64, 32, 524_288),
         "pqn": (cartpole, purerl.PQN(), 64, 32, 524_288),
@@ -114,21 +115,24 @@ class Parts:
 
     def acting_init(self, key):
         state = self.loop.init(key)
-        return state.agent, state.rollout.env.obs, jax.random.split(key, self.num_steps)
+        seen = state.rollout.memory, state.rollout.env.obs
+        return state.agent, seen, jax.random.split(key, self.num_steps)
 
     def acting(self, carry):
-        state, obs, keys = carry
+        state, seen, keys = carry
 
         acting = self.agent.acting(state, purerl.Clock())
 
-        def step(obs, key):
-            _, action, extras = acting.step((), obs, key)
+        def step(seen, key):
+            memory, obs = seen
+            memory, action, extras = acting.step(memory, obs, key)
             # The next step waits for this one, as in a rollout.
             still = 0.0 * jnp.sum(action)
-            return jax.tree.map(lambda x: x + still.astype(x.dtype), obs), (action, extras)
+            obs = jax.tree.map(lambda x: x + still.astype(x.dtype), obs)
+            return (memory, obs), (action, extras)
 
-        obs, seen = lean_scan(step, obs, keys)
-        return (state, obs, keys), all_of(seen)
+        seen, drawn = lean_scan(step, seen, keys)
+        return (state, seen, keys), all_of(drawn)
 
     def rollout_init(self, key):
         state = self.loop.init(key)
@@ -143,21 +147,21 @@ class Parts:
     def update_init(self, key):
         carry = self.rollout_init(key)
         filled = min(self.buffer.maxlen // (self.num_envs * self.num_steps), 2_000)
-        (state, _, stored, _), _ = jax.lax.scan(
+        (state, envs, stored, _), _ = jax.lax.scan(
             lambda carry, _: self.rollout(carry), carry, length=filled
         )
-        return state, stored, key
+        return state, stored, envs.memory, key
 
     def update(self, carry):
-        state, stored, key = carry
+        state, stored, memory, key = carry
         key, update_key = jax.random.split(key)
         clock = self.loop.clock(jnp.int32(0))
-        experience = purerl.Experience(self.buffer, stored, clock)
+        experience = purerl.Experience(self.buffer, stored, clock, memory=memory)
         state, experience, losses = self.agent.update(state, experience, update_key, clock)
-        return (state, experience.state, key), losses
+        return (state, experience.state, memory, key), losses
 
     def learning_init(self, key):
-        state, stored, key = self.update_init(key)
+        state, stored, memory, key = self.update_init(key)
         agent = self.agent
         if isinstance(agent, purerl.DQN | purerl.DDPG | purerl.TD3 | purerl.SAC):
             names = ("obs", "action", "reward", "next_obs")
@@ -171,6 +175,10 @@ class Parts:
             batch |= {"advantage": data["reward"], "target": data["reward"]}
             size = agent.minibatch_size(self.num_envs, self.num_steps)
             batch |= {"weight": data["valid"] / size}
+            if agent.remembers:  # whole sequences of some environments
+                batch |= {"fresh": begins(data["terminated"], data["truncated"])}
+                batch |= {"memory": jax.tree.map(lambda x: x[None], memory)}
+                return state, jax.tree.map(lambda x: x[:, : size // self.num_steps], batch)
             return state, jax.tree.map(lambda x: x[:size], flatten(batch))
         batch, reward = path_batch(data, data["reward"])
         return state, batch | {"reward": reward}
@@ -308,8 +316,9 @@ def measure(name, case, num_seeds, repeats):
     ns = {part: 1e9 * statistics.median(x.seconds) / total for part, x in timed.items()}
     floors = zip(*(timed[x].seconds for x in ("environment", "acting", "learning")), strict=True)
     ratios = [w / sum(f) for w, f in zip(timed["whole"].seconds, floors, strict=True)]
-    on_policy = isinstance(agent, purerl.REINFORCE | purerl.ActorCritic)
-    peak = None if on_policy else peak_seconds(parts, keys[0])
+    # No peak where a step is of two gradients, or has a loop over time, whose cost is counted once.
+    unknown = isinstance(agent, purerl.REINFORCE | purerl.ActorCritic) or agent.remembers
+    peak = None if unknown else peak_seconds(parts, keys[0])
     counted = launches(timed["whole"].compiled.as_text())
     an_update = sum(trips * n for trips, n in counted.items()) / num_updates
     memory = timed["whole"].compiled.memory_analysis()
@@ -409,5 +418,6 @@ if __name__ == "__main__":
     from purerl.accelerator.lean_scan import lean_scan
     from purerl.agents import gradients
     from purerl.agents.learning import flatten, path_batch
+    from purerl.nn.memory import begins
 
     main(arguments)

@@ -340,24 +340,23 @@ class Buffer(Record):
         these steps; and where its successor is, unless the buffer holds it as an entry."""
         if n_step > 1 and self.gamma is None:
             raise ConfigError("Buffer.gamma: missing, n-step returns need a discount")
-        data, position, successors = state.data, state.position, state.successors
-        last, found = indices, None
-        if n_step > 1:
-            at, count = returns.look_ahead(data, position, indices, n_step)
-            last = returns.last_of(at, count)
+        data, successors = state.data, state.successors
+        if n_step == 1 and not isinstance(successors, Successors):
+            return self._discount(returns.take(data["terminated"], indices)), indices, None
+        ahead = returns.look_ahead(data, state.position, indices, n_step)
+        found = None
         if isinstance(successors, Successors):
-            found = successors.at(data, position, last)
+            found = successors.after(ahead, state.position, len(data["episode"]))
         if n_step == 1:
-            if self.gamma is None:
-                return {}, last, found
-            over = returns.take(data["terminated"], indices)
-            return {"discount": jnp.where(over, 0.0, self.gamma)}, last, found
+            return self._discount(ahead.terminated[:, 0]), indices, found
         if found is not None:
-            earlier = found.lost & (count > 1)  # the path ends before the lost step
-            count -= earlier.astype(jnp.int32)
-            last = returns.last_of(at, count)
+            earlier = found.lost & (ahead.length > 1)  # the path ends before the lost step
+            ahead = ahead._replace(length=ahead.length - earlier.astype(jnp.int32))
             found = found._replace(stored=found.stored & ~earlier, lost=found.lost & ~earlier)
-        return returns.discounted(data, at, count, self.gamma), last, found
+        return returns.discounted(data, ahead, self.gamma), ahead.last(ahead.at), found
+
+    def _discount(self, terminated: jax.Array) -> Batch:
+        return {} if self.gamma is None else {"discount": jnp.where(terminated, 0.0, self.gamma)}
 
 
 def _entries(transitions: Transition) -> dict[str, PyTree]:

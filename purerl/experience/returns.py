@@ -5,7 +5,7 @@ at the last row of the data. Only `terminated` zeroes the bootstrap value: a tru
 path bootstraps from `next_value`, the value of its true successor.
 """
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -193,10 +193,31 @@ def n_step_return(
     return jax.lax.scan(step, start, inputs, reverse=True)[1]
 
 
-def look_ahead(
-    data: dict[str, PyTree], position: jax.Array, indices: jax.Array, n: int
-) -> tuple[jax.Array, jax.Array]:
+class Ahead(NamedTuple):
     """The paths that begin at sampled transitions of a ring buffer.
+
+    Attributes:
+        at: `[B, n + 1]`, indices of the next rows, beyond the path's end too.
+        terminated, truncated: `[B, n]` bool, of the first n of them.
+        follows: `[B, n]` bool, whether the next row continues the path.
+        length: `[B]` int32, steps of the path, at most n.
+    """
+
+    at: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    follows: jax.Array
+    length: jax.Array
+
+    def last(self, x: jax.Array) -> jax.Array:
+        """`[B]`, of the last step of each path, from `[B, n]` or `[B, n + 1]`."""
+        if self.follows.shape[1] == 1:
+            return x[:, 0]
+        return jnp.take_along_axis(x, self.length[:, None] - 1, axis=1)[:, 0]
+
+
+def look_ahead(data: dict[str, PyTree], position: jax.Array, indices: jax.Array, n: int) -> Ahead:
+    """The paths of at most n steps from sampled transitions.
 
     Args:
         data: entries `[L, N]`: terminated, truncated, episode.
@@ -204,50 +225,56 @@ def look_ahead(
         indices: `[B]`, row * N + environment, of written transitions.
         n: the most steps of a path. It ends where an episode does, where the episode's number
             changes (after a reset or a dropped rollout), and at the newest row.
-
-    Returns:
-        Indices `[B, n]` of the next n rows, beyond the path's end too, and its length `[B]`.
     """
     num_rows, num_envs = data["episode"].shape
-    row, env = indices[:, None] // num_envs, indices[:, None] % num_envs
-    rows = (row + jnp.arange(n, dtype=jnp.int32)[None]) % num_rows
+    row, env = row_and_env(indices[:, None], num_envs)
+    rows = wrapped(row + jnp.arange(n + 1, dtype=jnp.int32)[None], num_rows)
     at = rows * num_envs + env
-    ended = take(data["terminated"], at) | take(data["truncated"], at)
+    terminated, truncated = (take(data[name], at[:, :-1]) for name in ("terminated", "truncated"))
     episode = take(data["episode"], at)
-    goes_on = ~ended[:, :-1] & (episode[:, 1:] == episode[:, :-1])
-    goes_on &= rows[:, :-1] != (position - 1) % num_rows
-    taken = jnp.cumprod(jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True), axis=1)
-    return at, jnp.sum(taken, axis=1, dtype=jnp.int32)
+    follows = ~(terminated | truncated) & (episode[:, 1:] == episode[:, :-1])
+    follows &= rows[:, :-1] != wrapped(position - 1, num_rows)
+    before = jnp.pad(follows[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    count = jnp.sum(jnp.cumprod(before, axis=1), axis=1, dtype=jnp.int32)
+    return Ahead(at, terminated, truncated, follows, count)
 
 
 def discounted(
-    data: dict[str, PyTree], at: jax.Array, count: jax.Array, gamma: jax.Array | float
+    data: dict[str, PyTree], ahead: Ahead, gamma: jax.Array | float
 ) -> dict[str, jax.Array]:
-    """n-step returns along paths, as from `look_ahead`.
+    """n-step returns along paths.
 
     Args:
-        data: entries `[L, N]`: reward, terminated, truncated.
-        at, count: `[B, n]` indices and `[B]` lengths.
+        data: the entry `reward`, `[L, N]`.
+        ahead: from `look_ahead`.
         gamma: discount.
 
     Returns:
         `reward` `[B]`, the discounted sum; `terminated` and `truncated` of the last step;
         `discount` `[B]`, gamma to the number of steps, or 0 after a termination.
     """
-    n = at.shape[1]
-    last = last_of(at, count)
-    ends = {name: take(data[name], last) for name in ("terminated", "truncated")}
+    n = ahead.follows.shape[1]
+    ends = {name: ahead.last(getattr(ahead, name)) for name in ("terminated", "truncated")}
     powers = jnp.asarray(gamma, jnp.float32) ** jnp.arange(n, dtype=jnp.float32)
-    taken = jnp.arange(n, dtype=jnp.int32)[None] < count[:, None]
-    reward = jnp.sum(taken.astype(jnp.float32) * powers[None] * take(data["reward"], at), axis=1)
-    beyond = jnp.asarray(gamma, jnp.float32) ** count.astype(jnp.float32)
+    taken = jnp.arange(n, dtype=jnp.int32)[None] < ahead.length[:, None]
+    rewards = take(data["reward"], ahead.at[:, :-1])
+    reward = jnp.sum(taken.astype(jnp.float32) * powers[None] * rewards, axis=1)
+    beyond = jnp.asarray(gamma, jnp.float32) ** ahead.length.astype(jnp.float32)
     discount = jnp.where(ends["terminated"], 0.0, beyond)
     return {**ends, "reward": reward, "discount": discount}
 
 
-def last_of(at: jax.Array, count: jax.Array) -> jax.Array:
-    """`[B]`, the last of the first `count` `[B]` indices of each row of `at`, `[B, n]`."""
-    return jnp.take_along_axis(at, count[:, None] - 1, axis=1)[:, 0]
+def row_and_env(indices: jax.Array, num_envs: int) -> tuple[jax.Array, jax.Array]:
+    """Row and environment of flat indices, row * N + environment."""
+    return jax.lax.div(indices, num_envs), jax.lax.rem(indices, num_envs)
+
+
+def wrapped(row: jax.Array, num_rows: int) -> jax.Array:
+    """Rows of a ring, from rows counted on beyond its end, or before its start by at most L.
+
+    `%` would say that too, in more operations: it takes the sign of the divisor.
+    """
+    return jax.lax.rem(row + num_rows, num_rows)
 
 
 def take(entry: PyTree, indices: jax.Array) -> PyTree:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from purerl.envs.base import where
-from purerl.experience.returns import take
+from purerl.experience.returns import Ahead, row_and_env, take, wrapped
 from purerl.records.types import PyTree
 
 _NOWHERE = 2**30  # an index beyond every array, whose write is dropped
@@ -138,7 +138,7 @@ class Successors(struct.PyTreeNode):
             cut = jnp.zeros_like(cut)
         written = jnp.concatenate([cut[None], new.row[:-1] < num_steps])
         time = jnp.concatenate([jnp.full((1, num_envs), -1, jnp.int32), new.row[:-1]])
-        to = (self.clock + time) % (count * self.block) // self.block
+        to = jax.lax.div(wrapped(self.clock + time, count * self.block), self.block)
         # Of two cuts in one block the later one is written. They are neighbours here.
         later = jnp.concatenate([to[1:], jnp.full((1, num_envs), -1, jnp.int32)])
         written &= ~((to == later) & jnp.concatenate([written[1:], jnp.zeros_like(cut)[None]]))
@@ -161,19 +161,17 @@ class Successors(struct.PyTreeNode):
             last = where(writable, last, (self.episode, self.clock))
         return self.replace(obs=obs, row=row, episode=last[0], clock=last[1])
 
-    def at(self, data: dict[str, PyTree], position: jax.Array, indices: jax.Array) -> Lookup:
-        """The lookup of transitions `[B]`, row * N + environment, in a ring of entries `[L, N]`:
-        terminated, truncated, episode; `position` is the row to write next."""
-        num_rows, num_envs = data["episode"].shape
-        row, env = jnp.divmod(indices, num_envs)
-        after = (row + 1) % num_rows * num_envs + env
-        here = {name: take(data[name], indices) for name in ("terminated", "truncated", "episode")}
+    def after(self, ahead: Ahead, position: jax.Array, num_rows: int) -> Lookup:
+        """The lookup of the last transitions of paths `[B]`, in a ring of L rows; `position` is the
+        row to write next."""
+        num_envs = self.row.shape[1]
+        row, env = row_and_env(ahead.last(ahead.at), num_envs)
         return self._lookup(
             row,
             position,
             num_rows,
-            here,
-            take(data["episode"], after),
+            ahead.last(ahead.terminated),
+            ahead.last(ahead.follows),
             lambda place: take(self.row, place * num_envs + env),
         )
 
@@ -181,17 +179,24 @@ class Successors(struct.PyTreeNode):
         """The lookup of all transitions, `[L, N]`; `place` is `[L, 1]`."""
         num_rows = len(data["episode"])
         row = jnp.arange(num_rows, dtype=jnp.int32)[:, None]
-        after = jnp.roll(data["episode"], -1, axis=0)
+        follows = jnp.roll(data["episode"], -1, axis=0) == data["episode"]
+        follows &= ~(data["terminated"] | data["truncated"])
+        follows &= row != wrapped(position - 1, num_rows)
         return self._lookup(
-            row, position, num_rows, data, after, lambda place: self.row[place[:, 0]]
+            row,
+            position,
+            num_rows,
+            data["terminated"],
+            follows,
+            lambda place: self.row[place[:, 0]],
         )
 
     def take(self, obs: PyTree, indices: jax.Array, found: Lookup) -> PyTree:
         """Successors `[B, *obs_shape]` of transitions `[B]`, where their lookup found them; `obs`
         is the buffer's, `[L, N, *obs_shape]`. For a lost one it is another observation."""
         num_rows, num_envs = jax.tree.leaves(obs)[0].shape[:2]
-        row, env = jnp.divmod(indices, num_envs)
-        after = take(obs, (row + 1) % num_rows * num_envs + env)
+        row, env = row_and_env(indices, num_envs)
+        after = take(obs, wrapped(row + 1, num_rows) * num_envs + env)
         apart = take(self.obs, found.place * num_envs + env)
         return jax.tree.map(lambda x, y: _where(found.stored, x, y), apart, after)
 
@@ -208,19 +213,17 @@ class Successors(struct.PyTreeNode):
         row: jax.Array,
         position: jax.Array,
         num_rows: int,
-        here: dict[str, jax.Array],
-        next_episode: jax.Array,
+        terminated: jax.Array,
+        follows: jax.Array,
         rows_at: Callable[[jax.Array], jax.Array],
     ) -> Lookup:
-        """The lookup of transitions in some rows, from their entries and the next row's episode."""
+        """The lookup of transitions in some rows."""
         count = len(self.row) - 1
-        age = (position - 1 - row) % num_rows
+        age = wrapped(position - 1 - row, num_rows)
         newest = age == 0
-        place = (self.clock - 1 - age) % (count * self.block) // self.block
+        place = jax.lax.div(wrapped(self.clock - 1 - age, count * self.block), self.block)
         place = jnp.where(newest, count, place)
-        follows = (next_episode == here["episode"]) & ~newest
-        follows &= ~(here["terminated"] | here["truncated"])
-        stored = (~follows & ~here["terminated"]) | newest
+        stored = (~follows & ~terminated) | newest
         return Lookup(stored, place, stored & (rows_at(place) != row), follows)
 
 
