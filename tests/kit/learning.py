@@ -155,6 +155,9 @@ LEARNING = {
     "DDPG MountainCarContinuous": trial(
         purerl.preset("MountainCarContinuous-v0", "ddpg"), last=1_000, mean=91.5, worst=87.6
     ),
+    "SAC MountainCarContinuous": trial(
+        purerl.preset("MountainCarContinuous-v0", "sac"), last=1_000, mean=89.8, worst=87.2
+    ),
     # Of these two the seeds are furthest apart.
     "ActorCritic Pendulum": trial(
         purerl.preset("Pendulum-v1", "actor_critic"),
