@@ -22,7 +22,7 @@ def plot_tune(
     result: TuneResult, path: Path_ | None = None, *, title: str | None = None
 ) -> "Figure":
     """A search in one figure: the importance of each field, learning curves of the best trials, and
-    a slice for each field: every trial's score against its value there.
+    for each field a slice, all trials' scores against their values.
 
     Args:
         result: of `purerl.tune`.
@@ -41,13 +41,15 @@ def plot_tune(
     names = [*result.importance, *(x for x in result.names if x not in result.importance)]
     rows = -(-len(names) // COLUMNS)
     figure = figures.new_figure(12.0, 3.6 + 2.7 * rows, title)
-    above, below = figure.subfigures(2, 1, height_ratios=[3.6, 2.7 * rows])
+    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=[3.6, 2.7 * rows]))
     left, right = above.subplots(1, 2, width_ratios=[1, 2])
     _draw_importance(left, result, names)
     _draw_curves(right, result)
     panels = below.subplots(rows, min(COLUMNS, len(names)), squeeze=False, sharey=True).ravel()
     for panel, name in zip(panels, names, strict=False):
         _draw_slice(panel, result, name)
+    caption = "dark: trained to the end; grey: left on a rung before; circle: the winner"
+    figures.tidy(panels[0], caption)
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     return figures.save(figure, path)
@@ -66,11 +68,11 @@ def _draw_curves(axes: "Axes", result: TuneResult) -> None:
     for place, trial in enumerate(result.ranked()[:CURVES]):
         style = {**figures.style(place), "marker": None}
         axes.plot(*trial.outcome.curve, label=f"trial {trial.number}: {trial.score:.4g}", **style)
-    axes.set(xlabel="environment steps", ylabel=result.by.replace("_", " "))
+    axes.set(xlabel="environment steps", ylabel="return")
     figures.write_numbers(axes.xaxis)
     figures.write_numbers(axes.yaxis)
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
-    figures.tidy(axes, "the best trials, mean over seeds")
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    figures.tidy(axes, "the best trials with their scores, means over seeds")
 
 
 def _draw_slice(axes: "Axes", result: TuneResult, name: str) -> None:
@@ -97,7 +99,7 @@ def _draw_slice(axes: "Axes", result: TuneResult, name: str) -> None:
             table["score"][chosen],
             s=26,
             color=color,
-            alpha=0.35 + 0.65 * rung / result.num_rungs * (rung == result.num_rungs),
+            alpha=1.0 if rung == result.num_rungs else 0.2 + 0.4 * rung / result.num_rungs,
             edgecolors="white",
             linewidths=0.5,
         )
@@ -114,5 +116,5 @@ def _draw_slice(axes: "Axes", result: TuneResult, name: str) -> None:
 
 def _place(draw: Choice, value: object) -> int:
     """The index of an option."""
-    return next(i for i, x in enumerate(draw.options) if x is value or (
-        type(x) is type(value) and bool(x == value)))  # fmt: skip
+    same = (x is value or (type(x) is type(value) and bool(x == value)) for x in draw.options)
+    return next(i for i, equal in enumerate(same) if equal)

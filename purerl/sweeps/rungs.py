@@ -114,15 +114,12 @@ class Trainer:
         """
         seeds = len(plan.seeds)
         outcomes = [Outcome() for _ in plan.combinations]
-        runs = []
-        for group in plan.groups:
-            report("compiling")
-            runs.append(GroupRun(self._program(group), group))
+        runs = [GroupRun(self._program(group, report), group) for group in plan.groups]
         start = time.perf_counter()
         for rung in range(self.rungs.number):
             last = rung == self.rungs.number - 1
+            report(f"rung {rung + 1} of {self.rungs.number}")
             for run in runs:
-                report(f"rung {rung + 1} of {self.rungs.number}")
                 loop = run.program.loop
                 stop = self.rungs.stop(rung, loop.num_updates, loop.log_every)
                 run.advance(stop, keep_state=not last)
@@ -136,11 +133,12 @@ class Trainer:
         self.seconds += time.perf_counter() - start
         return outcomes
 
-    def _program(self, group: Group) -> Program:
+    def _program(self, group: Group, report: Callable[[str], None]) -> Program:
         """The compiled program of a group's static values."""
         for static, program in self.programs:
             if same_values(static, group.static):
                 return program
+        report("compiling")
         start = time.perf_counter()
         size = 1 if group.config.make_loop().on_host else self.slice_size
         program = _compile(group, size)
@@ -266,13 +264,10 @@ class GroupRun:
         metrics, loop = self.metrics, self.program.loop
         assert metrics is not None
         rows = -(-self._num_updates // loop.log_every)
-        if metrics.eval is None:
-            returns, x, y = final_return(metrics, rows), metrics.episode_return, metrics
-        else:
-            returns = last_eval(metrics)
-            x, y = metrics.eval.episode_return, metrics.eval
-        ends = np.minimum(np.arange(1, x.shape[1] + 1) * loop.log_every, self.reached)
-        steps = ends * loop.steps_per_update
+        source = metrics if metrics.eval is None else metrics.eval
+        returns = final_return(metrics, rows) if metrics.eval is None else last_eval(metrics)
+        ends = np.arange(1, source.num_episodes.shape[1] + 1) * loop.log_every
+        steps = np.minimum(ends, self.reached) * loop.steps_per_update
         for first in range(0, len(self.places), num_seeds):
             own = slice(first, first + num_seeds)
             outcome = outcomes[int(self.group.members[self.places[first]]) // num_seeds]
@@ -281,7 +276,9 @@ class GroupRun:
             outcome.scores.append(float(seen.mean()) if seen.size else math.nan)
             done = int(self._num_updates[own].sum())
             outcome.num_timesteps = done * loop.steps_per_update
-            at, curves = bin_curves(steps, x[own], y.num_episodes[own], CURVE)
+            at, curves = bin_curves(
+                steps, source.episode_return[own], source.num_episodes[own], CURVE
+            )
             outcome.curve = [at.tolist(), _mean(curves).tolist()]
 
 

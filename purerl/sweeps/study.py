@@ -117,10 +117,10 @@ class Study:
             known = unsealed(read_text(progress))
             if known["search"] != self.search:
                 raise ValueError("it is another search's")
-            with journal.open("rb+") as file:
-                if _digest(file.read(known["bytes"])) != known["digest"]:
+            with journal.open("rb+") as stream:
+                if _digest(stream.read(known["bytes"])) != known["digest"]:
                     raise ValueError(f"{JOURNAL} doesn't match its checksum")
-                file.truncate(known["bytes"])
+                stream.truncate(known["bytes"])
             return int(known["batches"])
         except FileNotFoundError:
             if not progress.exists():  # no batch is finished

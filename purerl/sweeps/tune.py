@@ -192,6 +192,7 @@ def _search(search: Search, folder: Path | None, name: str, verbose: bool | None
     with progress(search.trials, verbose, "tune", "trials") as report:
         for start in range(study.batches * search.batch, search.trials, search.batch):
             _train_batch(search, study, trainer, start, report)
+        report("done", search.trials)
     trials = tuple(study.trials())
     found, measured = best_trial(trials), None
     if found is not None:

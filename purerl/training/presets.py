@@ -43,7 +43,8 @@ def preset(env: str | os.PathLike[str], agent: str | None = None, **changes: obj
                 f"preset(..., env={name!r})"
             )
         params = found.pop("env", {})
-        return TrainConfig.from_mapping({"env": {**params, "name": name}, **found, **more})
+        fields = read_names(TrainConfig, found)
+        return TrainConfig.from_mapping({"env": {**params, "name": name}, **fields, **more})
     agent = "ppo" if agent is None else agent
     found = find_preset(env, agent)
     if not found:
