@@ -22,6 +22,7 @@ import numpy as np
 
 from purerl.records.errors import ConfigError
 from purerl.records.files import put_aside, read_text, reason, sealed, unsealed, write_whole
+from purerl.runs.view import WINNER
 from purerl.sweeps.plan import Values
 from purerl.sweeps.rungs import Outcome
 from purerl.sweeps.space import Space
@@ -129,7 +130,7 @@ class Study:
             trouble = f"{journal} is missing"
         except (OSError, ValueError, KeyError, TypeError) as error:
             trouble = f"{progress} can't be used ({reason(error)})"
-        for file in (progress, journal):
+        for file in (progress, journal, folder / WINNER):
             if file.exists():
                 put_aside(file)
         warnings.warn(f"{trouble}: put aside, all trials are trained again", stacklevel=5)
@@ -149,7 +150,8 @@ class Study:
         seed = int(entropy.generate_state(1)[0])
         if self.sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed)
+        # A trial of the batch that was asked for before counts as a bad one, so that they differ.
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
     def tell(self, outcomes: Sequence[Outcome], num_rungs: int) -> None:
         """What became of the batch that was asked for last; it is finished then."""

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from purerl.records.errors import ConfigError, RunError, shown, suggest
+from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import check_count, check_path
-from purerl.records.files import reason, write_whole
+from purerl.records.files import write_whole
 from purerl.records.folders import LOCK, is_taken, locked, refuse_links
 from purerl.runs.view import TUNE, WINNER
 from purerl.sweeps.plan import check_base, plan_of
@@ -18,7 +18,7 @@ from purerl.sweeps.rungs import Rungs, Trainer
 from purerl.sweeps.space import Space, read_space
 from purerl.sweeps.store import claim
 from purerl.sweeps.study import JOURNAL, PROGRESS, SAMPLERS, Study, check_optuna, quiet
-from purerl.sweeps.sweep import sweep
+from purerl.sweeps.sweep import sweep, written
 from purerl.sweeps.tuned import TuneResult, best_trial
 from purerl.training.config import TrainConfig
 from purerl.training.describe import describe, versions
@@ -176,19 +176,18 @@ def _opened(
     path = check_path("run_dir", run_dir).absolute()
     is_taken(path, TUNE, "search")
     refuse_links(path, [TUNE, JOURNAL, PROGRESS, PRESET, TABLE], [WINNER])
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with locked(path / LOCK):
-            yield path, claim(path, TUNE, "search", search.describe())
-    except OSError as error:
-        raise RunError(
-            f"run_dir: can't write into {path}: {reason(error)}; finished batches are still good"
-        ) from error
+    with contextlib.ExitStack() as exits:
+        with written(path, "batches"):
+            path.mkdir(parents=True, exist_ok=True)
+            exits.enter_context(locked(path / LOCK))
+            name = claim(path, TUNE, "search", search.describe())
+        yield path, name
 
 
 def _search(search: Search, folder: Path | None, name: str, verbose: bool | None) -> TuneResult:
-    study = Study(search.space, search.sampler, search.seed, folder, name)
-    trainer = Trainer.of(search.rungs, search.batch, len(search.seeds))
+    with _writing(folder):
+        study = Study(search.space, search.sampler, search.seed, folder, name)
+    trainer = Trainer.of(search.rungs, min(search.batch, search.trials), len(search.seeds))
     with progress(search.trials, verbose, "tune", "trials") as report:
         for start in range(study.batches * search.batch, search.trials, search.batch):
             _train_batch(search, study, trainer, start, report)
@@ -213,11 +212,17 @@ def _search(search: Search, folder: Path | None, name: str, verbose: bool | None
         trainer.compile_seconds,
     )
     if folder is not None:
-        result.to_csv(folder / TABLE)
-        preset = result.preset()
-        if preset is not None:
-            write_whole(folder / PRESET, lambda file: file.write(preset.encode()))
+        with written(folder, "batches"):
+            result.to_csv(folder / TABLE)
+            preset = result.preset()
+            if preset is not None:
+                write_whole(folder / PRESET, lambda file: file.write(preset.encode()))
     return result
+
+
+def _writing(folder: Path | None) -> contextlib.AbstractContextManager[None]:
+    """For what may write into the folder, if there is one."""
+    return contextlib.nullcontext() if folder is None else written(folder, "batches")
 
 
 def _train_batch(
@@ -225,7 +230,8 @@ def _train_batch(
 ) -> None:
     """Asks for a batch, trains it, and tells what became of it."""
     count = min(search.batch, search.trials - start)
-    combinations, misfits = study.ask(count), dict[int, str]()
+    with _writing(study.folder):
+        combinations, misfits = study.ask(count), dict[int, str]()
     plan = plan_of(search.config, search.space.names, combinations, search.seeds, misfits)
     if len(misfits) == count and start == 0:
         raise ConfigError(f"space: no combination can be trained, such as: {misfits[0]}")
@@ -235,4 +241,5 @@ def _train_batch(
     )
     for i, misfit in misfits.items():
         outcomes[i].misfit = misfit
-    study.tell(outcomes, search.rungs.number)
+    with _writing(study.folder):
+        study.tell(outcomes, search.rungs.number)

@@ -91,7 +91,7 @@ class TuneResult:
         returns = np.asarray(self.measured.table[self.by], np.float64)
         known = returns[np.isfinite(returns)]
         mean = float(known.mean()) if known.size else math.nan
-        low, high = map(float, bootstrap_interval(np.mean, returns)) if known.size else (mean,) * 2
+        low, high = map(float, bootstrap_interval(np.mean, known)) if known.size else (mean,) * 2
         config = configure(self.config, found.values)
         return Winner(found.number, found.values, config, found.score, returns, mean, low, high)
 
