@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import pathlib
 import shutil
 import subprocess
@@ -129,6 +130,15 @@ def test_evaluations_are_the_score_where_there_are_some(traces):
     np.testing.assert_array_equal(result.best.returns, result.measured.table["eval_return"])
 
 
+def test_environments_of_the_host_are_searched_one_by_one(traces):
+    base = config("gymnasium/CartPole-v1", num_envs=2, total_timesteps=160)
+    space = {"lr": LogUniform(1e-4, 1e-2)}
+    result = purerl.tune(base, space, trials=2, batch=2, seeds=2, fresh_seeds=1)
+    assert list(result.table["rungs"]) == [1, 1]
+    with pytest.raises(purerl.ConfigError, match=r"rungs: got 2, expected 1: .* on the host"):
+        purerl.tune(base, space, rungs=2)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(compile_once):
     return search()
@@ -227,16 +237,29 @@ def test_goes_on_from_finished_batches(monkeypatch, uninterrupted, tmp_path, mom
         assert (len(trained), again.seconds) == (2, 0.0)
 
 
+def process(folder, **environment):
+    command = [sys.executable, "-m", "kit.searching", str(folder)]
+    tests, environment = pathlib.Path(__file__).parent, os.environ | environment
+    return subprocess.Popen(command, cwd=tests, env=environment, stdout=subprocess.PIPE, text=True)
+
+
 def test_killed(uninterrupted, tmp_path):
     """By SIGKILL, in the second batch."""
-    command = [sys.executable, "-m", "kit.searching", str(tmp_path)]
-    tests = pathlib.Path(__file__).parent
-    with subprocess.Popen(command, cwd=tests, stdout=subprocess.PIPE, text=True) as process:
+    with process(tmp_path) as searching:
         for _ in range(2):
-            assert process.stdout.readline() == "batch\n"
-        process.kill()
+            assert searching.stdout.readline() == "batch\n"
+        searching.kill()
     assert json.loads((tmp_path / "progress.json").read_text())["batches"] == 1
     equal_tables(search(tmp_path), uninterrupted)
+
+
+def test_over_two_devices(uninterrupted, tmp_path):
+    """To rounding; the first batch, since later ones follow from the scores."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    with process(tmp_path, XLA_FLAGS=flags.strip()) as searching:
+        returns = json.loads(searching.stdout.read().splitlines()[-1])
+    for got, trial in zip(returns[:6], uninterrupted.trials, strict=False):
+        np.testing.assert_allclose(got, trial.outcome.returns, rtol=1e-4)
 
 
 def test_optunas_own_tools_read_the_journal(uninterrupted, searched):
@@ -472,7 +495,7 @@ def test_the_command(command):
     assert "purerl train --preset found/best.toml" in out
     assert pathlib.Path("found/tune.png").exists()
     code, out, _ = command("eval", "found", "--episodes", 2)
-    assert code == 0
+    assert (code, "found: the winner of the search, lr=" in out) == (0, True)
     code, _, err = command("resume", "found")
     assert (code, "purerl tune continues it" in err) == (1, True)
 

@@ -40,12 +40,13 @@ def plot_tune(
         raise ConfigError("plot_tune: no trial has a score, train for longer")
     names = [*result.importance, *(x for x in result.names if x not in result.importance)]
     rows = -(-len(names) // COLUMNS)
+    columns = -(-len(names) // rows)
     figure = figures.new_figure(12.0, 3.6 + 2.7 * rows, title)
     above, below = np.ravel(figure.subfigures(2, 1, height_ratios=[3.6, 2.7 * rows]))
     left, right = above.subplots(1, 2, width_ratios=[1, 2])
     _draw_importance(left, result, names)
     _draw_curves(right, result)
-    panels = below.subplots(rows, min(COLUMNS, len(names)), squeeze=False, sharey=True).ravel()
+    panels = below.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for panel, name in zip(panels, names, strict=False):
         _draw_slice(panel, result, name)
     caption = "dark: trained to the end; grey: left on a rung before; circle: the winner"
@@ -90,7 +91,7 @@ def _draw_slice(axes: "Axes", result: TuneResult, name: str) -> None:
         at = np.array(values, np.float64)
         if isinstance(draw, LogUniform):
             axes.set_xscale("log")
-            figures.write_decades(axes.xaxis, draw.high / draw.low)
+            figures.write_decades(axes.xaxis, 100 * draw.high / draw.low)  # the panel is narrow
     for rung in range(1, result.num_rungs + 1):
         chosen = table["rungs"] == rung
         color = figures.COLORS[0] if rung == result.num_rungs else GREY

@@ -3,6 +3,7 @@
 python -m kit.searching FOLDER
 """
 
+import json
 import sys
 
 import purerl
@@ -44,8 +45,8 @@ def main(folder):
         return train(self, plan, report)
 
     Trainer.train = shown
-    search(folder)
-    print("end", flush=True)
+    result = search(folder)
+    print(json.dumps([trial.outcome.returns for trial in result.trials]), flush=True)
 
 
 if __name__ == "__main__":
