@@ -42,7 +42,8 @@ def plot_tune(
     rows = -(-len(names) // COLUMNS)
     columns = -(-len(names) // rows)
     figure = figures.new_figure(12.0, 3.6 + 2.7 * rows, title)
-    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=[3.6, 2.7 * rows]))
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.6, 2.7 * rows])
+    above, below = parts[:, 0]
     left, right = above.subplots(1, 2, width_ratios=[1, 2])
     _draw_importance(left, result, names)
     _draw_curves(right, result)
