@@ -12,9 +12,10 @@ Train
     make_train                  a pure function of a key, for `jit` and `vmap`
     fit                         the same with reports, checkpoints, and resuming after a kill
     sweep                       seeds and a grid of hyperparameters, over all devices
+    tune                        a search for hyperparameters, with Optuna
     run, make_loop              the loop from plain arguments; its steps, to be scanned by you
     compiler_options            for `jit`, to compile faster on a CPU
-    TrainOutput, SweepResult    metrics, the final state, the policy
+    TrainOutput, SweepResult, TuneResult    metrics, the final state, the policy
 
 Agents
     PPO, PQN, DQN, SAC, TD3, DDPG, ActorCritic, REINFORCE
@@ -37,7 +38,7 @@ Results
     save_policy, load_policy, export_policy, to_gymnasium, render
     evaluate, evaluate_in_gymnasium
     read_run, read_runs         learning curves from folders
-    plot_curves, plot_comparison, plot_sweep, statistics
+    plot_curves, plot_comparison, plot_sweep, plot_tune, statistics
     csv_sink, tensorboard_sink, wandb_sink, console_sink    callbacks for `fit`
 
 `help(purerl.PPO)` has every hyperparameter, `help(purerl.TrainConfig)` every option. The command
@@ -121,6 +122,7 @@ from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhN
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
+from purerl.plots.tuning import plot_tune  # noqa: E402
 from purerl.records import fields  # noqa: E402
 from purerl.records.draws import Choice, LogUniform, Uniform  # noqa: E402
 from purerl.records.errors import ConfigError, Error, MemberError, RunError  # noqa: E402
@@ -132,6 +134,8 @@ from purerl.runs.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E4
 from purerl.runs.view import read_run, read_runs  # noqa: E402
 from purerl.sweeps.result import SweepResult  # noqa: E402
 from purerl.sweeps.sweep import sweep  # noqa: E402
+from purerl.sweeps.tune import tune  # noqa: E402
+from purerl.sweeps.tuned import TuneResult  # noqa: E402
 from purerl.training.check import AgentError, check_agent  # noqa: E402
 from purerl.training.config import TrainConfig  # noqa: E402
 from purerl.training.evaluate import evaluate  # noqa: E402
@@ -212,6 +216,7 @@ __all__ = [
     "TrainConfig",
     "TrainOutput",
     "Transition",
+    "TuneResult",
     "Uniform",
     "VectorEnv",
     "action_repeat",
@@ -245,6 +250,7 @@ __all__ = [
     "plot_curves",
     "plot_sweep",
     "plot_sweep_curves",
+    "plot_tune",
     "preset",
     "q_target",
     "randomize",
@@ -263,6 +269,7 @@ __all__ = [
     "tensorboard_sink",
     "time_limit",
     "to_gymnasium",
+    "tune",
     "use_all_cores",
     "vector_env",
     "vectorize",

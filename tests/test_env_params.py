@@ -21,7 +21,7 @@ from purerl.cli.playing import environment
 from purerl.envs import Box, Discrete, Env, EnvSource, EnvSpec, TimeStep, as_env
 from purerl.envs.base import dynamics_of
 from purerl.envs.registry import source_of
-from purerl.runs.folder import config_text
+from purerl.records.toml import to_toml
 from purerl.runs.view import RunView, read_toml
 from purerl.sweeps.plan import make_plan
 from purerl.training.describe import describe
@@ -105,7 +105,7 @@ def test_an_environment_comes_back_from_a_file_with_its_parameters(env, plain, t
     config = purerl.TrainConfig(env=env, **SMALL | {"agent": purerl.PPO(hidden=(4,))})
     assert config.to_mapping()["env"] == plain
     file = tmp_path / "config.toml"
-    file.write_text(config_text(config.to_mapping()))
+    file.write_text(to_toml(config.to_mapping()))
     back = purerl.TrainConfig.from_mapping(read_toml(file))
     assert source_of(back.env) == source_of(config.env)
     assert back.env.spec == config.env.spec

@@ -11,7 +11,7 @@ from kit.quick import quick_programs
 
 import purerl
 from purerl.cli.flags import read_config
-from purerl.runs.folder import config_text
+from purerl.records.toml import to_toml
 from purerl.training.train import final_return
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
@@ -86,7 +86,7 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c.agent).__name__)
 def test_a_config_comes_back_from_its_file(config, tmp_path):
     file = tmp_path / "config.toml"
-    file.write_text(config_text(config.to_mapping()))
+    file.write_text(to_toml(config.to_mapping()))
     again = purerl.TrainConfig.from_mapping(read_config(file))
     assert again.to_mapping() == config.to_mapping()
     assert again.agent == config.agent

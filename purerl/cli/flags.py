@@ -17,7 +17,7 @@ from purerl.records.fields import field_names, field_options, read_names
 from purerl.records.files import reason
 from purerl.runs.view import env_name, is_code, named_env, read_toml, refuse_code
 from purerl.training.config import TrainConfig
-from purerl.training.presets import find_preset
+from purerl.training.presets import choose_preset, find_preset, read_presets
 
 # Parts that are chosen by name; the fields of the chosen ones become flags.
 PARTS: dict[str, Mapping[str, type]] = {"agent": AGENTS, "noise": NOISES, "rewarder": REWARDERS}
@@ -69,6 +69,7 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     """
     group = parser.add_argument_group("environment, agent and files")
     group.add_argument("--config", metavar="FILE", help="a TOML file of fields; flags come on top")
+    group.add_argument("--preset", metavar="FILE", help="such as best.toml of purerl tune")
     group.add_argument("--no-preset", action="store_true", help="the agent's defaults only")
     for part, known in PARTS.items():
         group.add_argument(f"--{part}", metavar="NAME", help=f"one of {', '.join(known)}")
@@ -179,18 +180,27 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, Fields]:
     start: Fields = read_config(args.config) if args.config else {}
     there = start.get("env")
     name = args.env if args.env is not None else env_name(there)
+    preset: Fields = {}
+    if args.preset:
+        if args.config or args.no_preset:
+            raise ConfigError("--preset: expected without --config and --no-preset")
+        agent = given.get("agent", {}).get("name")
+        name, _, preset = choose_preset(args.preset, name, agent)
+        params = preset.pop("env", None)
+        there = None if params is None else {**params, "name": name}
+        preset = _by_fields(preset, args.chosen)
     if name is None:
         raise ConfigError("ENV: missing, expected an environment: see purerl envs")
+    file = args.preset or args.config
     if args.env is None and is_code(name):
         raise ConfigError(
-            f"ENV: missing, expected {name} on the command line as well: {args.config} names it, "
+            f"ENV: missing, expected {name} on the command line as well: {file} names it, "
             "and it is code that would be run"
         )
-    refuse_code(start, given, args.config)
+    refuse_code({**start, **preset}, given, file)
     given, start = (_by_fields(layer, args.chosen) for layer in (given, start))
     env = named_env(there, name, env_values(args))
-    preset: Fields = {}
-    if not args.config and not args.no_preset:
+    if not (args.config or args.preset or args.no_preset):
         preset = find_preset(name, given.get("agent", {}).get("name"))
     mapping = {"agent": {"name": "ppo"}}
     for layer in (preset, start, given):
@@ -226,13 +236,16 @@ def _over(below: Fields, above: Mapping[str, Any]) -> Fields:
 def _chosen(argv: list[str]) -> dict[str, str | None]:
     """The parts that the arguments choose by name, before all flags are known."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for word in (*PARTS, "config"):
+    for word in (*PARTS, "config", "preset"):
         first.add_argument(f"--{word}")
     try:
         found = vars(first.parse_known_args(argv)[0])
     except argparse.ArgumentError:  # reported when all arguments are read
-        found = dict.fromkeys((*PARTS, "config"))
+        found = dict.fromkeys((*PARTS, "config", "preset"))
     start = read_config(found["config"]) if found["config"] else {}
+    if found["preset"]:
+        agents = {agent for agents in read_presets(found["preset"]).values() for agent in agents}
+        start |= {"agent": agents.pop()} if len(agents) == 1 else {}
     chosen: dict[str, str | None] = {}
     for part, known in PARTS.items():
         there = start.get(part)

@@ -64,9 +64,9 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     """Sweeps, and prints the best combinations."""
     if not (args.grid or args.samples):
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
-    grid = {name: _values(text) for name, text in map(_split, args.grid)}
-    samples = {name: _distribution(name, text) for name, text in map(_split, args.samples)}
-    _check_names([*grid, *samples], args)
+    grid = {name: _values(text) for name, text in map(split, args.grid)}
+    samples = {name: _distribution(name, text) for name, text in map(split, args.samples)}
+    check_names([*grid, *samples], args)
     use_cores_for_members()
     config, _ = config_from(args)
     check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
@@ -100,7 +100,7 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _check_names(names: Sequence[str], args: argparse.Namespace) -> None:
+def check_names(names: Sequence[str], args: argparse.Namespace) -> None:
     """Raises ConfigError for a name that is no field; at once, where the config takes seconds."""
     agent = PARTS["agent"][args.chosen["agent"]]
     paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
@@ -115,10 +115,11 @@ def _check_names(names: Sequence[str], args: argparse.Namespace) -> None:
             read_name(agent, name, paths)
 
 
-def _split(text: str) -> tuple[str, str]:
+def split(text: str, flags: str = "--grid, --samples") -> tuple[str, str]:
+    """A field's name and the rest of FIELD=REST. Raises ConfigError."""
     name, sign, values = text.partition("=")
     if not sign or not values:
-        raise ConfigError(f"--grid, --samples: got {text!r}, expected FIELD=...")
+        raise ConfigError(f"{flags}: got {text!r}, expected FIELD=...")
     return name.strip().replace("-", "_"), values.strip()
 
 

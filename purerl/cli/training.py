@@ -22,7 +22,17 @@ from purerl.runs.console import console_sink, show_curve
 from purerl.runs.fit import Interrupted, fit
 from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
-from purerl.runs.view import BEST, SWEEP, RunView, env_name, is_code, named_env, refuse_code
+from purerl.runs.view import (
+    BEST,
+    SWEEP,
+    TUNE,
+    WINNER,
+    RunView,
+    env_name,
+    is_code,
+    named_env,
+    refuse_code,
+)
 from purerl.training.config import TrainConfig
 
 RUNS, EVENTS = Path("runs"), "tensorboard"
@@ -70,7 +80,9 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
         name = preset["agent"]["name"]
         kept = [x for x in spelled_out(preset) if x in spelled_out(config.to_mapping())]
         listed = ", ".join(kept) or "the agent's defaults"
-        console.print(f"preset for {args.env} and {name}: {listed} (--no-preset for none)")
+        console.print(
+            f"preset for {config.env.spec.name} and {name}: {listed} (--no-preset for none)"
+        )
     with chosen_folder(args, config) as folder:
         return _train(config, seeds, folder, args, console)
 
@@ -130,11 +142,12 @@ def add_resume(parser: Parser, argv: Sequence[str]) -> None:
 def run_resume(args: argparse.Namespace, console: Console) -> int:
     """Continues a run."""
     folder = Path(args.run) if args.run else newest_run()
-    if (folder / SWEEP).exists():
-        raise RunError(
-            f"{folder} is a sweep's folder: purerl sweep continues it by the same command with "
-            f"--run-dir {folder}"
-        )
+    for marker, kind, command in ((SWEEP, "sweep", "sweep"), (TUNE, "search", "tune")):
+        if (folder / marker).exists():
+            raise RunError(
+                f"{folder} is a {kind}'s folder: purerl {command} continues it by the same command "
+                f"with --run-dir {folder}"
+            )
     if not (folder / RUN).exists():
         raise RunError(f"{folder} is no run's folder: it has no {RUN}")
     run = RunView(folder)
@@ -169,9 +182,9 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
 
 
 def newest_run() -> Path:
-    """The last written folder of a run or a sweep in runs/. Raises RunError where there is
-    none."""
-    runs = {file.parent for name in (RUN, SWEEP) for file in RUNS.glob(f"*/{name}")}
+    """The last written folder of a run, a sweep or a search in runs/. Raises RunError where there
+    is none."""
+    runs = {file.parent for name in (RUN, SWEEP, TUNE) for file in RUNS.glob(f"*/{name}")}
     if not runs:
         raise RunError("there is no run in runs/: name a run's folder")
     return max(sorted(runs), key=_written)
@@ -179,7 +192,7 @@ def newest_run() -> Path:
 
 def _written(folder: Path) -> float:
     """Time of the last write into a folder by training, not by plots."""
-    names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", SWEEP, "table.csv", BEST)
+    names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", SWEEP, "table.csv", BEST, TUNE, WINNER)
     files = [*(folder / name for name in names), *folder.glob("group-*.npz")]
     times = []
     for file in files:

@@ -31,7 +31,7 @@ def is_taken(path: Path, marker: str, kind: str) -> bool:
     Args:
         path: the folder.
         marker: the file by which such folders are recognised.
-        kind: "run" or "sweep".
+        kind: "run", "sweep" or "search".
 
     Raises:
         ConfigError: it has other files in it, or is no folder.

@@ -1,5 +1,6 @@
 """`Program`: a run compiled as chunks of any number of updates, driven from the host."""
 
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -78,6 +79,14 @@ class Program:
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
         check_memory(self._run.memory, what)
         self._values = self.layout.split(self.values)
+
+    def for_members(self, keys: jax.Array, values: dict[str, np.ndarray]) -> "Program":
+        """The same compiled program for other members, as many as it was made for."""
+        other = copy.copy(self)
+        other.keys = keys
+        other.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
+        other._values = self.layout.split(other.values)
+        return other
 
     def start(self) -> Parts:
         """The first state."""

@@ -13,18 +13,18 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-import tomli_w
 from numpy.typing import ArrayLike
 
 from purerl.deploy.policy_file import save_policy
 from purerl.records.errors import RunError
 from purerl.records.files import DAMAGED, checked, read_text, reason, sealed, write_whole
 from purerl.records.folders import refuse_links
+from purerl.records.toml import to_toml
 from purerl.records.types import Plain
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
@@ -68,7 +68,7 @@ class RunFiles:
         self.csv = csv_sink(folder / METRICS)
         self.compile_seconds: float | None = None
         left: list[str] = []
-        text = config_text(to_plain(config, left))
+        text = to_toml(to_plain(config, left))
         if left:
             text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
         self._write(CONFIG, text)
@@ -145,17 +145,6 @@ class RunFiles:
             raise RunError(
                 f"can't write {self.folder / name}: {reason(error)}; {self._still_there()}"
             ) from error
-
-
-def config_text(mapping: Mapping[str, Plain]) -> str:
-    """A config's plain values as TOML."""
-    return tomli_w.dumps(_without_none(mapping))
-
-
-def _without_none(value: Plain) -> Plain:
-    if isinstance(value, Mapping):
-        return {name: _without_none(x) for name, x in value.items()}
-    return "none" if value is None else value
 
 
 def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Plain]:

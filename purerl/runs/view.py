@@ -4,7 +4,6 @@ kill."""
 import dataclasses
 import json
 import os
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path, read_names
 from purerl.records.files import DAMAGED, checked, read_text, reason
 from purerl.records.folders import list_checkpoints
+from purerl.records.toml import from_toml
 from purerl.records.types import Plain
 from purerl.runs.curves import Curves, read_curves
 from purerl.runs.folder import CONFIG, METRICS, POLICIES, RUN, SUMMARY, curves_about
@@ -25,6 +25,8 @@ from purerl.training.describe import describe, differences
 from purerl.training.policy import Policy
 
 SWEEP, BEST = "sweep.json", "best"
+# A search's description, and the sweep of its winner over fresh seeds.
+TUNE, WINNER = "tune.json", "winner"
 # Errors from reading a text file that is damaged, or of another program.
 UNREADABLE = (*DAMAGED, RecursionError)
 
@@ -56,17 +58,8 @@ def read_toml(file: str | os.PathLike[str]) -> dict[str, Plain]:
         ValueError: it isn't TOML, or has a field under two names.
         OSError: it can't be read.
     """
-    try:
-        # With aliases resolved, so that checks of a field see it under any name.
-        return read_names(TrainConfig, _with_none(tomllib.loads(read_text(file))))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(file)} is no TOML file: {reason(error)}") from None
-
-
-def _with_none(value: Plain) -> Plain:
-    if isinstance(value, dict):
-        return {name: _with_none(x) for name, x in value.items()}
-    return None if value == "none" else value
+    # With aliases resolved, so that checks of a field see it under any name.
+    return read_names(TrainConfig, from_toml(file))
 
 
 def is_code(env: Plain) -> bool:
@@ -101,7 +94,7 @@ def named_env(env: Plain, name: str, params: Mapping[str, Plain] | None = None) 
 
 
 class RunView:
-    """A read-only view of a run's folder, or of the best combination in a sweep's folder.
+    """A read-only view of a run's folder, or of the best combination in a sweep's or a search's.
 
     Args:
         path: the folder.
@@ -118,14 +111,19 @@ class RunView:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = self.folder = Path(path).expanduser()
         self.label = ""
-        swept = read_json(self.path / SWEEP)
+        searched = read_json(self.path / TUNE) is not None
+        if searched:
+            self.folder = self.path / WINNER
+        swept = read_json(self.folder / SWEEP)
         if swept is not None:
-            self.folder = self.path / BEST
+            self.folder /= BEST
         self._summary = read_json(self.folder / SUMMARY)
-        if swept is not None and self._summary is None:
+        if (searched or swept is not None) and self._summary is None:
+            kind = "search without a winner" if searched else "sweep without a best agent"
             raise RunError(
-                f"{self.path} holds a sweep without a best agent: it isn't finished (the same "
-                "sweep with the same folder goes on), or no episode of it has ended"
+                f"{self.path} holds a {kind}: it isn't finished (the same "
+                f"{kind.partition(' ')[0]} with the same folder goes on), or no episode of it has "
+                "ended"
             )
         self._run = read_json(self.folder / RUN)
         if self._summary is None and self._run is None:

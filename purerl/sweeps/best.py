@@ -11,13 +11,13 @@ from purerl.deploy.policy_file import save_policy
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason, sealed, write_whole
+from purerl.records.toml import to_toml
 from purerl.records.types import PyTree
 from purerl.runs.folder import (
     CONFIG,
     METRICS,
     POLICIES,
     SUMMARY,
-    config_text,
     curves_of_output,
     summarize,
     updates_gone_through,
@@ -72,7 +72,7 @@ def _write(
     report = Report(0, stop, stop, steps, metrics, *took, seeds, whole.log_every)
     csv_sink(folder / METRICS)(report)
     left: list[str] = []
-    text = config_text(to_plain(config, left))
+    text = to_toml(to_plain(config, left))
     if left:
         text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
     _write_text(folder / CONFIG, text)

@@ -89,26 +89,50 @@ def make_plan(
     key: jax.Array | None,
 ) -> Plan:
     """Lists a sweep's members, and checks them all; arguments and errors as in `sweep`."""
+    config = check_base(config)
+    seeds = list_seeds(seeds)
+    axes, distributions = _axes(grid), _distributions(samples, num_samples, key)
+    names = read_fields(config, axes, distributions)
+    points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+    points = [{names[name]: value for name, value in point.items()} for point in points]
+    draws = _draw({names[name]: x for name, x in distributions.items()}, num_samples, key)
+    combinations = [{**point, **draw} for draw in draws for point in points]
+    return plan_of(config, tuple(names.values()), combinations, seeds)
+
+
+def check_base(config: TrainConfig | Mapping[str, object]) -> TrainConfig:
+    """The config that all members have in common. Raises ConfigError where it can't be swept."""
     if not isinstance(config, TrainConfig):
         config = TrainConfig.from_mapping(config)
     if getattr(config, "num_devices", 1) not in (None, 1):
         raise ConfigError(
             "num_devices: a sweep lays whole members over the devices, leave it out of the config"
         )
-    seeds = list_seeds(seeds)
-    axes, distributions = _axes(grid), _distributions(samples, num_samples, key)
-    names = _fields(config, axes, distributions)
-    points = [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
-    points = [{names[name]: value for name, value in point.items()} for point in points]
-    draws = _draw({names[name]: x for name, x in distributions.items()}, num_samples, key)
-    combinations = [{**point, **draw} for draw in draws for point in points]
-    return Plan(
-        config,
-        tuple(names.values()),
-        tuple(combinations),
-        seeds,
-        _groups(config, seeds, combinations),
-    )
+    return config
+
+
+def plan_of(
+    config: TrainConfig,
+    names: tuple[str, ...],
+    combinations: Sequence[Values],
+    seeds: tuple[int, ...],
+    misfits: dict[int, str] | None = None,
+) -> Plan:
+    """The plan of given combinations.
+
+    Args:
+        config: common to all members.
+        names: of the swept fields, as `read_fields` returns them.
+        combinations: values by name.
+        seeds: of each combination.
+        misfits: a dict that gets the error of each combination that can't be trained, by its index;
+            such a combination is in no group. None raises the first error.
+
+    Raises:
+        ConfigError: an invalid value, or values that don't fit each other.
+    """
+    groups = _groups(config, seeds, combinations, misfits)
+    return Plan(config, names, tuple(combinations), seeds, groups)
 
 
 def _axes(grid: Mapping[str, object] | None) -> dict[str, list[object]]:
@@ -146,12 +170,19 @@ def _distributions(
     return samples
 
 
-def _fields(
+def read_fields(
     config: TrainConfig,
-    axes: Mapping[str, list[object]],
-    distributions: Mapping[str, Distribution],
+    axes: Mapping[str, Sequence[object]],
+    distributions: Mapping[str, object],
+    argument: str = "sweep",
 ) -> dict[str, str]:
     """Each given name, perhaps an alias, with its field in the plan's notation.
+
+    Args:
+        config: common to all members.
+        axes: lists of values by name.
+        distributions: further names.
+        argument: the first word of errors.
 
     Raises:
         ConfigError: no such field in the config or in a part of the run, or two names of one field.
@@ -162,11 +193,12 @@ def _fields(
     given = [*axes, *distributions]
     read_names(TrainConfig, dict.fromkeys(given))  # raises where two names are of one field
     firsts = {name: values[0] for name, values in axes.items()}
-    parts = _parts(config, read_names(TrainConfig, firsts))
+    parts = parts_of(config, read_names(TrainConfig, firsts))
     paths = [f"{part}.{field}" for part in parts for field in known_fields(parts[part])]
-    names = {name: read_name(type(parts["agent"]), name, paths) for name in given}
-    of_parts = [name for name in given if not _of_config(names[name])]
-    return names | {name: str(path) for path, name in read_paths(parts, of_parts, "sweep")}
+    agent = type(parts["agent"])
+    names = {name: read_name(agent, name, paths, argument) for name in given}
+    of_parts = [name for name in given if not of_config(names[name])]
+    return names | {name: str(path) for path, name in read_paths(parts, of_parts, argument)}
 
 
 def _draw(
@@ -187,25 +219,26 @@ def _draw(
 
 
 def _groups(
-    config: TrainConfig, seeds: tuple[int, ...], combinations: list[Values]
+    config: TrainConfig,
+    seeds: tuple[int, ...],
+    combinations: Sequence[Values],
+    misfits: dict[int, str] | None,
 ) -> tuple[Group, ...]:
-    """Combinations grouped by the static values that fix a program. Raises ConfigError for any
-    invalid value."""
+    """Combinations grouped by the static values that fix a program; arguments and errors as in
+    `plan_of`."""
     groups: list[tuple[Values, Parts, TrainConfig, list[int]]] = []
     for i, values in enumerate(combinations):
-        parts = _parts(config, values)
-        # None is no number that could be mapped over: it fixes the program too.
-        traced = [n for n in values if values[n] is not None and _is_traced(parts, n)]
-        static = {name: value for name, value in values.items() if name not in traced}
-        group = next((g for g in groups if _same(g[0], static)), None)
-        if group is None:
-            group = static, parts, configure(config, values), []
-            groups.append(group)
-        with_hyperparams(group[1], {name: values[name] for name in traced})
-        group[3].append(i)
+        try:
+            _group(config, values, groups).append(i)
+        except ConfigError as error:
+            if misfits is None:
+                raise
+            misfits[i] = str(error)
     num, keys = len(seeds), np.stack([jax.random.key_data(jax.random.key(s)) for s in seeds])
     made = []
     for static, _, of_group, indices in groups:
+        if not indices:  # its only combination is a misfit
+            continue
         members = (np.array(indices)[:, None] * num + np.arange(num)).reshape(-1)
         names = [name for name in combinations[indices[0]] if name not in static]
         hyperparams = {
@@ -217,32 +250,52 @@ def _groups(
     return tuple(made)
 
 
-def _same(one: Values, other: Values) -> bool:
+def _group(
+    config: TrainConfig,
+    values: Values,
+    groups: list[tuple[Values, Parts, TrainConfig, list[int]]],
+) -> list[int]:
+    """The combinations of the group that a combination belongs to, which may be a new one. Raises
+    ConfigError for any invalid value."""
+    parts = parts_of(config, values)
+    # None is no number that could be mapped over: it fixes the program too.
+    traced = [n for n in values if values[n] is not None and is_traced(parts, n)]
+    static = {name: value for name, value in values.items() if name not in traced}
+    group = next((g for g in groups if same_values(g[0], static)), None)
+    if group is None:
+        group = static, parts, configure(config, values), []
+        groups.append(group)
+    with_hyperparams(group[1], {name: values[name] for name in traced})
+    return group[3]
+
+
+def same_values(one: Values, other: Values) -> bool:
     """Whether values are equal and of equal types: True is not 1."""
     return one.keys() == other.keys() and all(
         type(one[name]) is type(other[name]) and bool(one[name] == other[name]) for name in one
     )
 
 
-def _parts(config: TrainConfig, values: Values) -> Parts:
+def parts_of(config: TrainConfig, values: Values) -> Parts:
     """The parts of the run with the config's fields replaced. Raises ConfigError."""
-    changes = {n: check_value(TrainConfig, n, x) for n, x in values.items() if _of_config(n)}
+    changes = {n: check_value(TrainConfig, n, x) for n, x in values.items() if of_config(n)}
     return unchecked(config, **changes).parts()
 
 
-def _of_config(name: str) -> bool:
+def of_config(name: str) -> bool:
+    """Whether a name is a field of the config itself."""
     return name in field_names(TrainConfig)
 
 
-def _is_traced(parts: Parts, name: str) -> bool:
+def is_traced(parts: Parts, name: str) -> bool:
     """Whether a swept value is a hyperparameter, which members of one program may differ in."""
-    if _of_config(name):
+    if of_config(name):
         return False
     path = read_path(parts, name, "sweep")
     return is_hyperparam(parts[path.part], path.field)
 
 
-def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
+def read_name(agent: type, name: str, paths: Iterable[str] = (), argument: str = "sweep") -> str:
     """The field of the config or of the agent with this name or alias. Paths, such as
     `noise.sigma`, are returned as they are; the plan resolves them.
 
@@ -250,6 +303,7 @@ def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
         agent: the agent's class.
         name: of a swept field.
         paths: fields of the other parts, for the error's suggestions.
+        argument: the first word of errors.
 
     Raises:
         ConfigError: neither has such a field, or both have one under this name.
@@ -262,12 +316,12 @@ def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
         meant = [repr(path) for path in paths if path.endswith(f".{name}")]
         hint = f"did you mean {' or '.join(meant)}?" if meant else ""
         raise ConfigError(
-            f"sweep: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
+            f"{argument}: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
             f"{hint or suggest(name, of_agent + of_config)}"
         )
     if len(set(found)) > 1:
         raise ConfigError(
-            f"sweep: {name!r} may be {found[0]!r} of TrainConfig or {found[1]!r} of "
+            f"{argument}: {name!r} may be {found[0]!r} of TrainConfig or {found[1]!r} of "
             f"{agent.__name__}, expected one of them"
         )
     return found[0]
@@ -279,8 +333,8 @@ def configure(config: TrainConfig, values: Values) -> TrainConfig:
     Raises:
         ConfigError: a name that none of them has, or an invalid value.
     """
-    changes = {name: value for name, value in values.items() if _of_config(name)}
-    parts = _parts(config, values)
+    changes = {name: value for name, value in values.items() if of_config(name)}
+    parts = parts_of(config, values)
     of_parts: dict[str, Values] = {}
     for path, name in read_paths(parts, [name for name in values if name not in changes], "sweep"):
         of_parts.setdefault(path.part, {})[path.field] = values[name]

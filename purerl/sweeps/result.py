@@ -249,7 +249,7 @@ def _spread(row: np.ndarray) -> tuple[float, float]:
 def _table(plan: Plan, groups: tuple[GroupResult, ...]) -> dict[str, np.ndarray]:
     seeds = len(plan.seeds)
     table = {
-        name: np.repeat(_column([values[name] for values in plan.combinations]), seeds)
+        name: np.repeat(column([values[name] for values in plan.combinations]), seeds)
         for name in plan.names
     }
     table["seed"] = np.tile(np.array(plan.seeds, np.int64), len(plan.combinations))
@@ -264,11 +264,11 @@ def _table(plan: Plan, groups: tuple[GroupResult, ...]) -> dict[str, np.ndarray]
         columns["nonfinite_updates"][members] = metrics.nonfinite_updates.sum(axis=1)
         columns["num_timesteps"][members] = group.num_updates * group.shapes.steps_per_update
         if metrics.eval is not None:
-            columns["eval_return"][members] = _last_eval(metrics)
+            columns["eval_return"][members] = last_eval(metrics)
     return table | columns
 
 
-def _column(values: list[object]) -> np.ndarray:
+def column(values: list[object]) -> np.ndarray:
     """A column of the table: numbers, strings, or objects where types are mixed."""
     if len({type(x) for x in values}) == 1 and isinstance(values[0], (bool, int, float, str)):
         return np.array(values)
@@ -278,7 +278,7 @@ def _column(values: list[object]) -> np.ndarray:
     return column
 
 
-def _last_eval(metrics: Metrics) -> np.ndarray:
+def last_eval(metrics: Metrics) -> np.ndarray:
     """`[S]`, the return of each member's last evaluation, NaN where there was none."""
     assert metrics.eval is not None
     there = np.asarray(metrics.eval.num_episodes) > 0
@@ -304,7 +304,7 @@ def _overview(result: SweepResult) -> Lines:
     scores = result.table["final_return"].reshape(-1, seeds)
     order = ranking(scores)
     for i in order[:ROWS]:
-        cells: list[str | Text] = [_text(plan.combinations[i][name]) for name in shown]
+        cells: list[str | Text] = [value_text(plan.combinations[i][name]) for name in shown]
         cells += _numbers(scores[i])
         if evaluated:
             cells.append(_numbers(result.table["eval_return"].reshape(-1, seeds)[i])[0])
@@ -343,7 +343,8 @@ def _numbers(row: np.ndarray) -> list[str]:
     return [f"{seen.mean():.1f}", std, f"{seen.min():.1f}", f"{seen.max():.1f}"]
 
 
-def _text(value: object) -> Text:
+def value_text(value: object) -> Text:
+    """A swept value in a table."""
     if isinstance(value, float):
         return Text(f"{value:.4g}")
     return Text(str(getattr(value, "__name__", value))[:40])

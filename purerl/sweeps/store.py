@@ -113,31 +113,48 @@ def open_store(run_dir: str | os.PathLike[str], description: dict[str, object]) 
         ConfigError: something else is in the folder, or another sweep, with the difference.
     """
     path = Path(run_dir)
+    return Store(path, claim(path, DESCRIPTION, "sweep", description))
+
+
+def claim(path: Path, marker: str, kind: str, description: dict[str, object]) -> str:
+    """Writes a description into an empty folder, or compares it with the folder's.
+
+    Args:
+        path: the folder, which may be new.
+        marker: the description's file.
+        kind: what it describes, in one word.
+        description: plain values, with `format`: equal for the same sweep (or search) alone.
+
+    Returns:
+        A hash of the description.
+
+    Raises:
+        ConfigError: something else is in the folder, or another of its kind, with the difference.
+    """
     description = json.loads(json.dumps(description))
-    store = Store(path, seal_of(description))
-    file = path / DESCRIPTION
-    if not is_taken(path, DESCRIPTION, "sweep"):
+    file = path / marker
+    if not is_taken(path, marker, kind):
         path.mkdir(parents=True, exist_ok=True)
         written = json.dumps(sealed(description), indent=2).encode()
         write_whole(file, lambda stream: stream.write(written))
-        return store
+        return seal_of(description)
     try:
         text = read_text(file)
         there = json.loads(text)
-        if isinstance(there, dict) and there.get("format") == FORMAT:
+        if isinstance(there, dict) and there.get("format") == description["format"]:
             there = unsealed(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"run_dir: {file} can't be read, expected a sweep's own: {reason(error)}; choose "
+            f"run_dir: {file} can't be read, expected a {kind}'s own: {reason(error)}; choose "
             "another folder (nothing was changed)"
         ) from None
     differing = next(differences(there, description), None)
     if differing is not None:
         raise ConfigError(
-            f"run_dir: {path} holds another sweep: {differing}; choose another folder (nothing was "
-            "changed)"
+            f"run_dir: {path} holds another {kind}: {differing}; choose another folder (nothing "
+            "was changed)"
         )
-    return store
+    return seal_of(description)
 
 
 def describe_sweep(plan: Plan, keep_buffer: bool) -> dict[str, object]:

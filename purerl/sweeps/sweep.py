@@ -100,18 +100,18 @@ def _open(run_dir: str | os.PathLike[str], description: dict[str, object]) -> St
     path = check_path("run_dir", run_dir).absolute()
     refuse_links(path, [DESCRIPTION, TABLE], [BEST])
     refuse_links(path / BEST, [CONFIG, METRICS, SUMMARY], [POLICIES])
-    with _written(path):
+    with written(path):
         return open_store(path, description)
 
 
 @contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Raises RunError, in one line, where the body can't write into a folder."""
+def written(path: Path, parts: str = "slices") -> Iterator[None]:
+    """Raises RunError, in one line, where the body can't write into a folder of such parts."""
     try:
         yield
     except OSError as error:
         raise RunError(
-            f"run_dir: can't write into {path}: {reason(error)}; slices that are there are still "
+            f"run_dir: can't write into {path}: {reason(error)}; {parts} that are there are still "
             "good"
         ) from error
 
@@ -158,7 +158,7 @@ class Job:
                 for places, leaves in run_slices(result.group, program, todo):
                     _fill(result.outputs, done, places, leaves)
                     if self.store is not None:
-                        with _written(self.store.path):
+                        with written(self.store.path):
                             self.store.save(number, places, leaves)
                     report("training", sum(int(done.sum()) for _, done in results))
                 effort = effort.plus(program, len(todo), time.perf_counter() - start)
