@@ -12,9 +12,10 @@ Train
     make_train                  a pure function of a key, for `jit` and `vmap`
     fit                         the same with reports, checkpoints, and resuming after a kill
     sweep                       seeds and a grid of hyperparameters, over all devices
+    evolve                      population-based training: schedules of hyperparameters
     run, make_loop              the loop from plain arguments; its steps, to be scanned by you
     compiler_options            for `jit`, to compile faster on a CPU
-    TrainOutput, SweepResult    metrics, the final state, the policy
+    TrainOutput, SweepResult, EvolveResult    metrics, the final state, the policy
 
 Agents
     PPO, PQN, DQN, SAC, TD3, DDPG, ActorCritic, REINFORCE
@@ -37,7 +38,7 @@ Results
     save_policy, load_policy, export_policy, to_gymnasium, render
     evaluate, evaluate_in_gymnasium
     read_run, read_runs         learning curves from folders
-    plot_curves, plot_comparison, plot_sweep, statistics
+    plot_curves, plot_comparison, plot_sweep, plot_evolution, statistics
     csv_sink, tensorboard_sink, wandb_sink, console_sink    callbacks for `fit`
 
 `help(purerl.PPO)` has every hyperparameter, `help(purerl.TrainConfig)` every option. The command
@@ -119,6 +120,7 @@ from purerl.nn.defaults import (  # noqa: E402
 )
 from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhNormal  # noqa: E402
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic  # noqa: E402
+from purerl.plots.evolution import plot_evolution  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
 from purerl.records import fields  # noqa: E402
@@ -130,6 +132,8 @@ from purerl.runs.fit import Interrupted, fit  # noqa: E402
 from purerl.runs.report import Report  # noqa: E402
 from purerl.runs.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E402
 from purerl.runs.view import read_run, read_runs  # noqa: E402
+from purerl.sweeps.evolution import EvolveResult  # noqa: E402
+from purerl.sweeps.evolve import evolve  # noqa: E402
 from purerl.sweeps.result import SweepResult  # noqa: E402
 from purerl.sweeps.sweep import sweep  # noqa: E402
 from purerl.training.check import AgentError, check_agent  # noqa: E402
@@ -184,6 +188,7 @@ __all__ = [
     "EnvSpec",
     "Episodes",
     "Error",
+    "EvolveResult",
     "Experience",
     "GaussianNoise",
     "Interrupted",
@@ -227,6 +232,7 @@ __all__ = [
     "env_suites",
     "evaluate",
     "evaluate_in_gymnasium",
+    "evolve",
     "export_policy",
     "fields",
     "fit",
@@ -243,6 +249,7 @@ __all__ = [
     "n_step_return",
     "plot_comparison",
     "plot_curves",
+    "plot_evolution",
     "plot_sweep",
     "plot_sweep_curves",
     "preset",

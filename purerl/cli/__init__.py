@@ -28,6 +28,7 @@ COMMANDS = {
     "train": ("training", "train an agent, with several seeds at once"),
     "resume": ("training", "continue a run that was stopped, or train it for longer"),
     "sweep": ("sweeping", "train over seeds and hyperparameters"),
+    "evolve": ("evolving", "train a population whose hyperparameters evolve"),
     "eval": ("playing", "evaluate the policies of a run"),
     "render": ("playing", "render an episode as a GIF"),
     "export": ("playing", "write a policy that runs without purerl"),

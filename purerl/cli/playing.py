@@ -20,7 +20,7 @@ from purerl.envs import Env, EnvSource, make, vectorize
 from purerl.envs.last_action import as_remembered
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
-from purerl.runs.view import SWEEP, RunView, is_code
+from purerl.runs.view import EVOLVE, SWEEP, RunView, is_code
 from purerl.training.evaluate import play_episodes
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env
@@ -201,12 +201,13 @@ def _best(args: argparse.Namespace, console: Console) -> Policy:
 
 
 def _print_choice(args: argparse.Namespace, console: Console) -> None:
-    """Prints which of a sweep's agents are used."""
+    """Prints which of a sweep's or a population's agents are used."""
     target = _target(args)
-    if (target / SWEEP).is_file():
-        seed = "" if args.of is None else f", seed {args.of}"
-        label = RunView(target).label
-        console.print(f"{target}: the best of the sweep, {label}{seed}", soft_wrap=True)
+    for marker, kind in ((SWEEP, "sweep"), (EVOLVE, "population")):
+        if (target / marker).is_file():
+            seed = "" if args.of is None else f", seed {args.of}"
+            label = RunView(target).label
+            console.print(f"{target}: the best of the {kind}, {label}{seed}", soft_wrap=True)
 
 
 def _params(env: Env) -> dict[str, str]:

@@ -22,7 +22,16 @@ from purerl.runs.console import console_sink, show_curve
 from purerl.runs.fit import Interrupted, fit
 from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
-from purerl.runs.view import BEST, SWEEP, RunView, env_name, is_code, named_env, refuse_code
+from purerl.runs.view import (
+    BEST,
+    EVOLVE,
+    SWEEP,
+    RunView,
+    env_name,
+    is_code,
+    named_env,
+    refuse_code,
+)
 from purerl.training.config import TrainConfig
 
 RUNS, EVENTS = Path("runs"), "tensorboard"
@@ -130,11 +139,12 @@ def add_resume(parser: Parser, argv: Sequence[str]) -> None:
 def run_resume(args: argparse.Namespace, console: Console) -> int:
     """Continues a run."""
     folder = Path(args.run) if args.run else newest_run()
-    if (folder / SWEEP).exists():
-        raise RunError(
-            f"{folder} is a sweep's folder: purerl sweep continues it by the same command with "
-            f"--run-dir {folder}"
-        )
+    for marker, kind, command in ((SWEEP, "sweep", "sweep"), (EVOLVE, "population", "evolve")):
+        if (folder / marker).exists():
+            raise RunError(
+                f"{folder} is a {kind}'s folder: purerl {command} continues it by the same command "
+                f"with --run-dir {folder}"
+            )
     if not (folder / RUN).exists():
         raise RunError(f"{folder} is no run's folder: it has no {RUN}")
     run = RunView(folder)
@@ -169,9 +179,9 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
 
 
 def newest_run() -> Path:
-    """The last written folder of a run or a sweep in runs/. Raises RunError where there is
-    none."""
-    runs = {file.parent for name in (RUN, SWEEP) for file in RUNS.glob(f"*/{name}")}
+    """The last written folder of a run, a sweep or a population in runs/. Raises RunError where
+    there is none."""
+    runs = {file.parent for name in (RUN, SWEEP, EVOLVE) for file in RUNS.glob(f"*/{name}")}
     if not runs:
         raise RunError("there is no run in runs/: name a run's folder")
     return max(sorted(runs), key=_written)
@@ -179,7 +189,7 @@ def newest_run() -> Path:
 
 def _written(folder: Path) -> float:
     """Time of the last write into a folder by training, not by plots."""
-    names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", SWEEP, "table.csv", BEST)
+    names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", SWEEP, EVOLVE, "table.csv", BEST)
     files = [*(folder / name for name in names), *folder.glob("group-*.npz")]
     times = []
     for file in files:

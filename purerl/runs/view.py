@@ -24,7 +24,7 @@ from purerl.training.config import TrainConfig
 from purerl.training.describe import describe, differences
 from purerl.training.policy import Policy
 
-SWEEP, BEST = "sweep.json", "best"
+SWEEP, EVOLVE, BEST = "sweep.json", "evolve.json", "best"
 # Errors from reading a text file that is damaged, or of another program.
 UNREADABLE = (*DAMAGED, RecursionError)
 
@@ -101,7 +101,8 @@ def named_env(env: Plain, name: str, params: Mapping[str, Plain] | None = None) 
 
 
 class RunView:
-    """A read-only view of a run's folder, or of the best combination in a sweep's folder.
+    """A read-only view of a run's folder, of the best combination in a sweep's folder, or of the
+    best member in a population's.
 
     Args:
         path: the folder.
@@ -109,7 +110,7 @@ class RunView:
     Attributes:
         folder: the folder with the run's files.
         agent, env: names of agent and environment.
-        label: the sweep's best combination in words; "" for a run.
+        label: the hyperparameters of the best in words; "" for a run.
 
     Raises:
         RunError: from all methods: it is no run's folder, or a file is missing or damaged.
@@ -118,14 +119,16 @@ class RunView:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = self.folder = Path(path).expanduser()
         self.label = ""
-        swept = read_json(self.path / SWEEP)
+        kinds = {SWEEP: "sweep", EVOLVE: "population"}
+        there = (x for name, x in kinds.items() if read_json(self.path / name) is not None)
+        swept = next(there, None)
         if swept is not None:
             self.folder = self.path / BEST
         self._summary = read_json(self.folder / SUMMARY)
         if swept is not None and self._summary is None:
             raise RunError(
-                f"{self.path} holds a sweep without a best agent: it isn't finished (the same "
-                "sweep with the same folder goes on), or no episode of it has ended"
+                f"{self.path} holds a {swept} without a best agent: it isn't finished (the same "
+                f"{swept} with the same folder goes on), or no episode of it has ended"
             )
         self._run = read_json(self.folder / RUN)
         if self._summary is None and self._run is None:

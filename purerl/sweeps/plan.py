@@ -178,12 +178,14 @@ def _draw(
         return [{}]
     key = jax.random.key(0) if key is None else key
     check_key(key)
-    entropy = np.asarray(jax.random.key_data(key)).tolist()
-    drawn = {
-        name: x.draw(np.random.default_rng([*entropy, zlib.crc32(name.encode())]), num_samples)
-        for name, x in distributions.items()
-    }
+    drawn = {name: x.draw(rng_of(key, name), num_samples) for name, x in distributions.items()}
     return [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
+
+
+def rng_of(key: jax.Array, name: str, *numbers: int) -> np.random.Generator:
+    """A generator on the host for what is drawn under a name, and numbers, from a key."""
+    entropy = np.asarray(jax.random.key_data(key)).tolist()
+    return np.random.default_rng([*entropy, zlib.crc32(name.encode()), *numbers])
 
 
 def _groups(
@@ -242,7 +244,7 @@ def _is_traced(parts: Parts, name: str) -> bool:
     return is_hyperparam(parts[path.part], path.field)
 
 
-def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
+def read_name(agent: type, name: str, paths: Iterable[str] = (), argument: str = "sweep") -> str:
     """The field of the config or of the agent with this name or alias. Paths, such as
     `noise.sigma`, are returned as they are; the plan resolves them.
 
@@ -250,6 +252,7 @@ def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
         agent: the agent's class.
         name: of a swept field.
         paths: fields of the other parts, for the error's suggestions.
+        argument: the first word of errors.
 
     Raises:
         ConfigError: neither has such a field, or both have one under this name.
@@ -262,12 +265,12 @@ def read_name(agent: type, name: str, paths: Iterable[str] = ()) -> str:
         meant = [repr(path) for path in paths if path.endswith(f".{name}")]
         hint = f"did you mean {' or '.join(meant)}?" if meant else ""
         raise ConfigError(
-            f"sweep: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
+            f"{argument}: neither TrainConfig nor {agent.__name__} has a field {name!r}; "
             f"{hint or suggest(name, of_agent + of_config)}"
         )
     if len(set(found)) > 1:
         raise ConfigError(
-            f"sweep: {name!r} may be {found[0]!r} of TrainConfig or {found[1]!r} of "
+            f"{argument}: {name!r} may be {found[0]!r} of TrainConfig or {found[1]!r} of "
             f"{agent.__name__}, expected one of them"
         )
     return found[0]
