@@ -129,12 +129,12 @@ class Layout:
         origin, place = np.zeros(most, np.int32), np.full(most, nowhere, np.int32)
         origin[: len(replaced)], place[: len(replaced)] = source[replaced], replaced
         leaves = [jax.tree.leaves(part) for part in parts]
-        copied = [[x for x in part if not is_key(x)] for part in leaves]
+        copied = [[x for x in part if not _stays(x)] for part in leaves]
         program = remembered(("copy", self, jit), self._jit_copy)
         done = [iter(part) for part in program(copied, origin, place)]
         structure = jax.tree.structure(parts[0])
         return [
-            jax.tree.unflatten(structure, [x if is_key(x) else next(new) for x in part])
+            jax.tree.unflatten(structure, [x if _stays(x) else next(new) for x in part])
             for part, new in zip(leaves, done, strict=True)
         ]
 
@@ -328,15 +328,20 @@ def any_thread_runs() -> bool:
     return any(thread.name == THREAD for thread in threading.enumerate())
 
 
+def _stays(x: jax.Array) -> bool:
+    """Whether members keep a leaf: keys, and what has no elements, of which XLA's sum over devices
+    crashes (JAX 0.11.2, November 2026)."""
+    return is_key(x) or not x.size
+
+
 def _copied(parts: Parts, origin: jax.Array, place: jax.Array, *, on_devices: bool) -> Parts:
     """Parts with the members at `place` replaced by those at `origin`, `[K]` each, indices over all
     parts; on devices the parts are this device's."""
 
     def copy(*xs: jax.Array) -> list[jax.Array]:
         size = xs[0].shape[0]
-        starts = [i * size for i in range(len(xs))]
-        if on_devices:
-            starts = [jax.lax.axis_index(MEMBERS) * size]
+        first: int | jax.Array = jax.lax.axis_index(MEMBERS) * size if on_devices else 0
+        starts = [first + i * size for i in range(len(xs))]
         rows = jnp.zeros((origin.size, *xs[0].shape[1:]), xs[0].dtype)
         for x, start in zip(xs, starts, strict=True):
             here = (origin >= start) & (origin < start + size)

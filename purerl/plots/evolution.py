@@ -91,6 +91,7 @@ def _draw_returns(axes: "Axes", result: EvolveResult) -> None:
 
 def _draw_values(axes: "Axes", result: EvolveResult, name: str, scale: "Normalize") -> None:
     """A segment for each member and interval, and the lineage of the best as a line."""
+    from matplotlib import colormaps
     from matplotlib.collections import LineCollection
 
     values, fitness = result.history.values[name], result.history.fitness
@@ -99,9 +100,9 @@ def _draw_values(axes: "Axes", result: EvolveResult, name: str, scale: "Normaliz
     at = values.ravel()
     segments = np.stack([np.stack([starts, at], 1), np.stack([stops, at], 1)], 1)
     order = np.argsort(np.nan_to_num(fitness.ravel(), nan=-np.inf), kind="stable")  # best on top
-    lines = LineCollection(list(segments[order]), cmap="viridis", norm=scale, linewidths=2.2)
+    colors = colormaps["viridis"].with_extremes(bad="0.8")
+    lines = LineCollection(list(segments[order]), cmap=colors, norm=scale, linewidths=2.2)
     lines.set_array(np.ma.masked_invalid(fitness.ravel()[order]))
-    lines.get_cmap().set_bad("0.8")
     axes.add_collection(lines)
     line = result.lineage(result.best().member)
     axes.step(

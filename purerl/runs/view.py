@@ -120,8 +120,8 @@ class RunView:
         self.path = self.folder = Path(path).expanduser()
         self.label = ""
         kinds = {SWEEP: "sweep", EVOLVE: "population"}
-        there = (x for name, x in kinds.items() if read_json(self.path / name) is not None)
-        swept = next(there, None)
+        found = (x for name, x in kinds.items() if read_json(self.path / name) is not None)
+        swept = next(found, None)
         if swept is not None:
             self.folder = self.path / BEST
         self._summary = read_json(self.folder / SUMMARY)

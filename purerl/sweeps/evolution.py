@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from rich.text import Text
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.files import counted
+from purerl.records.types import PyTree
 from purerl.sweeps.plan import configure
 from purerl.sweeps.population import Space, Values, num_replaced
 from purerl.sweeps.result import Columns, write_csv
@@ -200,7 +202,8 @@ class EvolveResult:
             ConfigError: no member has one.
         """
         place = self._best_place()
-        out = self.member(place).replace(metrics=self.lineage_metrics(place))
+        out: PyTree = self.member(place)
+        out = out.replace(metrics=self.lineage_metrics(place))
         return Fittest(place, float(self.final_fitness[place]), self.schedule(place), out)
 
     @property
@@ -219,7 +222,7 @@ class EvolveResult:
         """Whether any member has a fitness."""
         return bool(np.any(np.isfinite(self.history.fitness)))
 
-    def to_csv(self, path: str) -> None:
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes the table, its columns' names in the first line."""
         write_csv(self.table, path)
 
@@ -280,8 +283,8 @@ def _overview(result: EvolveResult) -> Lines:
     best, of_all = result.best(), result.final_fitness
     kind = "evaluation" if evolution.config.eval_every is not None else "training episodes"
     lines.append(
-        f"best: member {best.member}, return {best.fitness:.1f} ({kind} of the last interval; "
-        f"median of the population {np.nanmedian(of_all):.1f}); its schedule:"
+        f"best: member {best.member}, return {_number(best.fitness)} ({kind} of the last interval; "
+        f"median of the population {_number(np.nanmedian(of_all))}); its schedule:"
     )
     return Lines(*map(Text, lines), _schedule_table(result, best.schedule), *_took(result))
 
@@ -298,14 +301,19 @@ def _schedule_table(result: EvolveResult, schedule: Columns) -> Table:
         table.add_column(Text(name), justify="right")
     number = len(schedule["stop"])
     for i in np.unique(np.linspace(0, number - 1, min(ROWS, number)).round().astype(int)):
-        fitness = schedule["fitness"][i]
         table.add_row(
             f"{schedule['stop'][i]:,}",
             *(f"{schedule[name][i]:.3g}" for name in result.names),
-            "-" if np.isnan(fitness) else f"{fitness:.1f}",
+            _number(schedule["fitness"][i]),
             str(schedule["member"][i]),
         )
     return table
+
+
+def _number(value: float) -> str:
+    if np.isnan(value):
+        return "-"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def _took(result: EvolveResult) -> list[Text]:

@@ -258,7 +258,10 @@ class _Population:
         if start.state is None:
             return
         self.state = self.program.layout.split(start.state["members"])
-        self.history = jax.tree.map(np.array, start.state["history"])
+        history = jax.tree.map(np.array, start.state["history"])
+        # In the space's order again: JAX sorts a dict's names.
+        values = {name: history.values[name] for name in self.evolution.space}
+        self.history = history._replace(values=values)
         self.pieces = list(start.metrics)
         self.done = self.saved = self.evolution.bounds.index(start.num_updates)
 
@@ -316,11 +319,18 @@ class _Population:
         """Begins interval `done`: the worst members take states of the best, and perturbed values
         of theirs."""
         evolution, history, i = self.evolution, self.history, self.done
-        rng = rng_of(evolution.key, "evolve", i)
-        source = select(history.fitness[i - 1], evolution.fraction, rng)
+        source = select(
+            history.fitness[i - 1], evolution.fraction, rng_of(evolution.key, "select", i)
+        )
         before = {name: x[i - 1] for name, x in history.values.items()}
-        settings = {"factors": evolution.factors, "resample": evolution.resample}
-        after = perturb(before, evolution.space, source, rng, **settings)
+        after = perturb(
+            before,
+            evolution.space,
+            source,
+            {name: rng_of(evolution.key, name, i) for name in evolution.space},
+            factors=evolution.factors,
+            resample=evolution.resample,
+        )
         history.parents[i] = source
         for name, x in after.items():
             history.values[name][i] = x

@@ -139,7 +139,7 @@ def perturb(
     values: Values,
     space: Space,
     source: np.ndarray,
-    rng: np.random.Generator,
+    rngs: Mapping[str, np.random.Generator],
     *,
     factors: Sequence[float],
     resample: float,
@@ -151,14 +151,15 @@ def perturb(
         values: before it.
         space: of the values.
         source: `[P]`, from `select`.
-        rng: for the draws.
+        rngs: by name, so that the names' order changes nothing.
         factors: all equally likely.
         resample: probability that a value is drawn from the space's distribution.
     """
     number = len(source)
     copies = source != np.arange(number)
     new = {}
-    for name, old in values.items():
+    for name, rng in rngs.items():
+        old = values[name]
         scaled = old[source] * rng.choice(np.asarray(factors, np.float32), number)
         drawn = np.asarray(space[name].draw(rng, number), np.float32)
         changed = np.where(rng.random(number) < resample, drawn, scaled)
