@@ -187,13 +187,18 @@ def test_the_same_key_gives_the_same_population(grown, traces):
     )
 
 
-def test_intervals_are_whole_rows_and_the_last_is_shorter(traces):
-    base = config(total_timesteps=32 * 7, log_every=2)
+def test_intervals_are_whole_rows_and_the_last_is_longer(traces):
+    base = config(total_timesteps=32 * 11, log_every=2)
     result = evolve(base, interval=70)  # three updates, of rows of two
-    np.testing.assert_array_equal(result.steps, [0, 128, 224])
-    assert result.metrics.num_episodes.shape == (6, 4)
+    np.testing.assert_array_equal(result.steps, [0, 128, 352])
+    assert result.metrics.num_episodes.shape == (6, 6)
+    with pytest.raises(purerl.ConfigError, match="warmup: got 300, which come to 448 steps"):
+        evolve(base, interval=70, warmup=300)
+    loop = base.make_loop()
+    assert evolving._bounds(loop, 64, 150) == (0, 6, 8, 11)
+    assert evolving._bounds(loop, 64, 32) == (0, 2, 4, 6, 8, 11)
     assert result.history.fitness.shape == (2, 6)
-    np.testing.assert_array_equal(result.member(0).state.num_updates, 7)
+    np.testing.assert_array_equal(result.member(0).state.num_updates, 11)
 
 
 def test_chunks_change_nothing(grown, traces, monkeypatch):
@@ -312,7 +317,7 @@ def test_fitness_is_that_of_evaluations_where_there_are_any(traces, capsys):
     assert "evolve: training, 3 of 4 intervals" in err
     last = result.metrics.eval.episode_return[:, 1::2]  # every second update
     np.testing.assert_array_equal(result.history.fitness, last.T)
-    assert "evaluation" in str(result)
+    assert "evaluation return" in str(result)
 
 
 def test_environments_evolve_too():
@@ -392,7 +397,7 @@ def test_a_damaged_checkpoint_is_put_aside(grown, traces, tmp_path):
         ({"agent": Tiny(bias=0.5)}, {}, "config.agent.bias is None there, got 0.5"),
         ({"total_timesteps": 512}, {}, "config.total_timesteps is 256 there, got 512"),
         ({}, {"population": 8}, "population is 6 there, got 8"),
-        ({}, {"interval": 32}, "interval is 64 there, got 32"),
+        ({}, {"interval": 32}, r"bounds is \[0, 2, 4, 6, 8\] there, got \[0, 1, 2"),
         ({}, {"key": jax.random.key(4)}, r"key is \[0, 3\] there, got \[0, 4\]"),
         ({}, {"factors": (0.5, 2.0)}, r"factors is \[0.8, 1.25\] there, got \[0.5, 2.0\]"),
         ({}, {"space": {"lr": purerl.Uniform(0, 1)}}, "space.lr is 'log_uniform.*got 'uniform"),
@@ -432,7 +437,8 @@ MISTAKES = [
     ({"space": {"env.gravity": purerl.Uniform(0, 1)}}, {}, "target has no parameters"),
     ({"population": 1}, {}, "population: got 1, expected an integer >= 2"),
     ({"interval": 0}, {}, "interval: got 0"),
-    ({"interval": 256}, {}, "interval: got 256, expected less than the run's 256 steps"),
+    ({"interval": 150}, {}, "interval: got 150, .* 320 steps .* the run's 256: no member"),
+    ({"warmup": -1}, {}, "warmup: got -1"),
     ({"fraction": 0.6}, {}, "fraction: got 0.6, expected a number >= 0 and <= 0.5"),
     ({"fraction": True}, {}, "fraction: got True"),
     ({"resample": -1}, {}, "resample: got -1"),
@@ -479,7 +485,7 @@ def test_nothing_ended(traces, tmp_path):
 def test_overview_and_picture(grown, tmp_path):
     result = grown
     text = str(result)
-    assert text.startswith("Tiny on target: 6 members, 4 intervals of 64 steps each; ")
+    assert text.startswith("Tiny on target: 6 members, 4 intervals of 64 steps; ")
     assert "1,536 environment steps in all" in text
     assert len(text.splitlines()) <= 10
     assert repr(result) == "EvolveResult(6 members x 4 intervals)"
@@ -528,7 +534,7 @@ def test_the_command(command):
     )
     code, out, err = command(*argv)
     assert (code, err) == (0, "")
-    assert out.startswith("PPO on CartPole-v1: 3 members, 4 intervals of 1,024 steps each; ")
+    assert out.startswith("PPO on CartPole-v1: 3 members, 4 intervals of 1,024 steps; ")
     assert "all of it is in grown/" in out
     with open("grown/schedules.csv") as file:
         rows = list(csv.DictReader(file))

@@ -43,6 +43,7 @@ def add_evolve(parser: Parser, argv: Sequence[str]) -> None:
     )
     add("--population", type=int, default=16, metavar="P", help="how many members (16)")
     add("--interval", type=float, metavar="N", help="steps between selections (a 20th of the run)")
+    add("--warmup", type=float, default=0, metavar="N", help="steps before the first selection")
     add("--fraction", type=float, default=0.25, metavar="X", help="of them replaced (0.25)")
     add("--resample", type=float, default=0.25, metavar="X", help="share drawn anew (0.25)")
     add("--key", type=int, default=0, metavar="N", help="decides everything random (0)")
@@ -77,6 +78,7 @@ def run_evolve(args: argparse.Namespace, console: Console) -> int:
                 space,
                 population=args.population,
                 interval=interval,
+                warmup=args.warmup,
                 fraction=args.fraction,
                 resample=args.resample,
                 key=jax.random.key(args.key),

@@ -54,6 +54,7 @@ def plot_evolution(
     panels[-1].set_xlabel("environment steps of a member")
     panels[-1].set_xlim(0, result.steps[-1])
     figures.write_numbers(panels[-1].xaxis)
+    figure.align_ylabels(panels)
     from matplotlib.cm import ScalarMappable
 
     bar = figure.colorbar(ScalarMappable(scale, "viridis"), ax=list(panels[1:]), label="fitness")

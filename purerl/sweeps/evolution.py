@@ -50,7 +50,7 @@ class Evolution:
 
     @property
     def num_intervals(self) -> int:
-        """I, the last of which may be shorter."""
+        """I, at least two; the first and the last may be longer."""
         return len(self.bounds) - 1
 
     @property
@@ -272,19 +272,19 @@ def _overview(result: EvolveResult) -> Lines:
     """The best member, its schedule, time and memory."""
     evolution, config = result.evolution, result.evolution.config
     what = f"{type(config.agent).__name__} on {config.env.spec.name}"
-    first = int(result.steps[1])
+    length = int(result.steps[2] - result.steps[1])  # the first and the last may be longer
     lines = [
         f"{what}: {evolution.population} members, "
-        f"{counted(evolution.num_intervals, 'interval')} of {first:,} steps each; "
+        f"{counted(evolution.num_intervals, 'interval')} of {length:,} steps; "
         f"{int(np.sum(_replaced(result.history)))} times a member was replaced"
     ]
     if not result.has_fitness:
         return Lines(*map(Text, [*lines, "no member has a fitness: no episode ended"]))
     best, of_all = result.best(), result.final_fitness
-    kind = "evaluation" if evolution.config.eval_every is not None else "training episodes"
+    kind = "training" if evolution.config.eval_every is None else "evaluation"
     lines.append(
-        f"best: member {best.member}, return {_number(best.fitness)} ({kind} of the last interval; "
-        f"median of the population {_number(np.nanmedian(of_all))}); its schedule:"
+        f"best: member {best.member}, {kind} return {_number(best.fitness)} in the last interval "
+        f"(median of all {_number(np.nanmedian(of_all))}); its schedule:"
     )
     return Lines(*map(Text, lines), _schedule_table(result, best.schedule), *_took(result))
 

@@ -42,6 +42,7 @@ def evolve(
     *,
     population: int,
     interval: int,
+    warmup: int = 0,
     fraction: float = 0.25,
     resample: float = 0.25,
     factors: Sequence[float] = (0.8, 1.25),
@@ -75,15 +76,20 @@ def evolve(
             and no value ever leaves the bounds. A factor leaves 0 at 0.
         population: P.
         interval: environment steps of a member between two selections, rounded up to whole rows of
-            metrics (of `log_every` updates). The last interval is shorter where it doesn't divide
-            the run, and isn't followed by a selection.
+            metrics (of `log_every` updates), at most half of the run. Where it doesn't divide the
+            run, the last interval is longer, by what is left.
+        warmup: environment steps of a member before the first selection, if that is more than an
+            interval. Selection is greedy, and before anybody has learned it goes by chance: a
+            member that would have learned later is lost.
         fraction: of the members, those that are replaced at most, and those that they are copies
             of, drawn uniformly; 0 for no selection. A member's fitness is the mean return of its
             training episodes that ended in the interval, each counted once; with `eval_every` the
             return of its last evaluation. A member is replaced only by a better one, and takes no
             part where none of its episodes ended.
         resample: probability that a hyperparameter of a copy is drawn anew.
-        factors: those that others are multiplied by, all equally likely.
+        factors: those that others are multiplied by, all equally likely. Where the bounds are
+            nearer to each other than the factors are to 1, as those of a discount may be, such a
+            value lands on a bound: give factors nearer to 1, or evolve it by `resample` alone.
         key: decides everything random; None for `jax.random.key(0)`. Member i begins with
             `jax.random.split(key, population)[i]`.
         run_dir: a folder for checkpoints, `schedules.csv` and, under `best`, the best member as a
@@ -116,7 +122,7 @@ def evolve(
         config,
         read_space(config, space),
         population,
-        _bounds(loop, interval),
+        _bounds(loop, interval, check_count("warmup", warmup, at_least=0)),
         float(fraction),
         float(resample),
         _check_factors(factors),
@@ -184,21 +190,26 @@ def _check_config(config: TrainConfig) -> Loop:
     return loop
 
 
-def _bounds(loop: Loop, interval: int) -> tuple[int, ...]:
+def _bounds(loop: Loop, interval: int, warmup: int) -> tuple[int, ...]:
     """Updates at which intervals begin, and the run's end. Raises ConfigError."""
-    rows = -(-interval // (loop.steps_per_update * loop.log_every))
-    updates = rows * loop.log_every
-    if updates >= loop.num_updates:
+    row = loop.steps_per_update * loop.log_every
+    updates, first = (-(-steps // row) * loop.log_every for steps in (interval, warmup))
+    first = max(first, updates)
+    if first + updates > loop.num_updates:
+        what = f"interval: got {interval}" + (f", warmup: got {warmup}" if warmup else "")
         raise ConfigError(
-            f"interval: got {interval}, expected less than the run's "
-            f"{loop.num_updates * loop.steps_per_update} steps: no member would ever be replaced"
+            f"{what}, which come to {(first + updates) * loop.steps_per_update} steps in whole "
+            "rows of metrics before and after the first selection, expected at most the run's "
+            f"{loop.num_updates * loop.steps_per_update}: no member would be replaced"
         )
     if loop.eval_every is not None and loop.eval_every > updates:
         raise ConfigError(
             f"eval_every: got {loop.eval_every} updates, expected at most the {updates} of an "
             "interval, whose last evaluation is a member's fitness"
         )
-    return (*range(0, loop.num_updates, updates), loop.num_updates)
+    # No short interval at the end, whose fitness would be that of a few episodes.
+    starts = range(first, loop.num_updates - updates + 1, updates)
+    return (0, *starts, loop.num_updates)
 
 
 def _claim(folder: RunFolder, evolution: Evolution) -> None:
@@ -225,7 +236,7 @@ def _identity(evolution: Evolution) -> dict[str, Plain]:
         "log_every": loop.log_every,
         "space": {name: str(x) for name, x in evolution.space.items()},
         "population": evolution.population,
-        "interval": evolution.bounds[1] * loop.steps_per_update,
+        "bounds": list(evolution.bounds),
         "fraction": evolution.fraction,
         "resample": evolution.resample,
         "factors": list(evolution.factors),
