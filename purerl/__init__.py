@@ -13,9 +13,10 @@ Train
     fit                         the same with reports, checkpoints, and resuming after a kill
     sweep                       seeds and a grid of hyperparameters, over all devices
     tune                        a search for hyperparameters, with Optuna
+    evolve                      population-based training: schedules of hyperparameters
     run, make_loop              the loop from plain arguments; its steps, to be scanned by you
     compiler_options            for `jit`, to compile faster on a CPU
-    TrainOutput, SweepResult, TuneResult    metrics, the final state, the policy
+    TrainOutput, SweepResult, TuneResult, EvolveResult    metrics, the final state, the policy
 
 Agents
     PPO, PQN, DQN, SAC, TD3, DDPG, ActorCritic, REINFORCE
@@ -38,7 +39,7 @@ Results
     save_policy, load_policy, export_policy, to_gymnasium, render
     evaluate, evaluate_in_gymnasium
     read_run, read_runs         learning curves from folders
-    plot_curves, plot_comparison, plot_sweep, plot_tune, statistics
+    plot_curves, plot_comparison, plot_sweep, plot_tune, plot_evolution, statistics
     csv_sink, tensorboard_sink, wandb_sink, console_sink    callbacks for `fit`
 
 `help(purerl.PPO)` has every hyperparameter, `help(purerl.TrainConfig)` every option. The command
@@ -120,6 +121,7 @@ from purerl.nn.defaults import (  # noqa: E402
 )
 from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhNormal  # noqa: E402
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic  # noqa: E402
+from purerl.plots.evolution import plot_evolution  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
 from purerl.plots.tuning import plot_tune  # noqa: E402
@@ -132,6 +134,8 @@ from purerl.runs.fit import Interrupted, fit  # noqa: E402
 from purerl.runs.report import Report  # noqa: E402
 from purerl.runs.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E402
 from purerl.runs.view import read_run, read_runs  # noqa: E402
+from purerl.sweeps.evolution import EvolveResult  # noqa: E402
+from purerl.sweeps.evolve import evolve  # noqa: E402
 from purerl.sweeps.result import SweepResult  # noqa: E402
 from purerl.sweeps.sweep import sweep  # noqa: E402
 from purerl.sweeps.tune import tune  # noqa: E402
@@ -188,6 +192,7 @@ __all__ = [
     "EnvSpec",
     "Episodes",
     "Error",
+    "EvolveResult",
     "Experience",
     "GaussianNoise",
     "Interrupted",
@@ -232,6 +237,7 @@ __all__ = [
     "env_suites",
     "evaluate",
     "evaluate_in_gymnasium",
+    "evolve",
     "export_policy",
     "fields",
     "fit",
@@ -248,6 +254,7 @@ __all__ = [
     "n_step_return",
     "plot_comparison",
     "plot_curves",
+    "plot_evolution",
     "plot_sweep",
     "plot_sweep_curves",
     "plot_tune",

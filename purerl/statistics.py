@@ -216,7 +216,20 @@ def final_returns(
     start = stop - -(-stop // 10)
     update = np.arange(updates)
     counted = (update >= start[:, None]) & (update < stop[:, None])
-    total, count = _totals(returns, np.where(counted, num_episodes, 0))
+    return mean_returns(returns, np.where(counted, num_episodes, 0))
+
+
+def mean_returns(returns: ArrayLike, num_episodes: ArrayLike) -> np.ndarray:
+    """Each seed's mean return over all of its updates, or rows of metrics, each episode counted
+    once.
+
+    Args:
+        returns, num_episodes: `[S, U]`, as of `bin_curves`.
+
+    Returns:
+        `[S]` float64, NaN where no episode ended.
+    """
+    total, count = _totals(returns, num_episodes)
     return _ratio(total.sum(axis=1), count.sum(axis=1))
 
 

@@ -63,6 +63,18 @@ def spread(
     return call
 
 
+def from_owner(x: jax.Array, axis: str) -> jax.Array:
+    """An array of which each element is zero on all devices of a mesh axis but one, as it is there,
+    bit for bit; inside `shard_map`."""
+    floats = jnp.issubdtype(x.dtype, jnp.floating)
+    # As integers: -0.0 + 0.0 would be 0.0.
+    whole = jnp.dtype(f"u{x.dtype.itemsize}") if floats else x.dtype
+    bits = jax.lax.bitcast_convert_type(x, whole) if floats else x
+    wide = jnp.uint32 if bits.dtype.itemsize < 4 else bits.dtype  # which every backend can sum
+    found: jax.Array = jax.lax.psum(bits.astype(wide), axis).astype(whole)
+    return jax.lax.bitcast_convert_type(found, x.dtype) if floats else found
+
+
 def _map_sharded(sharded: Sharded, tree: PyTree, fn: Callable[[jax.Array], jax.Array]) -> PyTree:
     return jax.tree.map(lambda each, x: jax.tree.map(fn, x) if each else x, sharded, tree)
 

@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from purerl.accelerator.compiling import jit, remembered
+from purerl.accelerator.devices import from_owner
 from purerl.accelerator.machine import num_cores, program_memory
-from purerl.accelerator.transfer import from_host, to_host
+from purerl.accelerator.transfer import from_host, is_key, to_host
 from purerl.records.types import PyTree
 
 MEMBERS, THREAD = "members", "purerl-part"
@@ -110,6 +111,45 @@ class Layout:
             return from_host(jnp.asarray(on_host) if self.on_cores else on_host, leaves[0])
 
         return jax.tree.map(whole, *parts)
+
+    def copy(self, parts: Parts, source: np.ndarray, most: int) -> Parts:
+        """The trees with some members replaced by copies of others.
+
+        Leaves are changed in place: beside the trees, memory is needed for the copied members only.
+        Typed random keys aren't copied: every member keeps its keys, so that a copy doesn't draw
+        the numbers of its source.
+
+        Args:
+            parts: trees `[S, ...]`; their arrays are donated.
+            source: `[S]` integers, for each member the one to copy, its index for none.
+            most: K, members that are replaced at most; the program is compiled once for it.
+        """
+        replaced = np.flatnonzero(source != np.arange(len(source)))
+        nowhere = self.num_parts * self.size  # where a write is dropped
+        origin, place = np.zeros(most, np.int32), np.full(most, nowhere, np.int32)
+        origin[: len(replaced)], place[: len(replaced)] = source[replaced], replaced
+        leaves = [jax.tree.leaves(part) for part in parts]
+        copied = [[x for x in part if not _stays(x)] for part in leaves]
+        program = remembered(("copy", self, jit), self._jit_copy)
+        done = [iter(part) for part in program(copied, origin, place)]
+        structure = jax.tree.structure(parts[0])
+        return [
+            jax.tree.unflatten(structure, [x if _stays(x) else next(new) for x in part])
+            for part, new in zip(leaves, done, strict=True)
+        ]
+
+    def _jit_copy(self) -> jax.stages.Wrapped:
+        copied: Callable[..., PyTree] = functools.partial(_copied, on_devices=self.on_devices)
+        if self.on_devices:
+            members, all_of_it = PartitionSpec(MEMBERS), PartitionSpec()
+            copied = jax.shard_map(
+                copied,
+                mesh=self._mesh,
+                in_specs=(members, all_of_it, all_of_it),
+                out_specs=members,
+                check_vma=False,
+            )
+        return jit(copied, donate_argnums=0)
 
     def _parts_like(self, like: PyTree) -> PyTree:
         """Shapes of a part's tree, from those `[S, ...]` of all members."""
@@ -286,6 +326,35 @@ def compile_all(programs: Sequence[Lowered]) -> list[Parallel]:
 def any_thread_runs() -> bool:
     """Whether functions still run after an interrupt of `in_threads`."""
     return any(thread.name == THREAD for thread in threading.enumerate())
+
+
+def _stays(x: jax.Array) -> bool:
+    """Whether members keep a leaf: keys, and what has no elements, of which XLA's sum over devices
+    crashes (JAX 0.11.2, November 2026)."""
+    return is_key(x) or not x.size
+
+
+def _copied(parts: Parts, origin: jax.Array, place: jax.Array, *, on_devices: bool) -> Parts:
+    """Parts with the members at `place` replaced by those at `origin`, `[K]` each, indices over all
+    parts; on devices the parts are this device's."""
+
+    def copy(*xs: jax.Array) -> list[jax.Array]:
+        size = xs[0].shape[0]
+        first: int | jax.Array = jax.lax.axis_index(MEMBERS) * size if on_devices else 0
+        starts = [first + i * size for i in range(len(xs))]
+        rows = jnp.zeros((origin.size, *xs[0].shape[1:]), xs[0].dtype)
+        for x, start in zip(xs, starts, strict=True):
+            here = (origin >= start) & (origin < start + size)
+            found = x[jnp.clip(origin - start, 0, size - 1)]
+            rows = jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), found, rows)
+        rows = from_owner(rows, MEMBERS) if on_devices else rows
+        return [
+            x.at[jnp.where(place >= start, place - start, size)].set(rows, mode="drop")
+            for x, start in zip(xs, starts, strict=True)
+        ]
+
+    copies = [copy(*xs) for xs in zip(*parts, strict=True)]
+    return [list(part) for part in zip(*copies, strict=True)]
 
 
 def _take(tree: PyTree, places: np.ndarray, sharding: NamedSharding | None) -> PyTree:

@@ -29,6 +29,7 @@ COMMANDS = {
     "resume": ("training", "continue a run that was stopped, or train it for longer"),
     "sweep": ("sweeping", "train over seeds and hyperparameters"),
     "tune": ("tuning", "search for hyperparameters, with Optuna"),
+    "evolve": ("evolving", "train a population whose hyperparameters evolve"),
     "eval": ("playing", "evaluate the policies of a run"),
     "render": ("playing", "render an episode as a GIF"),
     "export": ("playing", "write a policy that runs without purerl"),

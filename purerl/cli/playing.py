@@ -20,7 +20,7 @@ from purerl.envs import Env, EnvSource, make, vectorize
 from purerl.envs.last_action import as_remembered
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
-from purerl.runs.view import SWEEP, TUNE, RunView, is_code
+from purerl.runs.view import KINDS, RunView, is_code
 from purerl.training.evaluate import play_episodes
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env
@@ -201,13 +201,13 @@ def _best(args: argparse.Namespace, console: Console) -> Policy:
 
 
 def _print_choice(args: argparse.Namespace, console: Console) -> None:
-    """Prints which agents of a sweep or a search are used."""
+    """Prints which agents are used of a folder that has several runs."""
     target = _target(args)
-    for marker, words in ((SWEEP, "the best of the sweep"), (TUNE, "the winner of the search")):
+    for marker, kind in KINDS.items():
         if (target / marker).is_file():
             seed = "" if args.of is None else f", seed {args.of}"
             label = RunView(target).label
-            console.print(f"{target}: {words}, {label}{seed}", soft_wrap=True)
+            console.print(f"{target}: the best of the {kind.noun}, {label}{seed}", soft_wrap=True)
 
 
 def _params(env: Env) -> dict[str, str]:

@@ -64,8 +64,8 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     """Sweeps, and prints the best combinations."""
     if not (args.grid or args.samples):
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
-    grid = {name: _values(text) for name, text in map(split, args.grid)}
-    samples = {name: _distribution(name, text) for name, text in map(split, args.samples)}
+    grid = {name: _values(text) for name, text in map(split_range, args.grid)}
+    samples = {name: read_range(name, text) for name, text in map(split_range, args.samples)}
     check_names([*grid, *samples], args)
     use_cores_for_members()
     config, _ = config_from(args)
@@ -100,22 +100,22 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def check_names(names: Sequence[str], args: argparse.Namespace) -> None:
+def check_names(names: Sequence[str], args: argparse.Namespace, argument: str = "sweep") -> None:
     """Raises ConfigError for a name that is no field; at once, where the config takes seconds."""
     agent = PARTS["agent"][args.chosen["agent"]]
     paths = [f"{flag.part}.{flag.name}" for flag in list_flags(args.chosen)]
     try:
         for name in names:
-            read_name(agent, name, paths)
+            read_name(agent, name, paths, argument)
     except ConfigError:
         if args.env is None:
             raise
         paths += [f"env.{param}" for param in env_params(make(args.env))]
         for name in names:
-            read_name(agent, name, paths)
+            read_name(agent, name, paths, argument)
 
 
-def split(text: str, flags: str = "--grid, --samples") -> tuple[str, str]:
+def split_range(text: str, flags: str = "--grid, --samples") -> tuple[str, str]:
     """A field's name and the rest of FIELD=REST. Raises ConfigError."""
     name, sign, values = text.partition("=")
     if not sign or not values:
@@ -128,8 +128,9 @@ def _values(text: str) -> list[object]:
     return values if isinstance(values, list) else [values]
 
 
-def _distribution(name: str, text: str) -> Distribution:
+def read_range(name: str, text: str, flag: str = "--samples") -> Distribution:
+    """A field's distribution from text. Raises ConfigError."""
     try:
         return distribution(text)
     except ConfigError as error:
-        raise ConfigError(f"--samples: {name}: {error}") from None
+        raise ConfigError(f"{flag}: {name}: {error}") from None

@@ -24,8 +24,7 @@ from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
 from purerl.runs.view import (
     BEST,
-    SWEEP,
-    TUNE,
+    KINDS,
     WINNER,
     RunView,
     env_name,
@@ -142,7 +141,7 @@ def add_resume(parser: Parser, argv: Sequence[str]) -> None:
 def run_resume(args: argparse.Namespace, console: Console) -> int:
     """Continues a run."""
     folder = Path(args.run) if args.run else newest_run()
-    for marker, kind, command in ((SWEEP, "sweep", "sweep"), (TUNE, "search", "tune")):
+    for marker, (kind, command, _) in KINDS.items():
         if (folder / marker).exists():
             raise RunError(
                 f"{folder} is a {kind}'s folder: purerl {command} continues it by the same command "
@@ -182,9 +181,8 @@ def run_resume(args: argparse.Namespace, console: Console) -> int:
 
 
 def newest_run() -> Path:
-    """The last written folder of a run, a sweep or a search in runs/. Raises RunError where there
-    is none."""
-    runs = {file.parent for name in (RUN, SWEEP, TUNE) for file in RUNS.glob(f"*/{name}")}
+    """The last written folder of training in runs/. Raises RunError where there is none."""
+    runs = {file.parent for name in (RUN, *KINDS) for file in RUNS.glob(f"*/{name}")}
     if not runs:
         raise RunError("there is no run in runs/: name a run's folder")
     return max(sorted(runs), key=_written)
@@ -192,7 +190,7 @@ def newest_run() -> Path:
 
 def _written(folder: Path) -> float:
     """Time of the last write into a folder by training, not by plots."""
-    names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", SWEEP, "table.csv", BEST, TUNE, WINNER)
+    names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", *KINDS, "table.csv", BEST, WINNER)
     files = [*(folder / name for name in names), *folder.glob("group-*.npz")]
     times = []
     for file in files:

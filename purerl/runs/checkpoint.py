@@ -20,6 +20,7 @@ import os
 import pathlib
 import re
 import shutil
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +51,8 @@ from purerl.runs.folder import RUN
 
 FORMAT = 2
 KIND = "purerl metrics"
+# orbax numbers its operations process-wide: threads that save at once would confuse them.
+ONE_AT_A_TIME = threading.RLock()
 REMOVED = ".removed-"  # prefix of a checkpoint that is being removed
 KEPT = "nothing was changed: put it back, or choose another folder"
 
@@ -75,15 +78,24 @@ class RunFolder:
         path: of the folder, which may be new.
         keep: number of checkpoints to keep.
         read_only: to be read by another process; nothing is created, locked or removed.
+        marker: the file with the run's description, by which its folder is recognised.
+        kind: of the run, for messages.
 
     Raises:
         ConfigError: the folder is neither empty nor a run's.
         RunError: it can't be created or written, or another process trains in it.
     """
 
-    def __init__(self, path: str | os.PathLike, keep: int, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        keep: int,
+        read_only: bool = False,
+        marker: str = RUN,
+        kind: str = "run",
+    ) -> None:
         self.path = check_path("run_dir", path).absolute()
-        self.keep = keep
+        self.keep, self.marker, self.kind = keep, marker, kind
         self._run: dict[str, Plain] = {}
         # In run.json too: a unique name, and whether there ever was a complete checkpoint.
         self._id, self._saved_once = uuid.uuid4().hex, False
@@ -102,8 +114,8 @@ class RunFolder:
 
     def _make(self) -> None:
         """Creates and locks the folder, after checking that it may be written."""
-        taken = is_taken(self.path, RUN, "run")
-        refuse_links(self.path, [RUN], EMPTY)
+        taken = is_taken(self.path, self.marker, self.kind)
+        refuse_links(self.path, [self.marker], EMPTY)
         if taken:
             self.read_run()
         try:
@@ -147,7 +159,7 @@ class RunFolder:
         Raises:
             RunError: it can't be read, is of another version, or its checkpoints are missing.
         """
-        file = self.path / RUN
+        file = self.path / self.marker
         try:
             text = read_text(file)
             plain = json.loads(text)
@@ -156,7 +168,8 @@ class RunFolder:
             if there is None:
                 return None
             raise RunError(
-                f"{self.path} has {there} but no run.json: what they are of is not known; {KEPT}"
+                f"{self.path} has {there} but no {self.marker}: what they are of is not known; "
+                f"{KEPT}"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{file} can't be read: {reason(error)}; {KEPT}") from None
@@ -187,7 +200,7 @@ class RunFolder:
         values = sealed({**self._run, "id": self._id, "saved": self._saved_once})
         text = json.dumps(values, indent=2)
         with self._saving("what the run is"):
-            write_whole(self.path / RUN, lambda file: file.write(text.encode()))
+            write_whole(self.path / self.marker, lambda file: file.write(text.encode()))
 
     def load(self, state_like: PyTree, metrics_like: PyTree) -> Start:
         """The newest valid checkpoint, with the metrics up to it.

@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Program:
 
     def __init__(self, config: TrainConfig, keys: jax.Array, values: dict[str, np.ndarray]) -> None:
         self.config, self.keys = config, keys
-        self.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
+        self.values = _float32(values)
         self.loop = config.make_loop()
         members = keys.size if keys.ndim else None
         if self.loop.on_host and (members or 1) > 1:
@@ -64,6 +64,7 @@ class Program:
         self.metrics_like = metrics
         size = sum(x.dtype.itemsize * x.size for x in jax.tree.leaves(metrics))
         self.capacity = min(self.loop.num_rows, max(1, CHUNK_BYTES // size))
+        self.memory = 0  # bytes of a chunk on each device, once it is compiled
 
     def compile(self, *, begun: bool = False) -> None:
         """Compiles the chunks, and the first state unless the run has begun, and checks the memory
@@ -77,7 +78,14 @@ class Program:
             programs.append(self.layout.lower(self._init, (0, 0), first, key=key))
         self._run, *self._start = compile_all(programs)
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
-        check_memory(self._run.memory, what)
+        self.memory = self._run.memory
+        check_memory(self.memory, what)
+        self._values = self.layout.split(self.values)
+
+    def set_values(self, values: dict[str, np.ndarray]) -> None:
+        """Sets the hyperparameters of the chunks to come, of the same names and shapes; nothing is
+        compiled again."""
+        self.values = _float32(values)
         self._values = self.layout.split(self.values)
 
     def for_members(self, keys: jax.Array, values: dict[str, np.ndarray]) -> "Program":
@@ -170,6 +178,10 @@ class Program:
             return state, table
 
         return loop.spread(rows, 2)(state, start, jnp.asarray(num_rows))
+
+
+def _float32(values: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
 
 
 def _count(number: int) -> Count:

@@ -20,7 +20,7 @@ from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_count, check_path
 from purerl.records.types import Plain
-from purerl.runs.checkpoint import RunFolder
+from purerl.runs.checkpoint import ONE_AT_A_TIME, RunFolder
 from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
 from purerl.runs.folder import RunFiles
 from purerl.runs.identity import claim, refuse_to_begin
@@ -30,9 +30,6 @@ from purerl.training.config import TrainConfig
 from purerl.training.describe import describe
 from purerl.training.hyperparams import Hyperparams
 from purerl.training.train import TrainOutput, list_seeds
-
-# orbax numbers its operations process-wide: threads that save at once would confuse them.
-_ONE_AT_A_TIME = threading.RLock()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -119,7 +116,7 @@ def fit(
     files = None
     if resume and devices.is_first_host():
         refuse_to_begin(path)
-    with _ONE_AT_A_TIME:
+    with ONE_AT_A_TIME:
         opened = RunFolder(path, keep)
     with opened as folder:
         if devices.is_first_host():
@@ -159,7 +156,7 @@ class _Training:
         self.unsaved: list[Metrics] = []
         self.state: Parts = []  # before the first one
         if folder:
-            with _ONE_AT_A_TIME:
+            with ONE_AT_A_TIME:
                 start = folder.load(program.state_like, program.metrics_like)
             self.done = self.saved = start.num_updates
             self.pieces = start.metrics
@@ -233,7 +230,7 @@ class _Training:
         """Saves the updates that aren't saved yet."""
         if self.folder and self.unsaved:
             self.folder.wait()  # for the checkpoint that these metrics follow
-            with _ONE_AT_A_TIME:
+            with ONE_AT_A_TIME:
                 self.folder.save_metrics(self.saved, self.done, _joined(self.unsaved))
                 self.folder.save(self.done, self.program.kept(self.state))
             self.saved, self.unsaved = self.done, []

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -72,16 +73,21 @@ def claim(folder: RunFolder, run: dict[str, Plain], loop: Loop, resume: bool | N
             f"total_timesteps: got {new}, but {folder.path} has been trained for "
             f"{trained * loop.steps_per_update} steps already (nothing was changed)"
         )
+    warn_of_versions(folder, found)
+    if old != new:
+        folder.write_run({**run, "versions": versions(), "hardware": hardware()})
+
+
+def warn_of_versions(folder: RunFolder, found: Mapping[str, Plain]) -> None:
+    """Warns if the run in a folder, of this description, began with other versions of packages."""
     now = versions()
     changed = {n: (x, now[n]) for n, x in found["versions"].items() if now.get(n) != x}
     if changed:
         warnings.warn(
             f"{folder.path} was trained with other versions, so that the rest may differ in the "
             f"last digits from what it would have been: {changed}",
-            stacklevel=3,
+            stacklevel=4,
         )
-    if old != new:
-        folder.write_run({**run, "versions": versions(), "hardware": hardware()})
 
 
 def _check_rows(folder: RunFolder, log_every: int, trained: int, loop: Loop) -> None:

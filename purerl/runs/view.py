@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,9 +24,25 @@ from purerl.training.config import TrainConfig
 from purerl.training.describe import describe, differences
 from purerl.training.policy import Policy
 
-SWEEP, BEST = "sweep.json", "best"
-# A search's description, and the sweep of its winner over fresh seeds.
-TUNE, WINNER = "tune.json", "winner"
+SWEEP, EVOLVE, TUNE = "sweep.json", "evolve.json", "tune.json"
+BEST = "best"
+WINNER = "winner"  # a sweep of the winner of a search, over fresh seeds
+
+
+class Kind(NamedTuple):
+    """Of a folder that has several runs: what it holds, the command that continues it, and the
+    folder in it of the best of them."""
+
+    noun: str
+    command: str
+    best: str
+
+
+KINDS = {
+    SWEEP: Kind("sweep", "sweep", BEST),
+    EVOLVE: Kind("population", "evolve", BEST),
+    TUNE: Kind("search", "tune", f"{WINNER}/{BEST}"),
+}
 # Errors from reading a text file that is damaged, or of another program.
 UNREADABLE = (*DAMAGED, RecursionError)
 
@@ -94,7 +110,7 @@ def named_env(env: Plain, name: str, params: Mapping[str, Plain] | None = None) 
 
 
 class RunView:
-    """A read-only view of a run's folder, or of the best combination in a sweep's or a search's.
+    """A read-only view of a run's folder, or of the best in a folder of `KINDS`.
 
     Args:
         path: the folder.
@@ -102,7 +118,7 @@ class RunView:
     Attributes:
         folder: the folder with the run's files.
         agent, env: names of agent and environment.
-        label: the sweep's best combination in words; "" for a run.
+        label: the hyperparameters of the best in words; "" for a run.
 
     Raises:
         RunError: from all methods: it is no run's folder, or a file is missing or damaged.
@@ -111,18 +127,15 @@ class RunView:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = self.folder = Path(path).expanduser()
         self.label = ""
-        searched = read_json(self.path / TUNE) is not None
-        if searched:
-            self.folder = self.path / WINNER
-        swept = read_json(self.folder / SWEEP)
-        if swept is not None:
-            self.folder /= BEST
+        found = (kind for name, kind in KINDS.items() if read_json(self.path / name) is not None)
+        several = next(found, None)
+        if several is not None:
+            self.folder /= several.best
         self._summary = read_json(self.folder / SUMMARY)
-        if (searched or swept is not None) and self._summary is None:
-            kind = "search without a winner" if searched else "sweep without a best agent"
+        if several is not None and self._summary is None:
             raise RunError(
-                f"{self.path} holds a {kind}: it isn't finished (the same "
-                f"{kind.partition(' ')[0]} with the same folder goes on), or no episode of it has "
+                f"{self.path} holds a {several.noun} without a best agent: it isn't finished "
+                f"(purerl {several.command} with the same folder goes on), or no episode of it has "
                 "ended"
             )
         self._run = read_json(self.folder / RUN)
@@ -141,7 +154,7 @@ class RunView:
             self.agent, self.env = (agent.get("class"), env.get("env")) if known else (None, None)
             if not (isinstance(self.agent, str) and isinstance(self.env, str)):
                 raise RunError(f"{self.folder / RUN} is damaged: its agent and env are unknown")
-        if swept is not None:
+        if several is not None:
             values = self._known("best", dict).items()
             shown = (f"{x:.4g}" if isinstance(x, float) else str(x) for _, x in values)
             self.label = " ".join(f"{n}={x}" for (n, _), x in zip(values, shown, strict=True))

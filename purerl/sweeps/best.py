@@ -1,4 +1,4 @@
-"""The best combination of a sweep, written as the folder of a run."""
+"""The best combination of a sweep, or member of a population, written as the folder of a run."""
 
 import json
 import warnings
@@ -25,6 +25,7 @@ from purerl.runs.folder import (
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
 from purerl.runs.view import BEST
+from purerl.sweeps.evolution import EvolveResult
 from purerl.sweeps.plan import Values
 from purerl.sweeps.result import SweepResult
 from purerl.training.config import TrainConfig, to_plain
@@ -46,10 +47,32 @@ def write_best(result: SweepResult, run_dir: Path) -> None:
     best, seeds = result.best(), result.plan.seeds
     first = best.member // len(seeds) * len(seeds)
     outs: list[PyTree] = [result.member(first + i) for i in range(len(seeds))]
+    _try_to_write(run_dir, result.config(first), seeds, outs, best.hyperparams)
+
+
+def write_evolved(result: EvolveResult, run_dir: Path) -> None:
+    """Writes the best member of a population into `run_dir/best`, as `write_best` does: metrics are
+    those of its lineage, and config and `best` have its last hyperparameters.
+
+    Args:
+        result: of the whole evolution. Without a fitness, nothing is written.
+        run_dir: its folder.
+    """
+    if not result.has_fitness:
+        return
+    best = result.best()
+    values = {name: float(best.schedule[name][-1]) for name in result.names}
+    config = result.config(best.member)
+    _try_to_write(run_dir, config, (best.member,), [best.output], values)
+
+
+def _try_to_write(
+    run_dir: Path, config: TrainConfig, seeds: tuple[int, ...], outs: list[PyTree], values: Values
+) -> None:
     try:
-        _write(run_dir / BEST, result.config(first), seeds, outs, best.hyperparams)
+        _write(run_dir / BEST, config, seeds, outs, values)
     except (ConfigError, RunError, OSError) as error:
-        warnings.warn(f"the sweep's best agent isn't in {run_dir}: {reason(error)}", stacklevel=3)
+        warnings.warn(f"the best agent isn't in {run_dir}: {reason(error)}", stacklevel=4)
 
 
 def _write(

@@ -210,12 +210,14 @@ def _draw(
         return [{}]
     key = jax.random.key(0) if key is None else key
     check_key(key)
-    entropy = np.asarray(jax.random.key_data(key)).tolist()
-    drawn = {
-        name: x.draw(np.random.default_rng([*entropy, zlib.crc32(name.encode())]), num_samples)
-        for name, x in distributions.items()
-    }
+    drawn = {name: x.draw(rng_of(key, name), num_samples) for name, x in distributions.items()}
     return [dict(zip(drawn, row, strict=True)) for row in zip(*drawn.values(), strict=True)]
+
+
+def rng_of(key: jax.Array, name: str, *numbers: int) -> np.random.Generator:
+    """A generator on the host for what is drawn under a name, and numbers, from a key."""
+    entropy = np.asarray(jax.random.key_data(key)).tolist()
+    return np.random.default_rng([*entropy, zlib.crc32(name.encode()), *numbers])
 
 
 def _groups(

@@ -24,6 +24,8 @@ from purerl.sweeps.slices import CompiledGroup
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput, final_return
 
+# A table: columns of equal length by name.
+Columns = dict[str, np.ndarray]
 # Combinations in the printed overview.
 ROWS = 20
 
@@ -213,11 +215,7 @@ class SweepResult:
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes the table, its columns' names in the first line."""
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(self.table)
-        writer.writerows(zip(*self.table.values(), strict=True))
-        write_whole(Path(path), lambda file: file.write(text.getvalue().encode()))
+        write_csv(self.table, path)
 
     def __rich__(self) -> Lines:
         return _overview(self)
@@ -230,6 +228,15 @@ class SweepResult:
     def __repr__(self) -> str:
         combinations, seeds = len(self.plan.combinations), len(self.plan.seeds)
         return f"SweepResult({combinations} combinations x {seeds} seeds)"
+
+
+def write_csv(table: Columns, path: str | os.PathLike[str]) -> None:
+    """Writes columns, with their names in the first line; a number as its shortest text."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(table)
+    writer.writerows(zip(*table.values(), strict=True))
+    write_whole(Path(path), lambda file: file.write(text.getvalue().encode()))
 
 
 def ranking(scores: np.ndarray) -> list[int]:
@@ -246,14 +253,14 @@ def _spread(row: np.ndarray) -> tuple[float, float]:
     return float(seen.mean()), float(seen.std(ddof=1)) if seen.size > 1 else 0.0
 
 
-def _table(plan: Plan, groups: tuple[GroupResult, ...]) -> dict[str, np.ndarray]:
+def _table(plan: Plan, groups: tuple[GroupResult, ...]) -> Columns:
     seeds = len(plan.seeds)
     table = {
         name: np.repeat(column([values[name] for values in plan.combinations]), seeds)
         for name in plan.names
     }
     table["seed"] = np.tile(np.array(plan.seeds, np.int64), len(plan.combinations))
-    columns: dict[str, np.ndarray] = {"final_return": np.full(plan.num_members, np.nan)}
+    columns: Columns = {"final_return": np.full(plan.num_members, np.nan)}
     if any(group.metrics.eval is not None for group in groups):
         columns["eval_return"] = np.full(plan.num_members, np.nan)
     for name in ("nonfinite_updates", "num_timesteps"):
