@@ -394,7 +394,7 @@ def test_no_episode_ended(traces, tmp_path):
     assert result.best is None
     assert "no winner" in str(result)
     assert not (tmp_path / "best.toml").exists()
-    with pytest.raises(purerl.RunError, match="search without a winner"):
+    with pytest.raises(purerl.RunError, match="search without a best agent"):
         purerl.read_run(tmp_path)
     with pytest.raises(purerl.ConfigError, match="no trial has a score"):
         purerl.plot_tune(result)
@@ -495,7 +495,7 @@ def test_the_command(command):
     assert "purerl train --preset found/best.toml" in out
     assert pathlib.Path("found/tune.png").exists()
     code, out, _ = command("eval", "found", "--episodes", 2)
-    assert (code, "found: the winner of the search, lr=" in out) == (0, True)
+    assert (code, "found: the best of the search, lr=" in out) == (0, True)
     code, _, err = command("resume", "found")
     assert (code, "purerl tune continues it" in err) == (1, True)
 
