@@ -64,8 +64,8 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     """Sweeps, and prints the best combinations."""
     if not (args.grid or args.samples):
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
-    grid = {name: _values(text) for name, text in map(split_range, args.grid)}
-    samples = {name: read_range(name, text) for name, text in map(split_range, args.samples)}
+    grid = {name: _values(text) for name, text in map(split, args.grid)}
+    samples = {name: _distribution(name, text) for name, text in map(split, args.samples)}
     check_names([*grid, *samples], args)
     use_cores_for_members()
     config, _ = config_from(args)
@@ -115,7 +115,7 @@ def check_names(names: Sequence[str], args: argparse.Namespace, argument: str = 
             read_name(agent, name, paths, argument)
 
 
-def split_range(text: str, flags: str = "--grid, --samples") -> tuple[str, str]:
+def split(text: str, flags: str = "--grid, --samples") -> tuple[str, str]:
     """A field's name and the rest of FIELD=REST. Raises ConfigError."""
     name, sign, values = text.partition("=")
     if not sign or not values:
@@ -128,9 +128,8 @@ def _values(text: str) -> list[object]:
     return values if isinstance(values, list) else [values]
 
 
-def read_range(name: str, text: str, flag: str = "--samples") -> Distribution:
-    """A field's distribution from text. Raises ConfigError."""
+def _distribution(name: str, text: str) -> Distribution:
     try:
         return distribution(text)
     except ConfigError as error:
-        raise ConfigError(f"{flag}: {name}: {error}") from None
+        raise ConfigError(f"--samples: {name}: {error}") from None

@@ -15,7 +15,7 @@ from purerl.cli.flags import (
     integers,
     literal,
 )
-from purerl.cli.sweeping import check_names, split_range
+from purerl.cli.sweeping import check_names, split
 from purerl.cli.training import chosen_folder
 from purerl.records.draws import distribution
 from purerl.records.errors import ConfigError
@@ -64,9 +64,7 @@ def add_tune(parser: Parser, argv: Sequence[str]) -> None:
 
 def run_tune(args: argparse.Namespace, console: Console) -> int:
     """Searches, and prints the best trials and what the winner ends at."""
-    space = {
-        name: _draw(name, text) for name, text in (split_range(x, "--space") for x in args.space)
-    }
+    space = {name: _draw(name, text) for name, text in (split(x, "--space") for x in args.space)}
     check_names(list(space), args)
     check_optuna()
     for name in ("trials", "batch", "rungs"):

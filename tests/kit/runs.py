@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 
-import jax
-
 import purerl
 
 from .agents import Tiny
@@ -91,9 +89,8 @@ def stop_at(update, number=signal.SIGINT):
 def start(name, folder, *arguments, num_devices=1):
     """A process that trains in a folder, and prints each update that it has reached."""
     flags = os.environ.get("XLA_FLAGS", "")  # by another instruction set come other bits
-    environment = os.environ | {
+    environment = os.environ | {  # with the cache that `conftest.py` names
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={num_devices}".strip(),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
