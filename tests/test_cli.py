@@ -758,7 +758,7 @@ MISTAKES = [
     ("render nowhere --key -1", "--key: got -1, expected an integer >= 0"),
     ("render nowhere --max-steps 0", "--max-steps: got 0, expected an integer >= 1"),
     ("train CartPole-v1 --num-envs 1e9", "num_envs=1,000,000,000 x update_every=128 of 1 agent ta"),
-    ("train CartPole-v1 --num-envs 1e7 --seeds 1000", "update_every=128 of 1000 agents take 19,07"),
+    ("train CartPole-v1 --num-envs 1e7 --seeds 1000", "num_envs=10,000,000 x update_every=128 of"),
     ("bench CartPole-v1 --num-envs 1e7 --seeds 1000", "num_envs=10,000,000 x update_every=128 of"),
     ("train CartPole-v1 --seeds 1000000000", "--seeds: got 1000000000, expected at most 1,048,576"),
     (f"train CartPole-v1 --seeds 1,{2**40}", f"--seeds: got '1,{2**40}'"),
