@@ -69,15 +69,29 @@ def _scan(step: Step, inputs: jax.Array, memory: PyTree, fresh: jax.Array | None
 LONGEST = 5.0  # the logit of 0.993, the share that a unit keeps of its memory in a step
 
 
+def time_constants(*gates: int) -> Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]:
+    """An initializer of biases: of each gate in turn the share of the memory that is kept (1), that
+    is replaced (-1), or neither (0).
+
+    They are spread from 0 to 5, so that the units' time constants range from 1 to 150 steps, evenly
+    on a logarithmic scale (in the spirit of Tallec and Ollivier 2018, arXiv:1804.11188). With all
+    at 0 little of an input is left after some 50 steps, and of the gradient to it: MemoryChain over
+    100 steps, with its preset, PPO then learned with none of four seeds, whichever the cell, and
+    with the spread with all of them (a minGRU halfway; JAX 0.11.2, November 2026).
+    """
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
+        kept = jnp.linspace(0.0, LONGEST, shape[0] // len(gates), dtype=dtype)
+        return jnp.concatenate([gate * kept for gate in gates])
+
+    return init
+
+
 class GRU(Cell):
     """Gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), with the reset gate after the
     product, as in cuDNN.
 
-    The biases of the update gate begin spread from 0 to 5, so that the units' time constants range
-    from 1 to 150 steps, evenly on a logarithmic scale (in the spirit of Tallec and Ollivier 2018,
-    arXiv:1804.11188). With all at 0 little of an input is left after some 50 steps, and of the
-    gradient to it: MemoryChain over 100 steps, with its preset, PPO then learned with none of four
-    seeds, and with the spread with all of them (JAX 0.11.2, November 2026).
+    The update gate begins with `time_constants`.
     """
 
     @nn.compact
@@ -87,24 +101,23 @@ class GRU(Cell):
         kernel = self._recurrent(3)
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
 
-        def gates(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
-            kept = jnp.linspace(0.0, LONGEST, self.width, dtype=dtype)
-            return jnp.zeros(shape, dtype).at[self.width : 2 * self.width].set(kept)
-
         def step(h: jax.Array, inputs: jax.Array) -> jax.Array:
             product, width = h @ kernel, 2 * self.width
             r, z = jnp.split(nn.sigmoid(inputs[:, :width] + product[:, :width]), 2, axis=1)
             n = jnp.tanh(inputs[:, width:] + r * (product[:, width:] + bias[None]))
             return (1.0 - z) * n + z * h
 
-        inputs = nn.Dense(3 * self.width, bias_init=gates)(x)
+        inputs = nn.Dense(3 * self.width, bias_init=time_constants(0, 1, 0))(x)
         after = _scan(step, inputs, memory, fresh)
         return after.reshape(-1, self.width), after
 
 
 class LSTM(Cell):
     """Long short-term memory (Hochreiter and Schmidhuber 1997), with a forget gate (Gers et al.
-    2000) whose bias begins at 1 (Jozefowicz et al. 2015). The memory is a pair: cell and output."""
+    2000). The memory is a pair: cell and output.
+
+    The input and the forget gate begin with `time_constants`.
+    """
 
     def initial(self, batch: int) -> PyTree:
         zeros = jnp.zeros((batch, self.width), jnp.float32)
@@ -119,23 +132,29 @@ class LSTM(Cell):
         def step(memory: PyTree, inputs: jax.Array) -> PyTree:
             cell, h = memory
             sums = jnp.split(inputs + h @ kernel, 4, axis=1)
-            i, f, o = (nn.sigmoid(s) for s in (sums[0], sums[1] + 1.0, sums[2]))
+            i, f, o = (nn.sigmoid(s) for s in sums[:3])
             cell = f * cell + i * jnp.tanh(sums[3])
             return cell, o * jnp.tanh(cell)
 
-        after = _scan(step, nn.Dense(4 * self.width)(x), memory, fresh)
+        biases = time_constants(-1, 1, 0, 0)
+        inputs = nn.Dense(4 * self.width, bias_init=biases, name="gates")(x)
+        after = _scan(step, inputs, memory, fresh)
         return after[1].reshape(-1, self.width), after
 
 
 class MinGRU(Cell):
     """minGRU (Feng et al. 2024, arXiv:2410.01201): the gate and the candidate depend on the input
-    alone, h_t = (1 - z_t) h_{t-1} + z_t n_t, so that T steps are an associative scan."""
+    alone, h_t = (1 - z_t) h_{t-1} + z_t n_t, so that T steps are an associative scan.
+
+    The gate begins with `time_constants`.
+    """
 
     @nn.compact
     def __call__(
         self, x: jax.Array, memory: PyTree, fresh: jax.Array | None = None
     ) -> tuple[jax.Array, PyTree]:
-        gate, n = jnp.split(nn.Dense(2 * self.width)(x), 2, axis=1)
+        gates = nn.Dense(2 * self.width, bias_init=time_constants(-1, 0))(x)
+        gate, n = jnp.split(gates, 2, axis=1)
         decay, new = nn.sigmoid(-gate), nn.sigmoid(gate) * n
         if fresh is None:
             after = decay * memory + new
