@@ -5,17 +5,20 @@ import functools
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from purerl.accelerator.compiling import jit
 from purerl.envs.base import Env, EnvSpec
-from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space
+from purerl.envs.spaces import Box, Discrete, Space
 from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, Outcome, SuiteDynamics, build
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.types import PyTree
 
 WHOLE = ("categorical", "symbolic", "rgb")
 VIEWS = (*WHOLE, *(f"{view}_first_person" for view in WHOLE))
+STATES = 4  # directions; doors have 3
+OUTSIDE = 100  # the tag of what is outside of the grid, in "categorical_first_person"
 
 
 def known() -> list[str]:
@@ -68,11 +71,15 @@ def _env(env: Foreign, name: str) -> Env:
 
 
 def _space(env: Foreign) -> Space:
-    """Codes as choices, so that networks get them one-hot; pixels as bytes."""
+    """Codes with the suite's true bounds, so that networks get them one-hot; pixels as bytes."""
     space, view = env.observation_space, env.observation_fn.__name__
     if view in VIEWS and not view.startswith("rgb"):
         suite = importlib.import_module("navix.environments.environment")
-        return MultiDiscrete(np.full(space.shape, int(suite.MAX_CATEGORICAL_VALUE)))
+        colours = importlib.import_module("navix.rendering.registry").PALETTE.as_string()
+        tags = int(suite.MAX_CATEGORICAL_VALUE)
+        if view.startswith("symbolic"):
+            return Box(0, [tags - 1, len(colours) - 1, STATES - 1], space.shape, np.uint8)
+        return Box(-1, tags, space.shape, np.int8)  # -1 is a wall, the last one is outside
     if space.dtype == np.uint8:
         return Box(0, 255, space.shape, np.uint8)
     low, high = float(np.min(space.minimum)), float(np.max(space.maximum))
@@ -85,14 +92,22 @@ class NavixDynamics(SuiteDynamics):
 
     def begin(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         timestep = self.env.reset(key)
-        return timestep.observation, timestep
+        return self._seen(timestep.observation), timestep
 
     def advance(self, key: jax.Array, state: PyTree, action: jax.Array) -> Outcome:
         timestep = self.env.step(state, action)
         terminated = timestep.is_termination()
         info = {"success": (terminated & (timestep.reward > 0)).astype(np.float32)}
         ends = terminated, timestep.is_truncation()
-        return Outcome(timestep.observation, timestep, timestep.reward, *ends, info)
+        obs = self._seen(timestep.observation)
+        return Outcome(obs, timestep, timestep.reward, *ends, info)
+
+    def _seen(self, obs: jax.Array) -> jax.Array:
+        """Observations with the code after the last tag for what is outside of the grid."""
+        if self.env.observation_fn.__name__ != "categorical_first_person":
+            return obs
+        suite = importlib.import_module("navix.environments.environment")
+        return jnp.where(obs == OUTSIDE, suite.MAX_CATEGORICAL_VALUE, obs)
 
 
 def _draw(timestep: PyTree) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from purerl.envs.base import Env, EnvSpec
-from purerl.envs.spaces import Discrete, MultiDiscrete, Space
+from purerl.envs.spaces import Box, Discrete, Space
 from purerl.envs.suites.dynamics import (
     LIMIT,
     Foreign,
@@ -91,15 +91,15 @@ def adapt(env: Foreign, params: PyTree = None) -> Env | None:
 
 def _env(env: Foreign, params: PyTree, name: str) -> Env:
     constants = importlib.import_module("xminigrid.core.constants")
-    codes = max(constants.NUM_TILES, constants.NUM_COLORS)
+    high = [constants.NUM_TILES - 1, constants.NUM_COLORS - 1]
     key = jax.eval_shape(lambda: jax.random.key(0))
     obs = jax.eval_shape(lambda key: env.reset(params, key).observation, key)
 
     def space(x: jax.ShapeDtypeStruct) -> Space:
-        """Pairs of codes, of a tile and a colour, as choices, so that networks get them one-hot;
-        pixels as bytes."""
+        """Pairs of codes, of a tile and a colour, with their bounds, so that networks get them
+        one-hot; pixels as bytes."""
         coded = x.dtype == np.uint8 and len(x.shape) == 3 and x.shape[-1] == 2
-        return MultiDiscrete(np.full(x.shape, codes)) if coded else box_of(x)
+        return Box(0, high, x.shape, x.dtype) if coded else box_of(x)
 
     actions = Discrete(int(env.num_actions(params)))
     spec = EnvSpec(
