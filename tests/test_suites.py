@@ -154,7 +154,7 @@ def test_the_command_lists_suites(command, monkeypatch):
     _, out, _ = command("envs", "pgx")
     assert "isn't installed" not in out
     _, out, _ = command("envs")
-    assert re.search(r"jumanji +26 +spare\(16\) +no", out)
+    assert re.search(r"jumanji +26 +spare\(64\) +no", out)
     assert re.search(r"pgx +20 +fresh +yes", out)
     code, _, err = command("train", "brax/ant")
     assert code == 2

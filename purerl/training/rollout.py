@@ -89,6 +89,9 @@ def rollout(
     if episodic:
         key, reset_key = jax.random.split(key)
         state = restart(env, acting, reset_key, state)
+    if env.refill is not None:
+        key, refill_key = jax.random.split(key)
+        state = state._replace(env=env.refill(refill_key, state.env))
     # One split, outside the loop: inside, a split costs as much for one key as for many.
     split = jax.random.split(key, (num_steps, num_envs + 1))
 

@@ -108,7 +108,7 @@ def _env(env: Foreign, params: PyTree, name: str) -> Env:
         actions,
         int(params.max_steps),
         metrics=("success",),
-        resets="spare(16)",
+        resets="spare(64)",
         draw=functools.partial(_draw, env, params),
     )
     return build(XMiniGridDynamics(env, fixed=params), spec)
