@@ -898,6 +898,26 @@ def test_a_goal_is_a_success(name):
     assert timestep.info["success"] == 1.0
 
 
+def test_a_wrong_end_is_no_success():
+    """Of Memory's two objects one is the goal; both end the episode."""
+    need("xminigrid/MiniGrid-MemoryS8")
+    env = purerl.make("xminigrid/MiniGrid-MemoryS8")
+
+    def play(key):
+        def body(state, key):
+            step_key, action_key = jax.random.split(key)
+            action = jax.random.choice(action_key, jnp.array([0, 0, 0, 1, 2]))
+            state, timestep = env.step(step_key, state, action)
+            return state, (timestep.terminated, timestep.reward, timestep.info["success"])
+
+        return jax.lax.scan(body, env.reset(key)[1], jax.random.split(key, 100))[1]
+
+    ended, reward, success = jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(0), 64))
+    assert (ended & (reward > 0)).any()
+    assert (ended & (reward == 0)).any()
+    np.testing.assert_array_equal(success, ended & (reward > 0))
+
+
 def first_layers(env, agent):
     policy = make_policy(agent, env)
     return [x.shape[0] for x in jax.tree.leaves(policy.state) if x.ndim == 2]

@@ -135,6 +135,7 @@ class XMiniGridDynamics(SuiteDynamics):
     def advance(self, key: jax.Array, state: PyTree, action: jax.Array) -> Outcome:
         timestep = self.env.step(self.fixed, state, action)
         last, goes_on = timestep.last(), timestep.discount > 0
-        info = {"success": (last & ~goes_on).astype(np.float32)}
+        # Memory's wrong end is a termination too, without a reward.
+        info = {"success": (last & ~goes_on & (timestep.reward > 0)).astype(np.float32)}
         ends = last & ~goes_on, last & goes_on
         return Outcome(timestep.observation, timestep, timestep.reward, *ends, info)
