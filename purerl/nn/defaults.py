@@ -77,7 +77,7 @@ class Torso(nn.Module):
     - "auto": the same for images of at most 16 channels, which are the number of filters. Others,
       as grids of codes are, go into the dense layers as they are: PPO learns navix's Empty-8x8 in
       as many steps so, and does 5 times as many a second, XLand-MiniGrid's 4 times
-      (benchmarks/suites.py, one core, JAX 0.11.2, November 2026).
+      (benchmarks/README.md, one core, JAX 0.11.2, November 2026).
     - "nature": three layers, 32 filters of 8 x 8 with stride 4, 64 of 4 x 4 with stride 2, 64 of
       3 x 3, each with a ReLU (Mnih et al. 2015, Nature 518); for images of at least 36 x 36. By an
       agent's default a dense layer of 512 with a ReLU follows, as there.
