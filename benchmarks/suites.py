@@ -11,7 +11,7 @@ For each environment, in a process of its own, steps a second by the processor's
     training    PPO with its defaults, N environments x 64 steps an update
 
 "compile" are the seconds until PPO's program is ready, with tracing; "state" is the memory that one
-environment's state takes, which `spare` doubles.
+environment's state takes, which `spare` doubles. `--resets` measures that strategy as the default.
 """
 
 import argparse
@@ -25,6 +25,7 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--only", nargs="+", metavar="NAME", help="such as brax/ant")
 parser.add_argument("--num-envs", type=int, default=64)
 parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement, at least")
+parser.add_argument("--resets", help="such as spare(1024), in place of the environments' own")
 parser.add_argument("--json", metavar="FILE", help="write the rows there too")
 parser.add_argument("--one", help=argparse.SUPPRESS)
 
@@ -64,7 +65,7 @@ def rate(function, args, steps, seconds):
     return calls * steps / (time.process_time() - began)
 
 
-def scanned(reset, step, spec, num_envs):
+def scanned(reset, step, spec, num_envs, refill=None):
     """A function of `(key, (obs, state))` that steps N environments 64 times, and its first
     arguments."""
     import jax
@@ -79,7 +80,9 @@ def scanned(reset, step, spec, num_envs):
         return (getattr(state, "obs", timestep.obs), state), timestep.reward.sum()
 
     def play(key, carry):
-        key, play_key = jax.random.split(key)
+        key, play_key, refill_key = jax.random.split(key, 3)
+        if refill is not None:
+            carry = carry[0], refill(refill_key, carry[1])
         carry, _ = jax.lax.scan(body, carry, jax.random.split(play_key, PARALLEL))
         return key, carry
 
@@ -88,22 +91,22 @@ def scanned(reset, step, spec, num_envs):
     return jax.jit(play, compiler_options=options), (jax.random.key(1), start)
 
 
-def measure(name, num_envs, seconds):
+def measure(name, num_envs, seconds, resets=None):
     """A row of the table."""
     import jax
 
     import purerl
 
     env = purerl.make(name)
+    env = env if resets is None else env._replace(spec=env.spec._replace(resets=resets))
     row = {"environment": name, "resets": env.spec.resets}
     raw = purerl.vectorize(env)
     kinds = {"raw": raw}
     for kind in dict.fromkeys(("fresh", env.spec.resets)):
-        kinds[kind] = purerl.envs.vector_env(env, num_envs, kind)
+        kinds[kind] = purerl.envs.vector_env(env, num_envs, kind, PARALLEL)
     for kind, many in kinds.items():
-        row[kind] = rate(
-            *scanned(many.reset, many.step, env.spec, num_envs), num_envs * PARALLEL, seconds
-        )
+        play = scanned(many.reset, many.step, env.spec, num_envs, getattr(many, "refill", None))
+        row[kind] = rate(*play, num_envs * PARALLEL, seconds)
     row["default"] = row.pop(env.spec.resets) if env.spec.resets != "fresh" else row["fresh"]
     state = jax.eval_shape(env.reset, jax.random.key(0))[1]
 
@@ -143,7 +146,7 @@ def table(rows):
 def main():
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.one, args.num_envs, args.seconds)))
+        print(json.dumps(measure(args.one, args.num_envs, args.seconds, args.resets)))
         return
     from purerl.envs import suites
 
@@ -153,6 +156,7 @@ def main():
             continue
         command = [sys.executable, "-W", "ignore", __file__, "--one", name]
         options = ["--num-envs", str(args.num_envs), "--seconds", str(args.seconds)]
+        options += [] if args.resets is None else ["--resets", args.resets]
         done = subprocess.run(
             [*command, *options], capture_output=True, text=True, env={**os.environ}, check=False
         )

@@ -243,6 +243,17 @@ def test_a_convolution_needs_an_image():
         Torso(network="cnn").init(jax.random.key(0), OBS)
 
 
+def test_an_image_of_many_channels_is_seen_whole_unless_a_convolution_is_named():
+    def first(network, channels):
+        image = jnp.ones((2, 5, 4, channels))
+        params = jax.eval_shape(Torso((7,), network=network).init, jax.random.key(0), image)
+        return params["params"]["Dense_0"]["kernel"].shape
+
+    assert first("auto", 16) == first("cnn", 16) == (9 * 16, 16)
+    assert first("auto", 17) == first("mlp", 17) == (5 * 4 * 17, 7)
+    assert first("cnn", 17) == (9 * 17, 16)
+
+
 def test_an_image_below_three_by_three_is_seen_whole():
     out = jax.eval_shape(Torso((7,)).init, jax.random.key(0), jnp.ones((2, 2, 9, 1)))
     assert out["params"]["Dense_0"]["kernel"].shape == (18, 7)

@@ -108,6 +108,27 @@ CODES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("choices", "shape"),
+    [
+        (MultiDiscrete(np.full((4, 5, 3), [11, 6, 4])), (4, 5, 21)),
+        (MultiDiscrete([[2, 3], [4, 2]]), (2, 2, 4)),  # a board, each cell as the largest
+        (MultiDiscrete([3, 4, 2]), (9,)),
+        (MultiDiscrete([3, 100]), (103,)),  # a code too many, but choices all the same
+    ],
+    ids=repr,
+)
+def test_several_choices_are_seen_as_codes(choices, shape):
+    """By the rule of a Box with the same bounds."""
+    box = Box(choices.low, choices.high, choices.shape, np.int32)
+    x = np.stack([choices.sample(key) for key in jax.random.split(jax.random.key(0), 6)])
+    found = choices.features(jnp.asarray(x))
+    assert found.shape == (6, *shape)
+    expected = choices.encode(jnp.asarray(x)) if box.codes is None else box.features(jnp.asarray(x))
+    np.testing.assert_array_equal(found, expected)
+    assert np.all(np.unique(found) == [0.0, 1.0])
+
+
 @pytest.mark.parametrize("space", CODES, ids=repr)
 def test_codes_are_one_hot(space):
     x = np.stack([space.sample(key) for key in jax.random.split(jax.random.key(0), 6)])

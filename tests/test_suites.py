@@ -154,7 +154,7 @@ def test_the_command_lists_suites(command, monkeypatch):
     _, out, _ = command("envs", "pgx")
     assert "isn't installed" not in out
     _, out, _ = command("envs")
-    assert re.search(r"jumanji +26 +spare\(16\) +no", out)
+    assert re.search(r"jumanji +26 +spare\(64\) +no", out)
     assert re.search(r"pgx +20 +fresh +yes", out)
     code, _, err = command("train", "brax/ant")
     assert code == 2
@@ -898,15 +898,79 @@ def test_a_goal_is_a_success(name):
     assert timestep.info["success"] == 1.0
 
 
+def test_a_wrong_end_is_no_success():
+    """Of Memory's two objects one is the goal; both end the episode."""
+    need("xminigrid/MiniGrid-MemoryS8")
+    env = purerl.make("xminigrid/MiniGrid-MemoryS8")
+
+    def play(key):
+        def body(state, key):
+            step_key, action_key = jax.random.split(key)
+            action = jax.random.choice(action_key, jnp.array([0, 0, 0, 1, 2]))
+            state, timestep = env.step(step_key, state, action)
+            return state, (timestep.terminated, timestep.reward, timestep.info["success"])
+
+        return jax.lax.scan(body, env.reset(key)[1], jax.random.split(key, 100))[1]
+
+    ended, reward, success = jax.jit(jax.vmap(play))(jax.random.split(jax.random.key(0), 64))
+    assert (ended & (reward > 0)).any()
+    assert (ended & (reward == 0)).any()
+    np.testing.assert_array_equal(success, ended & (reward > 0))
+
+
+def first_layers(env, agent):
+    policy = make_policy(agent, env)
+    return [x.shape[0] for x in jax.tree.leaves(policy.state) if x.ndim == 2]
+
+
 def test_what_a_networks_gets_of_codes_is_one_hot():
     need("xminigrid/MiniGrid-Empty-5x5")
     env = purerl.make("xminigrid/MiniGrid-Empty-5x5", direction=True)
     space = env.spec.observation_space
-    assert space["img"].sizes == (13,) * 98
+    obs, _ = env.reset(jax.random.key(0))
+    tiles, colours = 13, 12  # each channel has as many codes as there are
+    seen = np.asarray(space["img"].features(obs["img"][None]))
+    assert seen.shape == (1, 7, 7, tiles + colours)
+    np.testing.assert_array_equal(seen.sum(-1), 2)
+    for channel, part in enumerate(np.split(seen[0], [tiles], axis=-1)):
+        np.testing.assert_array_equal(part.argmax(-1), obs["img"][..., channel])
     assert space["direction"].shape == (4,)
-    policy = make_policy(purerl.PPO(), env)
-    widths = [x.shape[0] for x in jax.tree.leaves(policy.state) if x.ndim == 2]
-    assert 98 * 13 + 4 in widths
+    assert 49 * (tiles + colours) + 4 in first_layers(env, purerl.PPO())
+    assert 9 * (tiles + colours) in first_layers(env, purerl.PPO(network="cnn"))
+
+
+@pytest.mark.parametrize(
+    ("view", "channels"),
+    [
+        ("symbolic", 11 + 6 + 4),
+        ("symbolic_first_person", 11 + 6 + 4),
+        ("categorical", 1 + 11 + 1),
+        ("categorical_first_person", 1 + 11 + 1),
+    ],
+)
+def test_views_of_navix_are_codes_inside_their_bounds(view, channels):
+    """Each cell has one code of each of its channels: none is outside of the space's bounds."""
+    need("navix/Navix-DoorKey-5x5-v0")
+    env = purerl.make("navix/Navix-DoorKey-5x5-v0", observation=view)
+    space = env.spec.observation_space
+
+    def play(key):
+        def body(state, key):
+            step_key, action_key = jax.random.split(key)
+            state, timestep = env.step(step_key, state, env.spec.action_space.sample(action_key))
+            return state, timestep.obs
+
+        first, state = env.reset(key)
+        return first, jax.lax.scan(body, state, jax.random.split(key, 60))[1]
+
+    first, obs = jax.jit(play)(jax.random.key(0))
+    assert space.contains(first)
+    assert all(space.contains(x) for x in np.asarray(obs))
+    seen = np.asarray(space.features(obs))
+    assert seen.shape[-1] == channels
+    np.testing.assert_array_equal(seen.sum(-1), 3 if view.startswith("symbolic") else 1)
+    if view == "categorical_first_person":
+        assert obs.max() == 11  # outside of the grid
 
 
 @pytest.mark.parametrize(

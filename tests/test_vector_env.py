@@ -18,7 +18,7 @@ from purerl.envs.vector import parse_resets
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
-STRATEGIES = ["fresh", "optimistic(4)", "spare(4)"]
+STRATEGIES = ["fresh", "optimistic(4)", "spare(4)", "spare(4) every 5"]
 
 
 class Chance(NamedTuple):
@@ -26,9 +26,9 @@ class Chance(NamedTuple):
     time: jax.Array
 
 
-def chancy(end=0.2):
+def chancy(end=0.2, end_below=None):
     """Episodes that carry a name, uniform in [0, 1), and end with a chance of some at each step; by
-    a time limit where the name is below a half."""
+    a time limit where the name is below a half, with another chance if it is given."""
 
     def observe(state):
         return jnp.stack([state.name, state.time.astype(jnp.float32)])
@@ -39,7 +39,9 @@ def chancy(end=0.2):
 
     def step(key, state, action):
         state = Chance(state.name, state.time + 1)
-        over = jax.random.uniform(key) < end
+        low = state.name < 0.5
+        chance = end if end_below is None else jnp.where(low, end_below, end)
+        over = jax.random.uniform(key) < chance
         died = over & (state.name >= 0.5)
         timestep = TimeStep(observe(state), jnp.float32(1), died, over & ~died, {})
         return state, timestep
@@ -50,17 +52,27 @@ def chancy(end=0.2):
 def play(env, resets, num_envs, num_steps, seed=0):
     """What was acted on, what followed, what is acted on next, `[T, N, ...]`; and how many first
     states were shared."""
-    many = vector_env(env, num_envs, resets)
+    strategy, _, every = resets.partition(" every ")
+    many = vector_env(env, num_envs, strategy, int(every) if every else None)
     assert many.num_envs == num_envs
+    assert (many.refill is not None) == bool(every)
+    block = int(every or 1)
     keys = jax.random.split(jax.random.key(seed), (num_steps + 1, num_envs))
 
     def step(state, keys):
         new, timestep = many.step(keys, state, jnp.zeros(num_envs, jnp.int32))
         return new, (state.obs, timestep, new.obs)
 
+    def steps(state, keys):
+        if many.refill is not None:
+            state = many.refill(jax.random.fold_in(keys[0, 0], 1), state)
+        return jax.lax.scan(step, state, keys)
+
     def run(keys):
         obs, state = many.reset(keys[0])
-        state, seen = jax.lax.scan(step, state._replace(obs=obs), keys[1:])
+        blocks = keys[1:].reshape(-1, block, num_envs)
+        state, seen = jax.lax.scan(steps, state._replace(obs=obs), blocks)
+        seen = jax.tree.map(lambda x: x.reshape(num_steps, *x.shape[2:]), seen)
         return seen, getattr(state, "num_shared", 0)
 
     return jax.tree.map(np.asarray, quick_jit(run)(keys))
@@ -93,7 +105,9 @@ def starts(resets, env=None, num_envs=40, num_steps=400):
     return after[own][:, 0], before[own][:, 0], before[own][:, 1]
 
 
-@pytest.mark.parametrize("resets", [*STRATEGIES, "optimistic(40)", "spare(10)"])
+@pytest.mark.parametrize(
+    "resets", [*STRATEGIES, "optimistic(40)", "spare(10)", "spare(10) every 20"]
+)
 def test_starts_are_drawn_from_the_distribution_whatever_ended(resets):
     names, names_before, lengths = starts(resets)
     assert len(names) > (300 if "(40)" in resets else 1000)
@@ -105,6 +119,23 @@ def test_starts_are_drawn_from_the_distribution_whatever_ended(resets):
     bound = 4 / np.sqrt(len(names))
     for other in (names_before, lengths, np.roll(names, 1)):
         assert abs(np.corrcoef(names, other)[0, 1]) < bound
+
+
+@pytest.mark.parametrize("resets", ["fresh", "spare(32)", "spare(32) every 40"])
+def test_first_states_of_short_episodes_are_not_favoured(resets):
+    """All starts, the shared ones too: with names of one half whose episodes last 2 steps, and of
+    the other, 20, the mean name is a half, and so is the mean return what it is with "fresh"."""
+    (_, timestep, after), shared = play(chancy(0.5, 0.05), resets, 40, 2000)
+    done = timestep.terminated | timestep.truncated
+    names = after[done][:, 0]
+    if resets != "fresh":
+        assert shared > len(names) / 4  # many are, of those that end early
+    distinct = len(np.unique(names))
+    assert distinct > 2000
+    assert abs(names.mean() - 0.5) < 4 * np.sqrt(1 / 12 / distinct) + 0.005
+    # The length of all episodes: 11 steps.
+    length = 2000 * 40 / done.sum()
+    assert abs(length - 11) < 0.6
 
 
 def test_fresh_is_each_environment_with_resets_of_its_own():
@@ -144,44 +175,59 @@ def test_optimistic_shares_starts_only_where_more_end_than_are_drawn():
     assert shared_in_all == np.maximum(ends - 3, 0).sum()
 
 
-def spare_by_hand(done, num_resets):
-    """Which ends `[T, N]` begin where the episode before began, by a plain loop."""
-    age = np.zeros(done.shape[1], int)
+def spare_by_hand(done, size, num_resets, every):
+    """Which ends `[T, N]` begin where an episode before began, by a plain loop over a reserve of
+    lists: of unused states, and of used ones, each in the order of their use."""
+    unused, used = size, 0
     shared = np.zeros_like(done)
     for t, ends in enumerate(done):
-        urgent = np.flatnonzero(ends & (age > 0))
-        rest = np.flatnonzero(~ends & (age > 0))
-        oldest = [sorted(x, key=lambda i: -age[i]) for x in (urgent, rest)]
-        for i in [*oldest[0], *oldest[1]][:num_resets]:
-            age[i] = 0
-        shared[t] = ends & (age > 0)
-        age = np.where(age > 0, age + 1, 0)
-        age[ends] = 1
+        if t % every == 0:
+            unused = min(unused + num_resets, size)
+            used = size - unused
+        for n in np.flatnonzero(ends):
+            shared[t, n] = unused == 0
+            unused, used = max(unused - 1, 0), min(used + 1, size)
     return shared
 
 
-def test_spare_gives_every_environment_a_start_though_all_end_together():
+@pytest.mark.parametrize("every", ["", " every 8", " every 4"])
+def test_spare_gives_every_environment_a_start_though_all_end_together(every):
     num, ratio = 16, 8
-    (_, timestep, after), shared_in_all = play(walk(ratio), f"spare({ratio})", num, 5 * ratio)
+    resets = f"spare({ratio}){every}"
+    # Of 2**23 names two are the same with a chance of 1 in 2,600: so they are with seed 0.
+    (_, timestep, after), shared_in_all = play(walk(ratio), resets, num, 5 * ratio, seed=1)
     names = after[ratio - 1 :: ratio, :, 0]
     assert len(np.unique(names)) == names.size == 5 * num
     assert shared_in_all == 0
     assert not timestep.info["shared_start"].any()
 
 
-@pytest.mark.parametrize(("end", "ratio"), [(0.3, 12), (0.6, 4), (0.05, 4)])
-def test_spare_counts_where_an_environment_begins_as_it_did_before(end, ratio):
+@pytest.mark.parametrize(
+    ("end", "ratio", "every", "size", "num_resets"),
+    [
+        (0.3, 12, 1, 12, 1),
+        (0.6, 4, 1, 12, 3),
+        (0.05, 4, 1, 12, 3),
+        (0.3, 12, 8, 12, 8),
+        (0.1, 60, 20, 12, 4),
+        (0.1, 300, 10, 12, 1),  # rounded up
+        (0.3, 8, 16, 24, 24),  # the reserve holds what is drawn
+    ],
+)
+def test_spare_counts_where_an_episode_begins_as_another_did(end, ratio, every, size, num_resets):
     num = 12
-    (before, timestep, after), shared_in_all = play(chancy(end), f"spare({ratio})", num, 80)
+    resets = f"spare({ratio})" + (f" every {every}" if every > 1 else "")
+    (_, timestep, after), shared_in_all = play(chancy(end), resets, num, 80)
     done = timestep.terminated | timestep.truncated
-    expected = spare_by_hand(done, num // ratio)
+    expected = spare_by_hand(done, size, num_resets, every)
     shared = timestep.info["shared_start"]
-    np.testing.assert_array_equal(shared.sum(1), expected.sum(1))
+    np.testing.assert_array_equal(shared, expected)
     assert shared_in_all == expected.sum()
+    begun = set()
     for t, n in np.argwhere(done):
-        again = after[t, n, 0] == before[t, n, 0]
-        assert again == shared[t, n]
-    for t in range(80):  # never where another one begins
+        assert (after[t, n, 0] in begun) == shared[t, n]
+        begun.add(after[t, n, 0])
+    for t in range(80):  # never where another one begins at the same time
         names = after[t, done[t], 0]
         assert len(np.unique(names)) == len(names)
 
@@ -207,8 +253,8 @@ def test_states_may_hold_keys_and_be_pickled():
         return (inner, jax.random.split(state[1])[0]), timestep
 
     for resets in STRATEGIES:
-        play(Env(reset, step, base.spec), resets, 4, 8)
-        env = vector_env(purerl.make("CartPole-v1"), 4, resets)
+        play(Env(reset, step, base.spec), resets, 4, 10)
+        env = vector_env(purerl.make("CartPole-v1"), 4, resets.partition(" ")[0])
         assert pickle.loads(pickle.dumps(env)).spec == env.spec
 
 
@@ -227,7 +273,32 @@ def test_what_is_no_strategy_is_said(resets, message):
         vector_env(walk(), 4, resets)
 
 
-@pytest.mark.parametrize("resets", mostly_slow(STRATEGIES[1:], ["spare(4)"]))
+def test_few_initial_states_are_drawn_at_once():
+    """A program draws N for its environments and M for the reserve, and R in a rollout; none in a
+    step, unless more than 4 N were needed."""
+    drawn = []
+
+    def env():
+        base = chancy()
+        return base._replace(reset=lambda key: (drawn.append(1), base.reset(key))[1])
+
+    def shapes(resets, every, num=8):
+        many = vector_env(env(), num, resets, every)
+        keys = jax.random.split(jax.random.key(0), num)
+        _, state = jax.eval_shape(many.reset, keys)
+        drawn.clear()
+        jax.eval_shape(many.step, keys, state, jnp.zeros(num, jnp.int32))
+        in_step = len(drawn)
+        return in_step, state.first[1].shape[0], many.refill is not None
+
+    assert shapes("spare(16)", None) == (1, 8, False)
+    assert shapes("spare(16)", 16) == (0, 8, True)
+    assert shapes("spare(1000)", 16) == (0, 8, True)
+    assert shapes("spare(8)", 16) == (0, 16, True)
+    assert shapes("spare(2)", 16) == (1, 8, False)
+
+
+@pytest.mark.parametrize("resets", mostly_slow(STRATEGIES[1:3], ["spare(4)"]))
 def test_a_run_with_few_resets(resets, tmp_path):
     options = {"num_envs": 8, "update_every": 8, "total_timesteps": 320}
     config = purerl.TrainConfig(env=chancy(0.3), agent=Tiny(), resets=resets, **options)

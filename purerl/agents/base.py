@@ -197,7 +197,8 @@ class NetworkAgent(Agent):
     Attributes:
         hidden: widths of the default networks' hidden layers; one number is one layer, () none.
         activation: their activation function.
-        network: their kind; by default a small convolution for images, and an MLP for all else.
+        network: their kind; by default a small convolution for images, and an MLP for all else,
+            also for grids of codes, whose one-hot channels are many.
             "nature" and "impala" have larger convolutions, and other defaults of `hidden` and
             `activation` (see `purerl.Torso`). "gru", "lstm" and
             "min_gru" have a recurrent layer on top, a memory. Integers with few values are one-hot,

@@ -62,7 +62,8 @@ class Space:
 
     def features(self, x: jax.Array) -> jax.Array:
         """Elements `[B, *shape]` as the default networks see them: choices one-hot, `[B,
-        num_outputs]`; for a `Box` see there."""
+        num_outputs]`; for a `Box` see there. Several choices of at most 64 values each are as the
+        codes of a `Box`."""
         return x if self.sizes is None else self.encode(x)
 
     def widened(self) -> "Space":
@@ -193,6 +194,10 @@ class MultiDiscrete(Space):
         self.sizes = tuple(_count("MultiDiscrete.nvec", x) for x in given.flat)
         self.nvec = np.array(self.sizes, np.int32).reshape(self.shape)
         self.low, self.high = np.zeros_like(self.nvec), self.nvec - 1
+
+    def features(self, x: jax.Array) -> jax.Array:
+        grid = Box(self.low, self.high, self.shape, self.dtype)
+        return self.encode(x) if grid.codes is None else grid.features(x)
 
     def encode(self, x: jax.Array) -> jax.Array:
         parts = x.reshape(x.shape[0], -1)

@@ -435,7 +435,8 @@ class Loop:
         limit = self.env.spec.max_episode_steps
         if self.wait_end_path and (limit is None or limit > self.update_every):
             env = time_limit(env, self.update_every)  # so that every episode ends
-        return map_actions(vector_env(env, self.num_envs, self.resets), self.action_map)
+        many = vector_env(env, self.num_envs, self.resets, self.update_every)
+        return map_actions(many, self.action_map)
 
     def _evaluation(
         self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count

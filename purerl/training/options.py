@@ -92,8 +92,9 @@ class Options(Record):
         remember_action: the last action and the last reward are part of the observations, for
             networks with a memory: see `purerl.remember_action`.
         resets: strategy for the first states of new episodes. "fresh" draws one for each
-            environment at every step, and uses it where an episode has ended. "optimistic(16)" and
-            "spare(16)" draw N / 16 a step, faster where a reset costs as much as a step: see
+            environment at every step, and uses it where an episode has ended. "optimistic(16)"
+            draws N / 16 a step, and "spare(16)" N T / 16 a rollout, faster where a reset costs as
+            much as a step; with a number above the length of episodes some of them begin alike: see
             `purerl.vector_env`. None for the environment's, which is "fresh" but for some suites.
         reset_each_episode: empty the buffer before each rollout.
         wait_end_path: episodic rollouts: all environments are reset and play T steps, a time limit;

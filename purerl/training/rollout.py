@@ -86,9 +86,7 @@ def rollout(
     num_envs = state.episode.shape[0]
     blocks = num_blocks(num_steps, limit, whole=True)
     block = num_steps if limit is None else min(limit, num_steps)
-    if episodic:
-        key, reset_key = jax.random.split(key)
-        state = restart(env, acting, reset_key, state)
+    key, state = _begun(env, acting, key, state, episodic)
     # One split, outside the loop: inside, a split costs as much for one key as for many.
     split = jax.random.split(key, (num_steps, num_envs + 1))
 
@@ -143,6 +141,20 @@ def rollout(
         successors = Successors.of_rollout(kept, head, transitions._asdict(), block)
         transitions = transitions._replace(next_obs=successors)
     return state, transitions, summarize(*seen)
+
+
+def _begun(
+    env: VectorEnv, acting: Acting, key: jax.Array, state: RolloutState, episodic: bool
+) -> tuple[jax.Array, RolloutState]:
+    """A key for the steps, and the state that they begin in: after a reset, or after the
+    environments' initial states are refilled."""
+    if episodic:
+        key, reset_key = jax.random.split(key)
+        return key, restart(env, acting, reset_key, state)
+    if env.refill is not None:
+        key, refill_key = jax.random.split(key)
+        return key, state._replace(env=env.refill(refill_key, state.env))
+    return key, state
 
 
 def _keep(kept: PyTree, index: jax.Array, cut: jax.Array, next_obs: PyTree) -> PyTree:

@@ -88,7 +88,7 @@ def _env(env: Foreign, name: str, params: PyTree, limit: object) -> Env:
         Box(0.0, 1.0, shape),
         Discrete(env.num_actions),
         metrics=("achievements", *words),
-        resets="spare(16)",
+        resets="spare(64)",
         draw=functools.partial(_draw, prefix),
     )
     dynamics = CraftaxDynamics(env, params.replace(**{OURS: NEVER}), words=words)

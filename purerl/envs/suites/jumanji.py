@@ -115,7 +115,7 @@ def _env(env: Foreign, name: str, limit: object) -> Env:
         space,
         metrics=tuple(sorted(extras)),
         legal=legal,
-        resets="spare(16)",
+        resets="spare(64)",
         draw=Viewer(env),
     )
     return build(dynamics, spec, limit)

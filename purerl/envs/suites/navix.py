@@ -5,17 +5,21 @@ import functools
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from purerl.accelerator.compiling import jit
 from purerl.envs.base import Env, EnvSpec
-from purerl.envs.spaces import Box, Discrete, MultiDiscrete, Space
+from purerl.envs.spaces import Box, Discrete, Space
 from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, Outcome, SuiteDynamics, build
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.types import PyTree
 
 WHOLE = ("categorical", "symbolic", "rgb")
 VIEWS = (*WHOLE, *(f"{view}_first_person" for view in WHOLE))
+CODED = tuple(view for view in VIEWS if not view.startswith("rgb"))
+STATES = 4  # directions; doors have 3
+OUTSIDE = 100  # the tag of what is outside of the grid, in "categorical_first_person"
 
 
 def known() -> list[str]:
@@ -61,18 +65,22 @@ def _env(env: Foreign, name: str) -> Env:
         Discrete(len(env.action_set)),
         int(env.max_steps),
         metrics=("success",),
-        resets="spare(16)",
+        resets="spare(64)",
         draw=_draw,
     )
     return build(NavixDynamics(env.replace(disable_autoreset=True)), spec)
 
 
 def _space(env: Foreign) -> Space:
-    """Codes as choices, so that networks get them one-hot; pixels as bytes."""
+    """Codes with the suite's true bounds, so that networks get them one-hot; pixels as bytes."""
     space, view = env.observation_space, env.observation_fn.__name__
-    if view in VIEWS and not view.startswith("rgb"):
+    if view in CODED:
         suite = importlib.import_module("navix.environments.environment")
-        return MultiDiscrete(np.full(space.shape, int(suite.MAX_CATEGORICAL_VALUE)))
+        colours = importlib.import_module("navix.rendering.registry").PALETTE.as_string()
+        tags = int(suite.MAX_CATEGORICAL_VALUE)
+        if view.startswith("symbolic"):
+            return Box(0, [tags - 1, len(colours) - 1, STATES - 1], space.shape, np.uint8)
+        return Box(-1, tags, space.shape, np.int8)  # -1 is a wall, the last one is outside
     if space.dtype == np.uint8:
         return Box(0, 255, space.shape, np.uint8)
     low, high = float(np.min(space.minimum)), float(np.max(space.maximum))
@@ -81,24 +89,50 @@ def _space(env: Foreign) -> Space:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NavixDynamics(SuiteDynamics):
-    """Dynamics whose state is the suite's whole `Timestep`."""
+    """Dynamics whose state is the suite's `Timestep`, without the picture of the empty grid, which
+    only pixels need: 12 to 125 kB that would be copied wherever an episode may begin."""
 
     def begin(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         timestep = self.env.reset(key)
-        return timestep.observation, timestep
+        return self._seen(timestep.observation), self._lean(timestep)
 
     def advance(self, key: jax.Array, state: PyTree, action: jax.Array) -> Outcome:
         timestep = self.env.step(state, action)
         terminated = timestep.is_termination()
         info = {"success": (terminated & (timestep.reward > 0)).astype(np.float32)}
         ends = terminated, timestep.is_truncation()
-        return Outcome(timestep.observation, timestep, timestep.reward, *ends, info)
+        obs = self._seen(timestep.observation)
+        return Outcome(obs, timestep, timestep.reward, *ends, info)
+
+    def _lean(self, timestep: PyTree) -> PyTree:
+        if self.env.observation_fn.__name__ not in CODED:
+            return timestep
+        return _with_picture(timestep, jnp.zeros(0, jnp.uint8))
+
+    def _seen(self, obs: jax.Array) -> jax.Array:
+        """Observations with the code after the last tag for what is outside of the grid."""
+        if self.env.observation_fn.__name__ != "categorical_first_person":
+            return obs
+        suite = importlib.import_module("navix.environments.environment")
+        return jnp.where(obs == OUTSIDE, suite.MAX_CATEGORICAL_VALUE, obs)
+
+
+def _with_picture(timestep: PyTree, patches: jax.Array) -> PyTree:
+    """A `Timestep` with another picture of the empty grid."""
+    cache = timestep.state.cache.replace(patches=patches)
+    return timestep.replace(state=timestep.state.replace(cache=cache))
 
 
 def _draw(timestep: PyTree) -> np.ndarray:
-    return np.asarray(_renderer()(timestep.state), np.uint8)
+    return np.asarray(_renderer()(timestep), np.uint8)
 
 
 @functools.cache
 def _renderer() -> Foreign:
-    return jit(importlib.import_module("navix").observations.rgb)
+    def picture(timestep: PyTree) -> jax.Array:
+        cache = importlib.import_module("navix.rendering.cache").RenderingCache
+        whole = _with_picture(timestep, cache.init(timestep.state.grid).patches)
+        drawn: jax.Array = importlib.import_module("navix").observations.rgb(whole.state)
+        return drawn
+
+    return jit(picture)

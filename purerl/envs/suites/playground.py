@@ -69,6 +69,6 @@ def adapt(env: Foreign) -> Env | None:
 def _env(env: Foreign, name: str, limit: object) -> Env:
     length, repeats = (int(env._config.get(n, x)) for n, x in USUAL.items())
     limit = -(-length // repeats) if limit is None else limit
-    made = state_env(StateDynamics(env), name, None, "spare(16)", Picture(env, "data"))
+    made = state_env(StateDynamics(env), name, None, "spare(256)", Picture(env, "data"))
     made = action_repeat(made, repeats) if repeats > 1 else made
     return time_limit(made, limit)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from purerl.envs.base import Env, EnvSpec
-from purerl.envs.spaces import Discrete, MultiDiscrete, Space
+from purerl.envs.spaces import Box, Discrete, Space
 from purerl.envs.suites.dynamics import (
     LIMIT,
     Foreign,
@@ -91,15 +91,15 @@ def adapt(env: Foreign, params: PyTree = None) -> Env | None:
 
 def _env(env: Foreign, params: PyTree, name: str) -> Env:
     constants = importlib.import_module("xminigrid.core.constants")
-    codes = max(constants.NUM_TILES, constants.NUM_COLORS)
+    high = [constants.NUM_TILES - 1, constants.NUM_COLORS - 1]
     key = jax.eval_shape(lambda: jax.random.key(0))
     obs = jax.eval_shape(lambda key: env.reset(params, key).observation, key)
 
     def space(x: jax.ShapeDtypeStruct) -> Space:
-        """Pairs of codes, of a tile and a colour, as choices, so that networks get them one-hot;
-        pixels as bytes."""
+        """Pairs of codes, of a tile and a colour, with their bounds, so that networks get them
+        one-hot; pixels as bytes."""
         coded = x.dtype == np.uint8 and len(x.shape) == 3 and x.shape[-1] == 2
-        return MultiDiscrete(np.full(x.shape, codes)) if coded else box_of(x)
+        return Box(0, high, x.shape, x.dtype) if coded else box_of(x)
 
     actions = Discrete(int(env.num_actions(params)))
     spec = EnvSpec(
@@ -108,7 +108,7 @@ def _env(env: Foreign, params: PyTree, name: str) -> Env:
         actions,
         int(params.max_steps),
         metrics=("success",),
-        resets="spare(16)",
+        resets="spare(64)",
         draw=functools.partial(_draw, env, params),
     )
     return build(XMiniGridDynamics(env, fixed=params), spec)
@@ -135,6 +135,7 @@ class XMiniGridDynamics(SuiteDynamics):
     def advance(self, key: jax.Array, state: PyTree, action: jax.Array) -> Outcome:
         timestep = self.env.step(self.fixed, state, action)
         last, goes_on = timestep.last(), timestep.discount > 0
-        info = {"success": (last & ~goes_on).astype(np.float32)}
+        # Memory's wrong end is a termination too, without a reward.
+        info = {"success": (last & ~goes_on & (timestep.reward > 0)).astype(np.float32)}
         ends = last & ~goes_on, last & goes_on
         return Outcome(timestep.observation, timestep, timestep.reward, *ends, info)
