@@ -71,3 +71,45 @@ def test_every_experiment_says_its_command(path):
     module = ast.parse(path.read_text())
     assert f"python experiments/{path.name}" in (ast.get_docstring(module) or "")
     assert hasattr(load(path.stem), "main")
+
+
+@pytest.mark.slow
+def test_results_are_measured_once_and_written_where_they_belong(tmp_path, capsys):
+    results = load("results")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
+    arguments = {"only": ["CartPole-v1 ppo"], "num_seeds": 3, "scale": 0.1}
+    (first,) = results.main(**arguments, out=tmp_path / "out", readme=readme)
+    assert (first.env, first.agent) == ("CartPole-v1", "ppo")
+    assert first.training.shape == first.greedy.shape == first.steps.shape == (3,)
+    # Of 50,000 steps: greedy policies are far better than the training's average.
+    assert np.all(first.greedy > 100)
+    assert np.all(first.greedy <= 500)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{results.BEGIN}\n| environment | agent |")
+    assert text.endswith(f"{results.END}\nafter\n")
+    assert "| CartPole-v1 | ppo |" in text
+    assert "old" not in text
+    assert (tmp_path / "out" / "CartPole-v1.png").stat().st_size > 10_000
+    assert "| CartPole-v1 |" in (tmp_path / "out" / "results.md").read_text()
+
+    (again,) = results.main(**arguments, out=tmp_path / "out", readme=readme)
+    np.testing.assert_array_equal(again.training, first.training)
+    np.testing.assert_array_equal(again.greedy, first.greedy)
+    assert again.seconds == first.seconds  # nothing was trained
+
+    with pytest.raises(SystemExit, match="no preset has Nothing"):
+        results.main(["Nothing"], out=tmp_path / "none")
+
+
+def test_figures_of_results():
+    results = load("results")
+    steps = np.array([40_000.0, np.nan, 20_000.0, 30_000.0])
+    returns = np.array([1.0, 100.0, 200.0, 500.0])
+    made = results.Result("CartPole-v1", "ppo", 500_000, returns, returns, steps, 12.3)
+    row = dict(zip(results.COLUMNS, made.row(), strict=True))
+    assert row["training"].startswith("150.0 (")  # of the middle two
+    assert row["training"].endswith("[1.0]")
+    assert row["reached"] == "475: 30,000 (3 of 4)"
+    never = made._replace(steps=np.array([np.nan, np.nan, np.nan, 20_000.0])).row()
+    assert "475: never (1 of 4)" in never
