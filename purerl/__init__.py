@@ -38,6 +38,7 @@ Results
     Policy                      acts, also outside JAX
     save_policy, load_policy, export_policy, to_gymnasium, render
     evaluate, evaluate_in_gymnasium
+    load_run                    what training has reached in a folder
     read_run, read_runs         learning curves from folders
     plot_curves, plot_comparison, plot_sweep, plot_tune, plot_evolution, statistics
     csv_sink, tensorboard_sink, wandb_sink, console_sink    callbacks for `fit`
@@ -133,7 +134,7 @@ from purerl.runs.curves import Curves  # noqa: E402
 from purerl.runs.fit import Interrupted, fit  # noqa: E402
 from purerl.runs.report import Report  # noqa: E402
 from purerl.runs.sinks import csv_sink, tensorboard_sink, wandb_sink  # noqa: E402
-from purerl.runs.view import read_run, read_runs  # noqa: E402
+from purerl.runs.view import load_run, read_run, read_runs  # noqa: E402
 from purerl.sweeps.evolution import EvolveResult  # noqa: E402
 from purerl.sweeps.evolve import evolve  # noqa: E402
 from purerl.sweeps.result import SweepResult  # noqa: E402
@@ -246,6 +247,7 @@ __all__ = [
     "gymnax_env",
     "lambda_return",
     "load_policy",
+    "load_run",
     "make",
     "make_loop",
     "make_train",

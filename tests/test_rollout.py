@@ -9,7 +9,7 @@ from purerl.training.rollout import init_rollout, rollout
 
 
 def play(num_steps, state=None, seed=1, env=None, num_envs=3):
-    env = purerl.vectorize(purerl.auto_reset(walk(5, limit=4) if env is None else env))
+    env = purerl.vector_env(walk(5, limit=4) if env is None else env, num_envs)
     agent = purerl.PPO()
     acting = agent.acting(agent.init(jax.random.key(0), env.spec), purerl.Clock())
     state = init_rollout(env, acting, jax.random.key(7), num_envs) if state is None else state

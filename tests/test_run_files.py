@@ -1,6 +1,7 @@
 """A run's folder, as others read it."""
 
 import json
+import time
 import tomllib
 
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from kit.environments import target_env, walk
 from kit.quick import quick_programs
+from kit.trees import assert_equal
 
 import purerl
 from purerl.cli.flags import read_config
+from purerl.records.folders import list_checkpoints
 from purerl.records.toml import to_toml
 from purerl.training.train import final_return
 
@@ -59,6 +62,57 @@ def test_each_seed_has_its_policy(ran):
         policy = purerl.load_policy(folder / "policies" / f"seed-{seed}.policy")
         np.testing.assert_array_equal(policy(obs), out.member(i).policy(obs))
         np.testing.assert_array_equal(policy.value(obs), out.member(i).policy.value(obs))
+
+
+def contents(folder):
+    return {str(x): x.stat().st_mtime_ns for x in folder.rglob("*")}
+
+
+def test_a_run_comes_back_from_its_folder(ran):
+    run, folder, out = ran
+    before = contents(folder)
+    found = purerl.load_run(folder, run.env)
+    assert_equal(found.state, out.state)
+    assert_equal(found.metrics, out.metrics)
+    assert found.num_timesteps == out.num_timesteps
+    obs = jnp.linspace(0.0, 1.0, 3)[:, None]
+    np.testing.assert_array_equal(found.member(1).policy(obs), out.member(1).policy(obs))
+    assert contents(folder) == before
+    with pytest.raises(purerl.ConfigError, match=r"^env: missing, since no name makes"):
+        purerl.load_run(folder)
+
+
+def test_a_run_comes_back_while_it_trains_and_after_it_was_stopped(tmp_path):
+    run, seen = config(env="CartPole-v1"), []
+
+    def look(report):
+        deadline = time.monotonic() + 60  # checkpoints are written in the background
+        while not list_checkpoints(tmp_path) and report.stop >= 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        if report.stop >= 2:
+            seen.append(purerl.load_run(tmp_path))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        purerl.fit(run, tmp_path, callback=look, report_every=0, checkpoint_every=0)
+    (during,), stopped = seen, purerl.load_run(tmp_path)
+    assert 1 <= during.num_updates <= stopped.num_updates < 10
+    whole = purerl.fit(run).metrics.episode_length
+    for found in (during, stopped):
+        lengths = found.metrics.episode_length
+        assert len(lengths) == found.num_updates
+        np.testing.assert_array_equal(lengths, whole[: len(lengths)])
+    again = purerl.fit(run, tmp_path)
+    assert_equal(purerl.load_run(tmp_path).state, again.state)
+
+
+def test_what_is_no_run_does_not_come_back(tmp_path):
+    purerl.sweep(config(env="CartPole-v1"), seeds=1, grid={"lr": [1e-3]}, run_dir=tmp_path / "all")
+    with pytest.raises(purerl.RunError, match="all holds several agents, of which policies"):
+        purerl.load_run(tmp_path / "all")
+    with pytest.raises(purerl.RunError, match="is no run's folder: it has neither"):
+        purerl.load_run(tmp_path)
 
 
 def test_one_agent_without_seeds_has_the_files_too(tmp_path):

@@ -266,7 +266,12 @@ def discounted(
 
 def row_and_env(indices: jax.Array, num_envs: int) -> tuple[jax.Array, jax.Array]:
     """Row and environment of flat indices, row * N + environment."""
-    return jax.lax.div(indices, num_envs), jax.lax.rem(indices, num_envs)
+    return quotient(indices, num_envs), jax.lax.rem(indices, jnp.asarray(num_envs, indices.dtype))
+
+
+def quotient(number: jax.Array, divisor: int) -> jax.Array:
+    """`//` of numbers from 0 on, without its operations for negative ones."""
+    return jax.lax.div(number, jnp.asarray(divisor, number.dtype))
 
 
 def wrapped(row: jax.Array, num_rows: int) -> jax.Array:
@@ -274,7 +279,7 @@ def wrapped(row: jax.Array, num_rows: int) -> jax.Array:
 
     `%` would say that too, in more operations: it takes the sign of the divisor.
     """
-    return jax.lax.rem(row + num_rows, num_rows)
+    return jax.lax.rem(row + num_rows, jnp.asarray(num_rows, row.dtype))
 
 
 def take(entry: PyTree, indices: jax.Array) -> PyTree:

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from purerl.envs.base import where
-from purerl.experience.returns import Ahead, row_and_env, take, wrapped
+from purerl.experience.returns import Ahead, quotient, row_and_env, take, wrapped
 from purerl.records.types import PyTree
 
 _NOWHERE = 2**30  # an index beyond every array, whose write is dropped
@@ -138,7 +138,7 @@ class Successors(struct.PyTreeNode):
             cut = jnp.zeros_like(cut)
         written = jnp.concatenate([cut[None], new.row[:-1] < num_steps])
         time = jnp.concatenate([jnp.full((1, num_envs), -1, jnp.int32), new.row[:-1]])
-        to = jax.lax.div(wrapped(self.clock + time, count * self.block), self.block)
+        to = quotient(wrapped(self.clock + time, count * self.block), self.block)
         # Of two cuts in one block the later one is written. They are neighbours here.
         later = jnp.concatenate([to[1:], jnp.full((1, num_envs), -1, jnp.int32)])
         written &= ~((to == later) & jnp.concatenate([written[1:], jnp.zeros_like(cut)[None]]))
@@ -221,7 +221,7 @@ class Successors(struct.PyTreeNode):
         count = len(self.row) - 1
         age = wrapped(position - 1 - row, num_rows)
         newest = age == 0
-        place = jax.lax.div(wrapped(self.clock - 1 - age, count * self.block), self.block)
+        place = quotient(wrapped(self.clock - 1 - age, count * self.block), self.block)
         place = jnp.where(newest, count, place)
         stored = (~follows & ~terminated) | newest
         return Lookup(stored, place, stored & (rows_at(place) != row), follows)

@@ -180,6 +180,11 @@ class Program:
         return loop.spread(rows, 2)(state, start, jnp.asarray(num_rows))
 
 
+def join_metrics(pieces: Sequence[Metrics]) -> Metrics:
+    """Consecutive pieces of metrics, `[..., n]` each, as one."""
+    return jax.tree.map(lambda *xs: np.concatenate(xs, axis=-1), *pieces)
+
+
 def _float32(values: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
 

@@ -21,7 +21,7 @@ from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_count, check_path
 from purerl.records.types import Plain
 from purerl.runs.checkpoint import ONE_AT_A_TIME, RunFolder
-from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
+from purerl.runs.chunks import Program, hyperparam_arrays, join_metrics, seed_keys
 from purerl.runs.folder import RunFiles
 from purerl.runs.identity import claim, refuse_to_begin
 from purerl.runs.report import Report
@@ -231,7 +231,7 @@ class _Training:
         if self.folder and self.unsaved:
             self.folder.wait()  # for the checkpoint that these metrics follow
             with ONE_AT_A_TIME:
-                self.folder.save_metrics(self.saved, self.done, _joined(self.unsaved))
+                self.folder.save_metrics(self.saved, self.done, join_metrics(self.unsaved))
                 self.folder.save(self.done, self.program.kept(self.state))
             self.saved, self.unsaved = self.done, []
 
@@ -255,7 +255,7 @@ class _Training:
     def result(self) -> TrainOutput:
         """The output of the updates so far."""
         state = self.program.layout.join(self.state)
-        return self.program.output(state, _joined(self.pieces))
+        return self.program.output(state, join_metrics(self.pieces))
 
     def output(self) -> TrainOutput:
         """The output of the updates so far, also written into the folder."""
@@ -386,7 +386,3 @@ def _warn_of_nonfinite(out: TrainOutput) -> None:
 
 def _num_rows(metrics: Metrics) -> int:
     return int(np.shape(metrics.num_episodes)[-1])
-
-
-def _joined(pieces: list[Metrics]) -> Metrics:
-    return jax.tree.map(lambda *xs: np.concatenate(xs, axis=-1), *pieces)

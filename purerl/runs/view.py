@@ -23,6 +23,7 @@ from purerl.runs.folder import CONFIG, METRICS, POLICIES, RUN, SUMMARY, curves_a
 from purerl.training.config import TrainConfig
 from purerl.training.describe import describe, differences
 from purerl.training.policy import Policy
+from purerl.training.train import TrainOutput
 
 SWEEP, EVOLVE, TUNE = "sweep.json", "evolve.json", "tune.json"
 BEST = "best"
@@ -286,13 +287,23 @@ class RunView:
                 f"{self.folder} has no policies and no checkpoint yet: purerl resume {self.folder} "
                 "trains and writes them"
             )
-        try:
-            found = self._from_checkpoint(env)
-        except RunError:
-            if self._newest_checkpoint() == newest:
-                raise
-            found = self._from_checkpoint(env)  # it was removed meanwhile, by training
-        return {seed: found[seed] for seed in seeds}
+        out, given = self._restored(env), self.given_seeds
+        if given is None:
+            return {0: out.policy}
+        return {seed: out.member(given.index(seed)).policy for seed in seeds}
+
+    def output(self, env: object = None) -> TrainOutput:
+        """What `fit` would return of the updates up to the newest checkpoint.
+
+        Args:
+            env: the training environment, or its `module:name`, if it is the user's code.
+        """
+        if self.folder != self.path:
+            raise RunError(
+                f"{self.path} holds several agents, of which policies are kept, but no state; "
+                f"purerl.load_policy reads those in {self.folder / POLICIES}"
+            )
+        return self._restored(env, metrics=True)
 
     def _newest_checkpoint(self) -> int | None:
         try:
@@ -310,9 +321,9 @@ class RunView:
         reached = summary.get("reached_update", summary.get("num_updates"))
         return reached if type(reached) is int else 0
 
-    def _config(self, env: str | None) -> TrainConfig:
+    def _config(self, env: object) -> TrainConfig:
         """The run's config, checked against its description."""
-        mapping = self.read_config()
+        mapping: dict[str, Any] = self.read_config()
         named = mapping.get("env")
         given = named is None or is_code(named)
         if given and env is None:
@@ -323,7 +334,7 @@ class RunView:
                 else f"--env: expected --env {env_name(named)}, whose code is yours"
             )
         if given and env is not None:
-            mapping = {**mapping, "env": named_env(named, env)}
+            mapping["env"] = named_env(named, env) if isinstance(env, str) else env
         if is_code(mapping.get("eval_env")):  # which policies don't need
             mapping = {**mapping, "eval_env": None}
         config = TrainConfig.from_mapping(mapping)
@@ -338,10 +349,20 @@ class RunView:
             )
         return config
 
-    def _from_checkpoint(self, env: str | None) -> dict[int, Policy]:
+    def _restored(self, env: object, *, metrics: bool = False) -> TrainOutput:
+        """The output at the newest checkpoint; without metrics it is for policies."""
+        newest = self._newest_checkpoint()
+        try:
+            return self._from_checkpoint(env, metrics)
+        except RunError:
+            if self._newest_checkpoint() == newest:
+                raise
+            return self._from_checkpoint(env, metrics)  # it was removed meanwhile, by training
+
+    def _from_checkpoint(self, env: object, metrics: bool) -> TrainOutput:
         # Imported late, with orbax, since that takes long.
         from purerl.runs.checkpoint import RunFolder
-        from purerl.runs.chunks import Program, hyperparam_arrays, seed_keys
+        from purerl.runs.chunks import Program, hyperparam_arrays, join_metrics, seed_keys
 
         config, seeds = self._config(env), self.given_seeds
         keys, _ = seed_keys(seeds)
@@ -353,10 +374,9 @@ class RunView:
             if latest is None:
                 raise RunError(f"{self.folder} has no complete checkpoint")
             state = opened.restore(latest, program.state_like)
-        out = program.output(state, None)  # a policy is made without metrics
-        if seeds is None:
-            return {0: out.policy}
-        return {seed: out.member(i).policy for i, seed in enumerate(seeds)}
+            pieces = opened.read_metrics(latest, program.metrics_like) if metrics else []
+        out: TrainOutput = program.output(state, join_metrics(pieces) if pieces else None)
+        return out
 
 
 def _checked(file: Path, name: str, value: Plain, kind: type | tuple[type, ...]) -> Plain:
@@ -369,6 +389,28 @@ def _integers(file: Path, seeds: list[Plain]) -> list[int]:
     if not seeds or not all(type(seed) is int and 0 <= seed < 2**32 for seed in seeds):
         raise RunError(f"{file} is damaged: seeds is {str(seeds)[:80]!r}")
     return seeds
+
+
+def load_run(path: str | os.PathLike[str], env: object = None) -> TrainOutput:
+    """What training has reached in a run's folder: as `fit` returned it, or, while it trains and
+    after a kill, as of the newest checkpoint.
+
+    Nothing is written there, and no lock is taken.
+
+    Args:
+        path: the folder.
+        env: the environment that it trains in, or its `module:name`, if that is the user's code.
+
+    Raises:
+        ConfigError: the environment's code is missing.
+        RunError: it is no run's folder, is damaged, or has no checkpoint; or a sweep's, which keeps
+            policies alone.
+    """
+    view = RunView(check_path("path", path))
+    try:
+        return view.output(env)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--env", "env")) from None
 
 
 def read_run(path: str | os.PathLike[str], name: str | None = None) -> Curves:

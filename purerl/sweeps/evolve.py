@@ -19,7 +19,7 @@ from purerl.records.files import reason
 from purerl.records.folders import refuse_links
 from purerl.records.types import Plain, PyTree
 from purerl.runs.checkpoint import ONE_AT_A_TIME, RunFolder
-from purerl.runs.chunks import Program
+from purerl.runs.chunks import Program, join_metrics
 from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY
 from purerl.runs.identity import hardware, warn_of_versions
 from purerl.runs.view import BEST, EVOLVE
@@ -318,7 +318,7 @@ class _Population:
             self.state, metrics = self.program.run(self.state, update, upto)
             pieces.append(metrics)
             update = upto
-        metrics = _joined(pieces)
+        metrics = join_metrics(pieces)
         self.pieces.append(metrics)
         self.unsaved.append(metrics)
         self.history.fitness[self.done] = fitness_of(metrics)
@@ -363,7 +363,7 @@ class _Population:
         history = jax.tree.map(jnp.array, self.history)
         state = {"members": self.program.kept(self.state), "history": history}
         with ONE_AT_A_TIME:
-            self.folder.save_metrics(before, now, _joined(self.unsaved))
+            self.folder.save_metrics(before, now, join_metrics(self.unsaved))
             self.folder.save(now, state)
         self.saved, self.unsaved = self.done, []
 
@@ -372,7 +372,7 @@ class _Population:
         program = self.program
         # Buffers stay behind: they are the largest part, and nobody acts by them.
         state: PyTree = program.layout.join([x._replace(buffer=None) for x in self.state])
-        output = program.output(state, _joined(self.pieces))
+        output = program.output(state, join_metrics(self.pieces))
         effort = Effort(
             self.compile_seconds, self.seconds, program.layout.num_parts, program.memory
         )
@@ -381,7 +381,3 @@ class _Population:
 
 def _shapes(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-
-
-def _joined(pieces: Sequence[Metrics]) -> Metrics:
-    return jax.tree.map(lambda *xs: np.concatenate(xs, axis=-1), *pieces)
