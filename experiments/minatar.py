@@ -2,9 +2,9 @@
 
     python experiments/minatar.py               # about six minutes on two CPU cores
 
-All four with the preset of Breakout: an MLP, since a convolution takes four times as long on a CPU,
-and an entropy bonus, without which exploration stops early. Writes minatar.png, and a GIF of each
-game, played by the best seed.
+All four with the presets, whose hyperparameters are PureJaxRL's: an MLP, since a convolution takes
+four times as long on a CPU, and a large learning rate, which falls to 0. Writes minatar.png, and a
+GIF of each game, played by the best seed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ def main(num_seeds=4, total_timesteps=1_000_000, out="minatar.png"):
     found = []
     for game in GAMES:
         env = f"{game}-MinAtar"
-        config = purerl.preset("Breakout-MinAtar", total_timesteps=total_timesteps).replace(env=env)
+        config = purerl.preset(env, total_timesteps=total_timesteps)
         start = time.perf_counter()
         outs = purerl.fit(config, seeds=num_seeds)
         curves = purerl.Curves.of(game, outs)
