@@ -9,12 +9,10 @@ from rich.console import Console
 from purerl.accelerator.machine import use_cores_for_members
 from purerl.cli import INTERRUPTED, Parser
 from purerl.cli.flags import MOST_SEEDS, add_config_flags, check_integer, check_key, config_from
-from purerl.cli.sweeping import check_names, split
+from purerl.cli.sweeping import check_names, read_distribution, split
 from purerl.cli.training import chosen_folder
-from purerl.records.draws import distribution
 from purerl.records.errors import ConfigError
 from purerl.sweeps.evolve import evolve
-from purerl.sweeps.plan import Distribution
 
 # Selections in a run, unless --interval says otherwise.
 INTERVALS = 20
@@ -61,7 +59,7 @@ def run_evolve(args: argparse.Namespace, console: Console) -> int:
             f"{flag}: missing, expected what evolves, such as {flag} 'lr=log_uniform(1e-5, 1e-2)'"
         )
     pairs = [split(text, flag) for text in args.range]
-    space = {name: _range(name, text) for name, text in pairs}
+    space = {name: read_distribution(flag, name, text) for name, text in pairs}
     if len(space) < len(pairs):
         raise ConfigError(f"{flag}: a field is there twice")
     check_names(list(space), args, "evolve")
@@ -100,10 +98,3 @@ def run_evolve(args: argparse.Namespace, console: Console) -> int:
         plot_evolution(result, folder / "evolution.png")
     console.print(f"all of it is in {folder}/", soft_wrap=True)
     return 0
-
-
-def _range(name: str, text: str) -> Distribution:
-    try:
-        return distribution(text)
-    except ConfigError as error:
-        raise ConfigError(f"--range: {name}: {error}") from None

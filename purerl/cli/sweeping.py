@@ -19,11 +19,11 @@ from purerl.cli.flags import (
 )
 from purerl.cli.training import chosen_folder
 from purerl.envs import env_params, make
-from purerl.records.draws import distribution
+from purerl.records.draws import Choice, Uniform, distribution
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason
 from purerl.runs.chunks import check_size
-from purerl.sweeps.plan import Distribution, read_name
+from purerl.sweeps.plan import read_name
 from purerl.sweeps.sweep import TABLE, sweep
 
 EPILOG = """\
@@ -64,8 +64,10 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     """Sweeps, and prints the best combinations."""
     if not (args.grid or args.samples):
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
-    grid = {name: _values(text) for name, text in map(split, args.grid)}
-    samples = {name: _distribution(name, text) for name, text in map(split, args.samples)}
+    grid = {name: read_values(text) for name, text in map(split, args.grid)}
+    samples = {
+        name: read_distribution("--samples", name, text) for name, text in map(split, args.samples)
+    }
     check_names([*grid, *samples], args)
     use_cores_for_members()
     config, _ = config_from(args)
@@ -123,13 +125,15 @@ def split(text: str, flags: str = "--grid, --samples") -> tuple[str, str]:
     return name.strip().replace("-", "_"), values.strip()
 
 
-def _values(text: str) -> list[object]:
+def read_values(text: str) -> list[object]:
+    """Values from V,V,..."""
     values = literal(text)
     return values if isinstance(values, list) else [values]
 
 
-def _distribution(name: str, text: str) -> Distribution:
+def read_distribution(flag: str, name: str, text: str) -> Uniform | Choice:
+    """A field's distribution, from its text. Raises ConfigError."""
     try:
         return distribution(text)
     except ConfigError as error:
-        raise ConfigError(f"--samples: {name}: {error}") from None
+        raise ConfigError(f"{flag}: {name}: {error}") from None

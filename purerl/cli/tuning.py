@@ -13,12 +13,9 @@ from purerl.cli.flags import (
     check_integer,
     config_from,
     integers,
-    literal,
 )
-from purerl.cli.sweeping import check_names, split
+from purerl.cli.sweeping import check_names, read_distribution, read_values, split
 from purerl.cli.training import chosen_folder
-from purerl.records.draws import distribution
-from purerl.records.errors import ConfigError
 from purerl.runs.chunks import check_size
 from purerl.sweeps.study import check_optuna
 from purerl.sweeps.tune import PRESET, tune
@@ -107,10 +104,4 @@ def run_tune(args: argparse.Namespace, console: Console) -> int:
 
 def _draw(name: str, text: str) -> object:
     """A draw from its text: a distribution, or values."""
-    if "(" in text:
-        try:
-            return distribution(text)
-        except ConfigError as error:
-            raise ConfigError(f"--space: {name}: {error}") from None
-    values = literal(text)
-    return values if isinstance(values, list) else [values]
+    return read_distribution("--space", name, text) if "(" in text else read_values(text)

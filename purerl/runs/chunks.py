@@ -92,8 +92,7 @@ class Program:
         """The same compiled program for other members, as many as it was made for."""
         other = copy.copy(self)
         other.keys = keys
-        other.values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
-        other._values = self.layout.split(other.values)
+        other.set_values(values)
         return other
 
     def start(self) -> Parts:
@@ -122,6 +121,14 @@ class Program:
         table = self.layout.join([metrics for _, metrics in done])
         metrics = jax.tree.map(lambda x: np.asarray(x)[..., :rows].copy(), table)
         return [state for state, _ in done], metrics
+
+    def run_all(self, state: Parts, start: int, stop: int) -> tuple[Parts, list[Metrics]]:
+        """As `run`, in as many chunks as it takes; the metrics of each."""
+        pieces, most = [], self.capacity * self.loop.log_every
+        for update in range(start, stop, most):
+            state, metrics = self.run(state, update, min(update + most, stop))
+            pieces.append(metrics)
+        return state, pieces
 
     def kept(self, state: Parts) -> PyTree:
         """The state of all members, which isn't overwritten by the next chunk: that takes the

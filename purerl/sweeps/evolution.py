@@ -1,24 +1,22 @@
 """`EvolveResult`: the schedules that a population found, and its best member with its lineage."""
 
 import dataclasses
-import io
 import os
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
 from purerl.experience.metrics import Metrics
-from purerl.records.errors import ConfigError, MemberError, shown
+from purerl.records.errors import ConfigError
 from purerl.records.files import counted
 from purerl.records.types import PyTree
 from purerl.sweeps.plan import configure
 from purerl.sweeps.population import Space, Values, num_replaced
-from purerl.sweeps.result import Columns, write_csv
+from purerl.sweeps.result import Columns, Overview, member_place, write_csv
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput
 
@@ -118,7 +116,7 @@ class Fittest(NamedTuple):
     output: TrainOutput
 
 
-class EvolveResult:
+class EvolveResult(Overview):
     """The result of `evolve`, on the host. Print it for an overview.
 
     Attributes:
@@ -233,11 +231,7 @@ class EvolveResult:
 
     def _place(self, index: object) -> int:
         """A member's index, not negative. Raises MemberError, ConfigError."""
-        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
-            raise ConfigError(f"member: got {shown(index)}, expected an integer")
-        if not -self.evolution.population <= index < self.evolution.population:
-            raise MemberError(f"member {index} of {self.evolution.population}, counted from 0")
-        return int(index) % self.evolution.population
+        return member_place(index, self.evolution.population)
 
     def _values(self, place: int) -> Values:
         return {name: x[:, place] for name, x in self.history.values.items()}
@@ -257,11 +251,6 @@ class EvolveResult:
 
     def __rich__(self) -> Lines:
         return _overview(self)
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self)
-        return text.getvalue().rstrip()
 
     def __repr__(self) -> str:
         evolution = self.evolution

@@ -311,13 +311,8 @@ class _Population:
 
     def _interval(self) -> None:
         """Trains an interval, and replaces members unless it is the last."""
-        update, stop = self.evolution.bounds[self.done : self.done + 2]
-        pieces, most = [], self.program.capacity * self.program.loop.log_every
-        while update < stop:
-            upto = min(update + most, stop)
-            self.state, metrics = self.program.run(self.state, update, upto)
-            pieces.append(metrics)
-            update = upto
+        start, stop = self.evolution.bounds[self.done : self.done + 2]
+        self.state, pieces = self.program.run_all(self.state, start, stop)
         metrics = join_metrics(pieces)
         self.pieces.append(metrics)
         self.unsaved.append(metrics)

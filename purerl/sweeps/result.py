@@ -120,7 +120,16 @@ class GroupResult:
         return jax.tree.unflatten(structure, [from_host(x[place], shape) for x, shape in pairs])
 
 
-class SweepResult:
+class Overview:
+    """Base of results whose text is what `rich` prints of them."""
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=100, color_system=None).print(self)
+        return text.getvalue().rstrip()
+
+
+class SweepResult(Overview):
     """The result of a sweep, on the host. Print it for an overview.
 
     Attributes:
@@ -175,11 +184,7 @@ class SweepResult:
 
     def _place(self, index: object) -> int:
         """A row of the table as a non-negative index. Raises MemberError, ConfigError."""
-        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
-            raise ConfigError(f"member: got {shown(index)}, expected an integer")
-        if not -self.plan.num_members <= index < self.plan.num_members:
-            raise MemberError(f"member {index} of {self.plan.num_members}, counted from 0")
-        return int(index) % self.plan.num_members
+        return member_place(index, self.plan.num_members)
 
     def config(self, index: int) -> TrainConfig:
         """The config that trains a member alone, with `jax.random.key(seed)`."""
@@ -220,14 +225,18 @@ class SweepResult:
     def __rich__(self) -> Lines:
         return _overview(self)
 
-    def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self)
-        return text.getvalue().rstrip()
-
     def __repr__(self) -> str:
         combinations, seeds = len(self.plan.combinations), len(self.plan.seeds)
         return f"SweepResult({combinations} combinations x {seeds} seeds)"
+
+
+def member_place(index: object, number: int) -> int:
+    """A member of so many as a non-negative index. Raises MemberError, ConfigError."""
+    if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+        raise ConfigError(f"member: got {shown(index)}, expected an integer")
+    if not -number <= index < number:
+        raise MemberError(f"member {index} of {number}, counted from 0")
+    return int(index) % number
 
 
 def write_csv(table: Columns, path: str | os.PathLike[str]) -> None:

@@ -19,7 +19,7 @@ from purerl.accelerator.transfer import from_host, host_shape, to_host
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError
 from purerl.records.files import counted
-from purerl.runs.chunks import Program
+from purerl.runs.chunks import Program, join_metrics
 from purerl.statistics import bin_curves
 from purerl.sweeps.plan import Group, Plan, Values, same_values
 from purerl.sweeps.result import last_eval, ranking
@@ -229,7 +229,7 @@ class GroupRun:
                                   for x in zip(*slices, strict=True))  # fmt: skip
         self._states, (self._num_updates,) = states if keep_state else None, ended
         new = jax.tree.unflatten(jax.tree.structure(self.program.metrics_like), metrics)
-        self.metrics = new if self.metrics is None else _appended(self.metrics, new)
+        self.metrics = new if self.metrics is None else join_metrics([self.metrics, new])
         self.reached = stop
 
     def _slice(
@@ -244,10 +244,7 @@ class GroupRun:
                 from_host(x[chosen], y) for x, y in zip(self._states, self._like, strict=True)
             ]
             state = program.layout.split(jax.tree.unflatten(self._structure, leaves))
-        pieces, chunk = [], program.capacity * program.loop.log_every
-        for start in range(self.reached, stop, chunk):
-            state, metrics = program.run(state, start, min(start + chunk, stop))
-            pieces.append(metrics)
+        state, pieces = program.run_all(state, self.reached, stop)
         if not pieces:  # the rung is as long as the one before
             like = program.metrics_like
             pieces = [jax.tree.map(lambda x: np.zeros((*x.shape, 0), x.dtype), like)]
@@ -255,7 +252,7 @@ class GroupRun:
         done = program.layout.join([part.num_updates for part in state])
         return (
             [to_host(x) for x in jax.tree.leaves(whole)],
-            jax.tree.leaves(jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *pieces)),
+            jax.tree.leaves(join_metrics(pieces)),
             [np.asarray(done, np.int64)],
         )
 
@@ -280,10 +277,6 @@ class GroupRun:
                 steps, source.episode_return[own], source.num_episodes[own], CURVE
             )
             outcome.curve = [at.tolist(), _mean(curves).tolist()]
-
-
-def _appended(old: Metrics, new: Metrics) -> Metrics:
-    return jax.tree.map(lambda x, y: np.concatenate([x, y], axis=1), old, new)
 
 
 def _mean(curves: np.ndarray) -> np.ndarray:

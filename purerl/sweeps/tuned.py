@@ -1,25 +1,21 @@
 """The result of a search: its trials, the winner, and what the winner ends at with fresh seeds."""
 
-import csv
 import dataclasses
 import functools
-import io
 import math
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.console import Group as Lines
 from rich.table import Column, Table
 from rich.text import Text
 
 from purerl.records.draws import Choice, Uniform
-from purerl.records.files import counted, write_whole
+from purerl.records.files import counted
 from purerl.statistics import bootstrap_interval
 from purerl.sweeps.plan import Values, configure
-from purerl.sweeps.result import SweepResult, column, value_text
+from purerl.sweeps.result import Overview, SweepResult, column, value_text, write_csv
 from purerl.sweeps.study import Trial
 from purerl.training.config import TrainConfig
 from purerl.training.presets import preset_text
@@ -51,7 +47,7 @@ class Winner(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class TuneResult:
+class TuneResult(Overview):
     """The result of a search. Print it for an overview.
 
     Attributes:
@@ -127,11 +123,7 @@ class TuneResult:
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes the table, its columns' names in the first line."""
-        text, table = io.StringIO(), self.table
-        writer = csv.writer(text)
-        writer.writerow(table)
-        writer.writerows(zip(*table.values(), strict=True))
-        write_whole(Path(path), lambda file: file.write(text.getvalue().encode()))
+        write_csv(self.table, path)
 
     def preset(self) -> str | None:
         """The winner as the text of a preset file; None without one."""
@@ -147,11 +139,6 @@ class TuneResult:
 
     def __rich__(self) -> Lines:
         return _overview(self)
-
-    def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self)
-        return text.getvalue().rstrip()
 
     def __repr__(self) -> str:
         return f"TuneResult({counted(len(self.trials), 'trial')} of {', '.join(self.names)})"
