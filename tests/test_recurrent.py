@@ -15,6 +15,7 @@ from purerl.agents import gradients
 from purerl.agents.learning import next_values, shuffle_environments
 from purerl.experience import returns
 from purerl.experience.transition import Transition
+from purerl.nn.cells import CELLS
 from purerl.nn.memory import begins, init_memory
 from purerl.nn.memory import step as single_step
 
@@ -334,3 +335,17 @@ def test_a_sweep_of_floats_is_one_trace_and_each_member_as_alone(key):
 )
 def test_agents_with_a_memory_keep_the_contract(kind, base):
     purerl.check_agent(agent_of(kind, base), walk())
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_units_begin_with_time_constants_from_short_to_long(name):
+    cell, width = CELLS[name](6), 6
+    memory = jax.tree.map(jnp.ones_like, cell.initial(2))
+    x = jnp.zeros((2, 3))
+    params = cell.init(jax.random.key(0), x, memory)["params"]
+    if "recurrent" in params:  # what is kept of a memory when nothing comes in
+        params = {**params, "recurrent": jnp.zeros_like(params["recurrent"])}
+    _, after = cell.apply({"params": params}, x, memory)
+    kept = jax.tree.leaves(after)[0]
+    expected = 1.0 / (1.0 + np.exp(-np.linspace(0.0, 5.0, width)))
+    np.testing.assert_allclose(kept, np.broadcast_to(expected, (2, width)), rtol=1e-6)
