@@ -854,3 +854,19 @@ def test_the_second_run_finds_its_program(tmp_path):
         compiled.append({path.name for path in (tmp_path / "cache").rglob("*-cache")})
     assert len(compiled[0]) > 0
     assert compiled[1] == compiled[0]  # nothing had to be compiled again
+
+
+@pytest.mark.slow
+def test_half_of_a_compiled_program_is_compiled_anew(tmp_path):
+    """As a kill or a full disk leaves it: JAX reads it again at each start, and never mends it."""
+    argv = ("train", "CartPole-v1", *QUICK, "--run-dir")
+    place = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert run_alone(*argv, str(tmp_path / "one"), **place)[0].returncode == 0
+    files = list((tmp_path / "cache").rglob("*-cache"))
+    whole = {path: path.stat().st_size for path in files}
+    for path in files:
+        path.write_bytes(path.read_bytes()[: whole[path] // 2])
+    done, _ = run_alone(*argv, str(tmp_path / "two"), **place)
+    assert (done.returncode, done.stderr) == (0, "")
+    sizes = {path: path.stat().st_size for path in files}
+    assert all(abs(size / whole[path] - 1) < 0.1 for path, size in sizes.items())

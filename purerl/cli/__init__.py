@@ -193,12 +193,28 @@ def _use_compile_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+# JAX writes a compiled program in place: a killed process or a full disk leaves half of one.
+DAMAGED_PROGRAM = re.compile(r"Error reading persistent compilation cache entry for '([\w.-]+)'")
+
+
+def _forget_compiled(name: str) -> None:
+    """Deletes what is kept of a damaged program, which JAX is about to compile: it doesn't write
+    over a file that is there, so that each start would compile it again.
+    """
+    settings: Any = jax.config
+    for path in Path(settings.jax_compilation_cache_dir).glob(f"{name}-*-cache"):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Prints warnings in one line each, without their source line."""
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if issubclass(category, UserWarning):
+        damaged = DAMAGED_PROGRAM.match(str(message))
+        if damaged:
+            _forget_compiled(damaged[1])
+        elif issubclass(category, UserWarning):
             print(f"purerl: {' '.join(str(message).split())}", file=sys.stderr)
 
     with warnings.catch_warnings():
