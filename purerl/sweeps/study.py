@@ -28,7 +28,6 @@ from purerl.sweeps.rungs import Outcome
 from purerl.sweeps.space import Space
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.samplers import BaseSampler
 
 JOURNAL, PROGRESS = "journal.log", "progress.json"
@@ -56,6 +55,13 @@ class Trial(NamedTuple):
     def score(self) -> float:
         """That of the last rung which it reached; NaN if it has none."""
         return self.outcome.scores[-1] if self.outcome.scores else math.nan
+
+    @property
+    def standing(self) -> tuple[int, float, int]:
+        """Where it stands, higher for better ones: by the rungs that it reached, since scores of
+        different rungs don't compare, then by its score; of equal ones the first."""
+        score = -math.inf if math.isnan(self.score) else self.score
+        return len(self.outcome.scores), score, -self.number
 
 
 def check_optuna() -> None:
@@ -193,12 +199,12 @@ class Study:
         al. 2023), the largest first; {} for too few trials."""
         import optuna
 
-        # By their places: it compares numbers, and scores of different rungs don't compare.
-        told = [x for x in self.study.get_trials(deepcopy=False) if x.intermediate_values]
-        ranked = sorted(told, key=_standing)
+        standing = {x.number: x.standing for x in self.trials() if x.outcome.scores}
+        told = [x for x in self.study.get_trials(deepcopy=False) if x.number in standing]
+        ranked = sorted(told, key=lambda trial: standing[trial.number])
         if len(ranked) < LEAST_TRIALS:
             return {}
-        places = optuna.create_study(direction="maximize")
+        places = optuna.create_study(direction="maximize")  # it compares numbers
         for place, trial in enumerate(ranked):
             parts = {"params": trial.params, "distributions": trial.distributions}
             places.add_trial(optuna.trial.create_trial(value=float(place), **parts))
@@ -215,12 +221,6 @@ class _Held:
 
     def release(self) -> None:
         return
-
-
-def _standing(trial: "optuna.trial.FrozenTrial") -> tuple[int, float, int]:
-    """Where a trial stands: its last rung, then its score there."""
-    rung, score = max(trial.intermediate_values.items())
-    return rung, -math.inf if math.isnan(score) else score, -trial.number
 
 
 def _digest(data: bytes) -> str:

@@ -114,12 +114,7 @@ class TuneResult(Overview):
 
     def ranked(self) -> list[Trial]:
         """The trials, the best first: by the rungs that they reached, then by their scores."""
-
-        def key(trial: Trial) -> tuple[int, float, int]:
-            score = -math.inf if math.isnan(trial.score) else trial.score
-            return -len(trial.outcome.scores), -score, trial.number
-
-        return sorted(self.trials, key=key)
+        return sorted(self.trials, key=lambda trial: trial.standing, reverse=True)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes the table, its columns' names in the first line."""
