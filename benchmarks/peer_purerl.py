@@ -99,13 +99,17 @@ def load(case):
         options |= {"noise": purerl.GaussianNoise(sigma=case["noise"])}
     config = purerl.TrainConfig(**options)
     costs["config"] = clock()
-    key = jax.random.key(0)
-    train = jax.jit(purerl.make_train(config), compiler_options=purerl.compiler_options())
-    lowered = train.lower(key)
-    costs["trace"] = clock()
-    train = lowered.compile()
-    costs["compile"] = clock()
-    jax.block_until_ready(train(key))
+    members = case["members"]
+    if members == 1:
+        key = jax.random.key(0)
+        train = jax.jit(purerl.make_train(config), compiler_options=purerl.compiler_options())
+        lowered = train.lower(key)
+        costs["trace"] = clock()
+        train = lowered.compile()
+        costs["compile"] = clock()
+        jax.block_until_ready(train(key))
+    else:
+        purerl.fit(config, seeds=members)
     costs["first run"] = clock()
 
     env, episodes = config.env, case["episodes"]
@@ -117,8 +121,12 @@ def load(case):
         return jnp.mean(play_episodes(purerl.vectorize(env), acting, key, episodes, limit)[0])
 
     def run(seed):
-        out = jax.block_until_ready(train(jax.random.key(seed)))
-        return lambda: float(play(out.state.agent, jax.random.key(seed)))
+        if members == 1:
+            out = jax.block_until_ready(train(jax.random.key(seed)))
+            return lambda: float(play(out.state.agent, jax.random.key(seed)))
+        out = purerl.fit(config, seeds=range(members * seed, members * (seed + 1)))
+        plays = jax.vmap(play, (0, None))
+        return lambda: float(plays(out.state.agent, jax.random.key(seed)).mean())
 
     def target(seed):
         size = case["num_envs"] * case["num_steps"]

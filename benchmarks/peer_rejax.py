@@ -1,5 +1,7 @@
 """The program of `peers.py` for rejax."""
 
+import functools
+
 from peer_worker import Clock, serve
 
 COMMON = {"lr": "learning_rate", "gamma": "gamma", "num_envs": "num_envs"}
@@ -91,12 +93,18 @@ def load(case):
     agent = algorithm.create(**options, eval_freq=every)
     agent = agent.replace(eval_callback=lambda *_: ())  # none inside the timed run
     costs["config"] = clock()
-    key = jax.random.PRNGKey(0)
-    lowered = jax.jit(agent.train).lower(key)
+    members = case["members"]
+    one = members == 1
+
+    def keys(seed):
+        key = jax.random.PRNGKey(seed)
+        return key if one else jax.random.split(key, members)
+
+    lowered = jax.jit(agent.train if one else jax.vmap(agent.train)).lower(keys(0))
     costs["trace"] = clock()
     train = lowered.compile()
     costs["compile"] = clock()
-    jax.block_until_ready(train(key))
+    jax.block_until_ready(train(keys(0)))
     costs["first run"] = clock()
     limit = agent.env_params.max_steps_in_episode
 
@@ -104,11 +112,12 @@ def load(case):
         act = agent.make_act(state)
         return evaluate(act, key, agent.env, agent.env_params, case["episodes"], limit)[1].mean()
 
-    play = jax.jit(lambda state, key: episodes(agent, state, key))
+    plays = functools.partial(episodes, agent)
+    play = jax.jit(plays if one else jax.vmap(plays))
 
     def run(seed):
-        state, _ = jax.block_until_ready(train(jax.random.PRNGKey(seed)))
-        return lambda: float(play(state, jax.random.PRNGKey(seed + 1000)))
+        state, _ = jax.block_until_ready(train(keys(seed)))
+        return lambda: float(play(state, keys(seed + 1000)).mean())
 
     def target(seed):
         size = case["num_envs"] * case["num_steps"]

@@ -49,7 +49,14 @@ PROGRAMS = {
 
 # Common to all cases: evaluation of 64 episodes with sampled actions (PPO's exploration is its
 # policy), and one core.
-ALL = {"cores": 1, "devices": 1, "episodes": 64, "sampled": True, "evaluate_every": 16_384}
+ALL = {
+    "cores": 1,
+    "devices": 1,
+    "members": 1,
+    "episodes": 64,
+    "sampled": True,
+    "evaluate_every": 16_384,
+}
 PPO = ALL | {
     "algorithm": "ppo",
     "env": "CartPole-v1",
@@ -147,6 +154,9 @@ CASES = {
     "ppo-breakout": ppo(64, 128, 131_072, env="Breakout-MinAtar", episodes=32),
     "ppo-64x128-2cores": WIDE | BOTH,
     "ppo-2048x32-2cores": WIDEST | BOTH,
+    # As a user trains several seeds: `purerl.fit`, and the peer's `train` under `vmap`.
+    "ppo-4x128-8seeds-2cores": ppo(4, 128, 262_144, members=8) | BOTH,
+    "ppo-64x128-8seeds-2cores": ppo(64, 128, 262_144, members=8) | BOTH,
     "ppo-8x128": ppo(8, 128, 131_072),
     "a2c-64x128": ppo(64, 128, 4_194_304) | {"algorithm": "actor_critic"},
     "dqn": DQN | {"hidden": [64, 64], "steps": 50_000},
@@ -218,8 +228,13 @@ class Worker:
         return statistics.median(run[column] for run in self.runs)
 
     @property
+    def steps(self):
+        """Environment steps of a run, of all members."""
+        return self.case["steps"] * self.case["members"]
+
+    @property
     def speed(self):
-        return self.case["steps"] / self.median(self.clock)
+        return self.steps / self.median(self.clock)
 
 
 def programs(name, peers, folder, clock):
@@ -229,7 +244,7 @@ def programs(name, peers, folder, clock):
     for peer in VERSUS.get(name, ["purerl", "rejax"]):
         if (peer not in peers and peer != "purerl") or (name in AGAINST and peer != "purerl"):
             continue
-        if peer == "purerl" and case["cores"] == 0:
+        if peer == "purerl" and case["cores"] == 0 and case["members"] == 1:
             label = "purerl, 2 devices"
             case_of_two = case | {"devices": 2}
             started[label] = Worker(interpreter(peer, folder), peer, case_of_two, clock)
@@ -242,14 +257,15 @@ def programs(name, peers, folder, clock):
 
 def ratios(ours, theirs):
     """The speed of purerl over another program's, in each round."""
-    scale, clock = ours.case["steps"] / theirs.case["steps"], ours.clock
+    scale, clock = ours.steps / theirs.steps, ours.clock
     pairs = zip(ours.runs, theirs.runs, strict=True)
     return [scale * b[clock] / a[clock] for a, b in pairs]
 
 
 def target(program, num_seeds):
     """Median steps and seconds to the target return; None where most seeds don't reach it."""
-    if "target" not in program.case or not num_seeds:
+    case = program.case
+    if "target" not in case or case["members"] > 1 or not num_seeds:
         return None
     steps = [program.ask("target", seed)["steps"] for seed in range(num_seeds)]
     reached = sorted(x for x in steps if x is not None)
