@@ -1,14 +1,19 @@
 """Policies with a memory, where the present doesn't tell enough; and a wrapper of an environment.
 
     python experiments/memory.py                # about five minutes on two CPU cores
+    python experiments/memory.py --only MemoryChain-bsuite --networks lstm min_gru --length 100
+    python experiments/memory.py --only CartPole-positions --networks gru --seeds 8 --scale 2
 
 CartPole without its velocities, which only a memory can make of positions, and MemoryChain, where
-a bit that is shown at first is asked for 30 steps later: PPO with a GRU and with an MLP, four seeds
-each. Writes learning curves of each.
+a bit that is shown at first is asked for many steps later: PPO with each network. Writes learning
+curves of each, and prints the returns of the training's end and of 32 greedy episodes, each seed's.
 """
 
 import argparse
 import time
+
+import jax
+import numpy as np
 
 import purerl
 
@@ -30,37 +35,54 @@ def without_velocities(env):
     return purerl.Env(reset, step, spec)
 
 
-CONFIGS = {
-    "CartPole-positions": purerl.TrainConfig(
-        env=without_velocities(purerl.make("CartPole-v1")),
-        agent=purerl.PPO(network="gru", hidden=(32,), lr=3e-3),
-        num_envs=32,
-        update_every=64,
-        total_timesteps=500_000,
-    ),
-    "MemoryChain-bsuite": purerl.preset("MemoryChain-bsuite").replace(
-        env=purerl.make("MemoryChain-bsuite", memory_length=30)
-    ),
-}
+def configs(length):
+    """By name; MemoryChain asks after so many steps."""
+    return {
+        "CartPole-positions": purerl.TrainConfig(
+            env=without_velocities(purerl.make("CartPole-v1")),
+            agent=purerl.PPO(network="gru", hidden=(32,), lr=3e-3),
+            num_envs=32,
+            update_every=64,
+            total_timesteps=500_000,
+        ),
+        "MemoryChain-bsuite": purerl.preset("MemoryChain-bsuite").replace(
+            env=purerl.make("MemoryChain-bsuite", memory_length=length)
+        ),
+    }
 
 
-def main(num_seeds=4, scale=1.0, out="memory"):
+NETWORKS = ("gru", "lstm", "min_gru", "mlp")
+
+
+def greedy_returns(config, outs, num_seeds):
+    """`[S]`, means of 32 episodes of each seed's policy."""
+    key, limit = jax.random.key(1000), config.env.spec.max_episode_steps
+    policies = [outs.member(i).policy for i in range(num_seeds)]
+    played = [purerl.evaluate(config.env, x.acting(), key, 32, limit) for x in policies]
+    return np.array([float(x.episode_return) for x in played])
+
+
+def main(num_seeds=4, scale=1.0, out="memory", only=None, networks=("gru", "mlp"), length=30):
     found = {}
-    for name, config in CONFIGS.items():
+    for name, config in configs(length).items():
+        if only and name not in only:
+            continue
         purerl.check_env(config.env)
         config = config.replace(total_timesteps=int(scale * config.total_timesteps))
         curves = []
-        for network in ("gru", "mlp"):
-            agent = config.agent.replace(network=network)
+        for network in networks:
+            config = config.replace(agent=config.agent.replace(network=network))
             start = time.perf_counter()
-            outs = purerl.fit(config.replace(agent=agent), seeds=num_seeds)
+            outs = purerl.fit(config, seeds=num_seeds)
+            seconds = time.perf_counter() - start
             curves.append(purerl.Curves.of(f"PPO, {network}", outs))
-            final = curves[-1].final_returns
-            print(
-                f"{name}, {network}: {final.mean():.2f}, worst seed {final.min():.2f}, "
-                f"{time.perf_counter() - start:.0f} s with compiling",
-                flush=True,
-            )
+            final, greedy = curves[-1].final_returns, greedy_returns(config, outs, num_seeds)
+            with np.printoptions(precision=2, suppress=True):
+                print(
+                    f"{name}, {network}, {config.total_timesteps:,} steps: {final}, greedy "
+                    f"{greedy}, {seconds:.0f} s with compiling",
+                    flush=True,
+                )
         purerl.plot_curves(curves, f"{out}_{name}.png", title=name)
         found[name] = curves
     return found
@@ -68,8 +90,11 @@ def main(num_seeds=4, scale=1.0, out="memory"):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=configs(30))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["gru", "mlp"])
+    parser.add_argument("--length", type=int, default=30, help="of MemoryChain's memory, in steps")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps")
     parser.add_argument("--out", default="memory")
     args = parser.parse_args()
-    main(args.seeds, args.scale, args.out)
+    main(args.seeds, args.scale, args.out, args.only, args.networks, args.length)
