@@ -18,7 +18,7 @@ from purerl.records.fields import check_path
 from purerl.records.files import reason
 from purerl.records.folders import refuse_links
 from purerl.runs.chunks import check_size
-from purerl.runs.console import console_sink, show_curve
+from purerl.runs.console import console_sink, show_curve, solved_text
 from purerl.runs.fit import Interrupted, fit
 from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
@@ -232,6 +232,8 @@ def _train(
                 raise
             out = error.output
     show_curve(console, out.metrics, out.timesteps)
+    if config.stop_at_return is not None:
+        console.print(solved_text(out, config.stop_at_return))
     if out.metrics.num_episodes.any():
         draw(folder)
     summary = read_summary(folder)

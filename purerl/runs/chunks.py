@@ -28,7 +28,7 @@ from purerl.training.hyperparams import (
     env_hyperparams,
     with_hyperparams,
 )
-from purerl.training.loop import OWN, Loop
+from purerl.training.loop import OWN, Loop, RunState
 from purerl.training.train import TrainOutput, list_seeds, make_loop_on, make_output, program_key
 
 CHUNK_BYTES = 2**24  # of metrics in a chunk, at most
@@ -129,6 +129,22 @@ class Program:
             state, metrics = self.run(state, update, min(update + most, stop))
             pieces.append(metrics)
         return state, pieces
+
+    def counts(self, state: Parts) -> RunState:
+        """The part of the state that says how far all members are; None in place of the rest."""
+        kept = {"num_updates", "num_episodes", "nonfinite_updates", "solved"}
+        rest: dict[str, PyTree] = {name: None for name in RunState._fields if name not in kept}
+        counts: RunState = self.layout.join([part._replace(**rest) for part in state])
+        return jax.tree.map(np.asarray, counts)
+
+    def end(self, counts: RunState) -> int | None:
+        """The update, rounded up to a row of metrics, after which all members' runs are over before
+        the planned end, by `stop_at_return` and the like; None if one isn't."""
+        running = self.loop.running(counts)
+        if counts.solved is None or running is None or np.any(running):
+            return None
+        last = self.rows(int(np.max(counts.num_updates))) * self.loop.log_every
+        return min(last, self.loop.num_updates)
 
     def kept(self, state: Parts) -> PyTree:
         """The state of all members, which isn't overwritten by the next chunk: that takes the

@@ -29,7 +29,7 @@ from purerl.runs.sinks import Sink, list_sinks
 from purerl.training.config import TrainConfig
 from purerl.training.describe import describe
 from purerl.training.hyperparams import Hyperparams
-from purerl.training.train import TrainOutput, list_seeds
+from purerl.training.train import TrainOutput, list_seeds, solved_at
 
 
 class Interrupted(KeyboardInterrupt):
@@ -81,7 +81,8 @@ def fit(
         keep: number of checkpoints to keep.
 
     Returns:
-        As from `make_train`, with the metrics of the whole run; with `seeds`, all with an axis
+        As from `make_train`, with the metrics of the whole run (where `stop_at_return` ended it,
+        those up to the end of the last member's run); with `seeds`, all with an axis
         `[S]`. Metrics are numpy arrays, as is the state of members over several devices.
 
     Raises:
@@ -152,6 +153,8 @@ class _Training:
     ) -> None:
         self.program, self.folder, self.seeds, self.files = program, folder, seeds, files
         self.done = self.saved = 0
+        self.over = False  # all updates are done, or all members' runs ended before
+        self.solved_at: np.ndarray | None = None
         self.pieces: list[Metrics] = []
         self.unsaved: list[Metrics] = []
         self.state: Parts = []  # before the first one
@@ -162,6 +165,7 @@ class _Training:
             self.pieces = start.metrics
             if start.state is not None:
                 self.state = program.layout.split(start.state)
+                self._note(self.done)
         if self.pieces and files is not None:
             files.restore(self._past())
 
@@ -181,10 +185,24 @@ class _Training:
         loop = self.program.loop
         upto = min(self.done + num_rows * loop.log_every, loop.num_updates)
         self.state, metrics = self.program.run(self.state, self.done, upto)
+        end = self._note(upto)
+        if end < upto:  # what follows is empty
+            rows = self.program.rows(end - self.done)
+            upto, metrics = end, jax.tree.map(lambda x: x[..., :rows], metrics)
         self.pieces.append(metrics)
         self.unsaved.append(metrics)
         self.done = upto
         return metrics
+
+    def _note(self, reached: int) -> int:
+        """Notes what has ended in the state after an update; returns the last update of the run,
+        if all members' runs are over, else this one."""
+        counts = self.program.counts(self.state)
+        end = self.program.end(counts)
+        self.over = end is not None or reached == self.num_updates
+        steps = solved_at(counts, self.program.loop.steps_per_update)
+        self.solved_at = None if steps is None else np.atleast_1d(steps)
+        return reached if end is None else min(end, reached)
 
     def report(self, start: int, metrics: Metrics, seconds: float, compiling: float) -> Report:
         """A report of rows of metrics that begin at an update."""
@@ -199,6 +217,7 @@ class _Training:
             compiling,
             self.seeds,
             loop.log_every,
+            self.solved_at,
         )
 
     def _stop(self, start: int, metrics: Metrics) -> int:
@@ -261,7 +280,7 @@ class _Training:
         """The output of the updates so far, also written into the folder."""
         out = self.result()
         if self.files is not None:
-            self.files.end(out, self.done == self.num_updates, self._past())
+            self.files.end(out, self.over, self._past())
         return out
 
 
@@ -269,7 +288,7 @@ def _train(
     training: _Training, sinks: list[Sink], report_every: float, checkpoint_every: float
 ) -> TrainOutput:
     try:
-        if training.done < training.num_updates:
+        if not training.over:
             _advance(training, sinks, report_every, checkpoint_every)
         out = training.output()
     except BaseException as error:
@@ -282,7 +301,7 @@ def _train(
         unclosed = RunError(f"callback: closing {sink} failed: {failure!r}")
         unclosed.output = out
         raise unclosed from failure
-    if training.done < training.num_updates:
+    if not training.over:
         interrupted = Interrupted(_farewell(training))
         interrupted.output = out
         raise interrupted
@@ -303,7 +322,7 @@ def _advance(
     length, asked = 1.0, 0.0
     with _Signals() as signals:
         try:
-            while training.done < training.num_updates and not asked:
+            while not training.over and not asked:
                 chunk_start, before = time.perf_counter(), training.done
                 metrics = training.advance(int(length))
                 now = time.perf_counter()

@@ -99,6 +99,7 @@ def assemble(options: Options) -> Loop:
         reset_each_episode=options.reset_each_episode,
         wait_end_path=wait_end_path,
         normalize_obs=options.normalize_obs,
+        stop_at_return=options.stop_at_return,
         stop_if_nonfinite=options.stop_if_nonfinite,
         eval_every=options.eval_every,
         eval_max_episodes=options.eval_max_episodes,

@@ -20,7 +20,7 @@ from purerl.statistics import final_returns
 from purerl.training.check import check_size, ships
 from purerl.training.config import TrainConfig
 from purerl.training.hyperparams import Hyperparams, env_hyperparams, with_hyperparams
-from purerl.training.loop import Loop, RunState
+from purerl.training.loop import BestPolicy, Loop, RunState
 from purerl.training.policy import Interface, Policy
 
 Train = Callable[..., "TrainOutput"]
@@ -59,13 +59,55 @@ class TrainOutput:
         stats, count = self.state.obs_stats, self.state.num_updates
         return Policy(self.agent, state, stats, self.interface, self.env_params, count)
 
+    @functools.cached_property
+    def best_policy(self) -> Policy:
+        """The policy of the best evaluation (`eval_every`), with its observation statistics: the
+        first where several are equal; `best_return` and `best_timesteps` are its return and when.
+
+        Evaluations of few episodes are noisy, and the best of many is partly a lucky one: its
+        return is above what the policy is worth. Measure that by fresh episodes (`evaluate`).
+
+        Raises:
+            ConfigError: the run has no evaluations, or no episode of one has ended.
+        """
+        best, known = self._best(), self.best_timesteps
+        if not np.any(known > 0):
+            raise ConfigError("best_policy: no evaluation has an episode that ended, none is best")
+        parts = best.agent, best.obs_stats, self.interface, self.env_params, best.num_updates
+        return Policy(self.agent, *parts)
+
+    @property
+    def best_return(self) -> np.ndarray:
+        """The return of the best evaluation, float32, with the axes of several runs: the mean over
+        its episodes; NaN where there is none. It is above `best_policy`'s own: see there."""
+        returns = np.asarray(self._best().episode_return)
+        return np.where(np.isfinite(returns), returns, np.float32(np.nan))
+
+    @property
+    def best_timesteps(self) -> np.ndarray:
+        """Environment steps at the best evaluation, int64, as `best_return`; 0 where there is
+        none."""
+        return np.asarray(self._best().num_updates) * self.steps_per_update
+
+    def _best(self) -> BestPolicy:
+        if self.state.best is None:
+            raise ConfigError("best_policy: got a run without evaluations, expected eval_every")
+        return self.state.best
+
+    @property
+    def solved_at(self) -> np.ndarray | None:
+        """Environment steps at which `stop_at_return` ended the run, int64, with the axes of
+        several runs; -1 where it didn't. None for a run without it."""
+        return solved_at(self.state, self.steps_per_update)
+
     def value(self, obs: PyTree, memory: PyTree = ()) -> jax.Array:
         """Values `[B]` of observations `[B, *obs_shape]`; see `Policy.value`."""
         return self.policy.value(obs, memory)
 
     @property
     def num_updates(self) -> int:
-        """Number of updates, fewer than planned if `max_episodes` ended the run."""
+        """Number of updates, fewer than planned if the run was ended
+        before."""
         return int(np.max(np.asarray(self.state.num_updates)))
 
     @property
@@ -85,7 +127,7 @@ class TrainOutput:
     @property
     def num_rows(self) -> np.ndarray:
         """Rows of `metrics` until the run was over, int64, with the axes of several runs; less than
-        all if `max_episodes` ended it."""
+        all if it was ended before."""
         return -(-np.asarray(self.state.num_updates) // self.log_every)
 
     def member(self, *index: int) -> "TrainOutput":
@@ -191,6 +233,13 @@ def make_output(
     interface = Interface(loop.env.spec, config.action_processor)
     static = loop.steps_per_update, interface, loop.log_every, loop.num_updates
     return TrainOutput(state, metrics, agent, *static, env_params)
+
+
+def solved_at(state: RunState, steps_per_update: int) -> np.ndarray | None:
+    """As `TrainOutput.solved_at`, of a state."""
+    if state.solved is None:
+        return None
+    return np.where(state.solved, np.asarray(state.num_updates) * steps_per_update, -1)
 
 
 def list_seeds(seeds: object) -> tuple[int, ...]:
