@@ -55,6 +55,7 @@ def add_train(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("env", metavar="ENV", nargs="?", help="see purerl envs, or module:name")
     parser.add_argument("--seeds", default="1", metavar="N", help="how many, or which: 3,7,12 (1)")
     parser.add_argument("--run-dir", metavar="DIR", help="by default a new one in runs/")
+    parser.add_argument("--init", metavar="RUN", help="start from its policies, or a .policy file")
     _add_log_flags(parser)
     add_config_flags(parser, argv)
 
@@ -83,7 +84,7 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
             f"preset for {config.env.spec.name} and {name}: {listed} (--no-preset for none)"
         )
     with chosen_folder(args, config) as folder:
-        return _train(config, seeds, folder, args, console)
+        return _train(config, seeds, folder, args, console, init=args.init)
 
 
 @contextlib.contextmanager
@@ -207,6 +208,7 @@ def _train(
     console: Console,
     hyperparams: dict | None = None,
     resume: bool | None = None,
+    init: str | None = None,
 ) -> int:
     live = console_sink(config, seeds, folder, console)
     sinks: list[Sink] = [live]
@@ -223,6 +225,7 @@ def _train(
                 folder,
                 seeds=seeds,
                 hyperparams=hyperparams,
+                init=init,
                 resume=resume,
                 callback=sinks,
                 **options,

@@ -28,6 +28,7 @@ from purerl.training.hyperparams import (
     env_hyperparams,
     with_hyperparams,
 )
+from purerl.training.learned import Learned
 from purerl.training.loop import OWN, Loop, RunState
 from purerl.training.train import TrainOutput, list_seeds, make_loop_on, make_output, program_key
 
@@ -38,11 +39,17 @@ class Program:
     """A run's compiled functions, of one agent or `[S]` of them, with keys and hyperparameters.
 
     The members are laid out over the cores or devices of the process: the state is in the parts of
-    `layout`.
+    `layout`. They start from learned parameters, where there are any.
     """
 
-    def __init__(self, config: TrainConfig, keys: jax.Array, values: dict[str, np.ndarray]) -> None:
-        self.config, self.keys = config, keys
+    def __init__(
+        self,
+        config: TrainConfig,
+        keys: jax.Array,
+        values: dict[str, np.ndarray],
+        learned: Learned | None = None,
+    ) -> None:
+        self.config, self.keys, self.learned = config, keys, learned
         self.values = _float32(values)
         self.loop = config.make_loop()
         members = keys.size if keys.ndim else None
@@ -74,8 +81,9 @@ class Program:
         axes, key = (0, 0, None, None), program_key(self.config, "chunk", self.capacity)
         programs = [self.layout.lower(self._chunk, axes, like, donate=0, key=key)]
         if not begun:
-            first, key = (self.keys, self.values), program_key(self.config, "init")
-            programs.append(self.layout.lower(self._init, (0, 0), first, key=key))
+            first = (self.keys, self.values, *self._beginning)
+            key, zeros = program_key(self.config, "init", len(first)), (0,) * len(first)
+            programs.append(self.layout.lower(self._init, zeros, first, key=key))
         self._run, *self._start = compile_all(programs)
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
         self.memory = self._run.memory
@@ -98,7 +106,12 @@ class Program:
     def start(self) -> Parts:
         """The first state."""
         (start,) = self._start
-        return start(self.layout.split(self.keys), self._values)
+        beginning = map(self.layout.split, self._beginning)
+        return start(self.layout.split(self.keys), self._values, *beginning)
+
+    @property
+    def _beginning(self) -> tuple[Learned, ...]:
+        return () if self.learned is None else (self.learned,)
 
     def begin_again(self, state: Parts) -> Parts:
         """A saved state, with environments of the host reset; others as they were."""
@@ -169,8 +182,12 @@ class Program:
     def _loop(self, values: dict[str, jax.Array]) -> Loop:
         return make_loop_on(self.config, values, one_core=self.layout.on_cores)
 
-    def _init(self, key: jax.Array, values: dict[str, jax.Array]) -> PyTree:
-        return self._loop(values).start(key)
+    def _init(
+        self, key: jax.Array, values: dict[str, jax.Array], learned: Learned | None = None
+    ) -> PyTree:
+        loop = self._loop(values)
+        state = loop.start(key)
+        return state if learned is None else loop.begin(state, *learned)
 
     def _row(self, state: PyTree, values: dict[str, jax.Array], start: Count) -> PyTree:
         loop = self._loop(values)

@@ -24,6 +24,7 @@ from purerl.runs.checkpoint import ONE_AT_A_TIME, RunFolder
 from purerl.runs.chunks import Program, hyperparam_arrays, join_metrics, seed_keys
 from purerl.runs.folder import RunFiles
 from purerl.runs.identity import claim, refuse_to_begin
+from purerl.runs.init import Init, digest_of, read_init
 from purerl.runs.report import Report
 from purerl.runs.sinks import Sink, list_sinks
 from purerl.training.config import TrainConfig
@@ -48,6 +49,7 @@ def fit(
     *,
     seeds: int | Sequence[int] | None = None,
     hyperparams: Hyperparams = None,
+    init: Init | None = None,
     resume: bool | None = None,
     callback: Sink | Sequence[Sink] | None = None,
     report_every: float = 2.0,
@@ -70,6 +72,13 @@ def fit(
         seeds: a number of seeds (0, 1, ...), or the seeds, each trained from the key
             `jax.random.key(seed)`, all at once; None for one agent, with seed 0, without the axis.
         hyperparams: float fields of the run's parts by path, as for `make_train`; scalars or `[S]`.
+        init: learned parameters that training starts from, instead of random ones, for fine-tuning
+            and curricula: a policy, the output of a run (`out`, `load_run(folder)`), or the path of
+            a run's folder or of a policy's file; one for all seeds, or one for each, in order.
+            Taken are the networks and the running statistics of observations; optimizers, target
+            networks, counts, buffer, and schedules (learning rate, epsilon) begin anew. Agent,
+            networks and spaces have to be the same, but not hyperparameters, lengths, or parameters
+            of the environment. To go on with a whole state, call `fit` with its folder again.
         resume: True if the folder has to hold a run, False if it must hold no checkpoint; None for
             either.
         callback: a function of a `Report`, or several, called in turn after each chunk, such as
@@ -102,7 +111,10 @@ def fit(
     count = None if seeds is None else len(list_seeds(seeds))
     values = hyperparam_arrays(config, hyperparams, count)
     keys, listed = seed_keys(seeds)
-    program = Program(config, keys, values)
+    learned = None
+    if init is not None:
+        learned = read_init(init, config, config.make_loop(), count)
+    program = Program(config, keys, values, learned)
     sinks = list_sinks(callback)
     all_seeds = (0,) if listed is None else tuple(listed)
     if path is None:
@@ -113,6 +125,7 @@ def fit(
         "config": describe(config),
         "hyperparams": {name: x.tolist() for name, x in values.items()},
         "seeds": listed,
+        "init": None if learned is None else digest_of(learned),
     }
     files = None
     if resume and devices.is_first_host():

@@ -5,12 +5,15 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from purerl.agents import Agent
 from purerl.deploy.policy_file import load_policy
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path, read_names
@@ -311,21 +314,29 @@ class RunView:
         return self.seeds[-max(known)[1] if known else 0]
 
     def policies(
-        self, seeds: Sequence[int], env: str | None = None, *, best: bool = False
+        self,
+        seeds: Sequence[int],
+        env: object = None,
+        *,
+        best: bool = False,
+        agent: Agent | None = None,
+        action_processor: Callable[[jax.Array], jax.Array] | None = None,
     ) -> dict[int, Policy]:
         """A policy for each seed: from the policy files, or, of a run in progress or killed, from
         its newest checkpoint.
 
         Args:
             seeds: some of the run's.
-            env: the training environment as `module:name`, if it is the user's code.
+            env: the training environment, or its `module:name`, if it is the user's code.
+            agent, action_processor: as of `load_policy`.
             best: those of the best evaluations, instead of the last ones.
         """
         if best:
             self._refuse_without_evaluations()
         files = [policy_file(self.folder, seed, best=best) for seed in seeds]
         if not self._stale() and all(file.exists() for file in files):
-            return {seed: load_policy(x, env=env) for seed, x in zip(seeds, files, strict=True)}
+            load = partial(load_policy, agent=agent, action_processor=action_processor, env=env)
+            return {seed: load(file) for seed, file in zip(seeds, files, strict=True)}
         newest = self._newest_checkpoint()
         if newest is None:
             missing = [x.name for x in files if not x.exists()]

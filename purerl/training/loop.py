@@ -250,6 +250,18 @@ class Loop:
             solved=None if self.stop_at_return is None else jnp.bool_(False),
         )
 
+    def begin(self, state: RunState, agent_state: PyTree, stats: RunningStats | None) -> RunState:
+        """An initial state, over all devices, with learned parameters in place of random ones.
+
+        Args:
+            state: from `start`.
+            agent_state: the part of the agent's state that `Agent.for_acting` keeps.
+            stats: running statistics of observations; None if they aren't normalised.
+        """
+        agent_state = self.agent.start_from(state.agent, agent_state)
+        best = self._no_best(agent_state, stats)
+        return state._replace(agent=agent_state, obs_stats=stats, best=best)
+
     def _no_best(self, agent_state: PyTree, stats: RunningStats | None) -> BestPolicy | None:
         if self.eval_every is None:
             return None

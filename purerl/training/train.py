@@ -20,6 +20,7 @@ from purerl.statistics import final_returns
 from purerl.training.check import check_size, ships
 from purerl.training.config import TrainConfig
 from purerl.training.hyperparams import Hyperparams, env_hyperparams, with_hyperparams
+from purerl.training.learned import learned_of
 from purerl.training.loop import BestPolicy, Loop, RunState
 from purerl.training.policy import Interface, Policy
 
@@ -161,11 +162,12 @@ def make_train(config: TrainConfig | Mapping[str, Plain]) -> Train:
         config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
 
     Returns:
-        `train(key, hyperparams=None) -> TrainOutput`. `key` is a typed key (`jax.random.key`);
+        `train(key, hyperparams=None, init=None) -> TrainOutput`. `key` is a typed key;
         `hyperparams` gives float fields of the run's parts by path: those of the agent by name,
         such as `{"lr": 3e-4}`, of others as `"noise.sigma"`, `"rewarder.factor"` or
-        `"buffer.alpha"`, and float parameters of the environment as `"env.gravity"`. Map over
-        either or both by `jax.vmap`: one program is compiled for all.
+        `"buffer.alpha"`, and float parameters of the environment as `"env.gravity"`; `init` is a
+        `Policy` that training starts from, as of `fit`. Map over any of them by `jax.vmap`: one
+        program is compiled for all.
 
     Raises:
         ConfigError: from here, or from `train` while it is traced: a value that can't be used.
@@ -185,11 +187,16 @@ def make_loop_on(config: TrainConfig, hyperparams: Hyperparams, *, one_core: boo
 def train_on(config: TrainConfig, *, one_core: bool = False) -> Train:
     """As `make_train`, with `one_core` as in `make_loop_on`."""
 
-    def train(key: jax.Array, hyperparams: Hyperparams = None) -> TrainOutput:
+    def train(
+        key: jax.Array, hyperparams: Hyperparams = None, init: Policy | None = None
+    ) -> TrainOutput:
         check_key(key)
         loop = make_loop_on(config, hyperparams, one_core=one_core)
         check_size(loop)
-        state, metrics = loop.spread(loop.scan)(loop.start(key))
+        state = loop.start(key)
+        if init is not None:
+            state = loop.begin(state, *learned_of(init, loop))
+        state, metrics = loop.spread(loop.scan)(state)
         parts = config.parts()
         agent = with_hyperparams(parts, hyperparams).get("agent", config.agent)
         env_params = env_hyperparams(parts, hyperparams)
