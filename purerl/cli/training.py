@@ -89,15 +89,15 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
 
 @contextlib.contextmanager
 def chosen_folder(args: argparse.Namespace, config: TrainConfig, kind: str = "") -> Iterator[Path]:
-    """The folder of --run-dir, or a new one in runs/, which is removed again where an argument
-    turns out to be wrong."""
+    """The folder of --run-dir, or a new one in runs/, which is removed again, if nothing is in it,
+    where an argument turns out to be wrong, or a file can't be read."""
     if args.run_dir is not None:
         yield check_path("--run-dir", args.run_dir)
         return
     folder = new_folder(config, kind)
     try:
         yield folder
-    except ConfigError:
+    except (ConfigError, RunError):
         with contextlib.suppress(OSError):  # something is in it
             folder.rmdir()
         raise
