@@ -196,21 +196,26 @@ def test_a_member_ends_where_it_reaches_the_return(ended, out, states):
 
 
 def test_fit_ends_with_its_last_member(ended):
-    """Whatever the chunks are: rows end with the last member's run."""
-    config, folder, found, reports = ended
+    """Rows end with the last member's run."""
+    config, _, found, reports = ended
     ends = np.asarray(found.state.num_updates)
     assert ends.max() < 12, "all have reached it before the planned end"
     assert found.metrics.num_episodes.shape == (3, ends.max())
     assert reports[-1].stop == ends.max()
     np.testing.assert_array_equal(reports[-1].solved_at, found.solved_at)
     assert (reports[0].solved_at == -1).any()
-    assert_equal(purerl.fit(config, seeds=3, report_every=1e3), found)  # in larger chunks
-    again = []
-    assert_equal(purerl.fit(config, folder, seeds=3, callback=again.append), found)
-    assert not again
     text = solved_text(found, config.stop_at_return)
     assert "solved at step" in text
     assert "by 3 of 3 seeds" in text
+
+
+@pytest.mark.slow
+def test_in_other_chunks_or_called_again_it_is_the_same(ended):
+    config, folder, found, _ = ended
+    assert_equal(purerl.fit(config, seeds=3, report_every=1e3), found)
+    again = []
+    assert_equal(purerl.fit(config, folder, seeds=3, callback=again.append), found)
+    assert not again
 
 
 def test_a_folder_has_when_it_was_solved_and_the_best_policies(ended):
