@@ -71,6 +71,8 @@ def test_the_best_policy_is_that_of_the_best_evaluation(out, states):
     assert_close((best.state, best.obs_stats), (kept, then.obs_stats))
     assert not equal(then.obs_stats, states[-1].obs_stats)
     assert out.best_policy.num_updates.low.shape == (3,)
+    actions = jax.vmap(lambda out: out.best_policy(jnp.zeros((2, 1))))(out)
+    np.testing.assert_array_equal(actions[0], best(jnp.zeros((2, 1))))
     assert best.step(np.zeros(1)).shape == (1,)
 
 

@@ -64,8 +64,7 @@ class BestPolicy(NamedTuple):
 
     @classmethod
     def start(cls, agent: PyTree, stats: RunningStats | None) -> Self:
-        """Before the first evaluation. The arrays are copies, so that a state can be donated."""
-        agent, stats = jax.tree.map(jnp.copy, (agent, stats))
+        """Before the first evaluation."""
         return cls(agent, stats, jnp.float32(-jnp.inf), Count.of(0))
 
     def or_better(self, found: Episodes, new: "BestPolicy") -> "BestPolicy":

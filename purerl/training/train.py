@@ -71,8 +71,9 @@ class TrainOutput:
         Raises:
             ConfigError: the run has no evaluations, or no episode of one has ended.
         """
-        best, known = self._best(), self.best_timesteps
-        if not np.any(known > 0):
+        best = self._best()
+        traced = isinstance(best.num_updates.low, jax.core.Tracer)
+        if not traced and not np.any(self.best_timesteps > 0):
             raise ConfigError("best_policy: no evaluation has an episode that ended, none is best")
         parts = best.agent, best.obs_stats, self.interface, self.env_params, best.num_updates
         return Policy(self.agent, *parts)
