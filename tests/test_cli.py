@@ -296,7 +296,7 @@ def test_code_that_a_file_names_is_not_run(command, monkeypatch):
 def finished(tmp_path_factory):
     """The folder of a small run of two seeds."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    options = {"num_envs": 8, "update_every": 32, "eval_every": 2, "eval_max_episodes": 2}
+    options = {"num_envs": 8, "update_every": 32, "eval_every": 3, "eval_max_episodes": 2}
     config = purerl.TrainConfig("CartPole-v1", purerl.PPO(hidden=(4,)), 1024, **options)
     with quick_programs():
         purerl.fit(config, folder, seeds=[3, 5])
@@ -342,6 +342,7 @@ def test_resume_where_the_optimizers_state_has_empty_arrays(command, tmp_path):
 def test_a_run_on_its_way_is_read(command, ran):
     policies = RunView(ran).policies([3, 5])
     bests, returns = RunView(ran).policies([3, 5], best=True), RunView(ran).best_returns()
+    assert [int(x.num_updates) for x in (policies[5], bests[5])] == [4, 3]
     curves = purerl.read_run(ran)
     best = RunView(ran).best_seed()
     forget_the_end(ran)
