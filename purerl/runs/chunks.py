@@ -154,7 +154,7 @@ class Program:
         """The update, rounded up to a row of metrics, after which all members' runs are over before
         the planned end, by `stop_at_return` and the like; None if one isn't."""
         running = self.loop.running(counts)
-        if counts.solved is None or running is None or np.any(running):
+        if running is None or np.any(running):
             return None
         last = self.rows(int(np.max(counts.num_updates))) * self.loop.log_every
         return min(last, self.loop.num_updates)

@@ -210,11 +210,13 @@ class _Training:
     def _note(self, reached: int) -> int:
         """Notes what has ended in the state after an update; returns the last update of the run,
         if all members' runs are over, else this one."""
+        self.over = reached == self.num_updates
+        if self.program.loop.stop_at_return is None:
+            return reached
         counts = self.program.counts(self.state)
+        self.solved_at = np.atleast_1d(solved_at(counts, self.program.loop.steps_per_update))
         end = self.program.end(counts)
-        self.over = end is not None or reached == self.num_updates
-        steps = solved_at(counts, self.program.loop.steps_per_update)
-        self.solved_at = None if steps is None else np.atleast_1d(steps)
+        self.over |= end is not None
         return reached if end is None else min(end, reached)
 
     def report(self, start: int, metrics: Metrics, seconds: float, compiling: float) -> Report:
