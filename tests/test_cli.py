@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.quick import quick_programs
+from kit.trees import assert_equal
 from rich.console import Console
 
 import purerl
@@ -295,9 +296,8 @@ def test_code_that_a_file_names_is_not_run(command, monkeypatch):
 def finished(tmp_path_factory):
     """The folder of a small run of two seeds."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    config = purerl.TrainConfig(
-        "CartPole-v1", purerl.PPO(hidden=(4,)), num_envs=8, update_every=32, total_timesteps=1024
-    )
+    options = {"num_envs": 8, "update_every": 32, "eval_every": 3, "eval_max_episodes": 2}
+    config = purerl.TrainConfig("CartPole-v1", purerl.PPO(hidden=(4,)), 1024, **options)
     with quick_programs():
         purerl.fit(config, folder, seeds=[3, 5])
     return folder
@@ -340,14 +340,18 @@ def test_resume_where_the_optimizers_state_has_empty_arrays(command, tmp_path):
 
 
 def test_a_run_on_its_way_is_read(command, ran):
-    files = {seed: ran / "policies" / f"seed-{seed}.policy" for seed in (3, 5)}
-    policies = {seed: purerl.load_policy(file) for seed, file in files.items()}
+    policies = RunView(ran).policies([3, 5])
+    bests, returns = RunView(ran).policies([3, 5], best=True), RunView(ran).best_returns()
+    assert [int(x.num_updates) for x in (policies[5], bests[5])] == [4, 3]
     curves = purerl.read_run(ran)
     best = RunView(ran).best_seed()
     forget_the_end(ran)
     with RunFolder(ran, keep=3):  # as the process that trains there holds it
         before = contents(ran)
         found = RunView(ran).policies([3, 5])
+        assert_equal(RunView(ran).policies([3, 5], best=True)[5].state, bests[5].state)
+        assert_equal(purerl.load_run(ran).member(1).best_policy.state, bests[5].state)
+        assert RunView(ran).best_returns() == returns
         assert contents(ran) == before
         assert command("eval", ran, "--of", 5, "--episodes", 2)[0] == 0
         assert command("plot", ran)[1] == "ran/curve.png\n"

@@ -348,8 +348,9 @@ def test_evaluation_is_shared(key):
     agent = purerl.PPO(hidden=(8,), batch_size=32, K_epochs=1)
     loop = make_loop(walk(), agent, num_devices=2, eval_every=5, eval_max_episodes=6, **OPTIONS)
     assert loop.eval_max_episodes == 3
-    _, metrics = states(loop, key)
+    state, metrics = states(loop, key)
     assert metrics.eval.num_episodes[0].tolist() == [0, 0, 0, 0, 6] * 2
+    assert np.asarray(state.best.num_updates).tolist() == [5, 5]  # of two equal ones the first
     np.testing.assert_allclose(metrics.eval.episode_length[0, 4], 3.0)
 
 

@@ -449,6 +449,7 @@ MISTAKES = [
     ({"checkpoint_every": -1}, {}, "checkpoint_every: got -1"),
     ({"verbose": 1}, {}, "verbose: got 1"),
     ({}, {"max_episodes": 5}, "max_episodes: got 5, expected None"),
+    ({}, {"stop_at_return": 5.0}, "stop_at_return: got 5.0, expected None"),
     ({}, {"eval_every": 4}, "eval_every: got 4 updates, expected at most the 2 of an interval"),
     ({"run_dir": ""}, {}, "run_dir: got ''"),
 ]

@@ -251,7 +251,15 @@ def test_final_return_is_of_the_last_tenth():
 
 
 def test_table_csv_and_evaluation(traces, tmp_path):
-    result = sweep(config(eval_every=2, eval_max_episodes=2), seeds=2, grid={"lr": LRS})
+    base = config(eval_every=2, eval_max_episodes=2)
+    result = sweep(base, seeds=2, grid={"lr": LRS}, run_dir=tmp_path / "run")
+    for i in range(4):  # the only evaluation is the best one
+        assert result.member(i).best_return == result.table["eval_return"][i]
+    best = json.loads((tmp_path / "run" / "best" / "summary.json").read_text())["best_evaluation"]
+    rows = result.table["eval_return"].reshape(2, 2)
+    assert best["by_seed"] in rows.tolist()
+    assert best["timesteps"] == [64, 64]
+    assert (tmp_path / "run" / "best" / "policies" / "best-seed-1.policy").is_file()
     last = result.metrics.eval.episode_return[:, 1]  # the third update has no evaluation
     np.testing.assert_array_equal(result.table["eval_return"], last)
     assert result.best("eval_return").mean == pytest.approx(last.reshape(2, 2).mean(1).max())

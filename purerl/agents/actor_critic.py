@@ -169,6 +169,16 @@ class ActorCritic(RecurrentAgent):
                 f"ActorCritic.critic: {type(critic).__name__} is a Q critic, expected a V critic "
                 "for networks with a memory"
             )
+        return self._begin(actor_params, critic_params, actor, critic, is_q)
+
+    def _begin(
+        self,
+        actor_params: PyTree,
+        critic_params: PyTree,
+        actor: Actor,
+        critic: Critic | None,
+        is_q: bool,
+    ) -> ActorCriticState:
         optimizer = self._optimizer(self.lr, Clock())
         return ActorCriticState(
             actor_params,
@@ -179,6 +189,10 @@ class ActorCritic(RecurrentAgent):
             critic,
             is_q,
         )
+
+    def start_from(self, state: ActorCriticState, learned: ActorCriticState) -> ActorCriticState:
+        params = learned.actor_params, learned.critic_params
+        return self._begin(*params, state.actor, state.critic, state.is_q)
 
     def acting(self, state: ActorCriticState, clock: Clock) -> Acting:
         networks = state.networks

@@ -34,6 +34,7 @@ from purerl.nn.networks import (
 from purerl.nn.views import Sees, View
 from purerl.records.errors import ConfigError
 from purerl.records.fields import Record, choice, integer, named, sizes, static
+from purerl.records.files import by_path
 from purerl.records.types import PyTree
 
 
@@ -113,6 +114,21 @@ class Agent(Record):
         """The part of the state that `policy` and `value` read; None in place of the rest, such as
         optimizers."""
         return state
+
+    def start_from(self, state: AgentState, learned: AgentState) -> AgentState:
+        """An initial state with parameters that were learned before, for a run with `init`: its
+        optimizers and counts are new, and target networks are copies.
+
+        Unless an agent says otherwise, all that `for_acting` keeps is taken, and the rest is as in
+        the initial state.
+
+        Args:
+            state: from `init`.
+            learned: the part of another state, of the same shapes, that `for_acting` keeps.
+        """
+        fresh, kept = by_path(state), by_path(learned)
+        leaves = [kept.get(name, x) for name, x in fresh.items()]
+        return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
     def value(self, state: AgentState, memory: Memory, obs: PyTree) -> jax.Array:
         """Values `[N]` of the agent's policy at observations `[N, *obs_shape]`.

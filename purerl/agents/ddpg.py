@@ -114,8 +114,14 @@ class DDPG(NetworkAgent):
             "actor": init_network(actor, actor_key, obs),
             "critic": init_critic(critic, critic_key, obs),
         }
+        return self._begin(params, actor, critic)
+
+    def _begin(self, params: dict[str, PyTree], actor: Actor, critic: Critic) -> DDPGState:
         opt_states = init_optimizers(self, params)
         return DDPGState(params, params, opt_states["actor"], opt_states["critic"], actor, critic)
+
+    def start_from(self, state: DDPGState, learned: DDPGState) -> DDPGState:
+        return self._begin(learned.params, state.actor, state.critic)
 
     def acting(self, state: DDPGState, clock: Clock) -> Acting:
         return self.policy(state)

@@ -125,7 +125,13 @@ class DQN(NetworkAgent):
             self, self.critic, spec, layer_norm=self.layer_norm, dueling=self.dueling
         )
         params = init_critic(critic, key, example_obs(spec))
+        return self._begin(params, critic)
+
+    def _begin(self, params: PyTree, critic: Critic) -> DQNState:
         return DQNState(params, params, self._optimizer(Clock()).init(params), jnp.int32(0), critic)
+
+    def start_from(self, state: DQNState, learned: DQNState) -> DQNState:
+        return self._begin(learned.params, state.critic)
 
     def acting(self, state: DQNState, clock: Clock) -> Acting:
         return explore(state.critic, state.params, self._epsilon(clock))

@@ -121,7 +121,13 @@ class PPO(RecurrentAgent):
             "actor": init_network(actor, actor_key, obs),
             "critic": {} if critic is None else init_network(critic, critic_key, obs),
         }
+        return self._begin(params, actor, critic)
+
+    def _begin(self, params: dict[str, PyTree], actor: Actor, critic: Critic | None) -> PPOState:
         return PPOState(params, self._optimizer(Clock()).init(params), actor, critic)
+
+    def start_from(self, state: PPOState, learned: PPOState) -> PPOState:
+        return self._begin(learned.params, state.actor, state.critic)
 
     def acting(self, state: PPOState, clock: Clock) -> Acting:
         networks = state.networks

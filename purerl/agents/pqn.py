@@ -118,7 +118,13 @@ class PQN(RecurrentAgent):
             self, self.critic, spec, layer_norm=self.layer_norm, dueling=self.dueling
         )
         params = init_critic(critic, key, example_obs(spec))
+        return self._begin(params, critic)
+
+    def _begin(self, params: PyTree, critic: Critic) -> PQNState:
         return PQNState(params, self._optimizer(Clock()).init(params), critic)
+
+    def start_from(self, state: PQNState, learned: PQNState) -> PQNState:
+        return self._begin(learned.params, state.critic)
 
     def acting(self, state: PQNState, clock: Clock) -> Acting:
         return explore(state.critic, state.params, self._epsilon(clock), with_value=True)

@@ -111,11 +111,17 @@ class REINFORCE(NetworkAgent):
         actor = self.make(self.actor, DefaultActor, spec)
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
-        obs, optimizer = example_obs(spec), self._optimizer(Clock())
+        obs = example_obs(spec)
         if self.baseline:
             check_v_critic(self, critic, obs)
         actor_params = init_network(actor, actor_key, obs)
         critic_params = init_network(critic, critic_key, obs) if self.baseline else None
+        return self._begin(actor_params, critic_params, actor, critic)
+
+    def _begin(
+        self, actor_params: PyTree, critic_params: PyTree, actor: Actor, critic: Critic
+    ) -> REINFORCEState:
+        optimizer = self._optimizer(Clock())
         return REINFORCEState(
             actor_params,
             optimizer.init(actor_params),
@@ -124,6 +130,10 @@ class REINFORCE(NetworkAgent):
             actor,
             critic,
         )
+
+    def start_from(self, state: REINFORCEState, learned: REINFORCEState) -> REINFORCEState:
+        params = learned.actor_params, learned.critic_params
+        return self._begin(*params, state.actor, state.critic)
 
     def acting(self, state: REINFORCEState, clock: Clock) -> Acting:
         def act(obs: PyTree, key: jax.Array) -> tuple[jax.Array, Extras]:

@@ -156,8 +156,14 @@ class SAC(NetworkAgent):
         _check_distribution(actor, params["actor"], obs)
         if self.alpha is None:
             params["alpha"] = jnp.log(jnp.asarray(self.init_alpha, jnp.float32))
+        return self._begin(params, actor, critic)
+
+    def _begin(self, params: dict[str, PyTree], actor: Actor, critic: Critic) -> SACState:
         opt_states = init_optimizers(self, params)
         return SACState(params, params["critic"], opt_states, actor, critic)
+
+    def start_from(self, state: SACState, learned: SACState) -> SACState:
+        return self._begin(learned.params, state.actor, state.critic)
 
     def acting(self, state: SACState, clock: Clock) -> Acting:
         return self.policy(state, sample=True)

@@ -134,8 +134,14 @@ class TD3(NetworkAgent):
             "actor": init_network(actor, actor_key, obs),
             "critic": init_twins(critic, critic_key, obs),
         }
+        return self._begin(params, actor, critic)
+
+    def _begin(self, params: dict[str, PyTree], actor: Actor, critic: Critic) -> TD3State:
         opt_states = init_optimizers(self, params)
         return TD3State(params, params, opt_states, jnp.float32(0.0), actor, critic)
+
+    def start_from(self, state: TD3State, learned: TD3State) -> TD3State:
+        return self._begin(learned.params, state.actor, state.critic)
 
     def acting(self, state: TD3State, clock: Clock) -> Acting:
         return self.policy(state)

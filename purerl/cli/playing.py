@@ -33,6 +33,7 @@ def _add_target(parser: Parser, argv: Sequence[str], seed_help: str) -> None:
     add = parser.add_argument
     add("target", metavar="RUN", nargs="?", help="a run's folder (the newest), or a .policy file")
     add("--of", metavar="SEED", help=seed_help)
+    add("--best", action="store_true", help="of the best evaluation, instead of the last policy")
     add("--env", metavar="ENV", help="another environment, or module:name where it is yours")
     add_env_flags(parser, argv)
 
@@ -181,6 +182,8 @@ def _policies(args: argparse.Namespace) -> dict[str, Policy]:
     """The chosen policies, by name. Raises RunError, ConfigError."""
     target = _target(args)
     if _is_policy(target):
+        if args.best:
+            raise ConfigError(f"--best: is for a run's folder, and {target} is a policy's file")
         return {target.name: load_policy(target, env=args.env)}
     view = RunView(target)
     seeds = view.seeds
@@ -188,14 +191,16 @@ def _policies(args: argparse.Namespace) -> dict[str, Policy]:
         known = ", ".join(map(str, seeds))
         raise ConfigError(f"--of: got {args.of}, expected one of the run's seeds: {known}")
     chosen = [x for x in seeds if args.of in (None, str(x))]
-    return {f"seed-{x}": policy for x, policy in view.policies(chosen, args.env).items()}
+    found = view.policies(chosen, args.env, best=args.best)
+    return {f"{'best-' if args.best else ''}seed-{x}": policy for x, policy in found.items()}
 
 
 def _best(args: argparse.Namespace, console: Console) -> Policy:
-    """The chosen policy; of several seeds, the one with the highest final return."""
+    """The chosen policy; of several seeds, the one with the highest final return, or with the best
+    evaluation."""
     target = _target(args)
     if args.of is None and not _is_policy(target):
-        args.of = str(RunView(target).best_seed())
+        args.of = str(RunView(target).best_seed(best=args.best, env=args.env))
     _print_choice(args, console)
     return next(iter(_policies(args).values()))
 

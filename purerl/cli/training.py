@@ -18,7 +18,7 @@ from purerl.records.fields import check_path
 from purerl.records.files import reason
 from purerl.records.folders import refuse_links
 from purerl.runs.chunks import check_size
-from purerl.runs.console import console_sink, show_curve
+from purerl.runs.console import console_sink, show_curve, solved_text
 from purerl.runs.fit import Interrupted, fit
 from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
@@ -55,6 +55,7 @@ def add_train(parser: Parser, argv: Sequence[str]) -> None:
     parser.add_argument("env", metavar="ENV", nargs="?", help="see purerl envs, or module:name")
     parser.add_argument("--seeds", default="1", metavar="N", help="how many, or which: 3,7,12 (1)")
     parser.add_argument("--run-dir", metavar="DIR", help="by default a new one in runs/")
+    parser.add_argument("--init", metavar="RUN", help="start from its policies, or a .policy file")
     _add_log_flags(parser)
     add_config_flags(parser, argv)
 
@@ -83,20 +84,20 @@ def run_train(args: argparse.Namespace, console: Console) -> int:
             f"preset for {config.env.spec.name} and {name}: {listed} (--no-preset for none)"
         )
     with chosen_folder(args, config) as folder:
-        return _train(config, seeds, folder, args, console)
+        return _train(config, seeds, folder, args, console, init=args.init)
 
 
 @contextlib.contextmanager
 def chosen_folder(args: argparse.Namespace, config: TrainConfig, kind: str = "") -> Iterator[Path]:
-    """The folder of --run-dir, or a new one in runs/, which is removed again where an argument
-    turns out to be wrong."""
+    """The folder of --run-dir, or a new one in runs/, which is removed again, if nothing is in it,
+    where an argument turns out to be wrong, or a file can't be read."""
     if args.run_dir is not None:
         yield check_path("--run-dir", args.run_dir)
         return
     folder = new_folder(config, kind)
     try:
         yield folder
-    except ConfigError:
+    except (ConfigError, RunError):
         with contextlib.suppress(OSError):  # something is in it
             folder.rmdir()
         raise
@@ -207,6 +208,7 @@ def _train(
     console: Console,
     hyperparams: dict | None = None,
     resume: bool | None = None,
+    init: str | None = None,
 ) -> int:
     live = console_sink(config, seeds, folder, console)
     sinks: list[Sink] = [live]
@@ -223,6 +225,7 @@ def _train(
                 folder,
                 seeds=seeds,
                 hyperparams=hyperparams,
+                init=init,
                 resume=resume,
                 callback=sinks,
                 **options,
@@ -232,6 +235,8 @@ def _train(
                 raise
             out = error.output
     show_curve(console, out.metrics, out.timesteps)
+    if config.stop_at_return is not None:
+        console.print(solved_text(out, config.stop_at_return))
     if out.metrics.num_episodes.any():
         draw(folder)
     summary = read_summary(folder)

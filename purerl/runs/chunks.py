@@ -28,7 +28,8 @@ from purerl.training.hyperparams import (
     env_hyperparams,
     with_hyperparams,
 )
-from purerl.training.loop import OWN, Loop
+from purerl.training.learned import Learned
+from purerl.training.loop import OWN, Loop, RunState
 from purerl.training.train import TrainOutput, list_seeds, make_loop_on, make_output, program_key
 
 CHUNK_BYTES = 2**24  # of metrics in a chunk, at most
@@ -38,11 +39,17 @@ class Program:
     """A run's compiled functions, of one agent or `[S]` of them, with keys and hyperparameters.
 
     The members are laid out over the cores or devices of the process: the state is in the parts of
-    `layout`.
+    `layout`. They start from learned parameters, where there are any.
     """
 
-    def __init__(self, config: TrainConfig, keys: jax.Array, values: dict[str, np.ndarray]) -> None:
-        self.config, self.keys = config, keys
+    def __init__(
+        self,
+        config: TrainConfig,
+        keys: jax.Array,
+        values: dict[str, np.ndarray],
+        learned: Learned | None = None,
+    ) -> None:
+        self.config, self.keys, self.learned = config, keys, learned
         self.values = _float32(values)
         self.loop = config.make_loop()
         members = keys.size if keys.ndim else None
@@ -74,8 +81,9 @@ class Program:
         axes, key = (0, 0, None, None), program_key(self.config, "chunk", self.capacity)
         programs = [self.layout.lower(self._chunk, axes, like, donate=0, key=key)]
         if not begun:
-            first, key = (self.keys, self.values), program_key(self.config, "init")
-            programs.append(self.layout.lower(self._init, (0, 0), first, key=key))
+            first = (self.keys, self.values, *self._beginning)
+            key, zeros = program_key(self.config, "init", len(first)), (0,) * len(first)
+            programs.append(self.layout.lower(self._init, zeros, first, key=key))
         self._run, *self._start = compile_all(programs)
         what = f"num_envs={self.loop.num_envs:,}: {counted(self.keys.size, 'agent')}"
         self.memory = self._run.memory
@@ -98,7 +106,12 @@ class Program:
     def start(self) -> Parts:
         """The first state."""
         (start,) = self._start
-        return start(self.layout.split(self.keys), self._values)
+        beginning = map(self.layout.split, self._beginning)
+        return start(self.layout.split(self.keys), self._values, *beginning)
+
+    @property
+    def _beginning(self) -> tuple[Learned, ...]:
+        return () if self.learned is None else (self.learned,)
 
     def begin_again(self, state: Parts) -> Parts:
         """A saved state, with environments of the host reset; others as they were."""
@@ -130,6 +143,22 @@ class Program:
             pieces.append(metrics)
         return state, pieces
 
+    def counts(self, state: Parts) -> RunState:
+        """The part of the state that says how far all members are; None in place of the rest."""
+        kept = {"num_updates", "num_episodes", "nonfinite_updates", "solved"}
+        rest: dict[str, PyTree] = {name: None for name in RunState._fields if name not in kept}
+        counts: RunState = self.layout.join([part._replace(**rest) for part in state])
+        return jax.tree.map(np.asarray, counts)
+
+    def end(self, counts: RunState) -> int | None:
+        """The update, rounded up to a row of metrics, after which all members' runs are over before
+        the planned end, by `stop_at_return` and the like; None if one isn't."""
+        running = self.loop.running(counts)
+        if running is None or np.any(running):
+            return None
+        last = self.rows(int(np.max(counts.num_updates))) * self.loop.log_every
+        return min(last, self.loop.num_updates)
+
     def kept(self, state: Parts) -> PyTree:
         """The state of all members, which isn't overwritten by the next chunk: that takes the
         memory of its argument by donation."""
@@ -153,8 +182,12 @@ class Program:
     def _loop(self, values: dict[str, jax.Array]) -> Loop:
         return make_loop_on(self.config, values, one_core=self.layout.on_cores)
 
-    def _init(self, key: jax.Array, values: dict[str, jax.Array]) -> PyTree:
-        return self._loop(values).start(key)
+    def _init(
+        self, key: jax.Array, values: dict[str, jax.Array], learned: Learned | None = None
+    ) -> PyTree:
+        loop = self._loop(values)
+        state = loop.start(key)
+        return state if learned is None else loop.begin(state, *learned)
 
     def _row(self, state: PyTree, values: dict[str, jax.Array], start: Count) -> PyTree:
         loop = self._loop(values)

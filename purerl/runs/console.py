@@ -22,6 +22,7 @@ from purerl.experience.metrics import Metrics
 from purerl.records.files import counted
 from purerl.runs.report import Report, means
 from purerl.training.config import TrainConfig
+from purerl.training.train import TrainOutput
 
 # Losses in the live line; more don't fit.
 LIVE_LOSSES = 2
@@ -149,6 +150,8 @@ class console_sink:  # noqa: N801 - called as a function
         returns = table["episode_return"]
         if np.any(np.isfinite(returns)):
             line.append(f"return {_spread(returns)}")
+        if report.solved_at is not None:
+            line.append(f"solved {np.sum(report.solved_at >= 0)} of {len(report.solved_at)}")
         if "eval_return" in table and np.any(np.isfinite(table["eval_return"])):
             line.append(f"evaluation {_spread(table['eval_return'])}")
         info = {name: table[f"info/{name}"] for name in list(report.metrics.info)[:LIVE_LOSSES]}
@@ -229,12 +232,28 @@ def _show_end(console: Console, end: dict[str, np.ndarray], metrics: Metrics) ->
         evaluated = np.atleast_2d(metrics.eval.episode_return)
         lasts = [seed[np.isfinite(seed)][-1:] for seed in evaluated]
         shown["evaluation's return"] = np.concatenate(lasts)
+        seen = np.where(np.isfinite(evaluated), evaluated, -np.inf).max(axis=1, initial=-np.inf)
+        shown["best evaluation's return"] = seen
     for name, values in shown.items():
         known = values[np.isfinite(values)]
         if known.size:
             numbers = (f"{x:.4g}" for x in (known.mean(), known.min(), known.max()))
             table.add_row(_text(name.replace("_", " ")), *numbers)
     console.print(table)
+
+
+def solved_text(out: TrainOutput, stop_at_return: float) -> str:
+    """When `stop_at_return` was reached, in words."""
+    assert out.solved_at is not None
+    steps = np.atleast_1d(out.solved_at)
+    reached = steps[steps >= 0]
+    if not reached.size:
+        return f"not solved: the return {stop_at_return:g} was not reached"
+    when = f"{reached.min():,}"
+    if reached.max() > reached.min():
+        when = f"{when} to {reached.max():,}"
+    seeds = f" by {len(reached)} of {len(steps)} seeds" if len(steps) > 1 else ""
+    return f"solved at step {when}{seeds}: return {stop_at_return:g} or more"
 
 
 def _part(metrics: Metrics, part: np.ndarray) -> Report:

@@ -24,12 +24,13 @@ from purerl.runs.checkpoint import ONE_AT_A_TIME, RunFolder
 from purerl.runs.chunks import Program, hyperparam_arrays, join_metrics, seed_keys
 from purerl.runs.folder import RunFiles
 from purerl.runs.identity import claim, refuse_to_begin
+from purerl.runs.init import Init, digest_of, read_init
 from purerl.runs.report import Report
 from purerl.runs.sinks import Sink, list_sinks
 from purerl.training.config import TrainConfig
 from purerl.training.describe import describe
 from purerl.training.hyperparams import Hyperparams
-from purerl.training.train import TrainOutput, list_seeds
+from purerl.training.train import TrainOutput, list_seeds, solved_at
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,6 +49,7 @@ def fit(
     *,
     seeds: int | Sequence[int] | None = None,
     hyperparams: Hyperparams = None,
+    init: Init | None = None,
     resume: bool | None = None,
     callback: Sink | Sequence[Sink] | None = None,
     report_every: float = 2.0,
@@ -70,6 +72,13 @@ def fit(
         seeds: a number of seeds (0, 1, ...), or the seeds, each trained from the key
             `jax.random.key(seed)`, all at once; None for one agent, with seed 0, without the axis.
         hyperparams: float fields of the run's parts by path, as for `make_train`; scalars or `[S]`.
+        init: learned parameters that training starts from, instead of random ones, for fine-tuning
+            and curricula: a policy, the output of a run (`out`, `load_run(folder)`), or the path of
+            a run's folder or of a policy's file; one for all seeds, or one for each, in order.
+            Taken are the networks and the running statistics of observations; optimizers, target
+            networks, counts, buffer, and schedules (learning rate, epsilon) begin anew. Agent,
+            networks and spaces have to be the same, but not hyperparameters, lengths, or parameters
+            of the environment. To go on with a whole state, call `fit` with its folder again.
         resume: True if the folder has to hold a run, False if it must hold no checkpoint; None for
             either.
         callback: a function of a `Report`, or several, called in turn after each chunk, such as
@@ -81,7 +90,8 @@ def fit(
         keep: number of checkpoints to keep.
 
     Returns:
-        As from `make_train`, with the metrics of the whole run; with `seeds`, all with an axis
+        As from `make_train`, with the metrics of the whole run (where `stop_at_return` ended it,
+        those up to the end of the last member's run); with `seeds`, all with an axis
         `[S]`. Metrics are numpy arrays, as is the state of members over several devices.
 
     Raises:
@@ -101,7 +111,10 @@ def fit(
     count = None if seeds is None else len(list_seeds(seeds))
     values = hyperparam_arrays(config, hyperparams, count)
     keys, listed = seed_keys(seeds)
-    program = Program(config, keys, values)
+    learned = None
+    if init is not None:
+        learned = read_init(init, config, config.make_loop(), count)
+    program = Program(config, keys, values, learned)
     sinks = list_sinks(callback)
     all_seeds = (0,) if listed is None else tuple(listed)
     if path is None:
@@ -112,6 +125,7 @@ def fit(
         "config": describe(config),
         "hyperparams": {name: x.tolist() for name, x in values.items()},
         "seeds": listed,
+        "init": None if learned is None else digest_of(learned),
     }
     files = None
     if resume and devices.is_first_host():
@@ -152,6 +166,8 @@ class _Training:
     ) -> None:
         self.program, self.folder, self.seeds, self.files = program, folder, seeds, files
         self.done = self.saved = 0
+        self.over = False  # all updates are done, or all members' runs ended before
+        self.solved_at: np.ndarray | None = None
         self.pieces: list[Metrics] = []
         self.unsaved: list[Metrics] = []
         self.state: Parts = []  # before the first one
@@ -162,6 +178,7 @@ class _Training:
             self.pieces = start.metrics
             if start.state is not None:
                 self.state = program.layout.split(start.state)
+                self._note(self.done)
         if self.pieces and files is not None:
             files.restore(self._past())
 
@@ -181,10 +198,26 @@ class _Training:
         loop = self.program.loop
         upto = min(self.done + num_rows * loop.log_every, loop.num_updates)
         self.state, metrics = self.program.run(self.state, self.done, upto)
+        end = self._note(upto)
+        if end < upto:  # what follows is empty
+            rows = self.program.rows(end - self.done)
+            upto, metrics = end, jax.tree.map(lambda x: x[..., :rows], metrics)
         self.pieces.append(metrics)
         self.unsaved.append(metrics)
         self.done = upto
         return metrics
+
+    def _note(self, reached: int) -> int:
+        """Notes what has ended in the state after an update; returns the last update of the run,
+        if all members' runs are over, else this one."""
+        self.over = reached == self.num_updates
+        if self.program.loop.stop_at_return is None:
+            return reached
+        counts = self.program.counts(self.state)
+        self.solved_at = np.atleast_1d(solved_at(counts, self.program.loop.steps_per_update))
+        end = self.program.end(counts)
+        self.over |= end is not None
+        return reached if end is None else min(end, reached)
 
     def report(self, start: int, metrics: Metrics, seconds: float, compiling: float) -> Report:
         """A report of rows of metrics that begin at an update."""
@@ -199,6 +232,7 @@ class _Training:
             compiling,
             self.seeds,
             loop.log_every,
+            self.solved_at,
         )
 
     def _stop(self, start: int, metrics: Metrics) -> int:
@@ -261,7 +295,7 @@ class _Training:
         """The output of the updates so far, also written into the folder."""
         out = self.result()
         if self.files is not None:
-            self.files.end(out, self.done == self.num_updates, self._past())
+            self.files.end(out, self.over, self._past())
         return out
 
 
@@ -269,7 +303,7 @@ def _train(
     training: _Training, sinks: list[Sink], report_every: float, checkpoint_every: float
 ) -> TrainOutput:
     try:
-        if training.done < training.num_updates:
+        if not training.over:
             _advance(training, sinks, report_every, checkpoint_every)
         out = training.output()
     except BaseException as error:
@@ -282,7 +316,7 @@ def _train(
         unclosed = RunError(f"callback: closing {sink} failed: {failure!r}")
         unclosed.output = out
         raise unclosed from failure
-    if training.done < training.num_updates:
+    if not training.over:
         interrupted = Interrupted(_farewell(training))
         interrupted.output = out
         raise interrupted
@@ -303,7 +337,7 @@ def _advance(
     length, asked = 1.0, 0.0
     with _Signals() as signals:
         try:
-            while training.done < training.num_updates and not asked:
+            while not training.over and not asked:
                 chunk_start, before = time.perf_counter(), training.done
                 metrics = training.advance(int(length))
                 now = time.perf_counter()

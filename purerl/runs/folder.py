@@ -3,7 +3,7 @@
     config.toml   the config; None is "none"
     metrics.csv   a row every `log_every` updates and seed
     summary.json  final results, versions and duration
-    policies/     a file for each seed: `purerl.load_policy`
+    policies/     a file for each seed, and one of its best evaluation: `purerl.load_policy`
 
 From `run.json`, `metrics/` and `checkpoints/` beside them a run is resumed.
 """
@@ -129,12 +129,7 @@ class RunFiles:
             (self.folder / POLICIES).mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"can't write {self.folder / POLICIES}: {reason(error)}") from error
-        # On this host alone from here on.
-        policies = jax.tree.map(np.asarray, out.policy)
-        for i, seed in enumerate(self.seeds):
-            many = np.ndim(_updates(out)) > 0
-            one = jax.tree.map(operator.itemgetter(i), policies) if many else policies
-            save_policy(one, self.folder / POLICIES / f"seed-{seed}.policy")
+        write_policies(self.folder, self.seeds, out)
         # Last, since it names the update of the policies.
         self._write(SUMMARY, json.dumps(sealed(summary), indent=2) + "\n")
 
@@ -145,6 +140,32 @@ class RunFiles:
             raise RunError(
                 f"can't write {self.folder / name}: {reason(error)}; {self._still_there()}"
             ) from error
+
+
+def policy_file(folder: Path, seed: int, *, best: bool = False) -> Path:
+    """The file of a seed's policy in a run's folder, or of that of its best evaluation."""
+    return folder / POLICIES / f"{'best-' if best else ''}seed-{seed}.policy"
+
+
+def write_policies(folder: Path, seeds: Sequence[int], out: TrainOutput) -> None:
+    """Writes each seed's policy, and that of its best evaluation where it has one.
+
+    Args:
+        folder: the run's, with a folder for policies in it.
+        seeds: the run's.
+        out: as of `fit`, with or without an axis of seeds.
+    """
+    evaluated = np.zeros(len(seeds), bool)
+    if out.state.best is not None:
+        evaluated = np.atleast_1d(out.best_timesteps > 0)
+    for best in (False, True) if evaluated.any() else (False,):
+        # On this host alone from here on.
+        policies = jax.tree.map(np.asarray, out.best_policy if best else out.policy)
+        for i, seed in enumerate(seeds):
+            many = np.ndim(_updates(out)) > 0
+            one = jax.tree.map(operator.itemgetter(i), policies) if many else policies
+            if evaluated[i] or not best:
+                save_policy(one, policy_file(folder, seed, best=best))
 
 
 def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Plain]:
@@ -168,7 +189,27 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Plain]:
         },
         "num_episodes": int(metrics.num_episodes.sum()),
         "nonfinite_updates": int(metrics.nonfinite_updates.sum()),
+        **_ends(config, out),
     }
+
+
+def _ends(config: TrainConfig, out: TrainOutput) -> dict[str, Plain]:
+    """The best evaluations of a run, and when it was solved, as far as it has them."""
+    found: dict[str, Plain] = {}
+    if out.state.best is not None:
+        best = zip(np.atleast_1d(out.best_return), np.atleast_1d(out.best_timesteps), strict=True)
+        known = [(float(x), int(steps)) if steps else (None, None) for x, steps in best]
+        found["best_evaluation"] = {
+            "of": f"{config.eval_max_episodes} episodes each; the best of many is partly luck",
+            "by_seed": [x for x, _ in known],
+            "timesteps": [steps for _, steps in known],
+        }
+    if (steps := out.solved_at) is not None:
+        found["solved"] = {
+            "at_return": config.stop_at_return,
+            "timesteps": [int(x) if x >= 0 else None for x in np.atleast_1d(steps)],
+        }
+    return found
 
 
 def curves_about(

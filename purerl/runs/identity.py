@@ -12,7 +12,7 @@ from purerl.records.errors import ConfigError
 from purerl.records.folders import is_taken
 from purerl.records.types import Plain
 from purerl.runs.checkpoint import RunFolder
-from purerl.runs.folder import RUN
+from purerl.runs.folder import CONFIG, RUN
 from purerl.training.describe import differences, versions
 from purerl.training.loop import Loop
 
@@ -28,7 +28,7 @@ def claim(folder: RunFolder, run: dict[str, Plain], loop: Loop, resume: bool | N
 
     Args:
         folder: the run's.
-        run: `config`, `hyperparams`, `seeds` and `log_every`, in plain values.
+        run: `config`, `hyperparams`, `seeds`, `init` and `log_every`, in plain values.
         loop: of the run.
         resume: as in `fit`.
 
@@ -38,6 +38,8 @@ def claim(folder: RunFolder, run: dict[str, Plain], loop: Loop, resume: bool | N
     run = json.loads(json.dumps(run))  # as it comes back from a file
     found = folder.read_run()
     trained = folder.latest or 0
+    if resume and found is not None and run["init"] is None:
+        run["init"] = _init_of(folder, found)
     if found is None or (folder.latest is None and not resume):
         folder.write_run({**run, "versions": versions(), "hardware": hardware()})
         return
@@ -65,7 +67,7 @@ def claim(folder: RunFolder, run: dict[str, Plain], loop: Loop, resume: bool | N
         raise ConfigError(
             f"total_timesteps: {folder.path} holds a run of {old} steps, got {new}; "
             f"{' and '.join(loop.schedules)} follows the length of the run, so that a longer one "
-            "is another run: choose another folder (nothing was changed)"
+            f"is another run (nothing was changed). {_instead(folder, found, old, new)}"
         )
     _check_rows(folder, found.get("log_every", 1), trained, loop)
     if trained > loop.num_updates:
@@ -76,6 +78,37 @@ def claim(folder: RunFolder, run: dict[str, Plain], loop: Loop, resume: bool | N
     warn_of_versions(folder, found)
     if old != new:
         folder.write_run({**run, "versions": versions(), "hardware": hardware()})
+
+
+def _init_of(folder: RunFolder, found: Mapping[str, Plain]) -> Plain:
+    """The digest of the learned parameters that a run began with, which aren't needed any more.
+    Raises ConfigError where they are, since it has no checkpoint yet."""
+    init = found.get("init")
+    if init is not None and folder.latest is None:
+        raise ConfigError(
+            f"init: missing, since {folder.path} has no checkpoint yet: give that which the run "
+            "began with (nothing was changed)"
+        )
+    return init
+
+
+def _instead(folder: RunFolder, found: Mapping[str, Plain], old: Plain, new: Plain) -> str:
+    """What to do instead of a longer run with schedules, in words."""
+    if not (isinstance(old, int) and isinstance(new, int) and new > old):
+        return "Choose another folder"
+    seeds = found.get("seeds")
+    which = "" if seeds is None else f" --seeds {_listed(seeds)}"
+    return (
+        "A new run that starts from what this one has learned, with fresh schedules: purerl train "
+        f"--config {folder.path / CONFIG} --init {folder.path} --total-timesteps {new - old}{which}"
+    )
+
+
+def _listed(seeds: list[int]) -> str:
+    """Seeds as the command line takes them."""
+    if seeds == list(range(len(seeds))):
+        return str(len(seeds))
+    return ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
 
 
 def warn_of_versions(folder: RunFolder, found: Mapping[str, Plain]) -> None:

@@ -19,6 +19,8 @@ class Report(NamedTuple):
         compile_seconds: duration of compilation.
         seeds: the seeds; `(0,)` if none were given, and the metrics have no axis for them.
         log_every: updates in each row; the run's last one may be of fewer.
+        solved_at: `[S]` (or `[1]`) int64, environment steps at which `stop_at_return` has ended
+            each seed's run, -1 where it hasn't; None without it.
     """
 
     start: int
@@ -30,6 +32,7 @@ class Report(NamedTuple):
     compile_seconds: float
     seeds: tuple[int, ...] = (0,)
     log_every: int = 1
+    solved_at: np.ndarray | None = None
 
     @property
     def num_rows(self) -> int:

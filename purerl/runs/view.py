@@ -5,12 +5,15 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from purerl.agents import Agent
 from purerl.deploy.policy_file import load_policy
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path, read_names
@@ -19,7 +22,15 @@ from purerl.records.folders import list_checkpoints
 from purerl.records.toml import from_toml
 from purerl.records.types import Plain
 from purerl.runs.curves import Curves, read_curves
-from purerl.runs.folder import CONFIG, METRICS, POLICIES, RUN, SUMMARY, curves_about
+from purerl.runs.folder import (
+    CONFIG,
+    METRICS,
+    POLICIES,
+    RUN,
+    SUMMARY,
+    curves_about,
+    policy_file,
+)
 from purerl.training.config import TrainConfig
 from purerl.training.describe import describe, differences
 from purerl.training.policy import Policy
@@ -239,9 +250,8 @@ class RunView:
             raise ValueError("its numbers are not those that training has written")
 
     def playing_limits(self) -> tuple[int | None, int]:
-        """The time limit and the frame skip of the run, from `run.json`; if that is missing, from
-        the config file, which users edit."""
-        plain = self.read_config() if self._run is None else self._described("config", dict)
+        """The time limit and the frame skip of the run."""
+        plain = self._settings()
         limit, skip = plain.get("max_episode_steps"), plain.get("skip_frames", 1)
         if not all(type(x) is int and x >= 1 for x in (1 if limit is None else limit, skip)):
             raise RunError(
@@ -254,43 +264,96 @@ class RunView:
         """The final return of each seed; None if no episode ended in the last tenth of the
         updates."""
         if self._summary is not None and not self._stale():
-            returns = self._known("final_return", dict).get("by_seed")
-            seeds = self.seeds
-            known = isinstance(returns, list) and len(returns) == len(seeds)
-            if not (known and all(isinstance(x, (float, int, type(None))) for x in returns)):
-                raise RunError(f"{self.folder / SUMMARY} is damaged: 'by_seed' is not of its seeds")
-            return returns
+            return self._by_seed("final_return")
         if not (self.folder / METRICS).exists():
             return [None] * len(self.seeds)
         return [float(x) if x == x else None for x in self.curves().final_returns]
 
-    def best_seed(self) -> int:
-        """The seed with the highest final return; the first if none has one."""
-        returns = self.final_returns()
+    def _by_seed(self, name: str) -> list[float | None]:
+        """A number of each seed in the summary."""
+        numbers = self._known(name, dict).get("by_seed")
+        known = isinstance(numbers, list) and len(numbers) == len(self.seeds)
+        if not (known and all(isinstance(x, (float, int, type(None))) for x in numbers)):
+            raise RunError(f"{self.folder / SUMMARY} is damaged: 'by_seed' is not of its seeds")
+        return numbers
+
+    def best_returns(self, env: str | None = None) -> list[float | None]:
+        """The return of each seed's best evaluation; None where no episode of one has ended.
+
+        Args:
+            env: as of `policies`.
+
+        Raises:
+            RunError: the run has no evaluations.
+        """
+        self._refuse_without_evaluations()
+        if self._summary is not None and not self._stale():
+            return self._by_seed("best_evaluation")
+        returns = np.atleast_1d(self._restored(env).best_return)
+        return [float(x) if x == x else None for x in returns]
+
+    def _refuse_without_evaluations(self) -> None:
+        if self._settings().get("eval_every") is None:
+            raise RunError(
+                f"{self.folder} keeps no best policies: it was trained without evaluations, which "
+                "eval_every=10 (--eval-every 10) adds"
+            )
+
+    def _settings(self) -> dict[str, Plain]:
+        """The run's options in `run.json`; if that is missing, in the config file, which users
+        edit."""
+        found: dict[str, Plain]
+        found = self.read_config() if self._run is None else self._described("config", dict)
+        return found
+
+    def best_seed(self, *, best: bool = False, env: str | None = None) -> int:
+        """The seed with the highest final return, or with the best evaluation; the first if none
+        has one. Arguments as of `policies`."""
+        returns = self.best_returns(env) if best else self.final_returns()
         known = [(x, -i) for i, x in enumerate(returns) if x is not None]
         return self.seeds[-max(known)[1] if known else 0]
 
-    def policies(self, seeds: Sequence[int], env: str | None = None) -> dict[int, Policy]:
+    def policies(
+        self,
+        seeds: Sequence[int],
+        env: object = None,
+        *,
+        best: bool = False,
+        agent: Agent | None = None,
+        action_processor: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> dict[int, Policy]:
         """A policy for each seed: from the policy files, or, of a run in progress or killed, from
         its newest checkpoint.
 
         Args:
             seeds: some of the run's.
-            env: the training environment as `module:name`, if it is the user's code.
+            env: the training environment, or its `module:name`, if it is the user's code.
+            agent, action_processor: as of `load_policy`.
+            best: those of the best evaluations, instead of the last ones.
         """
-        files = [self.folder / POLICIES / f"seed-{seed}.policy" for seed in seeds]
+        if best:
+            self._refuse_without_evaluations()
+        files = [policy_file(self.folder, seed, best=best) for seed in seeds]
         if not self._stale() and all(file.exists() for file in files):
-            return {seed: load_policy(x, env=env) for seed, x in zip(seeds, files, strict=True)}
+            load = partial(load_policy, agent=agent, action_processor=action_processor, env=env)
+            return {seed: load(file) for seed, file in zip(seeds, files, strict=True)}
         newest = self._newest_checkpoint()
         if newest is None:
+            missing = [x.name for x in files if not x.exists()]
+            if best and self._summary is not None:
+                raise RunError(
+                    f"{self.folder / POLICIES} has no {', '.join(missing)}: no evaluation has an "
+                    "episode that ended"
+                )
             raise RunError(
                 f"{self.folder} has no policies and no checkpoint yet: purerl resume {self.folder} "
                 "trains and writes them"
             )
         out, given = self._restored(env), self.given_seeds
-        if given is None:
-            return {0: out.policy}
-        return {seed: out.member(given.index(seed)).policy for seed in seeds}
+        outs = {0: out}
+        if given is not None:
+            outs = {seed: out.member(given.index(seed)) for seed in seeds}
+        return {seed: x.best_policy if best else x.policy for seed, x in outs.items()}
 
     def output(self, env: object = None) -> TrainOutput:
         """What `fit` would return of the updates up to the newest checkpoint.

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from purerl.deploy.policy_file import save_policy
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason, sealed, write_whole
@@ -21,6 +20,7 @@ from purerl.runs.folder import (
     curves_of_output,
     summarize,
     updates_gone_through,
+    write_policies,
 )
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
@@ -30,6 +30,7 @@ from purerl.sweeps.plan import Values
 from purerl.sweeps.result import SweepResult
 from purerl.training.config import TrainConfig, to_plain
 from purerl.training.describe import describe, versions
+from purerl.training.loop import RunState
 
 
 def write_best(result: SweepResult, run_dir: Path) -> None:
@@ -84,11 +85,9 @@ def _write(
 ) -> None:
     (folder / POLICIES).mkdir(parents=True, exist_ok=True)
     for seed, out in zip(seeds, outs, strict=True):
-        save_policy(out.policy, folder / POLICIES / f"seed-{seed}.policy")
+        write_policies(folder, (seed,), out)
     metrics: Metrics = jax.tree.map(lambda *xs: np.stack(xs), *(out.metrics for out in outs))
-    num_updates = np.array([int(out.state.num_updates) for out in outs])
-    state = outs[0].state._replace(num_updates=num_updates)
-    whole = outs[0].replace(metrics=metrics, state=state)
+    whole = outs[0].replace(metrics=metrics, state=_counts(outs))
     stop, steps = updates_gone_through(whole), whole.steps_per_update
     # The time of a single member isn't known.
     took = (np.nan, np.nan)
@@ -103,6 +102,18 @@ def _write(
     about["curves"] = curves_of_output(seeds, whole)
     summary = summarize(config, whole) | about | {"versions": versions()}
     _write_text(folder / SUMMARY, json.dumps(sealed(summary), indent=2) + "\n")
+
+
+def _counts(outs: list[PyTree]) -> RunState:
+    """The state of the first run, with what the summary has of it from all."""
+    states: list[RunState] = [out.state for out in outs]
+    bests = [x.best and x.best._replace(agent=None, obs_stats=None) for x in states]
+    best, solved = (
+        jax.tree.map(lambda *xs: np.stack(xs), *trees)
+        for trees in (bests, [x.solved for x in states])
+    )
+    num_updates: PyTree = np.array([int(x.num_updates) for x in states])
+    return states[0]._replace(num_updates=num_updates, best=best, solved=solved)
 
 
 def _write_text(file: Path, text: str) -> None:

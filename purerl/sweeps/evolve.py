@@ -176,11 +176,12 @@ def _check_config(config: TrainConfig) -> Loop:
             f"evolve: got {jax.process_count()} processes, expected one: members are laid over the "
             "devices of a process"
         )
-    if config.max_episodes is not None:
-        raise ConfigError(
-            f"max_episodes: got {config.max_episodes}, expected None: the members of a population "
-            "are compared after the same number of steps, and all end at total_timesteps"
-        )
+    for name in ("max_episodes", "stop_at_return"):
+        if getattr(config, name) is not None:
+            raise ConfigError(
+                f"{name}: got {getattr(config, name)}, expected None: the members of a population "
+                "are compared after the same number of steps, and all end at total_timesteps"
+            )
     loop = config.make_loop()
     if loop.on_host:
         raise ConfigError(

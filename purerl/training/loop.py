@@ -1,8 +1,10 @@
 """`Loop`, the pure functions of a run, and `RunState`: rollout, push, update, metrics."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,34 @@ from purerl.training.rollout import RolloutState, init_rollout, restart, rollout
 Index = int | jax.Array | Count  # of an update, or of an episode
 
 
+class BestPolicy(NamedTuple):
+    """The best policy so far by its evaluation: of equal ones the first.
+
+    Attributes:
+        agent: the part of the agent's state that `Agent.for_acting` keeps.
+        obs_stats: running statistics of observations, as of then; None if they aren't normalised.
+        episode_return: `[]` float32, the evaluation's; -inf before the first with an episode.
+        num_updates: at the evaluation; 0 before the first with an episode.
+    """
+
+    agent: PyTree
+    obs_stats: RunningStats | None
+    episode_return: jax.Array
+    num_updates: Count
+
+    @classmethod
+    def start(cls, agent: PyTree, stats: RunningStats | None) -> Self:
+        """Before the first evaluation."""
+        return cls(agent, stats, jnp.float32(-jnp.inf), Count.of(0))
+
+    def or_better(self, found: Episodes, new: "BestPolicy") -> "BestPolicy":
+        """Another policy where its evaluation is better, else this one."""
+        better = (found.num_episodes > 0) & (new.episode_return > self.episode_return)
+        # What is kept takes no part in derivatives: they can't go back through an evaluation.
+        better_one: BestPolicy = where(better, jax.lax.stop_gradient(new), self)
+        return better_one
+
+
 class RunState(NamedTuple):
     """The whole state of a run: saved and loaded, the run continues from it exactly.
 
@@ -60,6 +90,8 @@ class RunState(NamedTuple):
         num_episodes: episodes that have ended.
         nonfinite_updates: `[]` int32, updates that were skipped, or left values out of running
             statistics.
+        best: the best policy so far; None without `eval_every`.
+        solved: `[]` bool, whether `stop_at_return` was reached; None without it.
 
     Over several devices, buffer, rollout and rewarder have a leading axis `[D]`; the rest is the
     same on all devices, without the axis.
@@ -75,6 +107,8 @@ class RunState(NamedTuple):
     num_updates: Count
     num_episodes: Count
     nonfinite_updates: jax.Array
+    best: BestPolicy | None = None
+    solved: jax.Array | None = None
 
 
 # Which fields of the state differ between devices, as `spread` takes it.
@@ -109,6 +143,7 @@ class Loop:
         reset_each_episode: whether the buffer is emptied before each rollout.
         wait_end_path: whether rollouts are episodic.
         normalize_obs: whether observations are normalised.
+        stop_at_return: the return after which the state is frozen, or None.
         stop_if_nonfinite: whether the state is frozen after an update that was skipped.
         eval_every: updates between evaluations, or None.
         eval_max_episodes, eval_max_episode_steps: an evaluation's size, on each device.
@@ -133,6 +168,7 @@ class Loop:
     reset_each_episode: bool
     wait_end_path: bool
     normalize_obs: bool
+    stop_at_return: float | None
     stop_if_nonfinite: bool
     eval_every: int | None
     eval_max_episodes: int
@@ -209,7 +245,26 @@ class Loop:
             num_updates=Count.of(0),
             num_episodes=Count.of(0),
             nonfinite_updates=jnp.int32(0),
+            best=self._no_best(agent_state, stats),
+            solved=None if self.stop_at_return is None else jnp.bool_(False),
         )
+
+    def begin(self, state: RunState, agent_state: PyTree, stats: RunningStats | None) -> RunState:
+        """An initial state, over all devices, with learned parameters in place of random ones.
+
+        Args:
+            state: from `start`.
+            agent_state: the part of the agent's state that `Agent.for_acting` keeps.
+            stats: running statistics of observations; None if they aren't normalised.
+        """
+        agent_state = self.agent.start_from(state.agent, agent_state)
+        best = self._no_best(agent_state, stats)
+        return state._replace(agent=agent_state, obs_stats=stats, best=best)
+
+    def _no_best(self, agent_state: PyTree, stats: RunningStats | None) -> BestPolicy | None:
+        if self.eval_every is None:
+            return None
+        return BestPolicy.start(self.agent.for_acting(agent_state), stats)
 
     def begin_again(self, state: RunState) -> RunState:
         """One device's state with its environments reset, where theirs isn't in it; the rest
@@ -277,7 +332,7 @@ class Loop:
         finite = self.devices.all(all_finite(transitions))
         # A rollout that isn't stored leaves a gap, which no path may cross.
         envs = envs._replace(episode=envs.episode + (~finite).astype(jnp.int32))
-        running = self._running(state)
+        running = self.running(state)
         rewarder_state, reward = transform(self.rewarder, state.rewarder, transitions, self.devices)
         rewarder_state = where(finite, rewarder_state, state.rewarder)
         learning = self._learning(running, index)
@@ -299,6 +354,7 @@ class Loop:
             stats = where(finite, seen, stats)
         bounded = left_out((stats, rewarder_state)) == left_out((state.obs_stats, state.rewarder))
         flawed = ~(finite & bounded)
+        evaluated, best = self._evaluation(agent_state, stats, state, index)
         new = RunState(
             agent=agent_state,
             buffer=stored,
@@ -310,12 +366,14 @@ class Loop:
             num_updates=state.num_updates.plus(1),
             num_episodes=state.num_episodes.plus(episodes.num_episodes),
             nonfinite_updates=state.nonfinite_updates + flawed.astype(jnp.int32),
+            best=best,
+            solved=self._solved(state, episodes if evaluated is None else evaluated),
         )
         metrics = Metrics(
             **episodes._asdict(),
             losses=losses,
             nonfinite_updates=flawed.astype(jnp.int32),
-            eval=self._evaluation(agent_state, stats, state.eval_key, index),
+            eval=evaluated,
         )
         return (new, metrics) if running is None else _freeze(running, new, state, metrics)
 
@@ -355,14 +413,23 @@ class Loop:
             acting = at_random(acting, self.env.spec, ~begun)
         return acting
 
-    def _running(self, state: RunState) -> jax.Array | None:
+    def running(self, state: RunState) -> jax.Array | None:
         """Whether the run isn't over; None if nothing can end it before its last update."""
         running = []
+        if self.stop_at_return is not None:
+            running.append(~cast(jax.Array, state.solved))
         if self.max_episodes is not None:
             running.append(~state.num_episodes.at_least(self.max_episodes))
         if self.stop_if_nonfinite:
             running.append(state.nonfinite_updates == 0)
-        return jnp.all(jnp.array(running)) if running else None
+        return functools.reduce(operator.and_, running) if running else None
+
+    def _solved(self, state: RunState, episodes: Episodes) -> jax.Array | None:
+        """Whether `stop_at_return` is reached, with an update of such episodes."""
+        if self.stop_at_return is None:
+            return None
+        reached = episodes.episode_return >= self.stop_at_return
+        return cast(jax.Array, state.solved) | ((episodes.num_episodes > 0) & reached)
 
     def _learning(self, running: jax.Array | None, index: Count) -> jax.Array | None:
         """Whether this update is applied: the run isn't over, and `update_after` is reached; None
@@ -439,16 +506,25 @@ class Loop:
         return map_actions(many, self.action_map)
 
     def _evaluation(
-        self, agent_state: PyTree, stats: RunningStats | None, key: jax.Array, index: Count
-    ) -> Episodes | None:
-        """Statistics of an evaluation, NaN if this update has none; None without `eval_every`."""
+        self, agent_state: PyTree, stats: RunningStats | None, state: RunState, index: Count
+    ) -> tuple[Episodes | None, BestPolicy | None]:
+        """Statistics of an evaluation of the new agent, NaN if this update has none, and the best
+        policy so far; None without `eval_every`."""
         if self.eval_every is None:
-            return None
-        found: Episodes = jax.lax.cond(
+            return None, None
+        best = cast(BestPolicy, state.best)
+
+        def evaluate() -> tuple[Episodes, BestPolicy]:
+            found = self._evaluate(agent_state, stats, state.eval_key, index)
+            kept = self.agent.for_acting(agent_state)
+            new = BestPolicy(kept, stats, found.episode_return, index.plus(1))
+            return found, best.or_better(found, new)
+
+        found: tuple[Episodes, BestPolicy] = jax.lax.cond(
             index.plus(1).divides(self.eval_every, self.num_updates),
-            lambda: self._evaluate(agent_state, stats, key, index),
+            evaluate,
             # A new function, so that JAX doesn't cache its trace, with `missing` in it.
-            lambda: no_episodes(self.env.spec.metrics),
+            lambda: (no_episodes(self.env.spec.metrics), best),
         )
         return found
 

@@ -13,7 +13,7 @@ from purerl.envs.vector import parse_resets
 from purerl.experience.buffer import Buffer
 from purerl.experience.rewarders import Rewarder, RunningNormalize
 from purerl.records.errors import ConfigError
-from purerl.records.fields import Record, flag, integer, static, title, unchecked
+from purerl.records.fields import Record, flag, integer, real, static, title, unchecked
 from purerl.training.hyperparams import Parts
 
 
@@ -24,6 +24,10 @@ def _instance(base: type) -> Callable[[object], object]:
         raise ValueError(f"call it: {value.__name__}()" if isinstance(value, type) else "")
 
     return check
+
+
+def _number(value: object) -> float:
+    return float(real().metadata["check"](value))
 
 
 def _function(value: object) -> object:
@@ -75,6 +79,10 @@ class Options(Record):
             environments.
         normalize_reward: divide rewards by the running standard deviation of the discounted return:
             `rewarder=purerl.RunningNormalize()`.
+        stop_at_return: the run ends with the first update whose return is at least this: its
+            evaluation's, where there is one (`eval_every`), else the mean over the training
+            episodes that ended in it, which may be few. After it the state is frozen, and metrics
+            are NaN. Schedules still follow `total_timesteps`. None for no such end.
         stop_if_nonfinite: end the run at the first NaN or infinity from the environment or in the
             agent's new state, or number beyond 1e15 in running statistics. Such an update is always
             skipped, such numbers are left out, and both are counted in the metrics; by default the
@@ -100,7 +108,8 @@ class Options(Record):
         wait_end_path: episodic rollouts: all environments are reset and play T steps, a time limit;
             steps after the first end of each are not `valid`, and losses over paths leave them out.
             None for the agent's default.
-        eval_every: updates between evaluations of the greedy policy; None for no evaluations.
+        eval_every: updates between evaluations of the greedy policy, the best of which is kept:
+            `TrainOutput.best_policy`. None for no evaluations.
         eval_env: the environment of evaluations, given as `env`, with the same spaces and metrics:
             such as the nominal one, where `env` is randomised. Frame skip and time limit are the
             run's; hyperparameters such as `env.gravity` are of `env` alone. None for `env`.
@@ -131,6 +140,7 @@ class Options(Record):
     )
     normalize_obs: bool = flag(default=False)
     normalize_reward: bool = flag(default=False)
+    stop_at_return: float | None = static(default=None, check=_number, expected="a float")
     stop_if_nonfinite: bool = flag(default=False)
     log_every: int | None = integer(default=None, at_least=1, at_most=2**30, optional=True)
     rewarder: Rewarder | None = static(

@@ -69,6 +69,7 @@ def assemble(options: Options) -> Loop:
     if hasattr(rewarder, "check_run"):
         rewarder.check_run(num_envs, update_every)
     eval_env = _eval_env(env, options)
+    longest = eval_env.spec.max_episode_steps or 10_000
     limit = env.spec.max_episode_steps
     if wait_end_path:
         limit = min(limit or update_every, update_every)
@@ -99,12 +100,11 @@ def assemble(options: Options) -> Loop:
         reset_each_episode=options.reset_each_episode,
         wait_end_path=wait_end_path,
         normalize_obs=options.normalize_obs,
+        stop_at_return=options.stop_at_return,
         stop_if_nonfinite=options.stop_if_nonfinite,
         eval_every=options.eval_every,
         eval_max_episodes=options.eval_max_episodes,
-        eval_max_episode_steps=options.eval_max_episode_steps
-        or eval_env.spec.max_episode_steps
-        or 10_000,
+        eval_max_episode_steps=options.eval_max_episode_steps or longest,
     )
     return loop if options.num_devices == 1 else _divide(loop, options.num_devices)
 

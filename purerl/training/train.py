@@ -20,7 +20,8 @@ from purerl.statistics import final_returns
 from purerl.training.check import check_size, ships
 from purerl.training.config import TrainConfig
 from purerl.training.hyperparams import Hyperparams, env_hyperparams, with_hyperparams
-from purerl.training.loop import Loop, RunState
+from purerl.training.learned import learned_of
+from purerl.training.loop import BestPolicy, Loop, RunState
 from purerl.training.policy import Interface, Policy
 
 Train = Callable[..., "TrainOutput"]
@@ -59,13 +60,56 @@ class TrainOutput:
         stats, count = self.state.obs_stats, self.state.num_updates
         return Policy(self.agent, state, stats, self.interface, self.env_params, count)
 
+    @functools.cached_property
+    def best_policy(self) -> Policy:
+        """The policy of the best evaluation (`eval_every`), with its observation statistics: the
+        first where several are equal; `best_return` and `best_timesteps` are its return and when.
+
+        Evaluations of few episodes are noisy, and the best of many is partly a lucky one: its
+        return is above what the policy is worth. Measure that by fresh episodes (`evaluate`).
+
+        Raises:
+            ConfigError: the run has no evaluations, or no episode of one has ended.
+        """
+        best = self._best()
+        traced = isinstance(best.num_updates.low, jax.core.Tracer)
+        if not traced and not np.any(self.best_timesteps > 0):
+            raise ConfigError("best_policy: no evaluation has an episode that ended, none is best")
+        parts = best.agent, best.obs_stats, self.interface, self.env_params, best.num_updates
+        return Policy(self.agent, *parts)
+
+    @property
+    def best_return(self) -> np.ndarray:
+        """The return of the best evaluation, float32, with the axes of several runs: the mean over
+        its episodes; NaN where there is none. It is above `best_policy`'s own: see there."""
+        returns = np.asarray(self._best().episode_return)
+        return np.where(np.isfinite(returns), returns, np.float32(np.nan))
+
+    @property
+    def best_timesteps(self) -> np.ndarray:
+        """Environment steps at the best evaluation, int64, as `best_return`; 0 where there is
+        none."""
+        return np.asarray(self._best().num_updates) * self.steps_per_update
+
+    def _best(self) -> BestPolicy:
+        if self.state.best is None:
+            raise ConfigError("best_policy: got a run without evaluations, expected eval_every")
+        return self.state.best
+
+    @property
+    def solved_at(self) -> np.ndarray | None:
+        """Environment steps at which `stop_at_return` ended the run, int64, with the axes of
+        several runs; -1 where it didn't. None for a run without it."""
+        return solved_at(self.state, self.steps_per_update)
+
     def value(self, obs: PyTree, memory: PyTree = ()) -> jax.Array:
         """Values `[B]` of observations `[B, *obs_shape]`; see `Policy.value`."""
         return self.policy.value(obs, memory)
 
     @property
     def num_updates(self) -> int:
-        """Number of updates, fewer than planned if `max_episodes` ended the run."""
+        """Number of updates, fewer than planned if the run was ended
+        before."""
         return int(np.max(np.asarray(self.state.num_updates)))
 
     @property
@@ -85,7 +129,7 @@ class TrainOutput:
     @property
     def num_rows(self) -> np.ndarray:
         """Rows of `metrics` until the run was over, int64, with the axes of several runs; less than
-        all if `max_episodes` ended it."""
+        all if it was ended before."""
         return -(-np.asarray(self.state.num_updates) // self.log_every)
 
     def member(self, *index: int) -> "TrainOutput":
@@ -119,11 +163,12 @@ def make_train(config: TrainConfig | Mapping[str, Plain]) -> Train:
         config: a `TrainConfig`, or a mapping for `TrainConfig.from_mapping`.
 
     Returns:
-        `train(key, hyperparams=None) -> TrainOutput`. `key` is a typed key (`jax.random.key`);
+        `train(key, hyperparams=None, init=None) -> TrainOutput`. `key` is a typed key;
         `hyperparams` gives float fields of the run's parts by path: those of the agent by name,
         such as `{"lr": 3e-4}`, of others as `"noise.sigma"`, `"rewarder.factor"` or
-        `"buffer.alpha"`, and float parameters of the environment as `"env.gravity"`. Map over
-        either or both by `jax.vmap`: one program is compiled for all.
+        `"buffer.alpha"`, and float parameters of the environment as `"env.gravity"`; `init` is a
+        `Policy` that training starts from, as of `fit`. Map over any of them by `jax.vmap`: one
+        program is compiled for all.
 
     Raises:
         ConfigError: from here, or from `train` while it is traced: a value that can't be used.
@@ -143,11 +188,16 @@ def make_loop_on(config: TrainConfig, hyperparams: Hyperparams, *, one_core: boo
 def train_on(config: TrainConfig, *, one_core: bool = False) -> Train:
     """As `make_train`, with `one_core` as in `make_loop_on`."""
 
-    def train(key: jax.Array, hyperparams: Hyperparams = None) -> TrainOutput:
+    def train(
+        key: jax.Array, hyperparams: Hyperparams = None, init: Policy | None = None
+    ) -> TrainOutput:
         check_key(key)
         loop = make_loop_on(config, hyperparams, one_core=one_core)
         check_size(loop)
-        state, metrics = loop.spread(loop.scan)(loop.start(key))
+        state = loop.start(key)
+        if init is not None:
+            state = loop.begin(state, *learned_of(init, loop))
+        state, metrics = loop.spread(loop.scan)(state)
         parts = config.parts()
         agent = with_hyperparams(parts, hyperparams).get("agent", config.agent)
         env_params = env_hyperparams(parts, hyperparams)
@@ -191,6 +241,13 @@ def make_output(
     interface = Interface(loop.env.spec, config.action_processor)
     static = loop.steps_per_update, interface, loop.log_every, loop.num_updates
     return TrainOutput(state, metrics, agent, *static, env_params)
+
+
+def solved_at(state: RunState, steps_per_update: int) -> np.ndarray | None:
+    """As `TrainOutput.solved_at`, of a state."""
+    if state.solved is None:
+        return None
+    return np.where(state.solved, np.asarray(state.num_updates) * steps_per_update, -1)
 
 
 def list_seeds(seeds: object) -> tuple[int, ...]:
