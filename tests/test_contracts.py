@@ -39,7 +39,7 @@ CASES = {
 }
 
 
-QUICK = ("masks and MultiDiscrete", "dict and privileged critic", "memory, last action, masks")
+QUICK = ("dict and privileged critic", "memory, last action, masks")
 
 
 @pytest.mark.parametrize("name", mostly_slow(CASES, QUICK))

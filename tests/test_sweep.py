@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from kit.agents import Tiny
 from kit.environments import push_env
-from kit.quick import quick_jit
+from kit.quick import mostly_slow, quick_jit
 from kit.sweeps import LRS, config
 from kit.trees import assert_close, assert_equal
 
@@ -349,7 +349,10 @@ def test_goes_on_from_what_is_there(traces, tmp_path, monkeypatch):
     assert_equal(again.metrics, result.metrics)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "garbage", "flip", "wrong shape", "place"])
+DAMAGES = ("truncate", "empty", "garbage", "flip", "wrong shape", "place")
+
+
+@pytest.mark.parametrize("damage", mostly_slow(DAMAGES, ("truncate", "flip", "place")))
 def test_a_damaged_slice_is_put_aside_and_trained_anew(traces, tmp_path, damage):
     options = {"seeds": 4, "slice_size": 2, "run_dir": tmp_path}
     whole = sweep(config(), **options)

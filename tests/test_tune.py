@@ -14,6 +14,7 @@ import optuna
 import pytest
 from kit.agents import Tiny
 from kit.environments import push_env
+from kit.quick import mostly_slow
 from kit.searching import OPTIONS, SPACE, nine_updates, search
 from kit.sweeps import config
 
@@ -199,7 +200,10 @@ def test_a_later_batch_learns_from_the_ones_before(uninterrupted):
     assert ask("random", seed=1)[:6] != random[:6]
 
 
-@pytest.mark.parametrize("moment", ["asking", "training", "telling", "measuring"])
+MOMENTS = ("asking", "training", "telling", "measuring")
+
+
+@pytest.mark.parametrize("moment", mostly_slow(MOMENTS, ("asking", "telling")))
 def test_goes_on_from_finished_batches(monkeypatch, uninterrupted, tmp_path, moment):
     """Interrupted in the second batch, or at the end."""
     owner, name, call = {
