@@ -39,6 +39,7 @@ Results
     save_policy, load_policy, export_policy, to_gymnasium, render
     evaluate, evaluate_in_gymnasium
     load_run                    what training has reached in a folder
+    load_sweep                  all members of a sweep from its folder
     read_run, read_runs         learning curves from folders
     plot_curves, plot_comparison, plot_sweep, plot_tune, plot_evolution, statistics
     csv_sink, tensorboard_sink, wandb_sink, console_sink    callbacks for `fit`
@@ -141,6 +142,7 @@ from purerl.sweeps.result import SweepResult  # noqa: E402
 from purerl.sweeps.sweep import sweep  # noqa: E402
 from purerl.sweeps.tune import tune  # noqa: E402
 from purerl.sweeps.tuned import TuneResult  # noqa: E402
+from purerl.sweeps.view import load_sweep  # noqa: E402
 from purerl.training.check import AgentError, check_agent  # noqa: E402
 from purerl.training.config import TrainConfig  # noqa: E402
 from purerl.training.evaluate import evaluate  # noqa: E402
@@ -248,6 +250,7 @@ __all__ = [
     "lambda_return",
     "load_policy",
     "load_run",
+    "load_sweep",
     "make",
     "make_loop",
     "make_train",

@@ -164,6 +164,7 @@ def _run(argv: list[str]) -> int:
     word = name.replace("-", "_")
     getattr(module, f"add_{word}")(parser, argv[1:])
     args = parser.parse(argv[1:])
+    args.argv = argv
     _use_compile_cache()
     with _plain_warnings():
         return getattr(module, f"run_{word}")(args, new_console())

@@ -67,11 +67,7 @@ class RunFiles:
         self.folder, self.config, self.seeds, self.good = folder, config, seeds, good
         self.csv = csv_sink(folder / METRICS)
         self.compile_seconds: float | None = None
-        left: list[str] = []
-        text = to_toml(to_plain(config, left))
-        if left:
-            text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
-        self._write(CONFIG, text)
+        self._write(CONFIG, config_text(config))
 
     def __call__(self, report: Report) -> None:
         try:
@@ -145,6 +141,15 @@ class RunFiles:
             raise RunError(
                 f"can't write {self.folder / name}: {reason(error)}; {self._still_there()}"
             ) from error
+
+
+def config_text(config: TrainConfig) -> str:
+    """The text of `config.toml`; what has no form there is named in a comment."""
+    left: list[str] = []
+    text = to_toml(to_plain(config, left))
+    if left:
+        text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
+    return text
 
 
 def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Plain]:
