@@ -125,7 +125,7 @@ from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhN
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic  # noqa: E402
 from purerl.plots.evolution import plot_evolution  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
-from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
+from purerl.plots.sweeps import plot_slices, plot_sweep, plot_sweep_curves  # noqa: E402
 from purerl.plots.tuning import plot_tune  # noqa: E402
 from purerl.records import fields  # noqa: E402
 from purerl.records.draws import Choice, LogUniform, Uniform  # noqa: E402
@@ -260,6 +260,7 @@ __all__ = [
     "plot_comparison",
     "plot_curves",
     "plot_evolution",
+    "plot_slices",
     "plot_sweep",
     "plot_sweep_curves",
     "plot_tune",

@@ -25,7 +25,10 @@ MOST_SEEDS = 2**20
 # A config in plain values, as in TOML: its fields by name, parts as mappings.
 Fields = dict[str, Any]
 # Fields that hold functions or classes, which no word on the command line can express.
-UNSPOKEN = ("env", "agent", "buffer", "noise", "rewarder", "action_processor", "actor", "critic")
+UNSPOKEN = (
+    *("env", "agent", "buffer", "noise", "rewarder", "action_processor", "log"),
+    *("actor", "critic"),
+)
 
 
 class Flag(NamedTuple):

@@ -95,7 +95,13 @@ def _same(value: object, text: str) -> bool:
     return bool(value == said) or str(value_text(value)) == text
 
 
+def combination_label(result: SweepResult, index: int) -> str:
+    """The values of a member's combination in words."""
+    values = {name: _plain(result.table[name][index]) for name in result.plan.names}
+    return ", ".join(f"{name}={value_text(x)}" for name, x in values.items()) or "seeds"
+
+
 def member_label(result: SweepResult, index: int) -> str:
     """A member's values in words."""
-    values = {name: result.table[name][index] for name in (*result.plan.names, "seed")}
-    return " ".join(f"{name}={value_text(_plain(x))}" for name, x in values.items())
+    seed = f"seed={result.table['seed'][index]}"
+    return f"{combination_label(result, index)}, {seed}" if result.plan.names else seed

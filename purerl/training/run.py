@@ -105,6 +105,7 @@ def assemble(options: Options) -> Loop:
         eval_max_episode_steps=options.eval_max_episode_steps
         or eval_env.spec.max_episode_steps
         or 10_000,
+        log=options.log,
     )
     return loop if options.num_devices == 1 else _divide(loop, options.num_devices)
 
