@@ -10,7 +10,7 @@ from purerl.cli.flags import literal
 from purerl.records.errors import ConfigError, RunError, suggest
 from purerl.runs.view import KINDS
 from purerl.sweeps.result import SweepResult, value_text
-from purerl.sweeps.view import load_sweep
+from purerl.sweeps.view import read_sweep
 
 MEMBER_BEST = "best"
 
@@ -35,12 +35,12 @@ def read_members(folder: Path, which: str, env: str | None) -> tuple[SweepResult
 
     Raises:
         ConfigError: none is like that, or it isn't trained yet.
-        RunError: as from `load_sweep`.
+        RunError: as from `read_sweep`.
     """
     if not is_several(folder):
         raise ConfigError(f"--member: got {which!r}, but {folder} is no sweep's folder")
     try:
-        result = load_sweep(folder, env)
+        result = read_sweep(folder, env)
     except ConfigError as error:
         if str(error).startswith("--"):
             raise

@@ -18,7 +18,7 @@ from purerl.cli.members import (
     read_members,
 )
 from purerl.records.errors import ConfigError, RunError
-from purerl.sweeps.view import load_sweep
+from purerl.sweeps.view import read_sweep
 
 if TYPE_CHECKING:
     from purerl.runs.curves import Curves
@@ -48,6 +48,7 @@ def add_plot(parser: Parser, argv: Sequence[str]) -> None:
         "--y", default="return", metavar="NAME", help="return (default), or a metric of env or log"
     )
     add_member_flag(parser)
+    parser.add_argument("--env", metavar="MODULE:NAME", help="of a sweep, where it is yours")
     parser.add_argument("--compare", action="store_true", help="final returns, and who is better")
     parser.add_argument("--slices", action="store_true", help="of a sweep: returns by each field")
 
@@ -72,16 +73,16 @@ def run_plot(args: argparse.Namespace, console: Console) -> int:
     if args.slices:
         from purerl.plots.sweeps import plot_slices
 
-        plot_slices(load_sweep(folders[0]), path=out)
+        plot_slices(read_sweep(folders[0], args.env), path=out)
     elif args.compare:
-        plot_comparison(_read(folders, args.member), out)
+        plot_comparison(_read(folders, args.member, args.env), out)
     else:
-        plot_curves(_read(folders, args.member), out, x=args.x, y=args.y)
+        plot_curves(_read(folders, args.member, args.env), out, x=args.x, y=args.y)
     console.print(f"{out}", soft_wrap=True)
     return 0
 
 
-def _read(folders: list[Path], member: str) -> list["Curves"]:
+def _read(folders: list[Path], member: str, env: str | None) -> list["Curves"]:
     """Reads curves. Of several folders, such as `runs/*`, those without curves are left out, with
     a line on standard error. Raises RunError where none has any, and for missing folders."""
     from purerl.runs.view import apart, read_run
@@ -90,7 +91,7 @@ def _read(folders: list[Path], member: str) -> list["Curves"]:
     for folder in dict.fromkeys(folders):
         try:
             several = member != MEMBER_BEST and is_several(folder)
-            curves = _members(folder, member) if several else [read_run(folder)]
+            curves = _members(folder, member, env) if several else [read_run(folder)]
             shown += [(folder, curve) for curve in curves]
         except RunError as error:
             if len(folders) == 1 or not folder.exists():
@@ -103,11 +104,11 @@ def _read(folders: list[Path], member: str) -> list["Curves"]:
     return apart([folder for folder, _ in shown], [curve for _, curve in shown])
 
 
-def _members(folder: Path, member: str) -> list["Curves"]:
+def _members(folder: Path, member: str, env: str | None) -> list["Curves"]:
     """Curves of the chosen members of a sweep, one for each combination."""
     from purerl.plots.sweeps import member_curves
 
-    result, members = read_members(folder, member, None)
+    result, members = read_members(folder, member, env)
     seeds = len(result.plan.seeds)
     groups: dict[int, list[int]] = {}
     for i in members:

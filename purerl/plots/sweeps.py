@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -124,8 +124,15 @@ def _draw_slice(axes: "Axes", levels: Levels, scores: np.ndarray, best: int) -> 
     means = np.full(len(scores), np.nan)
     means[known] = np.nanmean(scores[known], axis=1)
     by_level, _, _ = _by_level(means[:, None], levels.places, len(at))
-    axes.plot(at, by_level, color=figures.COLORS[0], linewidth=2, zorder=3)
-    points = {"s": 26, "color": figures.COLORS[1], "edgecolors": "white", "linewidths": 0.5}
+    line = "-" if levels.numbers is not None else ""
+    axes.plot(at, by_level, line, marker="D", color=figures.COLORS[0], linewidth=2, zorder=5)
+    axes.margins(x=0.1)
+    points: dict[str, Any] = {
+        "s": 26,
+        "color": figures.COLORS[1],
+        "edgecolors": "white",
+        "linewidths": 0.5,
+    }
     axes.scatter(at[levels.places], means, zorder=4, **points)
     place = at[levels.places[best]]
     axes.plot(place, means[best], "o", markersize=12, mfc="none", color=figures.COLORS[2])

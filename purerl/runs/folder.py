@@ -28,7 +28,7 @@ from purerl.records.toml import to_toml
 from purerl.records.types import Plain
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
-from purerl.training.config import TrainConfig, to_plain
+from purerl.training.config import TrainConfig, to_file, to_plain
 from purerl.training.describe import versions
 from purerl.training.train import TrainOutput, final_return
 
@@ -143,10 +143,11 @@ class RunFiles:
             ) from error
 
 
-def config_text(config: TrainConfig) -> str:
-    """The text of `config.toml`; what has no form there is named in a comment."""
+def config_text(config: TrainConfig, *, defaults: bool = True) -> str:
+    """The text of `config.toml`; what has no form there is named in a comment. Its `defaults` are
+    what was in force without being given, so that the run is the same under another version's."""
     left: list[str] = []
-    text = to_toml(to_plain(config, left))
+    text = to_toml((to_file if defaults else to_plain)(config, left))
     if left:
         text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
     return text

@@ -102,8 +102,10 @@ def _open(run_dir: str | os.PathLike[str], plan: Plan, keep_buffer: bool) -> Sto
     refuse_links(path / BEST, [CONFIG, METRICS, SUMMARY], [POLICIES])
     with written(path):
         store = open_store(path, describe_sweep(plan, keep_buffer))
-        text = config_text(plan.config).encode()  # for `load_sweep`
-        write_whole(path / CONFIG, lambda file: file.write(text))
+        # For `load_sweep`; what is there already may be on a disk that is read-only.
+        file, text = path / CONFIG, config_text(plan.config, defaults=False).encode()
+        if not file.is_file() or file.read_bytes() != text:
+            write_whole(file, lambda opened: opened.write(text))
         return store
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,14 @@ def load_sweep(path: str | os.PathLike[str], env: object = None) -> SweepResult:
         RunError: it is no sweep's folder, is damaged, or what it sweeps isn't all in its files:
             the program that began it calls `sweep` with the same arguments instead.
     """
-    folder = check_path("path", path)
+    try:
+        return read_sweep(check_path("path", path), env)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--env", "env")) from None
+
+
+def read_sweep(folder: Path, env: object) -> SweepResult:
+    """As `load_sweep`, with errors in the words of the command."""
     if (folder / TUNE).exists():
         folder /= WINNER
     about = read_json(folder / SWEEP)
@@ -74,6 +82,8 @@ def _read_plan(folder: Path, about: Mapping[str, Plain], env: object) -> tuple[P
         names, seeds = tuple(about["names"]), tuple(about["seeds"])
         combinations: list[Values] = [dict(values) for values in about["combinations"]]
         keep_buffer = bool(about["keep_buffer"])
+        if not isinstance(about["config"], dict):
+            raise ValueError("its config is no object")
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
     config = _read_config(folder, env)
@@ -81,9 +91,11 @@ def _read_plan(folder: Path, about: Mapping[str, Plain], env: object) -> tuple[P
         plan = plan_of(config, names, combinations, seeds)
     except ConfigError as error:
         raise RunError(f"{folder} holds a sweep of what has no form in files: {error}") from None
-    here = {**describe_sweep(plan, keep_buffer), "versions": about.get("versions")}
-    if env is not None:  # named anew by the user
-        here["config"] = {**here["config"], "env": about["config"]["env"]}
+    here: dict[str, Any] = describe_sweep(plan, keep_buffer)
+    here["versions"] = about.get("versions")
+    # The user may name the environment anew, and code for evaluations isn't run.
+    same = ["eval_env", *(["env"] if env is not None else [])]
+    here["config"] = {**here["config"], **{n: about["config"].get(n) for n in same}}
     differing = next(differences(dict(about), here), None)
     if differing is not None:
         raise RunError(
@@ -106,12 +118,14 @@ def _read_config(folder: Path, env: object) -> TrainConfig:
     except (OSError, ValueError) as error:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
     named = mapping.get("env")
-    for field, known in (("env", named), ("eval_env", mapping.get("eval_env"))):
-        if is_code(known) and (field != "env" or env is None):
-            raise ConfigError(f"--{field}: expected --{field} {env_name(known)}, whose code is "
-                              "yours")  # fmt: skip
-    if env is not None and (named is None or is_code(named)):
+    if named is None or is_code(named):
+        if env is None:
+            raise ConfigError(
+                "--env: missing, since no name makes the sweep's environment: give yours"
+                if named is None
+                else f"--env: expected --env {env_name(named)}, whose code is yours"
+            )
         mapping["env"] = named_env(named, env) if isinstance(env, str) else env
-    elif named is None:
-        raise ConfigError("--env: missing, since no name makes the sweep's environment")
+    if is_code(mapping.get("eval_env")):  # which results don't need
+        mapping["eval_env"] = None
     return TrainConfig.from_mapping(mapping)
