@@ -39,6 +39,7 @@ Results
     save_policy, load_policy, export_policy, to_gymnasium, render
     evaluate, evaluate_in_gymnasium
     load_run                    what training has reached in a folder
+    load_sweep                  all members of a sweep from its folder
     read_run, read_runs         learning curves from folders
     plot_curves, plot_comparison, plot_sweep, plot_tune, plot_evolution, statistics
     csv_sink, tensorboard_sink, wandb_sink, console_sink    callbacks for `fit`
@@ -124,7 +125,7 @@ from purerl.nn.distributions import Categorical, MultiCategorical, Normal, TanhN
 from purerl.nn.networks import Actor, ActorCriticNetwork, Critic  # noqa: E402
 from purerl.plots.evolution import plot_evolution  # noqa: E402
 from purerl.plots.runs import plot_comparison, plot_curves  # noqa: E402
-from purerl.plots.sweeps import plot_sweep, plot_sweep_curves  # noqa: E402
+from purerl.plots.sweeps import plot_slices, plot_sweep, plot_sweep_curves  # noqa: E402
 from purerl.plots.tuning import plot_tune  # noqa: E402
 from purerl.records import fields  # noqa: E402
 from purerl.records.draws import Choice, LogUniform, Uniform  # noqa: E402
@@ -141,6 +142,7 @@ from purerl.sweeps.result import SweepResult  # noqa: E402
 from purerl.sweeps.sweep import sweep  # noqa: E402
 from purerl.sweeps.tune import tune  # noqa: E402
 from purerl.sweeps.tuned import TuneResult  # noqa: E402
+from purerl.sweeps.view import load_sweep  # noqa: E402
 from purerl.training.check import AgentError, check_agent  # noqa: E402
 from purerl.training.config import TrainConfig  # noqa: E402
 from purerl.training.evaluate import evaluate  # noqa: E402
@@ -248,6 +250,7 @@ __all__ = [
     "lambda_return",
     "load_policy",
     "load_run",
+    "load_sweep",
     "make",
     "make_loop",
     "make_train",
@@ -257,6 +260,7 @@ __all__ = [
     "plot_comparison",
     "plot_curves",
     "plot_evolution",
+    "plot_slices",
     "plot_sweep",
     "plot_sweep_curves",
     "plot_tune",

@@ -141,6 +141,7 @@ def test_sweep_shows_the_best_and_leaves_a_table(command):
     code, out, err = command(
         *("sweep", "CartPole-v1", "--grid", "lr=0.0,1e-3", "--seeds", 2),
         *("--total-timesteps", 2048, "--update-every", 32, "--run-dir", "swept"),
+        *("--metrics", "curves.csv"),
     )
     assert (code, err) == (0, "")
     with open("swept/table.csv") as file:
@@ -175,9 +176,41 @@ def test_sweep_shows_the_best_and_leaves_a_table(command):
     assert command("plot", "swept", "nowhere", "--out", "all.png")[0] == 1
     code, _, err = command("resume", "swept")
     assert (code, "purerl sweep continues it" in err) == (1, True)
+    members_are_chosen(command, returns)
     shutil.rmtree("swept/best")  # as a kill leaves it
     code, _, err = command("eval", "swept")
     assert (code, "swept holds a sweep without a best agent" in err) == (1, True)
+    assert command("export", "swept", "--member", "0", "--out", "one.stablehlo")[0] == 0
+
+
+def members_are_chosen(command, returns):
+    """Of the sweep in `swept`, with these final returns by learning rate and seed."""
+    with open("curves.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["member"]) for row in rows] == sorted(8 * [0, 1, 2, 3])
+    assert {(row["lr"], row["seed"], row["timesteps"]) for row in rows[-8:]} == {
+        ("0.001", "1", str(256 * (i + 1))) for i in range(8)
+    }
+    before = contents("swept")
+    code, out, _ = command("eval", "swept", "--member", "lr=1e-3", "--episodes", 2, "--json")
+    assert code == 0
+    order = sorted((1, 0), key=lambda seed: -returns[1e-3, seed])
+    assert [x["policy"] for x in json.loads(out)] == [f"lr=0.001, seed={x}" for x in order]
+    code, out, _ = command("render", "swept", "--member", 1, "--max-steps", 3, "--out", "a.gif")
+    assert (code, "swept: lr=0, seed=1\n" in out) == (0, True)
+    assert command("plot", "swept", "--member", "lr=0", "--out", "a.png")[0] == 0
+    assert command("plot", "swept", "--slices", "--out", "b.png")[0] == 0
+    for which, message in (
+        ("4", "got 4, expected 0 to 3"),
+        ("lr=2", "no lr=2; there are 0, 0.001"),
+        ("rl=2", "known: seed, lr"),
+        ("worst", "expected best, a row, or NAME=VALUE"),
+    ):
+        code, _, err = command("eval", "swept", "--member", which)
+        assert (code, message in err) == (2, True), err
+    code, _, err = command("eval", "swept", "--member", "0", "--of", "1")
+    assert (code, "takes the seed" in err) == (2, True)
+    assert contents("swept") == before
 
 
 def test_a_sweep_that_is_interrupted_names_its_folder(command, monkeypatch):
@@ -187,7 +220,9 @@ def test_a_sweep_that_is_interrupted_names_its_folder(command, monkeypatch):
     monkeypatch.setattr(sweeping, "sweep", interrupted)
     code, out, err = command("sweep", "CartPole-v1", "--grid", "lr=0.0,1e-3")
     assert (code, err) == (130, "")
-    assert "To continue, repeat the command with\n  --run-dir runs/CartPole-v1-ppo-sweep-1\n" in out
+    line = "sweep CartPole-v1 --grid lr=0.0,1e-3 --run-dir runs/CartPole-v1-ppo-sweep-1"
+    assert f"to continue:\n  purerl {line}\n" in out
+    assert f"to continue:\n  purerl {line}\n" in command(*line.split())[1]
 
 
 def test_lists(command):
@@ -204,6 +239,11 @@ def test_lists(command):
     assert all(name in out for name in purerl.AGENTS)
     _, out, _ = command("agents", "dqn")
     assert "--target-update-every" in out
+    assert re.search(r"--hidden +64,64 ", out)
+    _, out, _ = command("agents", "ppo", "--env", "CartPole-v1")
+    in_force = {"num-envs": "8", "batch-size": "256", "total-timesteps": "500000,"}
+    for word, value in in_force.items():
+        assert re.search(rf"--{word} +{value}", out), word
     _, out, _ = command("presets", "Pendulum-v1")
     assert "normalize_obs=True" in out
     assert "Acrobot" not in out
@@ -821,6 +861,7 @@ def test_help_teaches(command, capsys):
         command("train", "--agent", "dqn", "--help")
     out = capsys.readouterr().out
     assert "Examples:\n  purerl train CartPole-v1 --seeds 8\n" in out
+    assert "(100000)" in out  # transitions in its buffer
     shown = r"--target-update-every N\s+gradient steps between updates of the target\s+network"
     assert re.search(shown, out)
 

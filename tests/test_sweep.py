@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kit.agents import Tiny
-from kit.environments import push_env
+from kit.environments import push_env, target_env
 from kit.quick import mostly_slow, quick_jit
 from kit.sweeps import LRS, config
 from kit.trees import assert_close, assert_equal
@@ -276,6 +276,88 @@ def test_table_csv_and_evaluation(traces, tmp_path):
     assert len(text.splitlines()) == 6
     with pytest.raises(IndexError, match="member 4 of 4"):
         result.member(4)
+
+
+def test_curves_of_all_members_are_one_table(traces, tmp_path):
+    """Also of members that measure different things, over different numbers of updates."""
+    agents = [Tiny(), Tiny(repeats=2)]
+    grid = {"agent": agents, "update_every": [8, 12]}
+    result = sweep(config(log=lambda step: {"speed": step.reward}), seeds=2, grid=grid)
+    table = result.metrics_table()
+    assert {len(column) for column in table.values()} == {4 * 3 + 4 * 2}
+    np.testing.assert_array_equal(np.bincount(table["member"]), [3, 3, 2, 2, 3, 3, 2, 2])
+    third = table["member"] == 2
+    np.testing.assert_array_equal(table["update_every"][third], [12, 12])
+    np.testing.assert_array_equal(table["timesteps"][third], [48, 96])
+    own = result.member(2).metrics
+    np.testing.assert_array_equal(table["episode_return"][third], own.episode_return)
+    np.testing.assert_array_equal(table["log/speed"][third], own.log["speed"])
+    result.write_metrics(tmp_path / "curves.csv")
+    rows = list(csv.DictReader((tmp_path / "curves.csv").read_text().splitlines()))
+    assert list(rows[0]) == list(table)
+    assert [float(row["loss"]) for row in rows] == pytest.approx(table["loss"].tolist())
+    with pytest.raises(purerl.ConfigError, match=r"ends in \.csv or \.parquet"):
+        result.write_metrics(tmp_path / "curves.txt")
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    result.write_metrics(tmp_path / "curves.parquet")
+    read = pandas.read_parquet(tmp_path / "curves.parquet")
+    np.testing.assert_array_equal(read["log/speed"], table["log/speed"])
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """A config whose parts have names, so that a folder has all of it."""
+    monkeypatch.setitem(purerl.AGENTS, "tiny", Tiny)
+    purerl.register("target", target_env)
+    return config(purerl.make("target"))
+
+
+def test_a_folder_is_read_back(named, traces, tmp_path):
+    options = {"seeds": 2, "grid": {"lr": LRS, "gamma": [0.5, 0.9]}, "slice_size": 3}
+    result = sweep(named, **options, run_dir=tmp_path)
+    read = purerl.load_sweep(tmp_path)
+    assert read.trained.all()
+    assert_equal(read.metrics, result.metrics)
+    assert_equal(read.member(5).state, result.member(5).state)
+    assert read.config(5).agent == result.config(5).agent
+    # While it trains, or with a slice that is damaged, there are the others; nothing is changed.
+    first, second, _ = sorted(tmp_path.glob("*.npz"))
+    first.write_bytes(b"")
+    second.unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.warns(UserWarning, match="its members are left out"):
+        part = purerl.load_sweep(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert part.trained.tolist() == [False] * 6 + [True] * 2
+    assert np.isnan(part.table["final_return"]).tolist() == [True] * 6 + [False] * 2
+    assert part.best().member in (6, 7)
+    assert_equal(part.member(7).state, result.member(7).state)
+    assert set(part.metrics_table()["member"]) == {6, 7}
+    with pytest.raises(purerl.MemberError, match="member 0 isn't trained yet"):
+        part.member(0)
+
+
+def test_what_a_folder_does_not_have_is_told(named, traces, tmp_path):
+    sweep(named.replace(action_processor=jnp.zeros_like), run_dir=tmp_path)
+    with pytest.raises(purerl.RunError, match=r"config.action_processor is .* there, got None"):
+        purerl.load_sweep(tmp_path)
+    with pytest.raises(purerl.RunError, match=r"it has no sweep\.json"):
+        purerl.load_sweep(tmp_path / "best")
+
+
+def test_a_folder_of_an_earlier_version_goes_on(traces, tmp_path, monkeypatch):
+    """Whose description lacks an option that was added since, with its default."""
+    known = host_sweep.describe_sweep
+
+    def earlier(plan, keep_buffer):
+        about = known(plan, keep_buffer)
+        return {**about, "config": {n: x for n, x in about["config"].items() if n != "log"}}
+
+    monkeypatch.setattr(host_sweep, "describe_sweep", earlier)
+    sweep(config(), seeds=2, run_dir=tmp_path)
+    monkeypatch.setattr(host_sweep, "describe_sweep", known)
+    assert sweep(config(), seeds=2, run_dir=tmp_path).effort.slices == 0
 
 
 def test_nothing_ended(traces):

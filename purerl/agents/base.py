@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from purerl.nn.networks import (
 )
 from purerl.nn.views import Sees, View
 from purerl.records.errors import ConfigError
-from purerl.records.fields import Record, choice, integer, named, sizes, static
+from purerl.records.fields import Record, choice, integer, named, sizes, static, unchecked
 from purerl.records.files import by_path
 from purerl.records.types import PyTree
 
@@ -81,6 +81,15 @@ class Agent(Record):
         """Names of the fields that schedule something over the run's length: with any of them a
         finished run can't be extended, since a longer run is another one from the start."""
         return ("anneal",) if getattr(self, "anneal", False) else ()
+
+    def in_force(self, num_envs: int, update_every: int) -> Self:
+        """The agent with what it takes in place of None, where that is a default: another version
+        may take something else. The run is the same.
+
+        Args:
+            num_envs, update_every: N and T, of the run.
+        """
+        return self
 
     def make_buffer(self, num_envs: int, update_every: int) -> Buffer:
         """The default buffer: one rollout."""
@@ -230,6 +239,7 @@ class NetworkAgent(Agent):
 
     may_share: ClassVar[bool] = False  # whether `update` takes one network for actor and critic
     default_hidden: ClassVar[tuple[int, ...]] = (64, 64)
+    default_activation: ClassVar[str] = "tanh"
     may_remember: ClassVar[bool] = False  # whether `update` trains networks with a memory
 
     hidden: tuple[int, ...] | None = sizes(default=None, optional=True)
@@ -312,12 +322,27 @@ class NetworkAgent(Agent):
         """The optimizer, with this learning rate."""
         return make_optimizer(self.optimizer, lr, max_grad_norm, clock.timesteps)
 
+    def default_network(self) -> dict[str, Any]:
+        """The default networks' `hidden` and `activation`, where the fields are None."""
+        kind = self.network or "auto"
+        return {
+            "hidden": AFTER.get(kind, self.default_hidden),
+            "activation": "relu" if kind in AFTER else self.default_activation,
+        }
+
+    def in_force(self, num_envs: int, update_every: int) -> Self:
+        own = [getattr(self, name) for name in ("actor", "critic") if hasattr(self, name)]
+        if own and all(x is not None for x in (own[:1] if self.shared else own)):
+            return self  # the user's networks, which have none of these
+        usual = {n: x for n, x in self.default_network().items() if getattr(self, n) is None}
+        return unchecked(self, **usual)
+
     def make(
         self,
         given: Callable[..., Actor | Critic] | None,
         default: type[Actor | Critic],
         spec: EnvSpec,
-        activation: str = "tanh",
+        activation: str | None = None,
         **options: bool,
     ) -> Any:
         """A network for an environment: the user's, or the default; None for the critic if the
@@ -327,7 +352,7 @@ class NetworkAgent(Agent):
             given: the user's.
             default: the default's class.
             spec: of the environment.
-            activation: the default's, unless the agent's field is set.
+            activation: the default's, unless the agent's field is set; None for the agent's.
             **options: further fields of the default, such as `layer_norm`.
         """
         if self.shared and issubclass(default, Critic):
@@ -345,7 +370,7 @@ class NetworkAgent(Agent):
             return given(spec.action_space, view=view)
         if self.shared and default is DefaultActor:
             default = DefaultActorCritic
-        kind = self.network or "auto"
+        kind, usual = self.network or "auto", self.default_network()
         rest: dict[str, object] = dict(options)
         if kind in CELLS:
             default = RECURRENT[default]
@@ -354,8 +379,9 @@ class NetworkAgent(Agent):
         return build(
             spec.action_space,
             view=view,
-            hidden=AFTER.get(kind, self.default_hidden) if self.hidden is None else self.hidden,
-            activation=self.activation or ("relu" if kind in AFTER else activation),
+            hidden=usual["hidden"] if self.hidden is None else self.hidden,
+            activation=self.activation
+            or (usual["activation"] if kind in AFTER else activation or usual["activation"]),
             network=kind,
             **rest,
         )
@@ -398,6 +424,12 @@ class RecurrentAgent(NetworkAgent):
         if self.remembers:
             return share_of(num_envs, self.num_minibatches) * update_every
         return share_of(num_envs * update_every, self.num_minibatches)
+
+    def in_force(self, num_envs: int, update_every: int) -> Self:
+        agent = super().in_force(num_envs, update_every)
+        if getattr(self, "batch_size", 1) is not None:
+            return agent
+        return unchecked(agent, batch_size=self.minibatch_size(num_envs, update_every))
 
     def check_minibatches(self, num_envs: int, update_every: int) -> None:
         """Raises ConfigError unless minibatches of `batch_size` make up the rollout."""

@@ -51,7 +51,7 @@ def deterministic_actor(
     Raises:
         ConfigError: the user's has a distribution.
     """
-    actor: Actor = agent.make(given, DefaultActor, spec, "relu")
+    actor: Actor = agent.make(given, DefaultActor, spec)
     if actor.distribution == DEFAULT_DISTRIBUTION:
         actor = actor.clone(distribution=None)
     if actor.distribution is not None:

@@ -1,6 +1,7 @@
 """Deep deterministic policy gradient (Lillicrap et al. 2016, arXiv:1509.02971)."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,8 @@ class DDPG(NetworkAgent):
             one, too little learned in a short one.
     """
 
+    default_activation: ClassVar[str] = "relu"
+
     batch_size: int = integer(default=128, at_least=1, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
     critic: Callable[..., Critic] | None = module_field(base=Critic)
@@ -107,7 +110,7 @@ class DDPG(NetworkAgent):
     def init(self, key: jax.Array, spec: EnvSpec) -> DDPGState:
         check_continuous(self, spec)
         actor = deterministic_actor(self, self.actor, spec)
-        critic = self.make(self.critic, DefaultQCritic, spec, "relu", layer_norm=self.layer_norm)
+        critic = self.make(self.critic, DefaultQCritic, spec, layer_norm=self.layer_norm)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)
         params = {

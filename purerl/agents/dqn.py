@@ -1,6 +1,7 @@
 """Deep Q-learning (Mnih et al. 2015), with double Q (van Hasselt et al. 2016, arXiv:1509.06461)."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,8 @@ class DQN(NetworkAgent):
         dueling: the default network has a stream for V(s) and one for the advantages, whose sum is
             Q (Wang et al. 2016, arXiv:1511.06581).
     """
+
+    default_activation: ClassVar[str] = "relu"
 
     batch_size: int = integer(default=128, at_least=1, total=True)
     critic: Callable[..., Critic] | None = module_field(base=Critic)

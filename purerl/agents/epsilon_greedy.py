@@ -43,7 +43,7 @@ def make_q_network(
         words = "discrete actions" if space.sizes is None else "one choice at a time"
         raise ConfigError(f"agent: {name} is for {words}, and {spec.name} has {space}")
     critic: Critic = agent.make(
-        given, DefaultQNetwork, spec, "relu", layer_norm=layer_norm, dueling=dueling
+        given, DefaultQNetwork, spec, layer_norm=layer_norm, dueling=dueling
     )
     if space.n > 1 and not is_q_critic(critic, example_obs(spec)):
         raise ConfigError(

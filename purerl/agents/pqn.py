@@ -83,6 +83,7 @@ class PQN(RecurrentAgent):
             Q (Wang et al. 2016, arXiv:1511.06581).
     """
 
+    default_activation: ClassVar[str] = "relu"
     num_minibatches: ClassVar[int] = 16
 
     batch_size: int | None = integer(default=None, at_least=1, optional=True, total=True)

@@ -98,6 +98,7 @@ class SAC(NetworkAgent):
     """
 
     default_hidden: ClassVar[tuple[int, ...]] = (256, 256)
+    default_activation: ClassVar[str] = "relu"
 
     batch_size: int = integer(default=256, at_least=1, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
@@ -143,10 +144,10 @@ class SAC(NetworkAgent):
                 f"agent: SAC is for actions with finite bounds, and {spec.name} has "
                 f"{spec.action_space}"
             )
-        actor = self.make(self.actor, DefaultSquashedActor, spec, "relu")
+        actor = self.make(self.actor, DefaultSquashedActor, spec)
         if actor.distribution == DEFAULT_DISTRIBUTION:
             actor = actor.clone(distribution=TanhNormal)
-        critic = self.make(self.critic, DefaultQCritic, spec, "relu", layer_norm=self.layer_norm)
+        critic = self.make(self.critic, DefaultQCritic, spec, layer_norm=self.layer_norm)
         actor_key, critic_key = jax.random.split(key)
         obs = example_obs(spec)
         params = {

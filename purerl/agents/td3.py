@@ -84,6 +84,7 @@ class TD3(NetworkAgent):
     """
 
     default_hidden: ClassVar[tuple[int, ...]] = (256, 256)
+    default_activation: ClassVar[str] = "relu"
 
     batch_size: int = integer(default=256, at_least=1, total=True)
     actor: Callable[..., Actor] | None = module_field(base=Actor)
@@ -127,7 +128,7 @@ class TD3(NetworkAgent):
     def init(self, key: jax.Array, spec: EnvSpec) -> TD3State:
         check_continuous(self, spec)
         actor = deterministic_actor(self, self.actor, spec)
-        critic = self.make(self.critic, DefaultQCritic, spec, "relu", layer_norm=self.layer_norm)
+        critic = self.make(self.critic, DefaultQCritic, spec, layer_norm=self.layer_norm)
         actor_key, critic_key = jax.random.split(key)
         obs = example_obs(spec)
         params = {

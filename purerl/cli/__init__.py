@@ -155,6 +155,10 @@ def _run(argv: list[str]) -> int:
 
         print(f"purerl {__version__}")
         return 0
+    if argv[0] == "--install-completion":
+        completing = import_module("purerl.cli.completing")
+        installed: int = completing.install_completion(argv[1] if len(argv) > 1 else None)
+        return installed
     if argv[0] not in COMMANDS:
         known = suggest(argv[0], COMMANDS)
         raise UsageError(f"no command {argv[0]!r}; {known} (see purerl --help)")
@@ -164,6 +168,7 @@ def _run(argv: list[str]) -> int:
     word = name.replace("-", "_")
     getattr(module, f"add_{word}")(parser, argv[1:])
     args = parser.parse(argv[1:])
+    args.argv = argv
     _use_compile_cache()
     with _plain_warnings():
         return getattr(module, f"run_{word}")(args, new_console())
@@ -173,6 +178,7 @@ def _help() -> None:
     print("usage: purerl COMMAND ...\n\nReinforcement learning, whole on the accelerator.\n")
     for name, (_, text) in COMMANDS.items():
         print(f"  {name:<10} {text}")
+    print("  --install-completion  of the shell: commands, flags, agents, environments")
     print("\npurerl COMMAND --help lists flags. For a start: purerl train CartPole-v1 --seeds 8")
 
 

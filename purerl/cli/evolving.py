@@ -7,10 +7,10 @@ import jax
 from rich.console import Console
 
 from purerl.accelerator.machine import use_cores_for_members
-from purerl.cli import INTERRUPTED, Parser
+from purerl.cli import Parser
 from purerl.cli.flags import MOST_SEEDS, add_config_flags, check_integer, check_key, config_from
 from purerl.cli.sweeping import check_names, read_distribution, split
-from purerl.cli.training import chosen_folder
+from purerl.cli.training import chosen_folder, interrupted
 from purerl.records.errors import ConfigError
 from purerl.sweeps.evolve import evolve
 
@@ -85,12 +85,7 @@ def run_evolve(args: argparse.Namespace, console: Console) -> int:
                 run_dir=folder,
             )
         except KeyboardInterrupt:
-            console.print(
-                "interrupted; intervals up to the last checkpoint are saved. To continue, repeat "
-                f"the command with\n  --run-dir {folder}",
-                soft_wrap=True,
-            )
-            return INTERRUPTED
+            return interrupted(console, args, folder, "intervals up to the last checkpoint")
     console.print(result)
     if result.has_fitness:
         from purerl.plots.evolution import plot_evolution

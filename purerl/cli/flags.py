@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from purerl.agents import AGENTS
 from purerl.agents.noise import NOISES
+from purerl.envs import Env
 from purerl.experience.buffer import Buffer
 from purerl.experience.rewarders import REWARDERS
 from purerl.records.aliases import aliases_of
@@ -17,6 +18,8 @@ from purerl.records.fields import field_names, field_options, read_names
 from purerl.records.files import reason
 from purerl.runs.view import env_name, is_code, named_env, read_toml, refuse_code
 from purerl.training.config import TrainConfig
+from purerl.training.effective import SIZES, in_force
+from purerl.training.options import Options
 from purerl.training.presets import choose_preset, find_preset, read_presets
 
 # Parts that are chosen by name; the fields of the chosen ones become flags.
@@ -25,7 +28,10 @@ MOST_SEEDS = 2**20
 # A config in plain values, as in TOML: its fields by name, parts as mappings.
 Fields = dict[str, Any]
 # Fields that hold functions or classes, which no word on the command line can express.
-UNSPOKEN = ("env", "agent", "buffer", "noise", "rewarder", "action_processor", "actor", "critic")
+UNSPOKEN = (
+    *("env", "agent", "buffer", "noise", "rewarder", "action_processor", "log"),
+    *("actor", "critic"),
+)
 
 
 class Flag(NamedTuple):
@@ -78,12 +84,13 @@ def add_config_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> No
     titles = {"": "the run", "agent": f"the agent, {chosen['agent']}", "buffer": "the buffer"}
     groups: dict[str, argparse._ArgumentGroup] = {}
     flags = list_flags(chosen)
+    words = _words_in_force(argv, chosen) if {"-h", "--help"} & set(argv) else {}
     for flag in flags:
         if flag.part not in groups:
             name = chosen.get(flag.part)
             title = titles.get(flag.part, f"the {flag.part}" + (f", {name}" if name else ""))
             groups[flag.part] = parser.add_argument_group(title)
-        _add(groups[flag.part], flag)
+        _add(groups[flag.part], flag, shown=words.get((flag.part, flag.name)))
     _add_aliases(parser, flags)
     parser.set_defaults(chosen=chosen)
 
@@ -129,12 +136,15 @@ def _add(
     flag: Flag,
     word: str | None = None,
     alias: str | None = None,
+    shown: str | None = None,
 ) -> None:
-    """Adds the flag of a field, or of one of its aliases."""
+    """Adds the flag of a field, or of one of its aliases; `shown` is the value in force, if it
+    isn't the field's default."""
     field = field_options(flag.record)[flag.name]
-    unknown = field.default is None or field.default is dataclasses.MISSING
-    shown = "" if unknown else f" ({default_word(field)})"
-    help_text = (documented(flag.record).get(flag.name, "") + shown).replace("%", "%%")
+    if shown is None and field.default is not None and field.default is not dataclasses.MISSING:
+        shown = default_word(field)
+    about = "" if shown is None else f" ({shown})"
+    help_text = (documented(flag.record).get(flag.name, "") + about).replace("%", "%%")
     options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": help_text}
     if alias is not None:
         options["help"] = argparse.SUPPRESS
@@ -145,12 +155,58 @@ def _add(
         group.add_argument(word, dest=dest, metavar=_metavar(field.metadata), **options)
 
 
+def _words_in_force(
+    argv: list[str], chosen: Mapping[str, str | None]
+) -> dict[tuple[str, str], str]:
+    """The values that `--help` shows, by part and field: those of the environment's preset, if the
+    arguments name one, and what the agent takes in place of None."""
+    words = (word for word in argv if not word.startswith("-"))
+    preset: Fields = {}
+    if not {"--no-preset", "--config", "--preset"} & {word.partition("=")[0] for word in argv}:
+        preset = find_preset(next(words, None), chosen["agent"])
+    return values_in_force(str(chosen["agent"]), preset)
+
+
+def values_in_force(
+    agent: str, preset: Mapping[str, Any], env: Env | None = None
+) -> dict[tuple[str, str], str]:
+    """Values by part and field, as flags take them: those of a preset, and defaults in place of
+    None.
+
+    Args:
+        agent: its name.
+        preset: fields of a config, {} for none.
+        env: the environment; None for any.
+    """
+    fields = {name: x for name, x in preset.items() if name not in (*PARTS, "buffer")}
+    of_agent = {n: x for n, x in preset.get("agent", {}).items() if n != "name"}
+    options = in_force(Options(env=env, agent=AGENTS[agent](**of_agent), **fields))
+    shown = {}
+    parts = {
+        "": (options, fields),
+        "agent": (options.agent, of_agent),
+        "buffer": (options.buffer, {}),
+    }
+    for part, (record, given) in parts.items():
+        for name in field_names(type(record)) if record is not None else ():
+            value = getattr(record, name)
+            if name not in UNSPOKEN and value is not None:
+                note = ", by the preset" if name in given else ""
+                shown[part, name] = _as_flag(field_options(type(record))[name], value) + note
+    return shown
+
+
+def _as_flag(field: dataclasses.Field, value: object) -> str:
+    """A field's value as its flag takes it."""
+    for word, known in field.metadata.get("options", {}).items():
+        if known is value:
+            return word
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def default_word(field: dataclasses.Field) -> str:
     """A field's default as a flag takes it."""
-    for word, value in field.metadata.get("options", {}).items():
-        if value is field.default:
-            return word
-    return str(field.default)
+    return _as_flag(field, field.default)
 
 
 def _metavar(metadata: Mapping[str, Any]) -> str:
@@ -177,7 +233,12 @@ def config_from(args: argparse.Namespace) -> tuple[TrainConfig, Fields]:
         if dot and part != "env":
             where = given.setdefault(part, {}) if part else given
             where[name] = literal(value)
-    start: Fields = read_config(args.config) if args.config else {}
+    start: Fields = {}
+    if args.config:
+        agent, fields = given.get("agent", {}), _by_fields(given, args.chosen)
+        sized = {**fields, **fields.get("agent", {})}.keys() & set(SIZES)
+        swept = any(hasattr(args, name) for name in ("grid", "space"))
+        start = read_config(args.config, agent.get("name"), sizes=not (sized or swept))
     there = start.get("env")
     name = args.env if args.env is not None else env_name(there)
     preset: Fields = {}
@@ -258,14 +319,14 @@ def _chosen(argv: list[str]) -> dict[str, str | None]:
     return chosen
 
 
-def read_config(path: str) -> Fields:
-    """The fields in the file of `--config`.
+def read_config(path: str, agent: str | None = None, *, sizes: bool = True) -> Fields:
+    """The fields in the file of `--config`; `agent` and `sizes` as of `with_file_defaults`.
 
     Raises:
         ConfigError: it can't be read, or isn't TOML.
     """
     try:
-        return read_toml(path)
+        return read_toml(path, agent, sizes=sizes)
     except (OSError, ValueError) as error:
         about = "" if isinstance(error, ValueError) else f"can't read {path}: "
         raise ConfigError(f"--config: {about}{reason(error)}") from None

@@ -23,19 +23,22 @@ from purerl.cli.flags import (
     default_word,
     integers,
     spelled_out,
+    values_in_force,
 )
 from purerl.envs import check_env, env_names, env_params, make, suites
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import EnvError
 from purerl.envs.params import frozen, is_float, is_traceable
 from purerl.envs.spaces import is_space
+from purerl.experience.buffer import Buffer
 from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import field_options
 from purerl.records.files import counted
 from purerl.records.types import PyTree
 from purerl.runs.chunks import check_size, seed_keys
-from purerl.training.presets import list_presets
+from purerl.training.config import TrainConfig
+from purerl.training.presets import find_preset, list_presets
 from purerl.training.train import train_on
 
 
@@ -121,6 +124,8 @@ def add_agents(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `agents`."""
     del argv
     parser.add_argument("agent", nargs="?", metavar="AGENT", help="its hyperparameters only")
+    parser.add_argument("--env", metavar="ENV", help="the values in force there, its preset's too")
+    parser.add_argument("--no-preset", action="store_true", help="the agent's defaults only")
 
 
 def run_agents(args: argparse.Namespace, console: Console) -> int:
@@ -134,12 +139,17 @@ def run_agents(args: argparse.Namespace, console: Console) -> int:
     name = args.agent.lower()
     if name not in AGENTS:
         raise ConfigError(f"AGENT: no agent {args.agent!r}; {suggest(args.agent, AGENTS)}")
-    texts = documented(AGENTS[name])
-    table = Table("flag", "default", "", box=None, pad_edge=False)
-    for field, option in field_options(AGENTS[name]).items():
-        if field not in UNSPOKEN:
-            word = Flag("agent", field, AGENTS[name]).word
-            table.add_row(word, default_word(option), texts.get(field, ""))
+    env = None if args.env is None else make(args.env)
+    preset = {} if args.no_preset or env is None else find_preset(args.env, name)
+    words = values_in_force(name, preset, env)
+    records = {"agent": AGENTS[name]} | ({} if env is None else {"": TrainConfig, "buffer": Buffer})
+    table = Table("flag", "in force" if env else "default", "", box=None, pad_edge=False)
+    for part, record in records.items():
+        texts = documented(record)
+        for field, option in field_options(record).items():
+            if field not in UNSPOKEN:
+                word = words.get((part, field)) or default_word(option)
+                table.add_row(Flag(part, field, record).word, word, texts.get(field, ""))
     console.print(table)
     return 0
 

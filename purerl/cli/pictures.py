@@ -6,10 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 
 from purerl.cli import Parser
+from purerl.cli.members import (
+    MEMBER_BEST,
+    add_member_flag,
+    combination_label,
+    is_several,
+    read_members,
+)
 from purerl.records.errors import ConfigError, RunError
+from purerl.sweeps.view import read_sweep
 
 if TYPE_CHECKING:
     from purerl.runs.curves import Curves
@@ -21,6 +30,8 @@ Examples:
   purerl plot runs/CartPole-v1-ppo-1
   purerl plot runs/CartPole-v1-ppo-1 runs/CartPole-v1-dqn-1 --x seconds --out curves.pdf
   purerl plot runs/CartPole-v1-* --compare
+  purerl plot runs/CartPole-v1-ppo-sweep-1 --slices
+  purerl plot runs/CartPole-v1-ppo-sweep-1 --member lr=3e-4 --y log/speed
 """
 
 
@@ -33,7 +44,13 @@ def add_plot(parser: Parser, argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="a .png, .pdf or .svg (RUN/curve.png)")
     parser.add_argument("--x", default="steps", metavar="AXIS", help="steps (default) or seconds")
+    parser.add_argument(
+        "--y", default="return", metavar="NAME", help="return (default), or a metric of env or log"
+    )
+    add_member_flag(parser)
+    parser.add_argument("--env", metavar="MODULE:NAME", help="of a sweep, where it is yours")
     parser.add_argument("--compare", action="store_true", help="final returns, and who is better")
+    parser.add_argument("--slices", action="store_true", help="of a sweep: returns by each field")
 
 
 def run_plot(args: argparse.Namespace, console: Console) -> int:
@@ -47,27 +64,35 @@ def run_plot(args: argparse.Namespace, console: Console) -> int:
         raise ConfigError(f"--x: got {args.x!r}, expected steps or seconds")
     if args.compare and len(folders) < 2:
         raise ConfigError("--compare: expected two runs or more")
+    if args.slices and (args.compare or len(folders) > 1):
+        raise ConfigError("--slices: expected one sweep, without --compare")
     name = "comparison.png" if args.compare else "curves.png"
-    out = Path(args.out or (folders[0] / "curve.png" if len(folders) == 1 else name))
+    alone = "slices.png" if args.slices else "curve.png"
+    out = Path(args.out or (folders[0] / alone if len(folders) == 1 else name))
     figures.check_path(out)
-    curves = _read(folders)
-    if args.compare:
-        plot_comparison(curves, out)
+    if args.slices:
+        from purerl.plots.sweeps import plot_slices
+
+        plot_slices(read_sweep(folders[0], args.env), path=out)
+    elif args.compare:
+        plot_comparison(_read(folders, args.member, args.env), out)
     else:
-        plot_curves(curves, out, x=args.x)
+        plot_curves(_read(folders, args.member, args.env), out, x=args.x, y=args.y)
     console.print(f"{out}", soft_wrap=True)
     return 0
 
 
-def _read(folders: list[Path]) -> list["Curves"]:
+def _read(folders: list[Path], member: str, env: str | None) -> list["Curves"]:
     """Reads curves. Of several folders, such as `runs/*`, those without curves are left out, with
     a line on standard error. Raises RunError where none has any, and for missing folders."""
     from purerl.runs.view import apart, read_run
 
-    shown, left = {}, []
+    shown, left = [], []
     for folder in dict.fromkeys(folders):
         try:
-            shown[folder] = read_run(folder)
+            several = member != MEMBER_BEST and is_several(folder)
+            curves = _members(folder, member, env) if several else [read_run(folder)]
+            shown += [(folder, curve) for curve in curves]
         except RunError as error:
             if len(folders) == 1 or not folder.exists():
                 raise
@@ -76,5 +101,19 @@ def _read(folders: list[Path]) -> list["Curves"]:
         raise left[0]
     for unusable in left:
         print(f"purerl: left out: {unusable}", file=sys.stderr)
-    there = [folder for folder in folders if folder in shown]
-    return apart(there, [shown[folder] for folder in there])
+    return apart([folder for folder, _ in shown], [curve for _, curve in shown])
+
+
+def _members(folder: Path, member: str, env: str | None) -> list["Curves"]:
+    """Curves of the chosen members of a sweep, one for each combination."""
+    from purerl.plots.sweeps import member_curves
+
+    result, members = read_members(folder, member, env)
+    seeds = len(result.plan.seeds)
+    groups: dict[int, list[int]] = {}
+    for i in members:
+        groups.setdefault(i // seeds, []).append(i)
+    return [
+        member_curves(result, combination_label(result, places[0]), np.array(sorted(places)))
+        for places in groups.values()
+    ]

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from purerl.accelerator.compiling import jit
 from purerl.accelerator.machine import check_memory, program_memory
 from purerl.cli import Parser
 from purerl.cli.flags import add_env_flags, check_integer, check_key, env_values
+from purerl.cli.members import MEMBER_BEST, add_member_flag, member_label, read_members
 from purerl.cli.training import newest_run
 from purerl.deploy.policy_file import load_policy
 from purerl.envs import Env, EnvSource, make, vectorize
@@ -34,6 +36,7 @@ def _add_target(parser: Parser, argv: Sequence[str], seed_help: str) -> None:
     add("target", metavar="RUN", nargs="?", help="a run's folder (the newest), or a .policy file")
     add("--of", metavar="SEED", help=seed_help)
     add("--best", action="store_true", help="of the best evaluation, instead of the last policy")
+    add_member_flag(parser)
     add("--env", metavar="ENV", help="another environment, or module:name where it is yours")
     add_env_flags(parser, argv)
 
@@ -58,8 +61,8 @@ def run_eval(args: argparse.Namespace, console: Console) -> int:
     if not args.json:
         _print_choice(args, console)
     rows = []
-    for name, policy in _policies(args).items():
-        env = environment(policy, args)
+    for name, (policy, limits) in _policies(args).items():
+        env = environment(policy, args, limits)
         limit = args.max_steps or env.spec.max_episode_steps or MAX_STEPS
         returns, lengths, info = _play(env, policy, args, limit)
         rows.append(
@@ -134,9 +137,9 @@ def run_render(args: argparse.Namespace, console: Console) -> int:
 
     check_integer("--max-steps", args.max_steps, 1)
     check_key(args.key)
-    policy = _best(args, console)
+    policy, limits = _best(args, console)
     out = Path(args.out or _beside(args, "episode.gif"))
-    env = environment(policy, args)
+    env = environment(policy, args, limits)
     total, length = render(policy, env, out, seed=args.key, max_steps=args.max_steps)
     console.print(f"{out}: an episode of {length} steps, return {total:.1f}", soft_wrap=True)
     return 0
@@ -158,7 +161,7 @@ def run_export(args: argparse.Namespace, console: Console) -> int:
     from purerl.deploy.export import export_policy
 
     out = Path(args.out or _beside(args, "policy.stablehlo"))
-    export_policy(_best(args, console), out)
+    export_policy(_best(args, console)[0], out)
     console.print(f"{out}", soft_wrap=True)
     return 0
 
@@ -178,38 +181,66 @@ def _beside(args: argparse.Namespace, name: str) -> Path:
     return target / name if target.is_dir() else target.parent / name
 
 
-def _policies(args: argparse.Namespace) -> dict[str, Policy]:
-    """The chosen policies, by name. Raises RunError, ConfigError."""
+class Chosen(NamedTuple):
+    """A policy, and the time limit and the frame skip of its run; None of a policy's file alone."""
+
+    policy: Policy
+    limits: tuple[int | None, int] | None
+
+
+def _policies(args: argparse.Namespace) -> dict[str, Chosen]:
+    """The chosen policies, by name; those of a sweep the best first. Raises RunError,
+    ConfigError."""
     target = _target(args)
+    if args.member != MEMBER_BEST:
+        return _members(target, args)
     if _is_policy(target):
         if args.best:
             raise ConfigError(f"--best: is for a run's folder, and {target} is a policy's file")
-        return {target.name: load_policy(target, env=args.env)}
+        return {target.name: Chosen(load_policy(target, env=args.env), None)}
     view = RunView(target)
-    seeds = view.seeds
+    seeds, limits = view.seeds, view.playing_limits()
     if args.of is not None and args.of not in map(str, seeds):
         known = ", ".join(map(str, seeds))
         raise ConfigError(f"--of: got {args.of}, expected one of the run's seeds: {known}")
     chosen = [x for x in seeds if args.of in (None, str(x))]
     found = view.policies(chosen, args.env, best=args.best)
-    return {f"{'best-' if args.best else ''}seed-{x}": policy for x, policy in found.items()}
+    before = "best-" if args.best else ""
+    return {f"{before}seed-{x}": Chosen(policy, limits) for x, policy in found.items()}
 
 
-def _best(args: argparse.Namespace, console: Console) -> Policy:
+def _members(target: Path, args: argparse.Namespace) -> dict[str, Chosen]:
+    """The policies of members of a sweep."""
+    if args.of is not None:
+        raise ConfigError("--of: expected without --member, which takes the seed: lr=1e-3,seed=0")
+    result, members = read_members(target, args.member, args.env)
+    found = {}
+    for i in members:
+        config, out = result.config(i), result.member(i)
+        limits = config.max_episode_steps, config.skip_frames
+        policy = out.best_policy if args.best else out.policy
+        found[member_label(result, i)] = Chosen(policy, limits)
+    return found
+
+
+def _best(args: argparse.Namespace, console: Console) -> Chosen:
     """The chosen policy; of several seeds, the one with the highest final return, or with the best
     evaluation."""
     target = _target(args)
-    if args.of is None and not _is_policy(target):
+    if args.member == MEMBER_BEST and args.of is None and not _is_policy(target):
         args.of = str(RunView(target).best_seed(best=args.best, env=args.env))
     _print_choice(args, console)
-    return next(iter(_policies(args).values()))
+    name, chosen = next(iter(_policies(args).items()))
+    if args.member != MEMBER_BEST:
+        console.print(f"{target}: {name}", soft_wrap=True)
+    return chosen
 
 
 def _print_choice(args: argparse.Namespace, console: Console) -> None:
-    """Prints which agents are used of a folder that has several runs."""
+    """Prints which agents are used of a folder that has several runs, where they are its best."""
     target = _target(args)
     for marker, kind in KINDS.items():
-        if (target / marker).is_file():
+        if args.member == MEMBER_BEST and (target / marker).is_file():
             seed = "" if args.of is None else f", seed {args.of}"
             label = RunView(target).label
             console.print(f"{target}: the best of the {kind.noun}, {label}{seed}", soft_wrap=True)
@@ -221,9 +252,11 @@ def _params(env: Env) -> dict[str, str]:
     return {} if source is None else {name: str(x) for name, x in source.params}
 
 
-def environment(policy: Policy, args: argparse.Namespace) -> Env:
+def environment(
+    policy: Policy, args: argparse.Namespace, limits: tuple[int | None, int] | None = None
+) -> Env:
     """The environment to play in: that of training, with its parameters, unless the arguments have
-    others; with the frame skip and the time limit of the run, where there is one.
+    others; with the time limit and the frame skip of the run, where there is one.
 
     Raises:
         ConfigError: no name makes the environment of the training run, or its code is the user's,
@@ -251,7 +284,6 @@ def environment(policy: Policy, args: argparse.Namespace) -> Env:
             f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "
             f"{spec.action_space}"
         )
-    target = _target(args)
-    if not _is_policy(target):
-        env = limit_env(env, *RunView(target).playing_limits())
+    if limits is not None:
+        env = limit_env(env, *limits)
     return as_remembered(spec, env)

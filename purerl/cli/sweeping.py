@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from purerl.accelerator.machine import use_cores_for_members
-from purerl.cli import INTERRUPTED, Parser
+from purerl.cli import Parser
 from purerl.cli.flags import (
     MOST_SEEDS,
     PARTS,
@@ -17,13 +17,14 @@ from purerl.cli.flags import (
     list_flags,
     literal,
 )
-from purerl.cli.training import chosen_folder
+from purerl.cli.training import chosen_folder, interrupted
 from purerl.envs import env_params, make
 from purerl.records.draws import Choice, Uniform, distribution
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason
 from purerl.runs.chunks import check_size
 from purerl.sweeps.plan import read_name
+from purerl.sweeps.result import check_table_path
 from purerl.sweeps.sweep import TABLE, sweep
 
 EPILOG = """\
@@ -57,6 +58,7 @@ def add_sweep(parser: Parser, argv: Sequence[str]) -> None:
     add("--num-samples", type=int, metavar="N", help="how many draws")
     add("--seeds", default="4", metavar="N", help="how many, or which: 3,7,12 (4)")
     add("--run-dir", metavar="DIR", help="by default a new one in runs/")
+    add("--metrics", metavar="FILE", help="curves of all agents as one table: .csv or .parquet")
     add_config_flags(parser, argv)
 
 
@@ -69,6 +71,8 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
         name: read_distribution("--samples", name, text) for name, text in map(split, args.samples)
     }
     check_names([*grid, *samples], args)
+    if args.metrics is not None:
+        check_table_path(args.metrics)
     use_cores_for_members()
     config, _ = config_from(args)
     check_integer("--num-samples", args.num_samples, 1, MOST_SEEDS)
@@ -84,13 +88,10 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
                 run_dir=folder,
             )
             result.to_csv(folder / TABLE)
+            if args.metrics is not None:
+                result.write_metrics(args.metrics)
         except KeyboardInterrupt:
-            console.print(
-                "interrupted; finished slices are saved. To continue, repeat the command with"
-                f"\n  --run-dir {folder}",
-                soft_wrap=True,
-            )
-            return INTERRUPTED
+            return interrupted(console, args, folder, "finished slices")
         except OSError as error:
             raise RunError(f"run_dir: can't write into {folder}: {reason(error)}") from None
     console.print(result)

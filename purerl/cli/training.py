@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import itertools
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -125,6 +126,18 @@ def new_folder(config: TrainConfig, kind: str = "") -> Path:
             raise RunError(f"can't make {folder}: {reason(error)}") from None
         return folder
     raise AssertionError
+
+
+def interrupted(console: Console, args: argparse.Namespace, folder: Path, saved: str) -> int:
+    """Prints what is saved and the line that continues, after Ctrl-C; returns the exit code."""
+    words = list(args.argv)
+    while "--run-dir" in words:
+        at = words.index("--run-dir")
+        del words[at : at + 2]
+    words = [word for word in words if not word.startswith("--run-dir=")]
+    line = shlex.join(["purerl", *words, "--run-dir", str(folder)])
+    console.print(f"interrupted; {saved} are saved; to continue:\n  {line}", soft_wrap=True)
+    return INTERRUPTED
 
 
 def add_resume(parser: Parser, argv: Sequence[str]) -> None:

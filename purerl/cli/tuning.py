@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from purerl.accelerator.machine import use_cores_for_members
-from purerl.cli import INTERRUPTED, Parser
+from purerl.cli import Parser
 from purerl.cli.flags import (
     MOST_SEEDS,
     add_config_flags,
@@ -15,7 +15,7 @@ from purerl.cli.flags import (
     integers,
 )
 from purerl.cli.sweeping import check_names, read_distribution, read_values, split
-from purerl.cli.training import chosen_folder
+from purerl.cli.training import chosen_folder, interrupted
 from purerl.runs.chunks import check_size
 from purerl.sweeps.study import check_optuna
 from purerl.sweeps.tune import PRESET, tune
@@ -85,12 +85,7 @@ def run_tune(args: argparse.Namespace, console: Console) -> int:
                 run_dir=folder,
             )
         except KeyboardInterrupt:
-            console.print(
-                "interrupted; finished batches are saved. To continue, repeat the command with"
-                f"\n  --run-dir {folder}",
-                soft_wrap=True,
-            )
-            return INTERRUPTED
+            return interrupted(console, args, folder, "finished batches")
     console.print(result)
     if result.best is not None:
         from purerl.plots.tuning import plot_tune

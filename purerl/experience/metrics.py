@@ -108,6 +108,8 @@ class Metrics(NamedTuple):
         eval: `Episodes` of the last evaluation, NaN and 0 before the first; None for a run without
             evaluation.
         info: of training episodes, as in `Episodes`.
+        log: `[]` float32 by name, what the run's `log` returns: the mean over the steps of an
+            update of its finite values, and over the updates in which there are any.
     """
 
     episode_return: jax.Array
@@ -121,6 +123,7 @@ class Metrics(NamedTuple):
     nonfinite_updates: jax.Array
     eval: Episodes | None
     info: dict[str, jax.Array] = {}  # noqa: RUF012
+    log: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
 def missing() -> float:
@@ -188,48 +191,70 @@ def pool(episodes: Episodes, devices: Devices) -> Episodes:
     )
 
 
+class Mean(NamedTuple):
+    """Running means by name, each over the updates in which its value is finite.
+
+    Attributes:
+        value: `[]` float32 by name, 0 before the first finite one.
+        known: `[]` int32 by name, the number of updates in it.
+    """
+
+    value: dict[str, jax.Array]
+    known: dict[str, jax.Array]
+
+    @classmethod
+    def start(cls, names: Iterable[str]) -> Self:
+        """Means of no update."""
+        return cls(*(dict.fromkeys(names, zero) for zero in (jnp.float32(0), jnp.int32(0))))
+
+    def add(self, new: Mapping[str, jax.Array]) -> Self:
+        """The means with one more update."""
+        values, known = {}, {}
+        for name, x in new.items():
+            finite = jnp.isfinite(x)
+            known[name] = self.known[name] + finite.astype(jnp.int32)
+            old = self.value[name]
+            step = (x - old) / jnp.maximum(known[name], 1).astype(jnp.float32)
+            values[name] = old + jnp.where(finite, step, 0.0)
+        return type(self)(values, known)
+
+    def end(self) -> dict[str, jax.Array]:
+        """The means; NaN where there was none (see `missing`)."""
+        return {n: jnp.where(self.known[n] > 0, x, missing()) for n, x in self.value.items()}
+
+
 class Row(NamedTuple):
     """An accumulator of the updates' metrics for one row.
 
     Attributes:
-        metrics: of the updates so far; a loss without finite values is 0.
-        known: `[]` int32 for each loss, the number of updates in its mean.
+        metrics: of the updates so far, without losses and `log`.
+        losses, log: their means.
     """
 
     metrics: Metrics
-    known: dict[str, jax.Array]
+    losses: Mean
+    log: Mean
 
     @classmethod
     def start(cls, like: Metrics) -> Self:
         """An empty row, with the names and structure of `like`."""
-        metrics = no_metrics(like)
-        losses = {name: jnp.zeros_like(x) for name, x in metrics.losses.items()}
-        return cls(metrics._replace(losses=losses), dict.fromkeys(losses, jnp.int32(0)))
+        metrics = no_metrics(like)._replace(losses={}, log={})
+        return cls(metrics, Mean.start(like.losses), Mean.start(like.log))
 
     def add(self, new: Metrics) -> Self:
         """The row with one more update."""
-        old, losses, known = self.metrics, {}, {}
-        for name, x in new.losses.items():
-            finite = jnp.isfinite(x)
-            known[name] = self.known[name] + finite.astype(jnp.int32)
-            step = (x - old.losses[name]) / jnp.maximum(known[name], 1).astype(jnp.float32)
-            losses[name] = old.losses[name] + jnp.where(finite, step, 0.0)
-        last = old.eval
+        old, last = self.metrics, self.metrics.eval
         if old.eval is not None and new.eval is not None:
             there = new.eval.num_episodes > 0
             last = jax.tree.map(lambda x, y: jnp.where(there, x, y), new.eval, old.eval)
         skipped = old.nonfinite_updates + new.nonfinite_updates
         episodes = _together(_episodes(old), _episodes(new))
-        metrics = Metrics(**episodes._asdict(), losses=losses, nonfinite_updates=skipped, eval=last)
-        return type(self)(metrics, known)
+        metrics = Metrics(**episodes._asdict(), losses={}, nonfinite_updates=skipped, eval=last)
+        return type(self)(metrics, self.losses.add(new.losses), self.log.add(new.log))
 
     def end(self) -> Metrics:
         """The metrics of the row."""
-        losses = {
-            name: jnp.where(self.known[name] > 0, x, missing())
-            for name, x in self.metrics.losses.items()
-        }
-        return self.metrics._replace(losses=losses)
+        return self.metrics._replace(losses=self.losses.end(), log=self.log.end())
 
 
 def _episodes(metrics: Metrics) -> Episodes:
@@ -272,6 +297,7 @@ def no_metrics(like: Metrics) -> Metrics:
         losses=dict.fromkeys(like.losses, jnp.float32(missing())),
         nonfinite_updates=jnp.int32(0),
         eval=None if like.eval is None else no_episodes(like.info),
+        log=dict.fromkeys(like.log, jnp.float32(missing())),
     )
 
 

@@ -52,7 +52,8 @@ def plot_curves(
         path: where the figure is written, a PNG, PDF or SVG file by its suffix; None for nowhere.
         x: over "steps" of each seed, or over "seconds" of training.
         y: the "return" of training episodes, or one of the environment's metrics, as
-            "info/success" (see `EnvSpec.metrics`).
+            "info/success" (see `EnvSpec.metrics`), or of the run's `log`, as "log/speed"; or its
+            name alone.
         title: above the figure.
         note: a line below the title.
 
@@ -72,16 +73,16 @@ def plot_curves(
     if x == "seconds" and unknown:
         raise ConfigError(f"x: got 'seconds', but they aren't known of {unknown[0]!r}")
     if y != "return":
-        if not isinstance(y, str) or not y.startswith("info/"):
-            raise ConfigError(f"y: got {shown(y)}, expected 'return', or 'info/NAME' of a metric")
-        runs = [run.of_info(y.removeprefix("info/")) for run in runs]
+        if not isinstance(y, str):
+            raise ConfigError(f"y: got {shown(y)}, expected 'return', or the name of a metric")
+        runs = [run.of_metric(y) for run in runs]
     banded = any(run.num_seeds > 1 for run in runs)
     caption = "interquartile mean over seeds, band: 95 % bootstrap interval" if banded else None
     figure = figures.new_figure(6.8, 4.4, title)
     axes = figure.add_subplot()
     figures.tidy(axes, "\n".join(line for line in (note, caption) if line))
     lines = [_draw_curve(axes, run, i, len(runs), x) for i, run in enumerate(runs)]
-    axes.set(xlabel=X_LABELS[x], ylabel=Y_LABEL if y == "return" else y.removeprefix("info/"))
+    axes.set(xlabel=X_LABELS[x], ylabel=Y_LABEL if y == "return" else y.partition("/")[2] or y)
     axes.set_xlim(left=0)
     for axis in (axes.xaxis, axes.yaxis):
         figures.write_numbers(axis)

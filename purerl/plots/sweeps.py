@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from purerl.plots.runs import plot_curves
 from purerl.records.errors import ConfigError
 from purerl.runs.curves import Curves
 from purerl.statistics import bootstrap_interval, iqm
-from purerl.sweeps.result import SweepResult
+from purerl.sweeps.result import SweepResult, ranking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 MOST_CURVES = 8
 # Largest side of a heat map whose cells have their numbers written in.
 MOST_CELLS = 16
+# Panels of slices in a row.
+SLICES = 4
 
 
 def plot_sweep(
@@ -34,34 +36,29 @@ def plot_sweep(
     *,
     title: str | None = None,
 ) -> "Figure":
-    """The final return (that of `SweepResult.table`) against one or two hyperparameters.
+    """The final return (that of `SweepResult.table`) against hyperparameters.
 
     Of one: the interquartile mean over seeds, with its 95 % bootstrap interval, and each seed as a
     point; the axis is logarithmic where the values span a factor of ten. Of two: the interquartile
-    mean as a heat map, or, where the values were drawn, as points. Other swept names are pooled
-    with the seeds.
+    mean as a heat map, or, where the values were drawn, as points. Of more: `plot_slices`. Other
+    swept names are pooled with the seeds.
 
     Args:
         result: of `purerl.sweep`.
-        names: one or two swept names, the second for the y-axis; None for all.
+        names: swept names, of two the second for the y-axis; None for all.
         path: where the figure is written, a PNG, PDF or SVG file by its suffix; None for nowhere.
         title: above the figure.
 
     Raises:
-        ConfigError: a name that wasn't swept, more than two names, nothing was swept, no member has
-            a final return, unknown suffix.
+        ConfigError: a name that wasn't swept, nothing was swept, no member has a final return,
+            unknown suffix.
         RunError: the file can't be written.
     """
     figures.check_path(path)
     chosen = swept(result, names)
     if len(chosen) > 2:
-        raise ConfigError(
-            f"names: got {', '.join(chosen)}, expected one or two: the others are put together "
-            "with the seeds"
-        )
-    scores = result.table["final_return"].reshape(len(result.plan.combinations), -1)
-    if not np.any(np.isfinite(scores)):
-        raise ConfigError("plot_sweep: no member has a final return, train for longer")
+        return plot_slices(result, chosen, path, title=title)
+    scores = _scores(result, "plot_sweep")
     levels = [make_levels(result, name) for name in chosen]
     others = [name for name in result.plan.names if name not in chosen]
     over = " and ".join(["seeds", *others])
@@ -71,6 +68,78 @@ def plot_sweep(
     else:
         figure = _draw_two(levels[0], levels[1], scores, over, title)
     return figures.save(figure, path)
+
+
+def plot_slices(
+    result: SweepResult,
+    names: str | Sequence[str] | None = None,
+    path: Path_ | None = None,
+    *,
+    title: str | None = None,
+) -> "Figure":
+    """A panel for each swept name: the final returns against its values, all other names pooled
+    with the seeds; in each the best combination is circled.
+
+    Args:
+        result: of `purerl.sweep`.
+        names: swept names; None for all.
+        path, title: as of `plot_sweep`.
+
+    Raises:
+        ConfigError: a name that wasn't swept, nothing was swept, no member has a final return,
+            unknown suffix.
+        RunError: the file can't be written.
+    """
+    figures.check_path(path)
+    levels = [make_levels(result, name) for name in swept(result, names)]
+    scores = _scores(result, "plot_slices")
+    rows = -(-len(levels) // SLICES)
+    columns = -(-len(levels) // rows)
+    figure = figures.new_figure(max(5.0, 3.4 * columns), 0.6 + 3.1 * rows, title)
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    best = ranking(scores)[0]
+    for panel, level in zip(panels, levels, strict=False):
+        _draw_slice(panel, level, scores, best)
+    figures.tidy(panels[0], "points: combinations, means over seeds; line:\ntheir interquartile "
+                 "mean; circle: the best")  # fmt: skip
+    for panel in panels[::columns]:
+        panel.set_ylabel("final return")
+    for panel in panels[len(levels) :]:
+        panel.set_visible(False)
+    return figures.save(figure, path)
+
+
+def _scores(result: SweepResult, what: str) -> np.ndarray:
+    """Final returns `[C, S]`. Raises ConfigError where there is none."""
+    scores = result.table["final_return"].reshape(len(result.plan.combinations), -1)
+    if not np.any(np.isfinite(scores)):
+        raise ConfigError(f"{what}: no member has a final return, train for longer")
+    return scores
+
+
+def _draw_slice(axes: "Axes", levels: Levels, scores: np.ndarray, best: int) -> None:
+    """Means over seeds of all combinations against one field's values."""
+    at = np.arange(len(levels.texts)) if levels.numbers is None else levels.numbers
+    known = np.isfinite(scores).any(axis=1)
+    means = np.full(len(scores), np.nan)
+    means[known] = np.nanmean(scores[known], axis=1)
+    by_level, _, _ = _by_level(means[:, None], levels.places, len(at))
+    line = "-" if levels.numbers is not None else ""
+    axes.plot(at, by_level, line, marker="D", color=figures.COLORS[0], linewidth=2, zorder=5)
+    axes.margins(x=0.1)
+    points: dict[str, Any] = {
+        "s": 26,
+        "color": figures.COLORS[1],
+        "edgecolors": "white",
+        "linewidths": 0.5,
+    }
+    axes.scatter(at[levels.places], means, zorder=4, **points)
+    place = at[levels.places[best]]
+    axes.plot(place, means[best], "o", markersize=12, mfc="none", color=figures.COLORS[2])
+    figures.tidy(axes)
+    figures.write_numbers(axes.yaxis)
+    _number_axis(axes.set_xscale, axes.xaxis, levels)
+    axes.set_xlabel(levels.name, parse_math=False)
 
 
 def plot_sweep_curves(
@@ -99,7 +168,10 @@ def plot_sweep_curves(
     runs = []
     for i, kind in enumerate(kinds.T):
         name = ", ".join(f"{x.name}={x.texts[j]}" for x, j in zip(levels, kind, strict=True))
-        runs.append(_member_curves(result, name, np.flatnonzero(places.ravel() == i)))
+        combinations = np.flatnonzero(places.ravel() == i)
+        seeds = len(result.plan.seeds)
+        members = (combinations[:, None] * seeds + np.arange(seeds)).ravel()
+        runs.append(member_curves(result, name, members))
     runs = [run for run in runs if np.any(run.num_episodes > 0)]
     if not runs:
         raise ConfigError("plot_sweep_curves: no episode ended, train for longer")
@@ -245,10 +317,14 @@ def _by_level(
     return ends[0], ends[1], ends[2]
 
 
-def _member_curves(result: SweepResult, name: str, combinations: np.ndarray) -> Curves:
-    """Curves of all seeds of some combinations. Raises ConfigError where their steps differ."""
-    seeds = len(result.plan.seeds)
-    members = (combinations[:, None] * seeds + np.arange(seeds)).ravel()
+def member_curves(result: SweepResult, name: str, members: np.ndarray) -> Curves:
+    """Curves of some members, as seeds of one run. Raises ConfigError where their steps differ.
+
+    Args:
+        result: of `purerl.sweep`.
+        name: the label in legends.
+        members: `[S]`, rows of the table.
+    """
     parts = []
     for group in result.groups:
         places = np.flatnonzero(np.isin(group.group.members, members))
@@ -269,7 +345,15 @@ def _member_curves(result: SweepResult, name: str, combinations: np.ndarray) -> 
         np.concatenate([run.returns[places] for run, places, _ in parts]),
         np.concatenate([run.num_episodes[places] for run, places, _ in parts]),
         num_updates=np.concatenate([num_rows for _, _, num_rows in parts]),
+        info=_shared([{n: x[places] for n, x in run.info.items()} for run, places, _ in parts]),
+        log=_shared([{n: x[places] for n, x in run.log.items()} for run, places, _ in parts]),
     )
+
+
+def _shared(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Metrics that all parts have, `[S, U]` by name."""
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def _number(value: float) -> str:

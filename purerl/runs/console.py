@@ -155,6 +155,7 @@ class console_sink:  # noqa: N801 - called as a function
         if "eval_return" in table and np.any(np.isfinite(table["eval_return"])):
             line.append(f"evaluation {_spread(table['eval_return'])}")
         info = {name: table[f"info/{name}"] for name in list(report.metrics.info)[:LIVE_LOSSES]}
+        info |= {name: table[f"log/{name}"] for name in list(report.metrics.log)[:LIVE_LOSSES]}
         seen = {name: x for name, x in info.items() if np.any(np.isfinite(x))}
         line += [f"{name} {_mean(x):.3g}" for name, x in seen.items()]
         losses = list(report.metrics.losses)[:LIVE_LOSSES]
@@ -228,6 +229,7 @@ def _show_end(console: Console, end: dict[str, np.ndarray], metrics: Metrics) ->
     shown = {"return": end["episode_return"], "episode length": end["episode_length"]}
     shown |= {name: end[f"info/{name}"] for name in metrics.info}
     shown |= {name: end[name] for name in metrics.losses}
+    shown |= {name: end[f"log/{name}"] for name in metrics.log}
     if metrics.eval is not None:
         evaluated = np.atleast_2d(metrics.eval.episode_return)
         lasts = [seed[np.isfinite(seed)][-1:] for seed in evaluated]

@@ -19,7 +19,7 @@ from purerl.training.train import TrainOutput
 
 # A check of seeds `[S]`, timesteps `[U]`, returns and numbers of episodes `[S, U]`.
 Check = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
-INFO = "info/"  # prefix of the environment's metrics
+INFO, LOG = "info/", "log/"  # prefixes of the environment's metrics, and of the user's
 COLUMNS = ("seed", "update", "timesteps", "episode_return", "num_episodes")
 
 
@@ -37,6 +37,7 @@ class Curves:
         num_updates: `[S]`, the rows until each seed's run was over, fewer than U if `max_episodes`
             ended it; None for all.
         info: `[S, U]` by name, the environment's metrics (see `EnvSpec.metrics`).
+        log: `[S, U]` by name, what the run's `log` returns.
 
     Raises:
         ConfigError: the arrays' shapes don't match.
@@ -49,6 +50,7 @@ class Curves:
     seconds: np.ndarray | None = None
     num_updates: np.ndarray | None = None
     info: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    log: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = np.shape(self.returns)
@@ -103,19 +105,32 @@ class Curves:
         num_episodes = np.atleast_2d(np.asarray(metrics.num_episodes))
         if timesteps is None:
             timesteps = np.arange(1, returns.shape[1] + 1, dtype=np.int64) * steps_per_update
-        info = {n: np.atleast_2d(np.asarray(x, np.float64)) for n, x in metrics.info.items()}
-        return cls(name, timesteps, returns, num_episodes, seconds, num_rows, info)
+        info, log = (
+            {n: np.atleast_2d(np.asarray(x, np.float64)) for n, x in named.items()}
+            for named in (metrics.info, metrics.log)
+        )
+        return cls(name, timesteps, returns, num_episodes, seconds, num_rows, info, log)
 
-    def of_info(self, metric: str) -> Self:
-        """Curves of an environment's metric in place of returns.
+    def of_metric(self, metric: str) -> Self:
+        """Curves of a metric in place of returns.
+
+        Args:
+            metric: of the environment, as "info/success", or the run's `log`, as "log/speed"; or
+                the name alone, where one of them has it.
 
         Raises:
             ConfigError: the run has no such metric.
         """
-        if metric not in self.info:
-            known = suggest(metric, self.info) if self.info else "it has none"
-            raise ConfigError(f"{self.name}: no metric {shown(metric)}; {known}")
-        return dataclasses.replace(self, returns=self.info[metric])
+        known = {INFO + name: x for name, x in self.info.items()}
+        known |= {LOG + name: x for name, x in self.log.items()}
+        found = [name for name in known if metric in (name, name.partition("/")[2])]
+        if len(found) != 1:
+            hint = " or ".join(found) or (suggest(metric, known) if known else "it has none")
+            raise ConfigError(f"{self.name}: no metric {shown(metric)}; {hint}")
+        counts, (name,) = self.num_episodes, found
+        if name.startswith(LOG):  # a mean over steps: each update counts once
+            counts = np.isfinite(known[name]).astype(np.int64)
+        return dataclasses.replace(self, returns=known[name], num_episodes=counts)
 
     @property
     def num_seeds(self) -> int:
@@ -210,7 +225,7 @@ def _columns(rows: Any) -> dict[str, np.ndarray]:
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise ValueError(f"it has no column {missing[0]!r}")
-    more = [name for name in header if name == "seconds" or name.startswith(INFO)]
+    more = [name for name in header if name == "seconds" or name.startswith((INFO, LOG))]
     names = [*COLUMNS, *more]
     places = [header.index(name) for name in names]
     values: list[list[float]] = []
@@ -267,11 +282,16 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
     if np.any(table["update"] % 1) or np.any(steps != steps[0]):
         raise ValueError("timesteps don't follow from the updates")
     seconds = grids["seconds"].max(axis=0) if "seconds" in grids else np.array([np.nan])
+    info, log = (
+        {n.removeprefix(prefix): x for n, x in grids.items() if n.startswith(prefix)}
+        for prefix in (INFO, LOG)
+    )
     return Curves(
         name,
         grids["timesteps"][0].astype(np.int64),
         grids["episode_return"],
         grids["num_episodes"].astype(np.int64),
         seconds if np.all(np.isfinite(seconds)) else None,
-        info={n.removeprefix(INFO): x for n, x in grids.items() if n.startswith(INFO)},
+        info=info,
+        log=log,
     )

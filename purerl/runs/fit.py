@@ -28,7 +28,7 @@ from purerl.runs.init import Init, digest_of, read_init
 from purerl.runs.report import Report
 from purerl.runs.sinks import Sink, list_sinks
 from purerl.training.config import TrainConfig
-from purerl.training.describe import describe
+from purerl.training.effective import describe_in_force
 from purerl.training.hyperparams import Hyperparams
 from purerl.training.train import TrainOutput, list_seeds, solved_at
 
@@ -122,7 +122,7 @@ def fit(
         return _train(training, sinks, report_every, checkpoint_every)
     space_to_plain(config.env.spec.observation_space, "env: spec.observation_space")  # policies are
     run = {
-        "config": describe(config),
+        "config": describe_in_force(config),
         "hyperparams": {name: x.tolist() for name, x in values.items()},
         "seeds": listed,
         "init": None if learned is None else digest_of(learned),
@@ -134,7 +134,8 @@ def fit(
         opened = RunFolder(path, keep)
     with opened as folder:
         if devices.is_first_host():
-            claim(folder, {**run, "log_every": program.loop.log_every}, program.loop, resume)
+            about = {**run, "log_every": program.loop.log_every}
+            claim(folder, about, config, program.loop, resume)
             files = RunFiles(folder.path, config, all_seeds, folder.good)
             sinks.insert(0, files)
         devices.wait_for_all_hosts("claimed")

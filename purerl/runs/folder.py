@@ -28,7 +28,7 @@ from purerl.records.toml import to_toml
 from purerl.records.types import Plain
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
-from purerl.training.config import TrainConfig, to_plain
+from purerl.training.config import TrainConfig, to_file, to_plain
 from purerl.training.describe import versions
 from purerl.training.train import TrainOutput, final_return
 
@@ -67,11 +67,7 @@ class RunFiles:
         self.folder, self.config, self.seeds, self.good = folder, config, seeds, good
         self.csv = csv_sink(folder / METRICS)
         self.compile_seconds: float | None = None
-        left: list[str] = []
-        text = to_toml(to_plain(config, left))
-        if left:
-            text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
-        self._write(CONFIG, text)
+        self._write(CONFIG, config_text(config))
 
     def __call__(self, report: Report) -> None:
         try:
@@ -166,6 +162,16 @@ def write_policies(folder: Path, seeds: Sequence[int], out: TrainOutput) -> None
             one = jax.tree.map(operator.itemgetter(i), policies) if many else policies
             if evaluated[i] or not best:
                 save_policy(one, policy_file(folder, seed, best=best))
+
+
+def config_text(config: TrainConfig, *, defaults: bool = True) -> str:
+    """The text of `config.toml`; what has no form there is named in a comment. Its `defaults` are
+    what was in force without being given, so that the run is the same under another version's."""
+    left: list[str] = []
+    text = to_toml((to_file if defaults else to_plain)(config, left))
+    if left:
+        text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
+    return text
 
 
 def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Plain]:

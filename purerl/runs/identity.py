@@ -13,7 +13,9 @@ from purerl.records.folders import is_taken
 from purerl.records.types import Plain
 from purerl.runs.checkpoint import RunFolder
 from purerl.runs.folder import CONFIG, RUN
+from purerl.training.config import TrainConfig
 from purerl.training.describe import differences, versions
+from purerl.training.effective import filled
 from purerl.training.loop import Loop
 
 
@@ -23,12 +25,19 @@ def refuse_to_begin(path: Path) -> None:
         raise ConfigError(f"resume: got True, but {path} holds no run (nothing was changed)")
 
 
-def claim(folder: RunFolder, run: dict[str, Plain], loop: Loop, resume: bool | None) -> None:
+def claim(
+    folder: RunFolder,
+    run: dict[str, Plain],
+    options: TrainConfig,
+    loop: Loop,
+    resume: bool | None,
+) -> None:
     """Writes the run's description into a new folder, or compares it with the folder's.
 
     Args:
         folder: the run's.
         run: `config`, `hyperparams`, `seeds`, `init` and `log_every`, in plain values.
+        options: of the run, of which `config` is the description.
         loop: of the run.
         resume: as in `fit`.
 
@@ -49,7 +58,8 @@ def claim(folder: RunFolder, run: dict[str, Plain], loop: Loop, resume: bool | N
             "another folder (nothing was changed)"
         )
     old, new = (x["config"]["total_timesteps"] for x in (found, run))
-    config = {**found["config"], "total_timesteps": new} if old and new else found["config"]
+    config = filled(found["config"], options)
+    config = {**config, "total_timesteps": new} if old and new else config
     # By default `log_every` follows from the length of the run.
     config = config | {"log_every": run["config"]["log_every"]}
     # What a run leaves open is the environment's strategy, whether it is named or not.

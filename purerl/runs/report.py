@@ -57,10 +57,11 @@ class Report(NamedTuple):
 
 def by_name(metrics: Metrics) -> dict[str, np.ndarray]:
     """Metrics `[S, n]` by name; S is 1 if the run has no axis of seeds."""
-    apart = ("losses", "eval", "info")
+    apart = ("losses", "eval", "info", "log")
     named = {name: x for name, x in metrics._asdict().items() if name not in apart}
     named |= {f"info/{name}": x for name, x in metrics.info.items()}
     named |= metrics.losses
+    named |= {f"log/{name}": x for name, x in metrics.log.items()}
     if metrics.eval is not None:
         parts = {name: x for name, x in metrics.eval._asdict().items() if name != "info"}
         named |= {f"eval_{name.removeprefix('episode_')}": x for name, x in parts.items()}
@@ -85,7 +86,7 @@ def means(report: Report) -> dict[str, np.ndarray]:
             reduced[name] = np.where(there, x[np.arange(len(x)), last], np.nan)
         elif name in ("num_episodes", "nonfinite_updates"):
             reduced[name] = x.sum(axis=1)
-        elif name.endswith(("_min", "_max")):
+        elif name.endswith(("_min", "_max")) and not name.startswith("log/"):
             end = np.inf if name.endswith("_min") else -np.inf
             reduce = np.min if name.endswith("_min") else np.max
             reduced[name] = np.where(there, reduce(np.where(known, x, end), axis=1), np.nan)

@@ -32,7 +32,8 @@ from purerl.runs.folder import (
     policy_file,
 )
 from purerl.training.config import TrainConfig
-from purerl.training.describe import describe, differences
+from purerl.training.describe import differences
+from purerl.training.effective import describe_in_force, filled, with_file_defaults
 from purerl.training.policy import Policy
 from purerl.training.train import TrainOutput
 
@@ -79,15 +80,21 @@ def read_json(file: Path) -> dict[str, Plain] | None:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
 
 
-def read_toml(file: str | os.PathLike[str]) -> dict[str, Plain]:
+def read_toml(
+    file: str | os.PathLike[str], agent: str | None = None, *, sizes: bool = True
+) -> dict[str, Plain]:
     """A config file's fields; the word "none" is None, for which TOML has none.
+
+    Args:
+        file: the path.
+        agent, sizes: as of `with_file_defaults`.
 
     Raises:
         ValueError: it isn't TOML, or has a field under two names.
         OSError: it can't be read.
     """
     # With aliases resolved, so that checks of a field see it under any name.
-    return read_names(TrainConfig, from_toml(file))
+    return with_file_defaults(read_names(TrainConfig, from_toml(file)), agent, sizes=sizes)
 
 
 def is_code(env: Plain) -> bool:
@@ -401,7 +408,8 @@ class RunView:
         if is_code(mapping.get("eval_env")):  # which policies don't need
             mapping = {**mapping, "eval_env": None}
         config = TrainConfig.from_mapping(mapping)
-        there, here = self._described("config", dict), json.loads(json.dumps(describe(config)))
+        there = json.loads(json.dumps(filled(self._described("config", dict), config)))
+        here = json.loads(json.dumps(describe_in_force(config)))
         # A run may be extended, and the user may name its environment anew.
         same = ["total_timesteps", "eval_env", *(["env"] if given else [])]
         differing = next(differences(there, here | {n: there.get(n) for n in same}), None)

@@ -10,13 +10,13 @@ import numpy as np
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason, sealed, write_whole
-from purerl.records.toml import to_toml
 from purerl.records.types import PyTree
 from purerl.runs.folder import (
     CONFIG,
     METRICS,
     POLICIES,
     SUMMARY,
+    config_text,
     curves_of_output,
     summarize,
     updates_gone_through,
@@ -28,7 +28,7 @@ from purerl.runs.view import BEST
 from purerl.sweeps.evolution import EvolveResult
 from purerl.sweeps.plan import Values
 from purerl.sweeps.result import SweepResult
-from purerl.training.config import TrainConfig, to_plain
+from purerl.training.config import TrainConfig
 from purerl.training.describe import describe, versions
 from purerl.training.loop import RunState
 
@@ -93,11 +93,7 @@ def _write(
     took = (np.nan, np.nan)
     report = Report(0, stop, stop, steps, metrics, *took, seeds, whole.log_every)
     csv_sink(folder / METRICS)(report)
-    left: list[str] = []
-    text = to_toml(to_plain(config, left))
-    if left:
-        text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
-    _write_text(folder / CONFIG, text)
+    _write_text(folder / CONFIG, config_text(config))
     about = {"seeds": list(seeds), "finished": True, "best": describe(values)}
     about["curves"] = curves_of_output(seeds, whole)
     summary = summarize(config, whole) | about | {"versions": versions()}

@@ -5,8 +5,9 @@ import dataclasses
 import io
 import math
 import os
+from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -17,8 +18,10 @@ from rich.text import Text
 
 from purerl.accelerator.transfer import from_host
 from purerl.experience.metrics import Metrics
-from purerl.records.errors import ConfigError, MemberError, shown
-from purerl.records.files import counted, write_whole
+from purerl.records.errors import ConfigError, MemberError, RunError, shown
+from purerl.records.fields import check_path
+from purerl.records.files import counted, reason, write_whole
+from purerl.runs.report import by_name
 from purerl.sweeps.plan import Group, Plan, Values, configure
 from purerl.sweeps.slices import CompiledGroup
 from purerl.training.config import TrainConfig
@@ -142,10 +145,18 @@ class SweepResult(Overview):
         groups: a `GroupResult` for each program. There is one, unless a static field, such as
             `num_envs`, was swept too.
         effort: its time and memory.
+        trained: `[members]` bool, False for those that a folder of `load_sweep` doesn't have yet.
     """
 
-    def __init__(self, plan: Plan, groups: list[GroupResult], effort: Effort) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        groups: list[GroupResult],
+        effort: Effort,
+        trained: np.ndarray | None = None,
+    ) -> None:
         self.plan = plan
+        self.trained = np.ones(plan.num_members, bool) if trained is None else trained
         self.groups = tuple(groups)
         self.effort = effort
         self.table = _table(plan, self.groups)
@@ -173,9 +184,11 @@ class SweepResult(Overview):
         only if that was kept), its metrics.
 
         Raises:
-            MemberError: no such member. It is an `IndexError`.
+            MemberError: no such member, or it isn't trained yet. It is an `IndexError`.
         """
         index = self._place(index)
+        if not self.trained[index]:
+            raise MemberError(f"member {index} isn't trained yet")
         for group in self.groups:
             places = np.flatnonzero(group.group.members == index)
             if len(places):
@@ -222,6 +235,52 @@ class SweepResult(Overview):
         """Writes the table, its columns' names in the first line."""
         write_csv(self.table, path)
 
+    def metrics_table(self) -> Columns:
+        """The learning curves of all members as one long table, a row for each row of metrics, for
+        `pandas.DataFrame`: columns by name `member`, the row in `table`; every swept name; `seed`;
+        `update` and `timesteps`, at the row's end; and the metrics, by the names that the
+        `metrics.csv` of a run has. A metric that some members lack is NaN there."""
+        parts = [self._long(group) for group in self.groups]
+        names = dict.fromkeys(name for part in parts for name in part)
+        sizes = [len(part["member"]) for part in parts]
+        whole = {
+            name: np.concatenate(
+                [part.get(name, np.full(n, np.nan)) for part, n in zip(parts, sizes, strict=True)]
+            )
+            for name in names
+        }
+        order = np.argsort(whole["member"], kind="stable")
+        return {name: x[order] for name, x in whole.items()}
+
+    def _long(self, result: GroupResult) -> Columns:
+        """The rows of `metrics_table` of one group."""
+        rows = result.metrics.num_episodes.shape[1]
+        there = np.arange(rows) < result.num_rows[:, None]  # until each run was over
+        members, timesteps = result.group.members, result.shapes.timesteps
+        place = np.broadcast_to(members[:, None], there.shape)[there]
+        columns = {"member": place}
+        columns |= {name: self.table[name][place] for name in (*self.plan.names, "seed")}
+        at = np.broadcast_to(timesteps, there.shape)[there]
+        columns |= {"update": at // result.shapes.steps_per_update, "timesteps": at}
+        return columns | {name: x[there] for name, x in by_name(result.metrics).items()}
+
+    def write_metrics(self, path: str | os.PathLike[str]) -> None:
+        """Writes `metrics_table` into a `.csv`, or a `.parquet` (`pip install 'purerl[parquet]'`).
+
+        Raises:
+            ConfigError: another suffix, or pyarrow isn't installed.
+            RunError: it can't be written.
+        """
+        check_table_path(path)
+        table, target = self.metrics_table(), check_path("path", path)
+        try:
+            if target.suffix.lower() == ".parquet":
+                write_whole(target, lambda file: _write_parquet(table, file))
+            else:
+                write_csv(table, target)
+        except OSError as error:
+            raise RunError(f"{target} can't be written: {reason(error)}") from None
+
     def __rich__(self) -> Lines:
         return _overview(self)
 
@@ -237,6 +296,23 @@ def member_place(index: object, number: int) -> int:
     if not -number <= index < number:
         raise MemberError(f"member {index} of {number}, counted from 0")
     return int(index) % number
+
+
+def check_table_path(path: object) -> None:
+    """Raises ConfigError unless a table can be written under that name."""
+    suffix = check_path("path", path).suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"path: got {shown(path)}, expected a name that ends in .csv or .parquet")
+    if suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ConfigError("path: .parquet needs pyarrow: pip install 'purerl[parquet]'")
+
+
+def _write_parquet(table: Columns, file: BinaryIO) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    plain = {n: x.astype(str) if x.dtype == object else x for n, x in table.items()}
+    pyarrow.parquet.write_table(pyarrow.table(plain), file)
 
 
 def write_csv(table: Columns, path: str | os.PathLike[str]) -> None:

@@ -42,10 +42,12 @@ class Store:
     Attributes:
         path: the folder.
         sweep: a hash of the sweep's description.
+        read_only: whether damaged files stay where they are.
     """
 
     path: Path
     sweep: str = ""
+    read_only: bool = False
 
     def save(self, group: int, places: np.ndarray, leaves: list[np.ndarray]) -> None:
         """Writes a slice: indices of members in their group, and the leaves of their outputs."""
@@ -75,6 +77,9 @@ class Store:
                 trouble = f"{file} can't be used ({reason(error)})"
             else:
                 yield found
+                continue
+            if self.read_only:
+                warnings.warn(f"{trouble}: its members are left out", stacklevel=4)
                 continue
             try:
                 aside = put_aside(file)
@@ -154,7 +159,7 @@ def claim(path: Path, marker: str, kind: str, description: dict[str, object]) ->
             f"run_dir: {path} holds another {kind}: {differing}; choose another folder (nothing "
             "was changed)"
         )
-    return seal_of(description)
+    return seal_of(there)  # files name their sweep by it: of an earlier version it has less in it
 
 
 def describe_sweep(plan: Plan, keep_buffer: bool) -> dict[str, object]:

@@ -13,9 +13,9 @@ import numpy as np
 from purerl.accelerator.transfer import host_shape
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path
-from purerl.records.files import reason
+from purerl.records.files import reason, write_whole
 from purerl.records.folders import refuse_links
-from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY
+from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY, config_text
 from purerl.runs.view import BEST
 from purerl.sweeps.best import write_best
 from purerl.sweeps.plan import Distribution, Plan, make_plan
@@ -86,7 +86,7 @@ def sweep(
         isinstance(slice_size, bool) or not isinstance(slice_size, int) or slice_size < 1
     ):
         raise ConfigError(f"slice_size: got {slice_size!r}, expected an integer >= 1 or None")
-    store = None if run_dir is None else _open(run_dir, describe_sweep(plan, keep_buffer))
+    store = None if run_dir is None else _open(run_dir, plan, keep_buffer)
     job = Job(plan, store, slice_size, keep_buffer, verbose)
     results = job.load()
     effort = job.train(results)
@@ -96,12 +96,17 @@ def sweep(
     return result
 
 
-def _open(run_dir: str | os.PathLike[str], description: dict[str, object]) -> Store:
+def _open(run_dir: str | os.PathLike[str], plan: Plan, keep_buffer: bool) -> Store:
     path = check_path("run_dir", run_dir).absolute()
-    refuse_links(path, [DESCRIPTION, TABLE], [BEST])
+    refuse_links(path, [DESCRIPTION, TABLE, CONFIG], [BEST])
     refuse_links(path / BEST, [CONFIG, METRICS, SUMMARY], [POLICIES])
     with written(path):
-        return open_store(path, description)
+        store = open_store(path, describe_sweep(plan, keep_buffer))
+        # For `load_sweep`; what is there already may be on a disk that is read-only.
+        file, text = path / CONFIG, config_text(plan.config, defaults=False).encode()
+        if not file.is_file() or file.read_bytes() != text:
+            write_whole(file, lambda opened: opened.write(text))
+        return store
 
 
 @contextlib.contextmanager

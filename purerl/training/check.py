@@ -106,6 +106,9 @@ def check_loop(loop: Loop) -> None:
     space = spec.action_space
     action = jax.ShapeDtypeStruct((loop.num_envs, *space.shape), space.dtype)
     jax.eval_shape(loop.action_map, action)  # raises for an action processor
+    if loop.log is not None:
+        with sentence("TrainConfig: this run can't be traced"):
+            jax.eval_shape(loop.init, key)  # raises for `log`
     if ships(loop):
         return
     check_size(loop)

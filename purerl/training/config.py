@@ -22,6 +22,7 @@ from purerl.records.fields import (
 )
 from purerl.records.types import Plain
 from purerl.training.check import check_loop, check_methods
+from purerl.training.effective import DEFAULTS, in_force, split_defaults, with_file_defaults
 from purerl.training.hyperparams import Hyperparams, with_hyperparams
 from purerl.training.loop import Loop
 from purerl.training.options import Options
@@ -82,6 +83,7 @@ class TrainConfig(Options):
         Args:
             mapping: fields by name. `agent`, `noise` and `rewarder` are names, such as `"ppo"`, or
                 mappings of their fields with the name under `"name"`; `buffer` is a mapping.
+                `defaults`, as in the `config.toml` of a run, are fields that the others go over.
 
         Raises:
             ConfigError: see the class.
@@ -90,7 +92,7 @@ class TrainConfig(Options):
             raise ConfigError(
                 f"TrainConfig: got {shown(mapping)}, expected a mapping of its fields"
             )
-        values = read_names(cls, _named(cls, mapping))
+        values = with_file_defaults(read_names(cls, _named(cls, mapping)))
         for field in REGISTRIES:
             if isinstance(values.get(field), (str, Mapping)):
                 values[field] = _from_plain(field, values[field])
@@ -115,6 +117,25 @@ class TrainConfig(Options):
                 make, which have no plain form.
         """
         return to_plain(self)
+
+
+def to_file(config: TrainConfig, left: list[str]) -> dict[str, Plain]:
+    """The plain form of a config for a file: what was given, and under `defaults` what the run
+    takes in place of the rest.
+
+    Args:
+        config: of a run.
+        left: a list to which the paths of fields without a plain form are appended.
+    """
+    plain = to_plain(config, left)
+    defaults = split_defaults(plain, to_plain(in_force(config), []))
+    agent = plain.get("agent")
+    if not defaults or not isinstance(agent, dict):
+        return plain
+    if "episode_length" in agent:  # from which they follow
+        defaults = {n: x for n, x in defaults.items() if n not in ("num_envs", "update_every")}
+    defaults["agent"] = {"name": agent["name"], **defaults.get("agent", {})}
+    return {**plain, DEFAULTS: defaults}
 
 
 def _named(cls: type, mapping: Mapping[str, Plain]) -> dict[str, Plain]:

@@ -26,6 +26,7 @@ from purerl.envs.base import (
 from purerl.envs.vector import VectorEnv, vector_env
 from purerl.experience.buffer import Buffer, BufferState
 from purerl.experience.experience import Clock, Experience
+from purerl.experience.log import Log, Sums, log_means
 from purerl.experience.metrics import (
     Count,
     Episodes,
@@ -42,7 +43,7 @@ from purerl.experience.rewarders import Rewarder, transform
 from purerl.experience.transition import Transition
 from purerl.records.types import PyTree
 from purerl.training.evaluate import play_episodes
-from purerl.training.rollout import RolloutState, init_rollout, restart, rollout
+from purerl.training.rollout import RolloutState, init_rollout, logged_rollout, restart
 
 Index = int | jax.Array | Count  # of an update, or of an episode
 
@@ -148,6 +149,7 @@ class Loop:
         eval_every: updates between evaluations, or None.
         eval_max_episodes, eval_max_episode_steps: an evaluation's size, on each device.
         devices: those that the run is sharded over.
+        log: the user's metrics of a step, or None.
     """
 
     env: Env
@@ -174,6 +176,7 @@ class Loop:
     eval_max_episodes: int
     eval_max_episode_steps: int
     devices: Devices = ALONE
+    log: Log | None = None
 
     @property
     def on_host(self) -> bool:
@@ -324,7 +327,7 @@ class Loop:
         key, play_key, update_key, _ = jax.random.split(state.key, 4)
         play_key, update_key = (self.devices.key(k) for k in (play_key, update_key))
         clock, stats = self.clock(index, state.num_episodes), state.obs_stats
-        envs, transitions, episodes = self.play(
+        envs, transitions, episodes, logged = self.play_logged(
             state.agent, state.rollout, stats, play_key, index, state.num_episodes
         )
         # A rollout with NaN or infinity isn't stored, learned from, or counted in statistics. By
@@ -374,6 +377,7 @@ class Loop:
             losses=losses,
             nonfinite_updates=flawed.astype(jnp.int32),
             eval=evaluated,
+            log=log_means(logged, self.devices),
         )
         return (new, metrics) if running is None else _freeze(running, new, state, metrics)
 
@@ -388,9 +392,21 @@ class Loop:
     ) -> tuple[RolloutState, Transition, Episodes]:
         """Rollout number `index`, after `num_episodes` episodes; the episodes' statistics are over
         all devices."""
+        return self.play_logged(agent_state, envs, stats, key, index, num_episodes)[:3]
+
+    def play_logged(
+        self,
+        agent_state: PyTree,
+        envs: RolloutState,
+        stats: RunningStats | None,
+        key: jax.Array,
+        index: Index,
+        num_episodes: Index = 0,
+    ) -> tuple[RolloutState, Transition, Episodes, Sums]:
+        """As `play`, and this device's sums of what `log` returns, for `log_means`."""
         clock = self.clock(index, num_episodes)
         acting = self.acting(agent_state, stats, clock, index)
-        envs, transitions, episodes = rollout(
+        envs, transitions, episodes, logged = logged_rollout(
             self.vector_env(clock),
             acting,
             envs,
@@ -398,8 +414,9 @@ class Loop:
             self.update_every,
             episodic=self.wait_end_path,
             limit=self.cut_limit,
+            log=self.log,
         )
-        return envs, transitions, pool(episodes, self.devices)
+        return envs, transitions, pool(episodes, self.devices), logged
 
     def acting(
         self, agent_state: PyTree, stats: RunningStats | None, clock: Clock, index: Index

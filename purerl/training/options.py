@@ -11,6 +11,7 @@ from purerl.envs.base import Env, host_of
 from purerl.envs.registry import as_env
 from purerl.envs.vector import parse_resets
 from purerl.experience.buffer import Buffer
+from purerl.experience.log import Log
 from purerl.experience.rewarders import Rewarder, RunningNormalize
 from purerl.records.errors import ConfigError
 from purerl.records.fields import Record, flag, integer, real, static, title, unchecked
@@ -116,6 +117,11 @@ class Options(Record):
         eval_max_episodes: the number of episodes in each evaluation (it plays exactly this many).
         eval_max_episode_steps: a time limit for an evaluation's episodes; None for the
             environment's, or 10,000 where it has none.
+        log: metrics of yours: a function of a `Transition`, one step of N environments, to a dict
+            of numbers by name, `[N]` or `[]`, such as `lambda step: {"speed": step.obs[:, 1]}`.
+            Here `reward` is the environment's, and `next_obs` the true successor. Finite values are
+            averaged over the steps of each update, in the scan: `metrics.log["speed"]`, and
+            `log/speed` in all files and sinks.
         num_devices: D, the number of devices (of all hosts) over which the environments are
             sharded. Sizes are totals: each device has a D-th of `num_envs`, of the buffer, of every
             batch and of `eval_max_episodes`, which D divides. The agent's state is the same on all.
@@ -168,6 +174,7 @@ class Options(Record):
     eval_env: Any = static(default=None)
     eval_max_episodes: int = integer(default=10, at_least=1)
     eval_max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
+    log: Log | None = static(default=None, check=_function, expected="a function of a Transition")
     num_devices: int = integer(default=1, at_least=1)
 
     def check(self) -> None:

@@ -9,6 +9,7 @@ from purerl.accelerator.lean_scan import lean_scan
 from purerl.agents.acting import Acting
 from purerl.envs.base import AutoResetState, where
 from purerl.envs.vector import FewResetsState, SpareState, VectorEnv
+from purerl.experience.log import Log, Sums, log_step
 from purerl.experience.metrics import Episodes, summarize
 from purerl.experience.successors import Successors, num_blocks
 from purerl.experience.transition import Transition
@@ -83,6 +84,21 @@ def rollout(
         that ended: of valid ones, without those that NaN or infinity has cut, or whose return isn't
         finite. A step to NaN or infinity has a reward of NaN.
     """
+    return logged_rollout(env, acting, state, key, num_steps, episodic=episodic, limit=limit)[:3]
+
+
+def logged_rollout(
+    env: VectorEnv,
+    acting: Acting,
+    state: RolloutState,
+    key: jax.Array,
+    num_steps: int,
+    *,
+    episodic: bool = False,
+    limit: int | None = None,
+    log: Log | None = None,
+) -> tuple[RolloutState, Transition, Episodes, Sums]:
+    """As `rollout`, and the sums `[T, ...]` of what `log` returns at each step (`log_step`)."""
     num_envs = state.episode.shape[0]
     blocks = num_blocks(num_steps, limit, whole=True)
     block = num_steps if limit is None else min(limit, num_steps)
@@ -114,6 +130,7 @@ def rollout(
             valid=jnp.ones_like(done) if valid is None else valid,
             extras=extras,
         )
+        logged = log_step(log, transition._replace(next_obs=timestep.obs))
         state = RolloutState(
             env=env_state,
             episode=state.episode + done.astype(jnp.int32),
@@ -128,19 +145,20 @@ def rollout(
             length,
             ended,
             {name: timestep.info[name] for name in env.spec.metrics},
+            logged,
         )
 
     kept = jax.tree.map(lambda x: jnp.zeros((blocks or 0, *x.shape), x.dtype), state.env.obs)
     start = state, jnp.ones(num_envs, bool) if episodic else None, kept
     keys = split[:, 0], split[:, 1:], jnp.arange(num_steps, dtype=jnp.int32) // block
-    (state, _, kept), (transitions, *seen) = lean_scan(step, start, keys)
+    (state, _, kept), (transitions, *seen, logged) = lean_scan(step, start, keys)
     if blocks is not None:
         cut = transitions.truncated & ~transitions.terminated
         last = jax.tree.map(lambda x: x[-1], kept)
         head = jax.vmap(where)(cut[-1], last, state.env.obs)
         successors = Successors.of_rollout(kept, head, transitions._asdict(), block)
         transitions = transitions._replace(next_obs=successors)
-    return state, transitions, summarize(*seen)
+    return state, transitions, summarize(*seen), logged
 
 
 def _begun(

@@ -80,21 +80,20 @@ def assemble(options: Options) -> Loop:
     before_learning = -(-update_after // (num_envs * update_every))
     first_update = max(before_learning - 1, 0)
     _check_length(num_updates, num_envs * update_every, first_update, options)
-    defaults = agent.run_defaults
     loop = Loop(
         env=env,
         eval_env=eval_env,
         agent=agent,
         buffer=buffer,
         rewarder=rewarder,
-        noise=defaults.noise if noise is None else noise,
+        noise=agent.run_defaults.noise if noise is None else noise,
         action_map=action_map(raw_env.spec, options.action_processor),
         num_envs=num_envs,
         update_every=update_every,
         num_updates=num_updates,
         log_every=_log_every(options.log_every, num_updates),
         first_update=first_update,
-        random_rollouts=before_learning if defaults.random_start else 0,
+        random_rollouts=before_learning if agent.run_defaults.random_start else 0,
         max_episodes=options.max_episodes,
         resets=env.spec.resets if options.resets is None else options.resets,
         reset_each_episode=options.reset_each_episode,
@@ -105,6 +104,7 @@ def assemble(options: Options) -> Loop:
         eval_every=options.eval_every,
         eval_max_episodes=options.eval_max_episodes,
         eval_max_episode_steps=options.eval_max_episode_steps or longest,
+        log=options.log,
     )
     return loop if options.num_devices == 1 else _divide(loop, options.num_devices)
 

@@ -221,7 +221,7 @@ def program_key(config: TrainConfig, *more: Hashable) -> Hashable:
     envs = {n: x for n in ("env", "eval_env") if (x := getattr(config, n)) is not None}
     sources = {name: source_of(env) for name, env in envs.items()}
     builtin = all(x is not None and is_builtin(x.name) for x in sources.values())
-    if not builtin or config.action_processor is not None:
+    if not builtin or config.action_processor is not None or config.log is not None:
         return None
     optimizer = getattr(agent, "optimizer", None)
     if callable(optimizer) and not optimizer.__module__.startswith("optax."):
