@@ -162,3 +162,20 @@ def locked(file: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # which releases the lock
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds a lock. Nothing is created or written; False where that can't be
+    known."""
+    from filelock import lock_descriptor
+
+    try:
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -19,19 +19,30 @@ from purerl.training.config import TrainConfig
 
 # Points of curves that are kept: of more, neighbours are merged.
 MOST_POINTS = 1_000
-# Environment variables of programs that execute notebooks with nobody watching.
-UNWATCHED = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
+# Of the parameters that papermill gives a notebook, if it is asked to.
+INJECTED = "PAPERMILL_OUTPUT_PATH"
 
 
 def in_notebook() -> bool:
     """Whether this process is the kernel of a notebook. IPython is asked only if it is running."""
-    find = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
-    return getattr(find(), "kernel", None) is not None
+    return getattr(_shell(), "kernel", None) is not None
 
 
 def is_watched() -> bool:
-    """Whether this process is the kernel of a notebook that papermill doesn't execute."""
-    return in_notebook() and not any(name in os.environ for name in UNWATCHED)
+    """Whether this process is the kernel of a notebook, and not under papermill, as far as that can
+    be known: by the paths that it injects, or by its command line (on Linux)."""
+    if not in_notebook() or INJECTED in getattr(_shell(), "user_ns", {}):
+        return False
+    parent = os.environ.get("JPY_PARENT_PID", "0")
+    try:
+        words = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    return not any(os.path.basename(word) == b"papermill" for word in words)
+
+
+def _shell() -> Any:
+    return getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
 
 
 class LiveHtml:
