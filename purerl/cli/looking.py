@@ -45,7 +45,8 @@ def run_ls(args: argparse.Namespace, console: Console) -> int:
     table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[4:7]:
         column.justify = "right"
-    table.columns[0].no_wrap = table.columns[-1].no_wrap = True
+    for column in (table.columns[0], table.columns[5], table.columns[-1]):
+        column.no_wrap = True
     for x in found:
         steps = "-" if x.timesteps is None else f"{x.timesteps:,}"
         if x.state not in ("finished", "damaged") and x.total_timesteps:

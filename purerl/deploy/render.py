@@ -1,7 +1,10 @@
-"""`render`: one episode as a GIF."""
+"""`render`: one episode as a GIF or an MP4."""
 
 import io
 import os
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +18,9 @@ from purerl.deploy.drawing import draw
 from purerl.envs.base import Env, typed, where
 from purerl.envs.last_action import as_remembered
 from purerl.envs.registry import as_env
-from purerl.records.errors import ConfigError
+from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_key, check_path
-from purerl.records.files import write_bytes
+from purerl.records.files import reason, write_bytes
 from purerl.records.types import PyTree
 from purerl.training.policy import Policy
 from purerl.training.train import check_seed
@@ -39,7 +42,7 @@ def render(
     max_steps: int | None = None,
     key: jax.Array | None = None,
 ) -> tuple[float, int]:
-    """Plays one episode and writes it as a GIF.
+    """Plays one episode and writes it as a GIF, or an MP4 (H.264, `pip install 'purerl[video]'`).
 
     CartPole, Pendulum, Acrobot and both MountainCars are drawn as in Gymnasium, environments whose
     spec has `draw`, as those of suites, by that. Of all others the observation is drawn: an image
@@ -49,7 +52,7 @@ def render(
     Args:
         policy: such as `out.policy`; None for random actions.
         env: a name, a `purerl.Env`, or a gymnax `Environment`, with its parameters or without.
-        path: the file, `.gif`; an existing one is replaced.
+        path: the file, `.gif` or `.mp4`; an existing one is replaced.
         seed: of the initial state and the dynamics.
         max_steps: where a longer episode is cut off; None for the environment's time limit, or 500
             where it has none.
@@ -59,7 +62,7 @@ def render(
         The episode's return and its length.
 
     Raises:
-        ConfigError: invalid arguments.
+        ConfigError: invalid arguments, or an MP4 without imageio-ffmpeg.
         RunError: the file can't be written.
     """
     env = typed(as_env(env))
@@ -77,8 +80,7 @@ def render(
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ConfigError(f"max_steps: got {max_steps!r}, expected an integer >= 1, or None")
     target = check_path("path", path)
-    if target.suffix.lower() != ".gif":
-        raise ConfigError(f"path: got {str(path)!r}, expected a name that ends in .gif")
+    write = _writer(target)
     seed = check_seed("seed", seed)
     if key is not None:
         check_key(key)
@@ -88,7 +90,7 @@ def render(
     for i in shown:
         state, obs = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in (states, observations))
         frames.append(draw(env.spec, state, obs, i, returns[i]))
-    _write(frames, target)
+    write(frames, target)
     return float(returns[length]), length
 
 
@@ -151,7 +153,20 @@ def _on_host(x: jax.Array) -> jax.Array | np.ndarray:
     return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
 
 
-def _write(frames: list["Picture"], path: Path) -> None:
+def _writer(path: Path) -> Callable[[list["Picture"], Path], None]:
+    """What writes frames into a file of such a name. Raises ConfigError."""
+    kind = path.suffix.lower()
+    if kind not in (".gif", ".mp4"):
+        raise ConfigError(f"path: got {str(path)!r}, expected a name that ends in .gif or .mp4")
+    if kind == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise ConfigError(
+            f"path: {str(path)!r} needs imageio-ffmpeg: pip install 'purerl[video]'; a .gif needs "
+            "nothing"
+        )
+    return _write_gif if kind == ".gif" else _write_mp4
+
+
+def _write_gif(frames: list["Picture"], path: Path) -> None:
     from PIL import Image
 
     # Pillow's default palette takes ten times as long and is less accurate.
@@ -161,3 +176,29 @@ def _write(frames: list["Picture"], path: Path) -> None:
     options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
     first.save(packed := io.BytesIO(), "GIF", **options)
     write_bytes(path, packed.getbuffer(), "the picture")
+
+
+def _write_mp4(frames: list["Picture"], path: Path) -> None:
+    import imageio_ffmpeg
+
+    width, height = frames[0].size
+    even = width + width % 2, height + height % 2  # as H.264 needs it
+    with tempfile.TemporaryDirectory() as folder:
+        film = Path(folder) / "film.mp4"
+        try:
+            encoder = imageio_ffmpeg.write_frames(
+                film,
+                even,
+                fps=1000 / MILLISECONDS,
+                macro_block_size=2,
+                ffmpeg_log_level="error",
+                output_params=["-movflags", "+faststart"],  # plays before all of it is loaded
+            )
+            encoder.send(None)
+            for frame in [*frames, *[frames[-1]] * (PAUSE // MILLISECONDS - 1)]:
+                encoder.send(frame.convert("RGB").crop((0, 0, *even)).tobytes())
+            encoder.close()
+            packed = film.read_bytes()
+        except (OSError, RuntimeError) as error:  # no ffmpeg for this machine, a full disk
+            raise RunError(f"the video can't be encoded: {reason(error)}") from None
+    write_bytes(path, packed, "the video")

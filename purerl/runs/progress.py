@@ -53,7 +53,7 @@ class LiveHtml:
 
     def show(self, page: str, text: str) -> None:
         """Shows HTML, or the text where a front end has none."""
-        from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
+        from IPython.display import display
 
         data = {"text/html": page, "text/plain": text}
         if self._handle is None:
@@ -104,7 +104,7 @@ class notebook_sink:  # noqa: N801 - called as a function
         words = "trained" if share == 1 else f"stopped at {share:.0%}, after"
         took = f"{words} {'in ' * (share == 1)}{duration(last.seconds)}"
         speed = f"{live_speed(self._first, last):,.0f} steps/s over all seeds"
-        self._show(" · ".join([took, speed, *live_numbers(last)]), share)
+        self._show(f"{took} · {speed}", share)
 
     def _show(self, words: str, share: float) -> None:
         parts = card.bar(share), f"<div>{html.escape(words)}</div>", self._curves.svg()

@@ -90,10 +90,9 @@ def status_of(folder: Path) -> Status:
 def _described(file: Path) -> dict[str, Any]:
     """What is known of several runs whose best isn't known yet."""
     plain: Any = read_json(file) or {}
-    config = plain.get("config")
-    parts = (config.get(n) for n in ("env", "agent")) if isinstance(config, dict) else ({}, {})
-    env, agent = (part if isinstance(part, dict) else {} for part in parts)
-    seeds = plain.get("seeds")
+    config, seeds = plain.get("config"), plain.get("seeds")
+    known = config if isinstance(config, dict) else {}
+    env, agent = (x if isinstance(x := known.get(n), dict) else {} for n in ("env", "agent"))
     return {
         "env": env.get("env"),
         "agent": agent.get("class"),

@@ -138,7 +138,8 @@ class Overview:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self)
+        # In a notebook rich would show it, and leave the text empty.
+        Console(file=text, width=100, color_system=None, force_jupyter=False).print(self)
         return text.getvalue().rstrip()
 
 

@@ -78,10 +78,10 @@ def card(name: str, facts: Iterable[str], *parts: str) -> str:
         facts: below it, in words.
         parts: HTML below these, such as a picture.
     """
-    line = " &middot; ".join(map(html.escape, facts))
+    line = html.escape(" · ".join(facts))
     return (
         f'<div style="font:13px/1.5 system-ui,sans-serif;max-width:{WIDTH}px">'
-        f"<b>{html.escape(name)}</b><br>{line}{''.join(parts)}</div>"
+        f"<b>{html.escape(name)}</b><br/>{line}{''.join(parts)}</div>"
     )
 
 
