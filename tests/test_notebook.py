@@ -293,18 +293,24 @@ def test_the_notebook_runs_in_a_real_kernel(tmp_path):
     cells = {x.source.split("\n")[-1]: x for x in book.cells if x.cell_type == "code"}
 
     def shown(line):
-        (output,) = next(x.outputs for source, x in cells.items() if source.startswith(line))
+        (output,) = cells[line].outputs
         return output["data"]
 
+    fit = "out = purerl.fit(config, seeds=4)"
+    sweep = 'result = purerl.sweep(config, seeds=4, grid={"lr": [1e-4, 1e-3, 1e-2]})'
     assert shown("config")["text/plain"].startswith("TrainConfig(env='CartPole-v1', agent=PPO(")
-    assert "trained in" in shown("out = purerl.fit")["text/plain"]
-    assert "12 of 12 agents" in shown("result = purerl.sweep")["text/plain"]
-    for line in ("out = purerl.fit", "out", "result = purerl.sweep"):
-        assert shapes(shown(line)["text/html"]).count("polyline") >= 4
+    assert "trained in" in shown(fit)["text/plain"]
+    assert "12 of 12 agents" in shown(sweep)["text/plain"]
+    for line, curves in ((fit, 4), ("out", 4), (sweep, 3), ("result", 3)):
+        assert shapes(shown(line)["text/html"]).count("polyline") == curves + 1
+    assert "TrainOutput(PPO on CartPole-v1, 4 runs" in shown("out")["text/plain"]
     assert "SweepResult(PPO on CartPole-v1, 3 combinations" in shown("result")["text/plain"]
-    for line in ("purerl.plot_curves", "purerl.plot_sweep_curves"):
+    for line in (
+        'purerl.plot_curves(purerl.Curves.of("PPO", out))',
+        "purerl.plot_sweep_curves(result)",
+    ):
         assert shown(line)["image/png"]
     assert (tmp_path / "cartpole.gif").read_bytes().startswith(b"GIF")
-    index = book.cells.index(cells["out = purerl.fit(config, seeds=4)"])
+    index = book.cells.index(cells[fit])
     assert messages.count((index, "display_data")) == 1
     assert messages.count((index, "update_display_data")) >= 2

@@ -2,10 +2,12 @@
 
 import io
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import jax
@@ -182,22 +184,22 @@ def _write_mp4(frames: list["Picture"], path: Path) -> None:
     import imageio_ffmpeg
 
     width, height = frames[0].size
-    even = width + width % 2, height + height % 2  # as H.264 needs it
+    form = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}")
+    even = ("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2")  # as H.264 needs it
+    coded = ("-c:v", "libx264", "-pix_fmt", "yuv420p", *even)
+    early = ("-movflags", "+faststart")  # plays before all of it is loaded
     with tempfile.TemporaryDirectory() as folder:
         film = Path(folder) / "film.mp4"
         try:
-            encoder = imageio_ffmpeg.write_frames(
-                film,
-                even,
-                fps=1000 / MILLISECONDS,
-                macro_block_size=2,
-                ffmpeg_log_level="error",
-                output_params=["-movflags", "+faststart"],  # plays before all of it is loaded
-            )
-            encoder.send(None)
-            for frame in [*frames, *[frames[-1]] * (PAUSE // MILLISECONDS - 1)]:
-                encoder.send(frame.convert("RGB").crop((0, 0, *even)).tobytes())
-            encoder.close()
+            program = (imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error")
+            command = (*program, *form, "-r", f"{1000 / MILLISECONDS:g}", "-i", "-", *coded, *early)
+            with subprocess.Popen((*command, str(film)), stdin=PIPE, stderr=PIPE) as encoder:
+                assert encoder.stdin is not None
+                for frame in [*frames, *[frames[-1]] * (PAUSE // MILLISECONDS - 1)]:
+                    encoder.stdin.write(frame.convert("RGB").tobytes())
+                _, said = encoder.communicate()
+            if encoder.returncode:
+                raise OSError(said.decode(errors="replace"))
             packed = film.read_bytes()
         except (OSError, RuntimeError) as error:  # no ffmpeg for this machine, a full disk
             raise RunError(f"the video can't be encoded: {reason(error)}") from None
