@@ -255,8 +255,7 @@ class SweepResult(Overview):
         return self.table["final_return"].reshape(-1, len(self.plan.seeds))
 
     def _curves(self) -> str:
-        done = [(group, np.ones(len(group.group.members), bool)) for group in self.groups]
-        return draw_combinations(self.plan, done, ranking(self._scores)[0])
+        return draw_combinations(self.plan, self.groups, ranking(self._scores)[0])
 
 
 def _named(plan: Plan, combination: int) -> str:
@@ -265,28 +264,25 @@ def _named(plan: Plan, combination: int) -> str:
     return " ".join(f"{name}={value_text(values[name])}" for name in plan.names)
 
 
-def draw_combinations(
-    plan: Plan, groups: Sequence[tuple[GroupResult, np.ndarray]], best: int | None = None
-) -> str:
+def draw_combinations(plan: Plan, groups: Sequence[GroupResult], best: int | None = None) -> str:
     """SVG of learning curves, of each combination the mean over its seeds.
 
     Args:
         plan: of the sweep.
-        groups: each with `[S]` bool, the members that are trained.
+        groups: of its members, zeros where one isn't trained yet: no episode of it has ended.
         best: the combination that is drawn thick; None for the one that ends highest.
     """
-    x = np.linspace(0, 1, card.BINS) * max(max(group.shapes.timesteps) for group, _ in groups)
+    x = np.linspace(0, 1, card.BINS) * max(max(group.shapes.timesteps) for group in groups)
     curves = np.full((plan.num_members, card.BINS), np.nan)
-    for group, done in groups:
+    for group in groups:
         metrics = group.metrics
         at, binned = bin_curves(
             group.shapes.timesteps, metrics.episode_return, metrics.num_episodes, card.BINS
         )
-        for place in np.flatnonzero(done):
-            there = np.isfinite(binned[place])
+        for member, curve in zip(group.group.members, binned, strict=True):
+            there = np.isfinite(curve)
             if there.any():
-                known = at[there], binned[place, there]
-                curves[group.group.members[place]] = np.interp(x, *known, np.nan, np.nan)
+                curves[member] = np.interp(x, at[there], curve[there], np.nan, np.nan)
     by_seed = curves.reshape(-1, len(plan.seeds), card.BINS)
     number = np.isfinite(by_seed).sum(axis=1)
     means = np.where(number > 0, np.nansum(by_seed, axis=1) / np.maximum(number, 1), np.nan)

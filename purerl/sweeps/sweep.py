@@ -5,6 +5,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -146,6 +147,7 @@ class Job:
     def train(self, results: Results) -> Effort:
         """Trains the unfinished members, into the results and into the store."""
         effort = Effort()
+        draw = partial(draw_combinations, self.plan, [result for result, _ in results])
         with progress(self.plan.num_members, self.verbose) as report:
             for number, (result, done) in enumerate(results):
                 todo = np.flatnonzero(~done)
@@ -162,7 +164,7 @@ class Job:
                         with written(self.store.path):
                             self.store.save(number, places, leaves)
                     number = sum(int(done.sum()) for _, done in results)
-                    report("training", number, lambda: draw_combinations(self.plan, results))
+                    report("training", number, draw)
                 effort = effort.plus(program, len(todo), time.perf_counter() - start)
         return effort
 
