@@ -209,7 +209,7 @@ def test_wrong_arguments(tmp_path):
     for arguments, message in (
         ((policy, push_env(), path), r"env: push has Box\(.*expected the policy's actions, Discr"),
         ((walk(), walk(), path), "policy: got Env, expected a Policy"),
-        ((policy, walk(), tmp_path / "a.mp4"), r"path: got '.*a.mp4', expected a name .* .gif"),
+        ((policy, walk(), tmp_path / "a.avi"), r"path: got '.*a.avi', expected a name .* .gif or"),
         ((policy, walk(), path, 0, 0), "max_steps: got 0, expected an integer >= 1"),
         ((policy, "Cartpole", path), "did you mean 'CartPole-v1'"),
     ):
@@ -226,8 +226,6 @@ def test_a_video_needs_a_package(tmp_path, monkeypatch):
     )
     with pytest.raises(purerl.ConfigError, match=words):
         purerl.render(None, "CartPole-v1", tmp_path / "a.mp4")
-    with pytest.raises(purerl.ConfigError, match=r"expected a name that ends in \.gif or \.mp4"):
-        purerl.render(None, "CartPole-v1", tmp_path / "a.avi")
 
 
 def decoded(path, width, height):

@@ -163,8 +163,7 @@ class Job:
                     if self.store is not None:
                         with written(self.store.path):
                             self.store.save(number, places, leaves)
-                    number = sum(int(done.sum()) for _, done in results)
-                    report("training", number, draw)
+                    report("training", sum(int(done.sum()) for _, done in results), draw)
                 effort = effort.plus(program, len(todo), time.perf_counter() - start)
         return effort
 
