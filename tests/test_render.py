@@ -1,7 +1,9 @@
 """Pictures of environments: that they are where the state says, and that they move."""
 
 import math
+import subprocess
 import types
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -207,7 +209,7 @@ def test_wrong_arguments(tmp_path):
     for arguments, message in (
         ((policy, push_env(), path), r"env: push has Box\(.*expected the policy's actions, Discr"),
         ((walk(), walk(), path), "policy: got Env, expected a Policy"),
-        ((policy, walk(), tmp_path / "a.mp4"), r"path: got '.*a.mp4', expected a name .* .gif"),
+        ((policy, walk(), tmp_path / "a.avi"), r"path: got '.*a.avi', expected a name .* .gif or"),
         ((policy, walk(), path, 0, 0), "max_steps: got 0, expected an integer >= 1"),
         ((policy, "Cartpole", path), "did you mean 'CartPole-v1'"),
     ):
@@ -215,3 +217,56 @@ def test_wrong_arguments(tmp_path):
             purerl.render(*arguments)
     with pytest.raises(purerl.RunError, match="can't be written"):
         purerl.render(policy, walk(), tmp_path / "none" / "a.gif")
+
+
+def test_a_video_needs_a_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    words = (
+        r"path: '.*a\.mp4' needs imageio-ffmpeg: pip install 'purerl\[video\]'; a \.gif needs no"
+    )
+    with pytest.raises(purerl.ConfigError, match=words):
+        purerl.render(None, "CartPole-v1", tmp_path / "a.mp4")
+
+
+def decoded(path, width, height):
+    """What ffmpeg says of a video, and its frames `[T, height, width, 3]`."""
+    import imageio_ffmpeg
+
+    command = (imageio_ffmpeg.get_ffmpeg_exe(), "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24")
+    done = subprocess.run((*command, "-"), capture_output=True, check=True, timeout=60)
+    frames = np.frombuffer(done.stdout, np.uint8).astype(int)
+    return done.stderr.decode(), frames.reshape(-1, height, width, 3)
+
+
+needs_ffmpeg = pytest.mark.skipif(
+    find_spec("imageio_ffmpeg") is None, reason="needs pip install 'purerl[video]'"
+)
+
+
+@pytest.mark.slow
+@needs_ffmpeg
+def test_a_video_has_the_pictures_of_the_gif(tmp_path):
+    paths = tmp_path / "a.gif", tmp_path / "a.mp4"
+    played = [purerl.render(None, "CartPole-v1", path, max_steps=6) for path in paths]
+    assert played[0] == played[1]
+    pictures = frames_of(paths[0])
+    about, frames = decoded(paths[1], *pictures.shape[2:0:-1])
+    assert "h264" in about
+    assert "25 fps" in about
+    assert len(frames) == len(pictures) + 24  # the last one stays for a second
+    assert np.abs(frames[: len(pictures)] - pictures).mean() < 4
+    assert np.abs(frames[0] - frames[-1]).mean() > 0.1  # it moves
+    assert set(tmp_path.iterdir()) == set(paths)
+
+
+@pytest.mark.slow
+@needs_ffmpeg
+def test_a_video_of_odd_size(tmp_path, monkeypatch):
+    frames = [Image.new("RGB", (63, 41), color) for color in ("red", "blue")]
+    module._write_mp4(frames, tmp_path / "odd.mp4")
+    assert len(decoded(tmp_path / "odd.mp4", 64, 42)[1]) == 26
+    with pytest.raises(purerl.RunError, match="the video can't be written to"):
+        module._write_mp4(frames, tmp_path / "nowhere" / "odd.mp4")
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "/bin/false")
+    with pytest.raises(purerl.RunError, match="the video can't be encoded: "):
+        module._write_mp4(frames, tmp_path / "none.mp4")

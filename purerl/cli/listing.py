@@ -29,13 +29,12 @@ from purerl.envs import check_env, env_names, env_params, make, suites
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import EnvError
 from purerl.envs.params import frozen, is_float, is_traceable
-from purerl.envs.spaces import is_space
+from purerl.envs.spaces import short
 from purerl.experience.buffer import Buffer
 from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import field_options
 from purerl.records.files import counted
-from purerl.records.types import PyTree
 from purerl.runs.chunks import check_size, seed_keys
 from purerl.training.config import TrainConfig
 from purerl.training.presets import find_preset, list_presets
@@ -64,7 +63,7 @@ def run_envs(args: argparse.Namespace, console: Console) -> int:
             table.add_row(name, str(error).rpartition(": ")[2])
             continue
         limit = spec.max_episode_steps
-        shapes = _shapes(spec.observation_space).removeprefix("Box")
+        shapes = short(spec.observation_space).removeprefix("Box")
         table.add_row(name, shapes, str(spec.action_space), str(limit or "none"))
     console.print(table)
     console.print("\nSuites of other packages, whose environments are SUITE/ENV:\n")
@@ -196,22 +195,9 @@ def run_check_env(args: argparse.Namespace, console: Console) -> int:
 
 def _spec_words(spec: EnvSpec) -> str:
     return (
-        f"observations {_shapes(spec.observation_space)}, actions {_shapes(spec.action_space)}, "
+        f"observations {short(spec.observation_space)}, actions {short(spec.action_space)}, "
         f"time limit {spec.max_episode_steps or 'none'}"
     )
-
-
-def _shapes(space: PyTree) -> str:
-    """Spaces without their bounds."""
-    if is_space(space):
-        if space.sizes is None:
-            return f"Box{tuple(space.shape)}"
-        many = len(space.shape) > 1 or len(space.sizes) > 8
-        most = max(space.sizes)
-        return f"MultiDiscrete{tuple(space.shape)} of {most}" if many else str(space)
-    if isinstance(space, dict):
-        return "{" + ", ".join(f"{name}: {_shapes(x)}" for name, x in space.items()) + "}"
-    return f"({', '.join(map(_shapes, space))})" if isinstance(space, (tuple, list)) else str(space)
 
 
 def add_bench(parser: Parser, argv: Sequence[str]) -> None:

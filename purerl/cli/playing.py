@@ -126,7 +126,7 @@ def add_render(parser: Parser, argv: Sequence[str]) -> None:
     parser.epilog = "Example:\n  purerl render runs/CartPole-v1-ppo-1 --out cartpole.gif"
     _add_target(parser, argv, "the policy of this seed of the run (the best)")
     add = parser.add_argument
-    add("--out", metavar="FILE", help="a .gif (RUN/episode.gif)")
+    add("--out", metavar="FILE", help="a .gif, or .mp4 (RUN/episode.gif)")
     add("--max-steps", type=int, metavar="N", help="where the episode is cut off")
     add("--key", type=int, default=0, metavar="K", help="for the episode's randomness (0)")
 

@@ -199,10 +199,10 @@ def newest_run() -> Path:
     runs = {file.parent for name in (RUN, *KINDS) for file in RUNS.glob(f"*/{name}")}
     if not runs:
         raise RunError("there is no run in runs/: name a run's folder")
-    return max(sorted(runs), key=_written)
+    return max(sorted(runs), key=written_at)
 
 
-def _written(folder: Path) -> float:
+def written_at(folder: Path) -> float:
     """Time of the last write into a folder by training, not by plots."""
     names = (RUN, CONFIG, METRICS, SUMMARY, "checkpoints", *KINDS, "table.csv", BEST, WINNER)
     files = [*(folder / name for name in names), *folder.glob("group-*.npz")]

@@ -1,8 +1,13 @@
-"""`render`: one episode as a GIF."""
+"""`render`: one episode as a GIF or an MP4."""
 
 import io
 import os
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 import jax
@@ -15,9 +20,9 @@ from purerl.deploy.drawing import draw
 from purerl.envs.base import Env, typed, where
 from purerl.envs.last_action import as_remembered
 from purerl.envs.registry import as_env
-from purerl.records.errors import ConfigError
+from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_key, check_path
-from purerl.records.files import write_bytes
+from purerl.records.files import reason, write_bytes
 from purerl.records.types import PyTree
 from purerl.training.policy import Policy
 from purerl.training.train import check_seed
@@ -39,7 +44,7 @@ def render(
     max_steps: int | None = None,
     key: jax.Array | None = None,
 ) -> tuple[float, int]:
-    """Plays one episode and writes it as a GIF.
+    """Plays one episode and writes it as a GIF, or an MP4 (H.264, `pip install 'purerl[video]'`).
 
     CartPole, Pendulum, Acrobot and both MountainCars are drawn as in Gymnasium, environments whose
     spec has `draw`, as those of suites, by that. Of all others the observation is drawn: an image
@@ -49,7 +54,7 @@ def render(
     Args:
         policy: such as `out.policy`; None for random actions.
         env: a name, a `purerl.Env`, or a gymnax `Environment`, with its parameters or without.
-        path: the file, `.gif`; an existing one is replaced.
+        path: the file, `.gif` or `.mp4`; an existing one is replaced.
         seed: of the initial state and the dynamics.
         max_steps: where a longer episode is cut off; None for the environment's time limit, or 500
             where it has none.
@@ -59,7 +64,7 @@ def render(
         The episode's return and its length.
 
     Raises:
-        ConfigError: invalid arguments.
+        ConfigError: invalid arguments, or an MP4 without imageio-ffmpeg.
         RunError: the file can't be written.
     """
     env = typed(as_env(env))
@@ -77,8 +82,7 @@ def render(
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ConfigError(f"max_steps: got {max_steps!r}, expected an integer >= 1, or None")
     target = check_path("path", path)
-    if target.suffix.lower() != ".gif":
-        raise ConfigError(f"path: got {str(path)!r}, expected a name that ends in .gif")
+    write = _writer(target)
     seed = check_seed("seed", seed)
     if key is not None:
         check_key(key)
@@ -88,7 +92,7 @@ def render(
     for i in shown:
         state, obs = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in (states, observations))
         frames.append(draw(env.spec, state, obs, i, returns[i]))
-    _write(frames, target)
+    write(frames, target)
     return float(returns[length]), length
 
 
@@ -151,7 +155,20 @@ def _on_host(x: jax.Array) -> jax.Array | np.ndarray:
     return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
 
 
-def _write(frames: list["Picture"], path: Path) -> None:
+def _writer(path: Path) -> Callable[[list["Picture"], Path], None]:
+    """What writes frames into a file of such a name. Raises ConfigError."""
+    kind = path.suffix.lower()
+    if kind not in (".gif", ".mp4"):
+        raise ConfigError(f"path: got {str(path)!r}, expected a name that ends in .gif or .mp4")
+    if kind == ".mp4" and find_spec("imageio_ffmpeg") is None:
+        raise ConfigError(
+            f"path: {str(path)!r} needs imageio-ffmpeg: pip install 'purerl[video]'; a .gif needs "
+            "nothing"
+        )
+    return _write_gif if kind == ".gif" else _write_mp4
+
+
+def _write_gif(frames: list["Picture"], path: Path) -> None:
     from PIL import Image
 
     # Pillow's default palette takes ten times as long and is less accurate.
@@ -161,3 +178,29 @@ def _write(frames: list["Picture"], path: Path) -> None:
     options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
     first.save(packed := io.BytesIO(), "GIF", **options)
     write_bytes(path, packed.getbuffer(), "the picture")
+
+
+def _write_mp4(frames: list["Picture"], path: Path) -> None:
+    import imageio_ffmpeg
+
+    width, height = frames[0].size
+    form = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}")
+    even = ("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2")  # as H.264 needs it
+    coded = ("-c:v", "libx264", "-pix_fmt", "yuv420p", *even)
+    early = ("-movflags", "+faststart")  # plays before all of it is loaded
+    with tempfile.TemporaryDirectory() as folder:
+        film = Path(folder) / "film.mp4"
+        try:
+            program = (imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error")
+            command = (*program, *form, "-r", f"{1000 / MILLISECONDS:g}", "-i", "-", *coded, *early)
+            with subprocess.Popen((*command, str(film)), stdin=PIPE, stderr=PIPE) as encoder:
+                assert encoder.stdin is not None
+                for frame in [*frames, *[frames[-1]] * (PAUSE // MILLISECONDS - 1)]:
+                    encoder.stdin.write(frame.convert("RGB").tobytes())
+                _, said = encoder.communicate()
+            if encoder.returncode:
+                raise OSError(said.decode(errors="replace"))
+            packed = film.read_bytes()
+        except (OSError, RuntimeError) as error:  # no ffmpeg for this machine, a full disk
+            raise RunError(f"the video can't be encoded: {reason(error)}") from None
+    write_bytes(path, packed, "the video")

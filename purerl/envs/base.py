@@ -147,6 +147,13 @@ class Env(NamedTuple):
     step: Step
     spec: EnvSpec
 
+    def __repr__(self) -> str:
+        source = self.spec.source
+        if source is None:
+            return f"Env({self.spec.name!r})"
+        params = "".join(f", {name}={x!r}" for name, x in source.params)
+        return f"make({source.name!r}{params})"
+
 
 def where(condition: jax.Array, x: PyTree, y: PyTree) -> PyTree:
     """Leafwise `jnp.where` with a scalar condition."""

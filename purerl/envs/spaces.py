@@ -419,6 +419,19 @@ def is_space(x: object) -> TypeGuard[Space]:
     return isinstance(x, Space)
 
 
+def short(space: PyTree) -> str:
+    """A space, or a pytree of spaces, in words without their bounds."""
+    if is_space(space):
+        if space.sizes is None:
+            return f"Box{tuple(space.shape)}"
+        many = len(space.shape) > 1 or len(space.sizes) > 8
+        most = max(space.sizes)
+        return f"MultiDiscrete{tuple(space.shape)} of {most}" if many else str(space)
+    if isinstance(space, dict):
+        return "{" + ", ".join(f"{name}: {short(x)}" for name, x in space.items()) + "}"
+    return f"({', '.join(map(short, space))})" if isinstance(space, (tuple, list)) else str(space)
+
+
 def leaves_of(space: PyTree) -> tuple[list[Space], Structure]:
     """The spaces in a pytree of spaces, and its structure."""
     return jax.tree.flatten(space, is_leaf=is_space)

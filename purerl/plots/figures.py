@@ -5,7 +5,6 @@ unchanged.
 """
 
 import io
-import math
 import os
 import textwrap
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from purerl.records import fields
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.files import reason, write_whole
+from purerl.training.card import engineering
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -44,9 +44,10 @@ def style(number: int) -> dict[str, Any]:
 def new_figure(width: float, height: float, title: str | None) -> "Figure":
     """An empty figure of a size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    from purerl.plots.shown import ShownFigure
+
+    figure = ShownFigure(figsize=(width, height), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr,call-arg]
     if title is not None:
@@ -61,14 +62,6 @@ def tidy(axes: "Axes", caption: str | None = None, grid: str = "y") -> None:
     axes.set_axisbelow(True)
     if caption:
         axes.set_title(caption, loc="left", fontsize=9, color=GREY, parse_math=False)
-
-
-def engineering(value: float, _: object = None) -> str:
-    """A number in engineering notation: 1500 is 1.5k. Below 1000 it is written out."""
-    if not math.isfinite(value) or abs(value) < 1000:
-        return f"{value:g}".replace("-", "\N{MINUS SIGN}", 1)
-    power = min(int(math.log10(abs(value)) / 3 + 1e-9), 4)
-    return f"{value / 1000**power:g}{'kMGT'[power - 1]}".replace("-", "\N{MINUS SIGN}", 1)
 
 
 def write_numbers(axis: "Axis") -> None:
@@ -90,7 +83,7 @@ def write_decades(axis: "Axis", span: float) -> None:
 
     subs = (1, 2, 5) if span < 50 else (1, 3) if span < 5000 else (1,)
     axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(engineering))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: engineering(value)))
     axis.set_minor_formatter(NullFormatter())
 
 

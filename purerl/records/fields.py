@@ -242,12 +242,16 @@ class Record:
 
     def __repr__(self) -> str:
         """The call of the constructor, with the fields that differ from their defaults."""
-        values = {
+        values = ", ".join(f"{name}={x!r}" for name, x in self.given().items())
+        return f"{type(self).__name__}({values})"
+
+    def given(self) -> dict[str, object]:
+        """The fields that differ from their defaults, by name."""
+        return {
             name: getattr(self, name)
             for name, field in field_options(type(self)).items()
             if not _same(getattr(self, name), field.default)
         }
-        return f"{type(self).__name__}({', '.join(f'{n}={x!r}' for n, x in values.items())})"
 
     def check(self) -> None:
         """Checks conditions between fields; for subclasses to extend. Raises ConfigError."""

@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import stat
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -145,6 +146,9 @@ def locked(file: Path) -> Iterator[None]:
     try:
         try:
             held = lock_descriptor(descriptor, blocking=False)
+            if not held:  # `is_locked` may just be looking, for microseconds
+                time.sleep(0.05)
+                held = lock_descriptor(descriptor, blocking=False)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
@@ -162,3 +166,26 @@ def locked(file: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # which releases the lock
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds a lock. Nothing is created or written; False where that can't be
+    known."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # which others may do at once
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    else:
+        return False
+    finally:
+        os.close(descriptor)

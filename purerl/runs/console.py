@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,12 +19,10 @@ from rich.text import Text
 
 from purerl.experience.metrics import Metrics
 from purerl.records.files import counted
-from purerl.runs.report import Report, means
+from purerl.runs.report import Report, live_numbers, live_speed, means
+from purerl.training import card
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput
-
-# Losses in the live line; more don't fit.
-LIVE_LOSSES = 2
 
 
 class LastingFile:
@@ -111,11 +108,9 @@ class console_sink:  # noqa: N801 - called as a function
 
     def __enter__(self) -> Self:
         loop = self.config.make_loop()
-        total = loop.num_updates * loop.steps_per_update
         self.console.print(
             f"[bold]{escape(self.config.env.spec.name)}[/], {type(loop.agent).__name__}, "
-            f"{counted(self.num_seeds, 'seed')}: {loop.num_updates:,} updates of {loop.num_envs} "
-            f"environments x {loop.update_every} steps, {total:,} steps each"
+            f"{counted(self.num_seeds, 'seed')}: {card.plan(loop)}"
             + (f" -> {escape(str(self.folder))}/" if self.folder else ""),
             soft_wrap=True,
             markup=True,
@@ -145,21 +140,7 @@ class console_sink:  # noqa: N801 - called as a function
 
     def _panel(self, report: Report) -> Table:
         """The bar, and below it the numbers of the last report."""
-        table = means(report)
-        line: list[str | Text] = [f"{self.speed:,.0f} steps/s"]
-        returns = table["episode_return"]
-        if np.any(np.isfinite(returns)):
-            line.append(f"return {_spread(returns)}")
-        if report.solved_at is not None:
-            line.append(f"solved {np.sum(report.solved_at >= 0)} of {len(report.solved_at)}")
-        if "eval_return" in table and np.any(np.isfinite(table["eval_return"])):
-            line.append(f"evaluation {_spread(table['eval_return'])}")
-        info = {name: table[f"info/{name}"] for name in list(report.metrics.info)[:LIVE_LOSSES]}
-        info |= {name: table[f"log/{name}"] for name in list(report.metrics.log)[:LIVE_LOSSES]}
-        seen = {name: x for name, x in info.items() if np.any(np.isfinite(x))}
-        line += [f"{name} {_mean(x):.3g}" for name, x in seen.items()]
-        losses = list(report.metrics.losses)[:LIVE_LOSSES]
-        line += [f"{name.replace('_', ' ')} {_mean(table[name]):.3g}" for name in losses]
+        line: list[str | Text] = [f"{self.speed:,.0f} steps/s", *live_numbers(report)]
         if report.metrics.nonfinite_updates.any():
             skipped = int(report.metrics.nonfinite_updates.sum())
             line.append(Text(f"{skipped} updates skipped", "red"))
@@ -171,10 +152,7 @@ class console_sink:  # noqa: N801 - called as a function
     @property
     def speed(self) -> float:
         """Environment steps a second, over all seeds."""
-        if self.first is None or self.last is None or not self.last.seconds:
-            return 0.0
-        steps = (self.last.stop - self.first.start) * self.last.steps_per_update
-        return steps * self.num_seeds / self.last.seconds
+        return live_speed(self.first, self.last)
 
     def __exit__(self, *error: object) -> None:
         if self._screen is not None:
@@ -268,16 +246,3 @@ def _part(metrics: Metrics, part: np.ndarray) -> Report:
 def _text(x: str | Text) -> Text:
     """Text without markup."""
     return Text(x) if isinstance(x, str) else x
-
-
-def _mean(x: np.ndarray) -> float:
-    """Mean of the finite values."""
-    known = x[np.isfinite(x)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def _spread(x: np.ndarray) -> str:
-    """Mean and range over seeds, in words."""
-    known = x[np.isfinite(x)]
-    text = f"{known.mean():.1f}"
-    return text if known.size < 2 else f"{text} ({known.min():.1f} to {known.max():.1f})"

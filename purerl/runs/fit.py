@@ -25,6 +25,7 @@ from purerl.runs.chunks import Program, hyperparam_arrays, join_metrics, seed_ke
 from purerl.runs.folder import RunFiles
 from purerl.runs.identity import claim, refuse_to_begin
 from purerl.runs.init import Init, digest_of, read_init
+from purerl.runs.progress import progress_sinks
 from purerl.runs.report import Report
 from purerl.runs.sinks import Sink, list_sinks
 from purerl.training.config import TrainConfig
@@ -55,6 +56,7 @@ def fit(
     report_every: float = 2.0,
     checkpoint_every: float = 30.0,
     keep: int = 3,
+    verbose: bool | None = None,
 ) -> TrainOutput:
     """Trains like `make_train`, jitted with `compiler_options()`, in chunks, with reports.
 
@@ -88,6 +90,8 @@ def fit(
         checkpoint_every: seconds between checkpoints; the first one follows the first chunk. They
             are written in the background.
         keep: number of checkpoints to keep.
+        verbose: None shows a bar and learning curves in a notebook, unless papermill executes it;
+            True in any case, on a terminal as `console_sink` does; False shows nothing.
 
     Returns:
         As from `make_train`, with the metrics of the whole run (where `stop_at_return` ended it,
@@ -104,7 +108,7 @@ def fit(
     """
     if not isinstance(config, TrainConfig):
         config = TrainConfig.from_mapping(config)
-    _check_options(report_every, checkpoint_every, keep, resume)
+    _check_options(report_every, checkpoint_every, keep, resume, verbose)
     path = None if run_dir is None else check_path("run_dir", run_dir).absolute()
     if path is None and resume:
         raise ConfigError("resume: got True, expected None where there is no run_dir")
@@ -119,7 +123,7 @@ def fit(
     all_seeds = (0,) if listed is None else tuple(listed)
     if path is None:
         training = _Training(program, None, all_seeds, None)
-        return _train(training, sinks, report_every, checkpoint_every)
+        return _train(training, sinks, report_every, checkpoint_every, verbose)
     space_to_plain(config.env.spec.observation_space, "env: spec.observation_space")  # policies are
     run = {
         "config": describe_in_force(config),
@@ -140,19 +144,24 @@ def fit(
             sinks.insert(0, files)
         devices.wait_for_all_hosts("claimed")
         training = _Training(program, folder, all_seeds, files)
-        return _train(training, sinks, report_every, checkpoint_every)
+        return _train(training, sinks, report_every, checkpoint_every, verbose)
 
 
 def _check_options(
-    report_every: float, checkpoint_every: float, keep: int, resume: bool | None
+    report_every: float,
+    checkpoint_every: float,
+    keep: int,
+    resume: bool | None,
+    verbose: bool | None,
 ) -> None:
     for name, number in (("report_every", report_every), ("checkpoint_every", checkpoint_every)):
         is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
         if not is_number or not number >= 0:
             raise ConfigError(f"{name}: got {shown(number)}, expected a number >= 0")
     check_count("keep", keep)
-    if resume is not None and not isinstance(resume, bool):
-        raise ConfigError(f"resume: got {shown(resume)}, expected True, False or None")
+    for name, switch in (("resume", resume), ("verbose", verbose)):
+        if switch is not None and not isinstance(switch, bool):
+            raise ConfigError(f"{name}: got {shown(switch)}, expected True, False or None")
 
 
 class _Training:
@@ -247,6 +256,13 @@ class _Training:
             yield self.report(start, piece, 0.0, 0.0)
             start = self._stop(start, piece)
 
+    def progress(self, verbose: bool | None) -> list[Sink]:
+        """What shows the progress from here on."""
+        if not devices.is_first_host():
+            return []
+        folder = self.folder.path if self.folder else None
+        return progress_sinks(verbose, self.program.config, self.seeds, folder, self._past())
+
     @property
     def busy(self) -> bool:
         """Whether a checkpoint is still being written."""
@@ -301,10 +317,15 @@ class _Training:
 
 
 def _train(
-    training: _Training, sinks: list[Sink], report_every: float, checkpoint_every: float
+    training: _Training,
+    sinks: list[Sink],
+    report_every: float,
+    checkpoint_every: float,
+    verbose: bool | None,
 ) -> TrainOutput:
     try:
         if not training.over:
+            sinks += training.progress(verbose)
             _advance(training, sinks, report_every, checkpoint_every)
         out = training.output()
     except BaseException as error:

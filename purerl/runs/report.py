@@ -1,10 +1,13 @@
 """`Report`, the argument of callbacks after every chunk, and its metrics by name."""
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from purerl.experience.metrics import Metrics
+from purerl.training import card
 
 
 class Report(NamedTuple):
@@ -53,6 +56,42 @@ class Report(NamedTuple):
             "seconds": np.full((1, 1), self.seconds),
         }
         return columns | by_name(self.metrics)
+
+
+# Losses in a line of progress; more don't fit.
+LIVE_LOSSES = 2
+
+
+def live_numbers(report: Report) -> list[str]:
+    """The returns and losses of a report in words, for a line of progress."""
+    table = means(report)
+    words = {"return": "episode_return", "evaluation": "eval_return"}
+    found = [f"{word} {card.spread(table[x])}" for word, x in words.items() if _is_seen(table, x)]
+    if report.solved_at is not None:
+        found.append(f"solved {np.sum(report.solved_at >= 0)} of {len(report.solved_at)}")
+    metrics = report.metrics
+    several = (("info", metrics.info), ("log", metrics.log))
+    shown = {x: f"{kind}/{x}" for kind, named in several for x in list(named)[:LIVE_LOSSES]}
+    found += [f"{x} {_mean(table[y]):.3g}" for x, y in shown.items() if _is_seen(table, y)]
+    losses = list(report.metrics.losses)[:LIVE_LOSSES]
+    return found + [f"{x.replace('_', ' ')} {_mean(table[x]):.3g}" for x in losses]
+
+
+def live_speed(first: Report | None, last: Report | None) -> float:
+    """Environment steps a second, over all seeds, from the first report of a process to another."""
+    if first is None or last is None or not last.seconds:
+        return 0.0
+    return (last.stop - first.start) * last.steps_per_update * len(last.seeds) / last.seconds
+
+
+def _is_seen(table: Mapping[str, np.ndarray], name: str) -> bool:
+    return name in table and bool(np.any(np.isfinite(table[name])))
+
+
+def _mean(x: np.ndarray) -> float:
+    """Mean of the finite values."""
+    known = x[np.isfinite(x)]
+    return float(known.mean()) if known.size else math.nan
 
 
 def by_name(metrics: Metrics) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from purerl.deploy.policy_file import load_policy
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path, read_names
 from purerl.records.files import DAMAGED, checked, read_text, reason
-from purerl.records.folders import list_checkpoints
+from purerl.records.folders import LOCK, is_locked, list_checkpoints
 from purerl.records.toml import from_toml
 from purerl.records.types import Plain
 from purerl.runs.curves import Curves, read_curves
@@ -218,6 +218,23 @@ class RunView:
         if self._summary is None:
             return self.given_seeds or [0]
         return _integers(self.folder / SUMMARY, self._known("seeds", list))
+
+    @property
+    def state(self) -> str:
+        """ "running"; "finished"; "stopped", by a signal or an exception, which saves; or "killed",
+        to be resumed from its newest checkpoint."""
+        if is_locked(self.folder / LOCK):
+            return "running"
+        if self._summary is None or self._stale():
+            return "killed"
+        return "finished" if self._summary.get("finished", True) else "stopped"
+
+    @property
+    def reached_timesteps(self) -> int:
+        """Environment steps of each seed so far, 0 before the first report."""
+        if self._summary is not None and not self._stale() and self.state != "running":
+            return int(self._known("timesteps", int))
+        return int(self.curves().timesteps[-1]) if (self.folder / METRICS).exists() else 0
 
     def read_config(self) -> dict[str, Plain]:
         """The config's plain values; the environment may be missing, or code: see `is_code`."""

@@ -17,6 +17,7 @@ from purerl.records.types import PyTree
 from purerl.sweeps.plan import configure
 from purerl.sweeps.population import Space, Values, num_replaced
 from purerl.sweeps.result import Columns, Overview, member_place, write_csv
+from purerl.training import card
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput
 
@@ -251,6 +252,10 @@ class EvolveResult(Overview):
 
     def __rich__(self) -> Lines:
         return _overview(self)
+
+    def _curves(self) -> str:
+        best = self.lineage_metrics(self._best_place()) if self.has_fitness else self.metrics
+        return card.curves_of(best, self.output.timesteps)
 
     def __repr__(self) -> str:
         evolution = self.evolution

@@ -98,8 +98,8 @@ def evolve(
             for bit (to rounding on another number of cores).
         checkpoint_every: seconds between checkpoints, which are made between intervals; the first
             one follows the first interval.
-        verbose: None shows a progress bar on a terminal; True also prints a line for each interval
-            elsewhere; False shows nothing.
+        verbose: None shows a progress bar on a terminal or in a notebook; True also prints a
+            line for each interval elsewhere; False shows nothing.
 
     Raises:
         ConfigError: arguments that can't be used; another run, or other files, in `run_dir`. Raised

@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import html
 import io
 import math
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,8 +24,10 @@ from purerl.records.errors import ConfigError, MemberError, RunError, shown
 from purerl.records.fields import check_path
 from purerl.records.files import counted, reason, write_whole
 from purerl.runs.report import by_name
+from purerl.statistics import bin_curves
 from purerl.sweeps.plan import Group, Plan, Values, configure
 from purerl.sweeps.slices import CompiledGroup
+from purerl.training import card
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput, final_return
 
@@ -124,11 +128,21 @@ class GroupResult:
 
 
 class Overview:
-    """Base of results whose text is what `rich` prints of them."""
+    """Base of results whose text is what `rich` prints of them, and in a notebook too."""
+
+    def _curves(self) -> str:
+        """SVG of learning curves, for notebooks."""
+        return ""
+
+    def _repr_html_(self) -> str:
+        style = "font:12px/1.4 monospace;margin:0;background:none;color:inherit"
+        text = f'<pre style="{style}">{html.escape(str(self))}</pre>'
+        return f"<div>{text}{self._curves()}</div>"
 
     def __str__(self) -> str:
         text = io.StringIO()
-        Console(file=text, width=100, color_system=None).print(self)
+        # In a notebook rich would show it, and leave the text empty.
+        Console(file=text, width=100, color_system=None, force_jupyter=False).print(self)
         return text.getvalue().rstrip()
 
 
@@ -285,8 +299,59 @@ class SweepResult(Overview):
         return _overview(self)
 
     def __repr__(self) -> str:
-        combinations, seeds = len(self.plan.combinations), len(self.plan.seeds)
-        return f"SweepResult({combinations} combinations x {seeds} seeds)"
+        config, numbers = self.plan.config, (len(self.plan.combinations), len(self.plan.seeds))
+        size = " x ".join(map(counted, numbers, ("combination", "seed")))
+        facts = [card.title(config.agent, config.env.spec.name), size]
+        if self.has_returns:
+            best = ranking(self._scores)[0]
+            mean = f"best final return {_spread(self._scores[best])[0]:.1f}"
+            facts.append(f"{mean} with {_named(self.plan, best)}" if self.plan.names else mean)
+        return f"SweepResult({', '.join(facts)})"
+
+    @property
+    def _scores(self) -> np.ndarray:
+        """`[combinations, seeds]`, final returns."""
+        return self.table["final_return"].reshape(-1, len(self.plan.seeds))
+
+    def _curves(self) -> str:
+        return draw_combinations(self.plan, self.groups, ranking(self._scores)[0])
+
+
+def _named(plan: Plan, combination: int) -> str:
+    """A combination's values in words."""
+    values = plan.combinations[combination]
+    return " ".join(f"{name}={value_text(values[name])}" for name in plan.names)
+
+
+def draw_combinations(plan: Plan, groups: Sequence[GroupResult], best: int | None = None) -> str:
+    """SVG of learning curves, of each combination the mean over its seeds.
+
+    Args:
+        plan: of the sweep.
+        groups: of its members, zeros where one isn't trained yet: no episode of it has ended.
+        best: the combination that is drawn thick; None for the one that ends highest.
+    """
+    x = np.linspace(0, 1, card.BINS) * max(max(group.shapes.timesteps) for group in groups)
+    curves = np.full((plan.num_members, card.BINS), np.nan)
+    for group in groups:
+        metrics = group.metrics
+        at, binned = bin_curves(
+            group.shapes.timesteps, metrics.episode_return, metrics.num_episodes, card.BINS
+        )
+        for member, curve in zip(group.group.members, binned, strict=True):
+            there = np.isfinite(curve)
+            if there.any():
+                curves[member] = np.interp(x, at[there], curve[there], np.nan, np.nan)
+    by_seed = curves.reshape(-1, len(plan.seeds), card.BINS)
+    number = np.isfinite(by_seed).sum(axis=1)
+    means = np.where(number > 0, np.nansum(by_seed, axis=1) / np.maximum(number, 1), np.nan)
+    if best is None:
+        best = int(np.argmax(np.where(np.isfinite(means[:, -1]), means[:, -1], -np.inf)))
+    seen = [i for i in range(len(means)) if np.isfinite(means[i]).any() or i == best]
+    caption = "return, mean over seeds of each combination"
+    if plan.names:
+        caption += f"; thick: {_named(plan, best)}"
+    return card.picture(x, means[seen], caption, seen.index(best))
 
 
 def member_place(index: object, number: int) -> int:

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from purerl.runs.view import BEST
 from purerl.sweeps.best import write_best
 from purerl.sweeps.plan import Distribution, Plan, make_plan
 from purerl.sweeps.progress import progress
-from purerl.sweeps.result import Effort, GroupResult, SweepResult
+from purerl.sweeps.result import Effort, GroupResult, SweepResult, draw_combinations
 from purerl.sweeps.slices import compile_group, member_shapes, run_slices
 from purerl.sweeps.store import DESCRIPTION, Store, describe_sweep, open_store
 from purerl.training.config import TrainConfig
@@ -64,8 +65,9 @@ def sweep(
         run_dir: a folder that gets each slice when it is finished. The same call with the same
             folder continues from there, also after the process was killed. At the end the best
             combination is in it as a run, for `read_run`, `purerl eval` and the like.
-        verbose: None shows a progress bar on a terminal; True also prints a line for each slice
-            elsewhere; False shows nothing.
+        verbose: None shows a progress bar on a terminal, and with learning curves in a notebook,
+            unless papermill executes it; True also prints a line for each slice elsewhere; False
+            shows nothing.
 
     After Ctrl-C in a script, Python waits for the slice that is being trained before it exits.
 
@@ -150,6 +152,7 @@ class Job:
     def train(self, results: Results) -> Effort:
         """Trains the unfinished members, into the results and into the store."""
         effort = Effort()
+        draw = partial(draw_combinations, self.plan, [result for result, _ in results])
         with progress(self.plan.num_members, self.verbose) as report:
             for number, (result, done) in enumerate(results):
                 todo = np.flatnonzero(~done)
@@ -165,7 +168,7 @@ class Job:
                     if self.store is not None:
                         with written(self.store.path):
                             self.store.save(number, places, leaves)
-                    report("training", sum(int(done.sum()) for _, done in results))
+                    report("training", sum(int(done.sum()) for _, done in results), draw)
                 effort = effort.plus(program, len(todo), time.perf_counter() - start)
         return effort
 

@@ -94,8 +94,8 @@ def tune(
         run_dir: a folder with Optuna's journal of the trials, the winner's policies, and the winner
             as a preset, `best.toml`. The same call with the same folder continues there after a
             kill: finished batches aren't trained again, and the result is the same.
-        verbose: None shows a progress bar on a terminal; True also prints lines elsewhere; False
-            shows nothing.
+        verbose: None shows a progress bar on a terminal or in a notebook; True also prints
+            lines elsewhere; False shows nothing.
 
     Needs Optuna (`pip install 'purerl[tune]'`). Between two rungs the states of a batch, with their
     buffers, are in the host's memory.

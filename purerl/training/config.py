@@ -9,7 +9,7 @@ from purerl.agents import AGENTS
 from purerl.agents.noise import NOISES
 from purerl.envs.base import Env
 from purerl.envs.check import check_new_env
-from purerl.envs.registry import plain_env
+from purerl.envs.registry import plain_env, source_of
 from purerl.experience.buffer import Buffer
 from purerl.experience.rewarders import REWARDERS
 from purerl.records.errors import ConfigError, sentence, shown, suggest
@@ -21,6 +21,7 @@ from purerl.records.fields import (
     unchecked,
 )
 from purerl.records.types import Plain
+from purerl.training import card
 from purerl.training.check import check_loop, check_methods
 from purerl.training.effective import DEFAULTS, in_force, split_defaults, with_file_defaults
 from purerl.training.hyperparams import Hyperparams, with_hyperparams
@@ -63,6 +64,23 @@ class TrainConfig(Options):
             # The devices' shares were checked; the parts are traced once, as on one device.
             one = loop if self.num_devices == 1 else unchecked(self, num_devices=1).make_loop()
             check_loop(one)
+
+    def __repr__(self) -> str:
+        fields = {"env": self.env, "agent": self.agent} | self.given()
+        source = source_of(self.env)
+        words = {name: repr(value) for name, value in fields.items()}
+        if source is not None and not source.params:
+            words["env"] = repr(source.name)
+        return f"TrainConfig({', '.join(f'{name}={x}' for name, x in words.items())})"
+
+    def _repr_html_(self) -> str:
+        others = {n: x for n, x in self.given().items() if n not in ("env", "agent")}
+        rows = {f"agent.{n}": x for n, x in self.agent.given().items()} | others
+        return card.card(
+            card.title(self.agent, self.env.spec.name),
+            [card.plan(self.make_loop())],
+            card.table((name, shown(x, 80)) for name, x in rows.items()),
+        )
 
     def make_loop(self, hyperparams: Hyperparams = None) -> Loop:
         """The run's pure functions.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from purerl.envs.base import EnvSpec
 from purerl.envs.check import dtype_name, is_real
 from purerl.envs.last_action import remembers_action, with_last_action
 from purerl.envs.params import source_with
-from purerl.envs.spaces import Space, is_space
+from purerl.envs.spaces import Space, is_space, short
 from purerl.experience.experience import see
 from purerl.experience.metrics import Count
 from purerl.experience.normalize import RunningStats
@@ -25,6 +26,7 @@ from purerl.nn.views import filled, reads, without_unread
 from purerl.records.errors import ConfigError, shown
 from purerl.records.fields import check_key
 from purerl.records.types import PyTree
+from purerl.training import card
 from purerl.training.run import action_map
 
 
@@ -61,6 +63,31 @@ class Policy:
     interface: Interface = struct.field(pytree_node=False)
     env_params: dict[str, jax.Array] = struct.field(default_factory=dict)
     num_updates: Count = dataclasses.field(default_factory=lambda: Count.of(0))
+
+    def __repr__(self) -> str:
+        return f"Policy({', '.join([self._title, *self._facts()])})"
+
+    def _repr_html_(self) -> str:
+        return card.card(self._title, self._facts())
+
+    @property
+    def _title(self) -> str:
+        return card.title(self.agent, self.interface.spec.name)
+
+    def _facts(self) -> list[str]:
+        """How many policies, what they read and give, and their size."""
+        axes = np.shape(self.num_updates.low)
+        size = sum(math.prod(np.shape(x)[len(axes) :]) for x in jax.tree.leaves(self.state))
+        spec = self.interface.spec
+        seen = f"observations {short(spec.observation_space)}"
+        if self.obs_stats is not None:
+            seen += ", normalized"
+        return [
+            *card.members(axes),
+            seen,
+            f"actions {short(spec.action_space)}",
+            f"{size:,} parameters{' each' * bool(axes)}",
+        ]
 
     @property
     def spec(self) -> EnvSpec:

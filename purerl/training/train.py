@@ -17,6 +17,7 @@ from purerl.records.errors import ConfigError, MemberError, shown
 from purerl.records.fields import INT32, check_key, unchecked
 from purerl.records.types import Plain, PyTree
 from purerl.statistics import final_returns
+from purerl.training import card
 from purerl.training.check import check_size, ships
 from purerl.training.config import TrainConfig
 from purerl.training.hyperparams import Hyperparams, env_hyperparams, with_hyperparams
@@ -51,6 +52,29 @@ class TrainOutput:
     log_every: int = struct.field(pytree_node=False, default=1)
     planned_updates: int | None = struct.field(pytree_node=False, default=None)
     env_params: dict[str, jax.Array] = struct.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"TrainOutput({', '.join([self._title, *self._facts()])})"
+
+    def _repr_html_(self) -> str:
+        curves = card.curves_of(self.metrics, self.timesteps) if card.is_known(self.metrics) else ""
+        return card.card(self._title, self._facts(), curves)
+
+    @property
+    def _title(self) -> str:
+        return card.title(self.agent, self.interface.spec.name)
+
+    def _facts(self) -> list[str]:
+        """How many runs, how long, and the return that they end with, as far as it is known."""
+        episodes = self.metrics.num_episodes
+        if not hasattr(episodes, "shape"):  # a placeholder of JAX
+            return []
+        facts = card.members(episodes.shape[:-1])
+        steps = f"{max(self.timesteps, default=0):,} steps{' each' * bool(facts)}"
+        if not card.is_known((self.metrics, self.state.num_updates)):
+            return [*facts, steps]
+        end = card.spread(final_returns(*card.flat(self.metrics), self.num_rows.reshape(-1)))
+        return [*facts, steps, f"final return {end}" if end else "no episode ended in the end"]
 
     @functools.cached_property
     def policy(self) -> Policy:
