@@ -81,10 +81,11 @@ def _fields(lineage):
     fields = {}
     for base in lineage:
         for name, member in base.members.items():
-            if member.is_attribute and not member.is_alias and not name.startswith("_"):
-                # ClassVars aren't instance attributes, and other class variables aren't annotated.
-                if member.annotation is not None and "instance-attribute" in member.labels:
-                    fields[name] = member
+            if member.is_alias or not member.is_attribute or name.startswith("_"):
+                continue
+            # ClassVars aren't instance attributes, and other class variables aren't annotated.
+            if member.annotation is not None and "instance-attribute" in member.labels:
+                fields[name] = member
     return fields
 
 
