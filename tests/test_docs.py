@@ -28,7 +28,7 @@ from purerl.cli import COMMANDS
 
 CONFIG = DOCS.parent / "mkdocs.yml"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-WIDEST = 88  # columns of code that a page shows without scrolling
+WIDEST = 86  # columns of code that a page shows without scrolling
 
 # What somebody from Stable-Baselines3 types into the search, the page that answers, and its
 # section. The page has the words, and is the first that is found or, of QUESTIONS, among three.

@@ -39,7 +39,10 @@ class Records(griffe.Extension):
         texts = {x.path: x.docstring.value for x in things if x.is_class and x.docstring}
         written = {x.path for x in things if x.is_class and {"__init__", "__new__"} & {*x.members}}
         for cls in (x for x in things if x.is_class):
-            lineage = [*reversed([base for base in cls.mro() if base.is_class]), cls]
+            lineage = [
+                *reversed([base for base in cls.mro() if base.is_class]),
+                cls,
+            ]
             made = any(str(base) in MAKERS for x in lineage for base in x.bases)
             if made and not any(x.path in written for x in lineage):
                 _construct(cls, _fields(lineage))
