@@ -5,28 +5,31 @@ import re
 
 import numpy as np
 import pytest
+from kit.documents import README, blocks_of, commands_of, parsed, run_blocks
 
 import purerl
-
-README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.slow
 def test_code_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where a run leaves its folder
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    assert len(blocks) == 3
-    names = {}
-    for block in blocks:
-        # The same code on a budget that a test can pay.
-        block = re.sub("[25]00_000", "2_048", block)
-        block = block.replace(", 64)", ", 2)").replace("-2, 8)", "-2, 2)")
-        exec(block, names)
+    text = README.read_text()
+    assert len(blocks_of(text, "python")) == 3
+    # The same code on a budget that a test can pay.
+    shorter = [(f"{n}00_000", "2_048") for n in (2, 5)]
+    names = run_blocks(text, [*shorter, (", 64)", ", 2)"), ("-2, 8)", "-2, 2)")])
     assert names["outs"].metrics.episode_return.shape == (2, 2, 2)
     assert names["policy"].step(np.zeros(4)) in (0, 1)
     assert len(names["result"].table["seed"]) == 16
     for file in ("cartpole.policy", "cartpole.stablehlo", "cartpole.gif", "curve.png"):
         assert pathlib.Path(file).stat().st_size > 0
+
+
+def test_commands_parse():
+    commands = commands_of(README.read_text())
+    assert len(commands) > 10
+    for argv in commands:
+        parsed(argv)
 
 
 def test_every_file_that_is_named_is_there():
