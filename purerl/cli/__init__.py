@@ -42,6 +42,7 @@ COMMANDS = {
     "check-env": ("listing", "check an environment for mistakes"),
     "bench": ("listing", "measure how fast training is here"),
 }
+COMPLETING = "completing"  # the module of --install-completion
 
 
 class UsageError(Exception):
@@ -158,7 +159,7 @@ def _run(argv: list[str]) -> int:
         print(f"purerl {__version__}")
         return 0
     if argv[0] == "--install-completion":
-        completing = import_module("purerl.cli.completing")
+        completing = import_module(f"purerl.cli.{COMPLETING}")
         installed: int = completing.install_completion(argv[1] if len(argv) > 1 else None)
         return installed
     if argv[0] not in COMMANDS:
