@@ -640,7 +640,7 @@ def test_an_ascii_terminal(monkeypatch):
 def quick_metrics(returns):
     """Metrics of one seed, an episode an update."""
     returns = np.array(returns, np.float32)
-    fields = dict.fromkeys(set(Metrics._fields) - {"losses", "eval", "info"}, returns)
+    fields = dict.fromkeys(set(Metrics._fields) - {"losses", "eval", "info", "log"}, returns)
     counts = dict.fromkeys(("num_episodes", "nonfinite_updates"), np.ones(len(returns), np.int32))
     return Metrics(**{**fields, **counts, "losses": {}, "eval": None})
 
