@@ -186,7 +186,7 @@ def test_metrics_of_the_environment_are_in_tables_and_figures(tmp_path):
     np.testing.assert_allclose(table["info/lucky"], expected, rtol=1e-5)
     figure = purerl.plot_curves(curves, y="info/lucky")
     assert figure.axes[0].get_ylabel() == "lucky"
-    for y, words in (("info/luck", "did you mean 'info/lucky'"), ("length", "expected 'return'")):
+    for y, words in (("info/luck", "did you mean 'info/lucky'"), ("length", "known: return, info")):
         with pytest.raises(purerl.ConfigError, match=words):
             purerl.plot_curves(curves, y=y)
 

@@ -125,7 +125,7 @@ class Curves:
         known |= {LOG + name: x for name, x in self.log.items()}
         found = [name for name in known if metric in (name, name.partition("/")[2])]
         if len(found) != 1:
-            hint = " or ".join(found) or (suggest(metric, known) if known else "it has none")
+            hint = " or ".join(found) or suggest(metric, ["return", *known])
             raise ConfigError(f"{self.name}: no metric {shown(metric)}; {hint}")
         counts, (name,) = self.num_episodes, found
         if name.startswith(LOG):  # a mean over steps: each update counts once
