@@ -2,7 +2,7 @@
 
     python experiments/results.py                          # all presets, 16 seeds: hours
     python experiments/results.py --only CartPole sac      # those whose environment or agent has it
-    python experiments/results.py --readme README.md       # and its table goes into that file
+    python experiments/results.py --readme README.md       # and its rows go into that file's table
 
 Interrupted, the same command goes on: each preset is a run's folder in --out, with its curve as a
 CSV. Afterwards --out has `results.csv`, `results.md` and a picture for each environment. Presets of
@@ -42,19 +42,37 @@ REACHED = {
     "Asterix-MinAtar": 1.5,
     "Freeway-MinAtar": 20.0,
     "SpaceInvaders-MinAtar": 50.0,
+    "MountainCar-v0": -120.0,
+    "Catch-bsuite": 0.95,
     "MemoryChain-bsuite": 0.95,
+    "DiscountingChain-bsuite": 1.09,
+    "FourRooms-misc": 0.95,
+    "MetaMaze-misc": 30.0,
+    "BernoulliBandit-misc": 85.0,
+    "FrozenLake-misc": 0.7,
 }
 # What others report of these environments at the same number of steps, or at the number named.
-BLINES, ZOO, PUREJAXRL = "gymnax-blines", "RL Zoo", "PureJaxRL's picture"
+BLINES, GYMNAX, ZOO, PUREJAXRL = "gymnax-blines", "gymnax", "RL Zoo", "PureJaxRL's picture"
 PUBLISHED = {
     "CartPole-v1": f"500 ({BLINES}, PPO; {ZOO}, DQN)",
     "Acrobot-v1": f"-75 ({ZOO}, PPO)",
+    "MountainCar-v0": f"-118 at 250,000 ({BLINES}, PPO); -101 at 120,000 ({ZOO}, DQN)",
     "Pendulum-v1": f"-150 ({ZOO}, SAC and TD3)",
     "MountainCarContinuous-v0": f"94 ({ZOO}, SAC)",
     "Breakout-MinAtar": f"16 to 19 ({BLINES}); 20 ({PUREJAXRL})",
     "Asterix-MinAtar": f"1.8 to 2.5 ({BLINES})",
     "Freeway-MinAtar": f"28 ({BLINES})",
     "SpaceInvaders-MinAtar": f"50 to 58 ({BLINES})",
+    "Catch-bsuite": f"1 ({GYMNAX})",
+    "DeepSea-bsuite": f"0 ({GYMNAX})",
+    "MemoryChain-bsuite": f"0.1 ({GYMNAX}, without a memory)",
+    "UmbrellaChain-bsuite": f"1 ({GYMNAX})",
+    "DiscountingChain-bsuite": f"1.1 ({GYMNAX})",
+    "FourRooms-misc": f"1 ({GYMNAX})",
+    "MetaMaze-misc": f"32 ({GYMNAX})",
+    "PointRobot-misc": f"10 ({GYMNAX})",
+    "BernoulliBandit-misc": f"90 ({GYMNAX})",
+    "GaussianBandit-misc": f"0 ({GYMNAX})",
 }
 COLUMNS = ("environment", "agent", "steps", "seeds", "training", "greedy", "reached", "seconds",
            "published")  # fmt: skip
@@ -118,23 +136,24 @@ def measure(env, agent, folder, num_seeds, scale):
         agent,
         outs.num_timesteps,
         curves.final_returns,
-        greedy(config, outs),
+        greedy(config, outs, num_seeds),
         steps,
         summary["seconds"],
     )
 
 
-def greedy(config, outs):
+def greedy(config, outs, num_seeds):
     """Mean returns `[S]` of greedy policies."""
     limit = config.max_episode_steps or config.env.spec.max_episode_steps or 10_000
 
-    def play(out):
-        acting, key = out.policy.acting(), jax.random.key(FIRST_SEED)
+    def play(out, key):
+        acting = out.policy.acting()
         return purerl.evaluate(config.env, acting, key, EPISODES, limit).episode_return
 
     light = outs.replace(state=outs.state._replace(buffer=None, rollout=None), metrics=None)
     compiled = jax.jit(jax.vmap(play), compiler_options=purerl.compiler_options())
-    return np.asarray(compiled(light), np.float64)
+    keys = jax.random.split(jax.random.key(FIRST_SEED), num_seeds)
+    return np.asarray(compiled(light, keys), np.float64)
 
 
 def chosen(words):
@@ -155,26 +174,40 @@ def chosen(words):
 
 
 def write(results, out, readme):
-    """The tables and the pictures."""
+    """The tables so far, and the picture of the last environment."""
     rows = [result.row() for result in results]
     with (out / "results.csv").open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-    (out / "results.md").write_text(table)
-    for env in dict.fromkeys(result.env for result in results):
-        folders = [out / folder_name(r.env, r.agent) for r in results if r.env == env]
-        curves = [purerl.read_run(folder) for folder in folders]
-        purerl.plot_curves(curves, out / f"{folder_name(env)}.png", title=env)
+    (out / "results.md").write_text(table(rows))
+    env = results[-1].env
+    folders = [out / folder_name(env, result.agent) for result in results if result.env == env]
+    curves = [purerl.read_run(folder) for folder in folders]
+    purerl.plot_curves(curves, out / f"{folder_name(env)}.png", title=env)
     if readme is not None:
         text = Path(readme).read_text()
-        pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
-        if not pattern.search(text):
+        found = re.search(f"{re.escape(BEGIN)}\n(.*?){re.escape(END)}", text, re.DOTALL)
+        if found is None:
             raise SystemExit(
                 f"{readme} has no lines {BEGIN} and {END}, which the table goes between"
             )
-        Path(readme).write_text(pattern.sub(lambda _: f"{BEGIN}\n{table}{END}", text))
-    print(table)
+        merged = table(merge(rows, found.group(1)))
+        Path(readme).write_text(text[: found.start(1)] + merged + text[found.end(1) :])
+
+
+def table(rows):
+    """Rows as Markdown."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def merge(rows, text):
+    """Rows of a table, with those of `rows` in place of, or beside, those that it had; of presets
+    only, in their order."""
+    lines = [line.strip().strip("|").split("|") for line in text.splitlines()]
+    had = [tuple(cell.strip() for cell in line) for line in lines]
+    known = {row[:2]: row for row in [*had, *rows]}
+    order = [(env, agent) for env, agents in list_presets().items() for agent in agents]
+    return [known[name] for name in order if name in known]
 
 
 def folder_name(*words):
@@ -192,7 +225,7 @@ def main(only=(), num_seeds=16, scale=1.0, out="results", readme=None):
         result = measure(env, agent, out / folder_name(env, agent), num_seeds, scale)
         print(" | ".join(result.row()), flush=True)
         results.append(result)
-    write(results, out, readme)
+        write(results, out, readme)
     return results
 
 

@@ -113,3 +113,13 @@ def test_figures_of_results():
     assert row["reached"] == "475: 30,000 (3 of 4)"
     never = made._replace(steps=np.array([np.nan, np.nan, np.nan, 20_000.0])).row()
     assert "475: never (1 of 4)" in never
+
+
+def test_a_table_keeps_the_rows_of_presets_that_were_not_measured_again():
+    results = load("results")
+    row = ["1", "2", "3", "4", "", "6", ""]
+    old, gone, new = (("Breakout-MinAtar", "ppo", *row), ("No-v1", "ppo", *row),
+                      ("CartPole-v1", "ppo", *row))  # fmt: skip
+    had = results.table([gone, old, ("CartPole-v1", "ppo", *row[:-1], "of before")])
+    assert results.merge([new], had) == [new, old]  # in the presets' order
+    assert results.merge([new], results.table([])) == [new]

@@ -551,8 +551,7 @@ def test_mistakes_on_the_command_line(command, words, message):
 @pytest.mark.timeout(900)
 def test_finds_a_learning_rate():
     """From one that learns nothing; with fresh seeds."""
-    base = purerl.preset("CartPole-v1", total_timesteps=100_000)
-    base = base.replace(agent=purerl.PPO(lr=1e-6))
+    base = purerl.TrainConfig("CartPole-v1", purerl.PPO(lr=1e-6), 100_000)
     space = {"lr": LogUniform(1e-6, 1.0)}
     result = purerl.tune(base, space, trials=24, batch=8, seeds=2, fresh_seeds=8)
     assert 3e-4 < result.best.values["lr"] < 3e-2

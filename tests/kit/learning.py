@@ -62,8 +62,9 @@ def with_agent(config: purerl.TrainConfig, **changes) -> purerl.TrainConfig:
 
 
 CARTPOLE = {
-    name: purerl.preset("CartPole-v1", name)
-    for name in ("ppo", "reinforce", "actor_critic", "dqn", "pqn")
+    "ppo": purerl.TrainConfig("CartPole-v1", purerl.PPO()),
+    "dqn": purerl.TrainConfig("CartPole-v1", purerl.DQN()),
+    **{name: purerl.preset("CartPole-v1", name) for name in ("reinforce", "actor_critic", "pqn")},
 }
 DDPG = purerl.preset("Pendulum-v1", "ddpg")
 
