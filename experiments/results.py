@@ -118,23 +118,22 @@ def measure(env, agent, folder, num_seeds, scale):
         agent,
         outs.num_timesteps,
         curves.final_returns,
-        greedy(config, outs),
+        np.asarray(greedy(config, outs).episode_return, np.float64),
         steps,
         summary["seconds"],
     )
 
 
-def greedy(config, outs):
-    """Mean returns `[S]` of greedy policies."""
+def greedy(config, outs, episodes=EPISODES):
+    """Statistics of episodes of greedy policies, `[S]` each."""
     limit = config.max_episode_steps or config.env.spec.max_episode_steps or 10_000
 
     def play(out):
         acting, key = out.policy.acting(), jax.random.key(FIRST_SEED)
-        return purerl.evaluate(config.env, acting, key, EPISODES, limit).episode_return
+        return purerl.evaluate(config.env, acting, key, episodes, limit)
 
     light = outs.replace(state=outs.state._replace(buffer=None, rollout=None), metrics=None)
-    compiled = jax.jit(jax.vmap(play), compiler_options=purerl.compiler_options())
-    return np.asarray(compiled(light), np.float64)
+    return jax.jit(jax.vmap(play), compiler_options=purerl.compiler_options())(light)
 
 
 def chosen(words):
