@@ -1,7 +1,7 @@
 """Parameters of MuJoCo models: how heavy, rough and strong, as multiples of what a model has."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +38,17 @@ def scaled(env: Foreign, attribute: str, scales: Mapping[str, object]) -> Foreig
     model = getattr(env, attribute)
     for name, factor in factors.items():
         for path in SCALED[name]:
-            model = _mapped(model, path.split("."), lambda x, by=factor: x * jnp.float32(by))
+            model = _multiplied(model, path.split("."), factor)
     env = copy.copy(env)
     setattr(env, attribute, model)
     return env
 
 
-def _mapped(tree: Foreign, path: list[str], change: Callable[[Foreign], Foreign]) -> Foreign:
-    """A dataclass with one of its parts changed, if it has that part."""
+def _multiplied(tree: Foreign, path: list[str], factor: object) -> Foreign:
+    """A dataclass with one of its parts multiplied, if it has that part."""
     part = getattr(tree, path[0], None)
     if part is None:
         return tree
     if path[1:]:
-        return tree.replace(**{path[0]: _mapped(part, path[1:], change)})
-    return tree.replace(**{path[0]: change(jnp.asarray(part))})
+        return tree.replace(**{path[0]: _multiplied(part, path[1:], factor)})
+    return tree.replace(**{path[0]: jnp.asarray(part) * jnp.asarray(factor, jnp.float32)})
