@@ -1,16 +1,19 @@
 """Policies with a memory, where the present doesn't tell enough; and a wrapper of an environment.
 
     python experiments/memory.py                # about five minutes on two CPU cores
+    python experiments/memory.py --only functional/CartPole-v1 --seeds 2
 
-CartPole without its velocities, which only a memory can make of positions, and MemoryChain, where
-a bit that is shown at first is asked for 30 steps later: PPO with a GRU and with an MLP, four seeds
-each. Writes learning curves of each.
+CartPole without its velocities, which only a memory can make of positions, gymnax's and Gymnasium's
+functional one (`pip install 'purerl[functional]'`), and MemoryChain, where a bit that is shown at
+first is asked for 30 steps later: PPO with a GRU and with an MLP, four seeds each. Writes learning
+curves of each.
 """
 
 import argparse
 import time
 
 import purerl
+from purerl.envs import suites
 
 
 def without_velocities(env):
@@ -26,27 +29,35 @@ def without_velocities(env):
 
     space = env.spec.observation_space
     seen = purerl.Box(space.low[::2], space.high[::2], (2,))
-    spec = env.spec._replace(name="CartPole-positions", observation_space=seen)
+    spec = env.spec._replace(name="CartPole-positions", observation_space=seen, source=None)
     return purerl.Env(reset, step, spec)
 
 
-CONFIGS = {
-    "CartPole-positions": purerl.TrainConfig(
-        env=without_velocities(purerl.make("CartPole-v1")),
+def positions(name):
+    """CartPole by its positions."""
+    return purerl.TrainConfig(
+        env=without_velocities(purerl.make(name)),
         agent=purerl.PPO(network="gru", hidden=(32,), lr=3e-3),
         num_envs=32,
         update_every=64,
         total_timesteps=500_000,
-    ),
+    )
+
+
+CONFIGS = {
+    "CartPole-positions": positions("CartPole-v1"),
     "MemoryChain-bsuite": purerl.preset("MemoryChain-bsuite").replace(
         env=purerl.make("MemoryChain-bsuite", memory_length=30)
     ),
 }
+if suites.installed("functional"):
+    CONFIGS["functional/CartPole-v1"] = positions("functional/CartPole-v1")
 
 
-def main(num_seeds=4, scale=1.0, out="memory"):
+def main(num_seeds=4, scale=1.0, out="memory", only=None):
     found = {}
-    for name, config in CONFIGS.items():
+    for name in only or CONFIGS:
+        config = CONFIGS[name]
         purerl.check_env(config.env)
         config = config.replace(total_timesteps=int(scale * config.total_timesteps))
         curves = []
@@ -61,7 +72,7 @@ def main(num_seeds=4, scale=1.0, out="memory"):
                 f"{time.perf_counter() - start:.0f} s with compiling",
                 flush=True,
             )
-        purerl.plot_curves(curves, f"{out}_{name}.png", title=name)
+        purerl.plot_curves(curves, f"{out}_{name.replace('/', '_')}.png", title=name)
         found[name] = curves
     return found
 
@@ -71,5 +82,6 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps")
     parser.add_argument("--out", default="memory")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(CONFIGS))
     args = parser.parse_args()
-    main(args.seeds, args.scale, args.out)
+    main(args.seeds, args.scale, args.out, args.only)
