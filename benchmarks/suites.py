@@ -10,8 +10,10 @@ For each environment, in a process of its own, steps a second by the processor's
     default     with the strategy that the environment names
     training    PPO with its defaults, N environments x 64 steps an update
 
-"compile" are the seconds until PPO's program is ready, with tracing; "state" is the memory that one
-environment's state takes, which `spare` doubles. `--resets` measures that strategy as the default.
+In brackets are the multiples of the raw step. "compile" are the processor's seconds until programs
+are ready, with tracing: those of the environment's reset and raw step alone, and PPO's, which has
+them too; "state" is the memory that one environment's state takes, which `spare` doubles.
+`--resets` measures that strategy as the default.
 """
 
 import argparse
@@ -50,6 +52,7 @@ NAMES = (
     "functional/Pendulum-v0",
 )
 PARALLEL = 64  # steps of a rollout
+KINDS = ("fresh", "default")
 
 
 def rate(function, args, steps, seconds):
@@ -66,8 +69,8 @@ def rate(function, args, steps, seconds):
 
 
 def scanned(reset, step, spec, num_envs, refill=None):
-    """A function of `(key, (obs, state))` that steps N environments 64 times, and its first
-    arguments."""
+    """A compiled function of `(key, (obs, state))` that steps N environments 64 times, and its
+    first arguments."""
     import jax
 
     import purerl
@@ -87,8 +90,9 @@ def scanned(reset, step, spec, num_envs, refill=None):
         return key, carry
 
     options = purerl.compiler_options()
-    start = jax.jit(reset, compiler_options=options)(jax.random.split(jax.random.key(0), num_envs))
-    return jax.jit(play, compiler_options=options), (jax.random.key(1), start)
+    keys = jax.random.split(jax.random.key(0), num_envs)
+    start = jax.random.key(1), jax.jit(reset, compiler_options=options)(keys)
+    return jax.jit(play, compiler_options=options).lower(*start).compile(), start
 
 
 def measure(name, num_envs, seconds, resets=None):
@@ -105,7 +109,9 @@ def measure(name, num_envs, seconds, resets=None):
     for kind in dict.fromkeys(("fresh", env.spec.resets)):
         kinds[kind] = purerl.envs.vector_env(env, num_envs, kind, PARALLEL)
     for kind, many in kinds.items():
+        began = time.process_time()
         play = scanned(many.reset, many.step, env.spec, num_envs, getattr(many, "refill", None))
+        row.setdefault("compile raw", time.process_time() - began)
         row[kind] = rate(*play, num_envs * PARALLEL, seconds)
     row["default"] = row.pop(env.spec.resets) if env.spec.resets != "fresh" else row["fresh"]
     state = jax.eval_shape(env.reset, jax.random.key(0))[1]
@@ -131,14 +137,15 @@ def measure(name, num_envs, seconds, resets=None):
 
 def table(rows):
     """The rows in Markdown."""
-    print("| environment | raw | fresh | default | training | compile, s | state, kB |")
+    print("| environment | raw | fresh | default | training | compile: raw, PPO, s | state, kB |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:
-        speeds = " | ".join(f"{row[x]:,.0f}" for x in ("raw", "fresh"))
-        default = f"{row['default']:,.0f}, {row['resets']}" if row["resets"] != "fresh" else ""
+        fresh, default = (f"{row[x]:,.0f} ({row['raw'] / row[x]:.1f})" for x in KINDS)
+        default = f"{default}, {row['resets']}" if row["resets"] != "fresh" else ""
         print(
-            f"| {row['environment']} | {speeds} | {default} | {row['training']:,.0f} | "
-            f"{row['compile']:.0f} | {row['state'] / 1000:.1f} |",
+            f"| {row['environment']} | {row['raw']:,.0f} | {fresh} | {default} | "
+            f"{row['training']:,.0f} | "
+            f"{row['compile raw']:.0f}, {row['compile']:.0f} | {row['state'] / 1000:.1f} |",
             flush=True,
         )
 

@@ -4,9 +4,10 @@
     python experiments/memory.py --only MemoryChain-bsuite --networks lstm min_gru --length 100
     python experiments/memory.py --only CartPole-positions --networks gru --seeds 8 --scale 2
 
-CartPole without its velocities, which only a memory can make of positions, and MemoryChain, where
-a bit that is shown at first is asked for many steps later: PPO with each network. Writes learning
-curves of each, and prints the returns of the training's end and of 32 greedy episodes, each seed's.
+CartPole without its velocities, which only a memory can make of positions, gymnax's and Gymnasium's
+functional one (`pip install 'purerl[functional]'`), and MemoryChain, where a bit that is shown at
+first is asked for many steps later: PPO with each network. Writes learning curves of each, and
+prints the returns of the training's end and of 32 greedy episodes, each seed's.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 import purerl
+from purerl.envs import suites
 
 
 def without_velocities(env):
@@ -35,20 +37,28 @@ def without_velocities(env):
     return purerl.Env(reset, step, spec)
 
 
+def positions(name):
+    """CartPole by its positions."""
+    return purerl.TrainConfig(
+        env=without_velocities(purerl.make(name)),
+        agent=purerl.PPO(network="gru", hidden=(32,), lr=3e-3),
+        num_envs=32,
+        update_every=64,
+        total_timesteps=500_000,
+    )
+
+
 def configs(length):
     """By name; MemoryChain asks after so many steps."""
-    return {
-        "CartPole-positions": purerl.TrainConfig(
-            env=without_velocities(purerl.make("CartPole-v1")),
-            agent=purerl.PPO(network="gru", hidden=(32,), lr=3e-3),
-            num_envs=32,
-            update_every=64,
-            total_timesteps=500_000,
-        ),
+    found = {
+        "CartPole-positions": positions("CartPole-v1"),
         "MemoryChain-bsuite": purerl.preset("MemoryChain-bsuite").replace(
             env=purerl.make("MemoryChain-bsuite", memory_length=length)
         ),
     }
+    if suites.installed("functional"):
+        found["functional/CartPole-v1"] = positions("functional/CartPole-v1")
+    return found
 
 
 NETWORKS = ("gru", "lstm", "min_gru", "mlp")
@@ -83,7 +93,7 @@ def main(num_seeds=4, scale=1.0, out="memory", only=None, networks=("gru", "mlp"
                     f"{greedy}, {seconds:.0f} s with compiling",
                     flush=True,
                 )
-        purerl.plot_curves(curves, f"{out}_{name}.png", title=name)
+        purerl.plot_curves(curves, f"{out}_{name.replace('/', '_')}.png", title=name)
         found[name] = curves
     return found
 

@@ -136,24 +136,22 @@ def measure(env, agent, folder, num_seeds, scale):
         agent,
         outs.num_timesteps,
         curves.final_returns,
-        greedy(config, outs, num_seeds),
+        np.asarray(greedy(config, outs).episode_return, np.float64),
         steps,
         summary["seconds"],
     )
 
 
-def greedy(config, outs, num_seeds):
-    """Mean returns `[S]` of greedy policies."""
+def greedy(config, outs, episodes=EPISODES):
+    """Statistics of episodes of greedy policies, `[S]` each."""
     limit = config.max_episode_steps or config.env.spec.max_episode_steps or 10_000
 
     def play(out, key):
-        acting = out.policy.acting()
-        return purerl.evaluate(config.env, acting, key, EPISODES, limit).episode_return
+        return purerl.evaluate(config.env, out.policy.acting(), key, episodes, limit)
 
     light = outs.replace(state=outs.state._replace(buffer=None, rollout=None), metrics=None)
     compiled = jax.jit(jax.vmap(play), compiler_options=purerl.compiler_options())
-    keys = jax.random.split(jax.random.key(FIRST_SEED), num_seeds)
-    return np.asarray(compiled(light, keys), np.float64)
+    return compiled(light, jax.random.split(jax.random.key(FIRST_SEED), len(outs.num_timesteps)))
 
 
 def chosen(words):

@@ -18,8 +18,10 @@ from kit.policies import make_policy
 from kit.trees import equal
 
 import purerl
+from purerl.accelerator.compiling import jit
 from purerl.envs import suites
 from purerl.envs.gymnax import construct
+from purerl.envs.params import replace_params
 from purerl.envs.registry import plain_env
 from purerl.envs.suites.names import NAMES
 from purerl.records.errors import ConfigError
@@ -594,6 +596,46 @@ def test_the_engine_is_jax_without_a_gpu_unless_it_is_given(backend, engine, mon
         source = purerl.make("playground/PendulumSwingup", impl=impl).spec.source
         assert source.params == (("impl", impl),)
     assert given == [engine, "jax", "warp"]
+
+
+ENGINES = [
+    ("brax/inverted_pendulum", {"backend": "spring"}),
+    *[("brax/inverted_pendulum", {"backend": x}) for x in ("generalized", "positional", "mjx")],
+    ("playground/CartpoleBalance", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [ENGINES[0], *[pytest.param(*x, marks=pytest.mark.slow) for x in ENGINES[1:]]],
+)
+def test_masses_gears_and_gravity_are_hyperparameters(name, params):
+    """A cart that is pushed: its acceleration is in proportion to the gear, falls with the mass,
+    and its pole's follows gravity."""
+    need(name)
+    env = purerl.make(name, **params)
+    cart, pole = (2, 3) if name.startswith("brax") else (3, 4)
+
+    def push(scales):
+        made = replace_params(env, scales)
+        obs, state = made.reset(jax.random.key(0))
+        return made.step(jax.random.key(1), state, jnp.full(1, 0.5))[1].obs - obs
+
+    rows = [(1, 1, 1), (1, 1, 2), (1, 2, 1), (1, 2, 2), (0, 1, 1), (2, 1, 1)]
+    names = ("gravity_scale", "mass_scale", "gear_scale")
+    scales = dict(zip(names, jnp.array(rows, jnp.float32).T, strict=True))
+    found = np.asarray(jit(jax.vmap(push), quick=True)(scales))
+    plain, geared, heavy, both, free, pulled = found
+    assert geared[cart] == pytest.approx(2 * plain[cart], rel=0.02)
+    assert heavy[cart] == pytest.approx(plain[cart] / 2, rel=0.06)
+    assert both[cart] == pytest.approx(plain[cart], rel=0.06)
+    assert abs(plain[pole] - free[pole]) > 1e-6
+    assert pulled[pole] - free[pole] == pytest.approx(2 * (plain[pole] - free[pole]), rel=0.05)
+    rough = purerl.make(name, friction_scale=0.5, **params)
+    assert rough.spec.source.params == (*params.items(), ("friction_scale", 0.5))
+    models = [x.spec.draw._env for x in (env, rough)]
+    usual, less = [x.sys if name.startswith("brax") else x.mjx_model for x in models]
+    np.testing.assert_allclose(less.geom_friction, 0.5 * usual.geom_friction)
 
 
 def test_floats_of_a_suites_params_are_hyperparameters():

@@ -77,7 +77,7 @@ def run_envs(args: argparse.Namespace, console: Console) -> int:
     console.print(
         "\nOne that isn't installed: pip install 'purerl[SUITE]'; all: 'purerl[suites]'.\n"
         "purerl envs SUITE lists those of a suite, purerl envs ENV the parameters of one.\n"
-        "gymnasium/ID is any environment of Gymnasium, simulated on the host.",
+        "gymnasium/ID and envpool/ID are those of Gymnasium and EnvPool, simulated on the host.",
         soft_wrap=True,
     )
     return 0

@@ -23,6 +23,7 @@ def gymnasium_env(
     back to the host once a step, where N simulators step one after the other; what ends is reset in
     the same call. Successors are the true ones, before the reset, and a time limit of Gymnasium
     truncates. First states follow from the run's key, if the simulators follow from their seeds.
+    Those of EnvPool, which steps N on a pool of threads, are `purerl.make("envpool/Pong-v5")`.
 
     What is on the host can't be mapped by `jax.vmap`: `fit` trains one seed, `sweep` one after the
     other, on one device. `skip_frames`, `remember_action` and `resets` are for environments in JAX.

@@ -10,7 +10,7 @@ import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeAlias, TypeGuard, cast
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeGuard, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,23 +38,34 @@ def host_env(
     env: Given, num_envs: int | None = None, *, metrics: Sequence[str] = (), **kwargs: object
 ) -> Env:
     """`purerl.gymnasium_env` without a source in the spec."""
-    if isinstance(metrics, str):
-        raise ConfigError(f"metrics: got {metrics!r}, expected names, such as ({metrics!r},)")
-    made = _Maker(env, tuple(sorted(kwargs.items())), tuple(metrics))
-    if num_envs is not None:
-        num_envs = check_count("num_envs", num_envs)
-    if any(isinstance(x, jax.core.Tracer) for x in kwargs.values()):
-        raise ConfigError(f"env: parameters of {made.name} are constants, and can't be traced")
+    made = Maker(env, tuple(sorted(kwargs.items())), checked_names(metrics))
     given = getattr(env, "num_envs", None) if is_vector(env) else None
     if is_vector(env) and _autoreset_mode(env) not in ("SAME_STEP", "DISABLED"):
         raise ConfigError(
             f"env: {made.name} has the autoreset mode {_autoreset_mode(env)}, expected SAME_STEP "
-            "or DISABLED, which show the last observation of an episode in its last step"
+            "or DISABLED, which show the last observation of an episode in its last step; "
+            "EnvPool's are made by their names, such as 'envpool/Pong-v5'"
         )
     if given is not None and num_envs not in (None, given):
         raise ConfigError(f"num_envs: got {num_envs}, expected {given}, those of {made.name}")
+    return of_maker(made, given if num_envs is None else num_envs)
+
+
+def of_maker(made: "Maker", num_envs: int | None) -> Env:
+    """An environment of what a maker makes. Raises ConfigError as `purerl.gymnasium_env`."""
+    if num_envs is not None:
+        num_envs = check_count("num_envs", num_envs)
+    if any(isinstance(x, jax.core.Tracer) for _, x in made.kwargs):
+        raise ConfigError(f"env: parameters of {made.name} are constants, and can't be traced")
     spec = made.spec()
-    return HostDynamics(made, spec, num_envs or given).as_env(spec)
+    return HostDynamics(made, spec, num_envs).as_env(spec)
+
+
+def checked_names(metrics: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics as a tuple. Raises ConfigError for a text."""
+    if isinstance(metrics, str):
+        raise ConfigError(f"metrics: got {metrics!r}, expected names, such as ({metrics!r},)")
+    return tuple(metrics)
 
 
 def is_vector(env: object) -> "TypeGuard[Vector]":
@@ -68,7 +79,7 @@ def _autoreset_mode(envs: object) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Maker:
+class Maker:
     """Makes simulators.
 
     Attributes:
@@ -78,6 +89,7 @@ class _Maker:
         limit: a time limit besides the environment's own; None for none.
     """
 
+    library: ClassVar[str] = "gymnasium"
     env: Given
     kwargs: tuple[tuple[str, object], ...] = ()
     metrics: tuple[str, ...] = ()
@@ -93,15 +105,14 @@ class _Maker:
     def spec(self) -> EnvSpec:
         """The spec of one environment. Raises ConfigError if it can't be made, or has spaces
         without a counterpart."""
-        one: PyTree = self.env
+        given = is_vector(self.env)
+        one: PyTree = self.env if given else self.one()
         vector = is_vector(one)
-        if not vector:
-            one = self.one()
         names = ("observation_space", "action_space")
         spaces = [convert_spaces(getattr(one, f"single_{n}" if vector else n)) for n in names]
         limit = getattr(getattr(one, "spec", None), "max_episode_steps", None)
         name = one.spec.id if getattr(one, "spec", None) is not None else self.name
-        if not vector:
+        if not given:
             one.close()
         for what, space in zip(names, spaces, strict=True):
             parts = leaves_of(space)[0] if what == "observation_space" else [space]
@@ -169,7 +180,7 @@ class _Simulators:
     """N simulators, made at their first reset. Everything here runs in callbacks, in numpy alone:
     JAX must not be called from within its own programs."""
 
-    def __init__(self, maker: _Maker, spec: EnvSpec, num_envs: int) -> None:
+    def __init__(self, maker: Maker, spec: EnvSpec, num_envs: int) -> None:
         self.maker, self.spec, self.num_envs = maker, spec, num_envs
         self.envs: PyTree = None
         # The first seed of the last reset, and the steps since.
@@ -288,7 +299,7 @@ class HostDynamics(Dynamics):
         pool: the simulators, shared by copies with other limits.
     """
 
-    maker: _Maker
+    maker: Maker
     spec: EnvSpec
     num_envs: int | None = None
     pool: _Pool = dataclasses.field(default_factory=_Pool)
@@ -347,7 +358,7 @@ class HostDynamics(Dynamics):
         return state, _first(timestep)
 
     def identity(self) -> dict[str, object]:
-        return {"gymnasium": self.maker.env, **dict(self.maker.kwargs)}
+        return {self.maker.library: self.maker.env, **dict(self.maker.kwargs)}
 
 
 def _first(tree: PyTree) -> PyTree:

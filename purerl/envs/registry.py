@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeGuard
 import jax
 from jax.typing import ArrayLike
 
-from purerl.envs import gymnax, host, suites
+from purerl.envs import envpool, gymnax, host, suites
 from purerl.envs.base import Env, EnvSource, dynamics_of, with_our_spaces
 from purerl.envs.gymnax_wrappers import GymnaxEnv
 from purerl.envs.params import (
@@ -92,9 +92,9 @@ def make(name: str, /, **params: object) -> Env:
     Args:
         name: one of `env_names()`; or `"suite/Env"`, such as `"brax/ant"`, of
             `env_names("brax")`; or `"gymnasium/ID"` for one of Gymnasium's, simulated on the host
-            (see `purerl.gymnasium_env`); or `"module:name"` for an object of a user's importable
-            module: an `Env`, an environment of gymnax or of a suite, or a function that returns
-            one.
+            (see `purerl.gymnasium_env`), and `"envpool/ID"` for EnvPool's; or `"module:name"` for
+            an object of a user's importable module: an `Env`, an environment of gymnax or of a
+            suite, or a function that returns one.
         **params: parameters to replace the environment's defaults: keyword arguments of its
             factory, and fields of a gymnax environment's `EnvParams`. A distribution, such as
             `purerl.Uniform(4.9, 9.8)`, is drawn from for every episode.
@@ -212,6 +212,8 @@ def _find(name: str) -> _Maker:
         return _maker(_factories[name])
     if name.startswith(host.PREFIX):
         return _maker(functools.partial(host.host_env, name.removeprefix(host.PREFIX)))
+    if name.startswith(envpool.PREFIX):
+        return _maker(functools.partial(envpool.envpool_env, name.removeprefix(envpool.PREFIX)))
     if ":" in name:
         found = _import(name)
         if isinstance(found, Env) or not callable(found):

@@ -25,6 +25,7 @@ from purerl.envs.suites.dynamics import (
     plain_defaults,
     refuse_wrapper,
 )
+from purerl.envs.suites.physics import UNSCALED, scaled
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
 
@@ -39,9 +40,11 @@ def known() -> list[str]:
 
 
 def maker(name: str) -> Maker:
-    """The factory of an environment; its parameters are those of the suite's class."""
+    """The factory of an environment; its parameters are those of the suite's class, and those of
+    its physics, `SCALED`."""
     cls = importlib.import_module("brax.envs")._envs[name]
-    defaults = plain_defaults(cls.__init__)
+    scales = {} if name == "fast" else UNSCALED  # which has no physics
+    defaults = plain_defaults(cls.__init__) | scales
 
     def make(max_episode_steps: object = EPISODE_LENGTH, **kwargs: object) -> Env:
         if name == "swimmer" and "a_min" not in inspect.signature(jax.numpy.clip).parameters:
@@ -49,7 +52,8 @@ def maker(name: str) -> Maker:
                 "env: brax/swimmer needs a JAX that brax doesn't support any more: its fluid "
                 f"forces call jnp.clip(a_min=), which JAX {jax.__version__} hasn't"
             )
-        return _env(cls(**kwargs), f"brax/{name}", max_episode_steps)
+        factors = {word: kwargs.pop(word, 1.0) for word in scales}
+        return _env(scaled(cls(**kwargs), "sys", factors), f"brax/{name}", max_episode_steps)
 
     return Maker(make, {**defaults, LIMIT: EPISODE_LENGTH})
 

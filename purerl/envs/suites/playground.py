@@ -12,6 +12,7 @@ import jax
 from purerl.envs.base import Env, action_repeat, time_limit
 from purerl.envs.suites.brax import Picture, StateDynamics, state_env
 from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, refuse_wrapper
+from purerl.envs.suites.physics import UNSCALED, scaled
 
 REGISTRY = "mujoco_playground._src.registry"
 RESETTING = ("Wrapper",)
@@ -25,7 +26,7 @@ def known() -> list[str]:
 
 def maker(name: str) -> Maker:
     """The factory of an environment; its parameters are the entries of its config, those of parts
-    with a dot: `reward_config.scales.energy`.
+    with a dot: `reward_config.scales.energy`, and those of its physics, `SCALED`.
 
     `max_episode_steps` None is the config's length in frames, divided by `action_repeat` and
     rounded up; `impl` None is the config's engine on a GPU, and "jax" elsewhere.
@@ -41,10 +42,11 @@ def maker(name: str) -> Maker:
 
     def make(max_episode_steps: object = None, impl: object = None, **overrides: object) -> Env:
         given = {**engine, **({} if impl is None else {"impl": impl}), **overrides}
+        factors = {word: given.pop(word, 1.0) for word in UNSCALED}
         env = registry.load(name, registry.get_default_config(name), given)
-        return _env(env, f"playground/{name}", max_episode_steps)
+        return _env(scaled(env, "_mjx_model", factors), f"playground/{name}", max_episode_steps)
 
-    return Maker(make, {**defaults, LIMIT: None})
+    return Maker(make, {**defaults, **UNSCALED, LIMIT: None})
 
 
 def _flat(config: Foreign, prefix: str = "") -> dict[str, Foreign]:
