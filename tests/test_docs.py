@@ -33,11 +33,7 @@ WIDEST = 86  # columns of code that a page shows without scrolling
 # What somebody from Stable-Baselines3 types into the search, the page that answers, and its
 # section. The page has the words, and is the first that is found or, of QUESTIONS, among three.
 FIRST = [
-    (
-        "save the best model",
-        "how-to/save-the-best-model",
-        "the-best-of-several-seeds-by-evaluation",
-    ),
+    ("save the best model", "how-to/save-the-best-model", "the-best-policy-by-evaluation"),
     ("continue training", "how-to/continue-training", "for-longer"),
     ("custom environment", "how-to/custom-environment", "two-pure-functions-and-a-spec"),
     ("custom network", "how-to/custom-network", "your-own-in-flax"),
@@ -48,7 +44,24 @@ FIRST = [
 ]
 QUESTIONS = [
     *FIRST,
-    ("EvalCallback best_model_save_path", "how-to/save-the-best-model", ""),
+    (
+        "EvalCallback best_model_save_path",
+        "how-to/save-the-best-model",
+        "the-best-policy-by-evaluation",
+    ),
+    (
+        "StopTrainingOnRewardThreshold",
+        "how-to/save-the-best-model",
+        "stop-when-it-is-good-enough",
+    ),
+    ("fine-tune load parameters", "how-to/continue-training", "start-from-learned-parameters"),
+    ("set_parameters", "how-to/continue-training", "start-from-learned-parameters"),
+    ("logger.record", "how-to/callbacks", "metrics-of-your-own"),
+    ("watch live", "how-to/callbacks", "look-while-it-trains"),
+    ("mp4 video", "how-to/evaluation", "a-gif-or-a-video"),
+    ("notebook progress bar", "how-to/notebooks", "a-progress-bar-and-curves-while-it-trains"),
+    ("reproduce a run", "how-to/reproduce", "the-same-run-again"),
+    ("load_sweep", "how-to/sweeps", "from-its-folder"),
     ("load a saved model", "how-to/save-the-best-model", "save-and-load-a-policy"),
     ("reset_num_timesteps", "how-to/continue-training", ""),
     ("resume after a kill", "how-to/continue-training", "after-ctrl-c-or-a-kill-resume"),
@@ -92,13 +105,13 @@ def test_code_parses(page, tmp_path, monkeypatch):
         len(blocks_of(text, x)) for x in ("python", "bash", "text", "bibtex")
     )
     monkeypatch.chdir(tmp_path)
-    preset = '["Acrobot-v1".ppo]\nlr = 1e-3\n'
+    files = {"best.toml": '["Acrobot-v1".ppo]\nlr = 1e-3\n', "config.toml": 'env = "CartPole-v1"\n'}
     for argv in commands_of(text):
         for word in argv:
-            if word.endswith("best.toml"):
-                file = tmp_path / word
+            file = tmp_path / word
+            if file.name in files:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(preset)
+                file.write_text(files[file.name])
         if argv[0] not in ("--version", "--help") and argv[1:] != ["--help"]:
             parsed(argv)
 
