@@ -151,7 +151,7 @@ def greedy(config, outs, episodes=EPISODES):
 
     light = outs.replace(state=outs.state._replace(buffer=None, rollout=None), metrics=None)
     compiled = jax.jit(jax.vmap(play), compiler_options=purerl.compiler_options())
-    return compiled(light, jax.random.split(jax.random.key(FIRST_SEED), len(outs.num_timesteps)))
+    return compiled(light, jax.random.split(jax.random.key(FIRST_SEED), outs.num_rows.size))
 
 
 def chosen(words):
