@@ -17,7 +17,7 @@ from kit.quick import quick_jit
 
 import purerl
 from purerl.cli import main, playing
-from purerl.cli.playing import environment
+from purerl.cli.playing import Chosen, environment
 from purerl.envs import Box, Discrete, Env, EnvSource, EnvSpec, TimeStep, as_env
 from purerl.envs.base import dynamics_of
 from purerl.envs.registry import source_of
@@ -329,7 +329,7 @@ def test_fit_keeps_them(tmp_path, capsys, monkeypatch):
     with pytest.raises(purerl.ConfigError, match=r"hyperparams\.env\.gravity is"):
         purerl.fit(config, tmp_path, seeds=2, hyperparams={"env.gravity": [1.0, 4.0]})
     # Each policy is evaluated in the environment that it was trained in, and the table says so.
-    policies = {f"seed-{seed}": out.member(seed).policy for seed in (0, 1)}
+    policies = {f"seed-{seed}": Chosen(out.member(seed).policy, None) for seed in (0, 1)}
     monkeypatch.setattr(playing, "_policies", lambda args: policies)
     assert main(["eval", str(tmp_path), "--episodes", "2"]) == 0
     shown = capsys.readouterr().out

@@ -19,7 +19,9 @@ EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 def load(name):
     spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:  # one imports another
+        patch.syspath_prepend(EXPERIMENTS)
+        spec.loader.exec_module(module)
     return module
 
 
@@ -30,10 +32,12 @@ def test_the_tour_uses_every_name_and_every_argument():
     arguments = set(inspect.signature(purerl.make_loop).parameters) - {"env", "agent", "buffer"}
     assert arguments - given <= {
         "eval_env",
+        "log",
         "normalize_obs",
         "normalize_reward",
         "remember_action",
         "resets",
+        "stop_at_return",
     }
     assert {"maxlen", "priority_sampling", "gamma", "lam"} <= given
     used = set(re.findall(r"purerl\.(\w+)", source))
