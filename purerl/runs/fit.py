@@ -224,7 +224,9 @@ class _Training:
         if self.program.loop.stop_at_return is None:
             return reached
         counts = self.program.counts(self.state)
-        self.solved_at = np.atleast_1d(solved_at(counts, self.program.loop.steps_per_update))
+        steps = solved_at(counts, self.program.loop.steps_per_update)
+        assert steps is not None
+        self.solved_at = np.atleast_1d(steps)
         end = self.program.end(counts)
         self.over |= end is not None
         return reached if end is None else min(end, reached)
