@@ -141,7 +141,7 @@ class Parts:
     def rollout(self, carry):
         state, envs, stored, key = carry
         key, play_key = jax.random.split(key)
-        envs, transitions, episodes = self.loop.play(state, envs, None, play_key, jnp.int32(0))
+        envs, transitions, episodes, _ = self.loop.play(state, envs, None, play_key, jnp.int32(0))
         return (state, envs, self.buffer.push(stored, transitions), key), episodes
 
     def update_init(self, key):

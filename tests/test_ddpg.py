@@ -186,7 +186,7 @@ def test_the_buffer_holds_the_noisy_action_inside_its_bounds():
     def play(key):
         state = loop.init(key)
         key = jax.random.fold_in(key, 1)
-        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, jnp.int32(0))
+        _, transitions, *_ = loop.play(state.agent, state.rollout, None, key, jnp.int32(0))
         stored = loop.buffer.push(state.buffer, transitions)
         return act(agent.policy(state.agent), jnp.ones((1, 1)))[0], transitions, stored
 
@@ -214,7 +214,7 @@ def test_actions_are_drawn_from_the_action_space_until_update_after():
     @quick_jit
     def play(key, index):
         state = loop.init(key)
-        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, index)
+        _, transitions, *_ = loop.play(state.agent, state.rollout, None, key, index)
         return transitions.action
 
     def quantiles(index):

@@ -222,7 +222,7 @@ def test_an_update_over_devices_is_that_of_the_whole_batch(name, key):
     @quick_jit
     def update():
         state = whole.init(key)
-        _, transitions, _ = whole.play(state.agent, state.rollout, None, key, 0)
+        _, transitions, *_ = whole.play(state.agent, state.rollout, None, key, 0)
         # Not all paths end alike, and some devices have less that is valid.
         keep = jnp.arange(8)[:, None] <= jnp.arange(8)[None] + 1
         transitions = transitions._replace(valid=transitions.valid & keep)

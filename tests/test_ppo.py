@@ -26,7 +26,7 @@ def setup(agent, env, num_envs=4, update_every=8):
     @quick_jit
     def play(key):
         state = loop.init(key)
-        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, 0)
+        _, transitions, *_ = loop.play(state.agent, state.rollout, None, key, 0)
         return state.agent, buffer.push(state.buffer, transitions)
 
     state, stored = play(jax.random.key(0))

@@ -327,7 +327,7 @@ class Loop:
         key, play_key, update_key, _ = jax.random.split(state.key, 4)
         play_key, update_key = (self.devices.key(k) for k in (play_key, update_key))
         clock, stats = self.clock(index, state.num_episodes), state.obs_stats
-        envs, transitions, episodes, logged = self.play_logged(
+        envs, transitions, episodes, logged = self.play(
             state.agent, state.rollout, stats, play_key, index, state.num_episodes
         )
         # A rollout with NaN or infinity isn't stored, learned from, or counted in statistics. By
@@ -389,21 +389,9 @@ class Loop:
         key: jax.Array,
         index: Index,
         num_episodes: Index = 0,
-    ) -> tuple[RolloutState, Transition, Episodes]:
-        """Rollout number `index`, after `num_episodes` episodes; the episodes' statistics are over
-        all devices."""
-        return self.play_logged(agent_state, envs, stats, key, index, num_episodes)[:3]
-
-    def play_logged(
-        self,
-        agent_state: PyTree,
-        envs: RolloutState,
-        stats: RunningStats | None,
-        key: jax.Array,
-        index: Index,
-        num_episodes: Index = 0,
     ) -> tuple[RolloutState, Transition, Episodes, Sums]:
-        """As `play`, and this device's sums of what `log` returns, for `log_means`."""
+        """Rollout number `index`, after `num_episodes` episodes; the episodes' statistics are over
+        all devices, the sums of what `log` returns of this one, for `log_means`."""
         clock = self.clock(index, num_episodes)
         acting = self.acting(agent_state, stats, clock, index)
         envs, transitions, episodes, logged = logged_rollout(

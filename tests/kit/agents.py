@@ -30,7 +30,7 @@ def after_a_rollout(agent, env, total_timesteps=360, **options):
     def start(key):
         state = loop.init(key)
         key = jax.random.fold_in(key, 1)
-        _, transitions, _ = loop.play(state.agent, state.rollout, None, key, jnp.int32(0))
+        _, transitions, *_ = loop.play(state.agent, state.rollout, None, key, jnp.int32(0))
         return state.agent, loop.buffer.push(state.buffer, transitions)
 
     state, stored = start(jax.random.key(0))
