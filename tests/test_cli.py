@@ -65,9 +65,8 @@ def test_train_shows_a_curve_and_leaves_a_folder(command):
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
 
     # What is shown and written is what `fit` gives.
-    config = purerl.TrainConfig(
-        "CartPole-v1", total_timesteps=4096, num_envs=8, update_every=32, eval_every=4
-    )
+    changes = {"total_timesteps": 4096, "num_envs": 8, "update_every": 32, "eval_every": 4}
+    config = purerl.preset("CartPole-v1", **changes)
     last = purerl.fit(config, seeds=[5, 6, 7]).metrics.episode_return[:, -1]
     mean = re.search(r"^return +([\d.]+)", out, re.M)
     assert float(mean[1]) == pytest.approx(np.nanmean(last), rel=1e-3)
@@ -241,7 +240,7 @@ def test_lists(command):
     assert "--target-update-every" in out
     assert re.search(r"--hidden +64,64 ", out)
     _, out, _ = command("agents", "ppo", "--env", "CartPole-v1")
-    in_force = {"num-envs": "8", "batch-size": "256", "total-timesteps": "500000,"}
+    in_force = {"num-envs": "8", "batch-size": "128", "total-timesteps": "100000,"}
     for word, value in in_force.items():
         assert re.search(rf"--{word} +{value}", out), word
     _, out, _ = command("presets", "Pendulum-v1")
@@ -720,7 +719,7 @@ def test_every_field_is_a_flag():
     assert config.total_timesteps == 10_000
     assert config.normalize_obs is True
     assert config.agent == purerl.PPO(
-        lr=0.002, gamma=0.5, anneal=False, hidden=(32, 16), activation="relu"
+        lr=0.002, gamma=0.5, anneal=False, K_epochs=10, hidden=(32, 16), activation="relu"
     )
     config, _ = config_of(
         *(
@@ -801,9 +800,9 @@ MISTAKES = [
     (f"eval nowhere --key {2**70}", "--key: got 1.18e+21, expected at most 4,294,967,295"),
     ("render nowhere --key -1", "--key: got -1, expected an integer >= 0"),
     ("render nowhere --max-steps 0", "--max-steps: got 0, expected an integer >= 1"),
-    ("train CartPole-v1 --num-envs 1e9", "num_envs=1,000,000,000 x update_every=128 of 1 agent ta"),
-    ("train CartPole-v1 --num-envs 1e7 --seeds 1000", "num_envs=10,000,000 x update_every=128 of"),
-    ("bench CartPole-v1 --num-envs 1e7 --seeds 1000", "num_envs=10,000,000 x update_every=128 of"),
+    ("train CartPole-v1 --num-envs 1e9", "num_envs=1,000,000,000 x update_every=64 of 1 agent ta"),
+    ("train CartPole-v1 --num-envs 1e7 --seeds 1000", "num_envs=10,000,000 x update_every=64 of"),
+    ("bench CartPole-v1 --num-envs 1e7 --seeds 1000", "num_envs=10,000,000 x update_every=64 of"),
     ("train CartPole-v1 --seeds 1000000000", "--seeds: got 1000000000, expected at most 1,048,576"),
     (f"train CartPole-v1 --seeds 1,{2**40}", f"--seeds: got '1,{2**40}'"),
 ]

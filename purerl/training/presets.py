@@ -31,8 +31,8 @@ def preset(env: str | os.PathLike[str], agent: str | None = None, **changes: obj
         **changes: further fields of the config.
 
     Raises:
-        ConfigError: there is none for this environment and agent; the message lists the presets. Or
-            the file can't be read, or has several.
+        ConfigError: there is none for this environment and agent; the message says which there are.
+            Or the file can't be read, or has several.
     """
     more = read_names(TrainConfig, changes)
     if isinstance(env, os.PathLike) or (isinstance(env, str) and env.endswith(".toml")):
@@ -48,9 +48,13 @@ def preset(env: str | os.PathLike[str], agent: str | None = None, **changes: obj
     agent = "ppo" if agent is None else agent
     found = find_preset(env, agent)
     if not found:
-        known = [f"{x}, {y}" for x, agents in list_presets().items() for y in agents]
-        got = f"{shown(env)} with {shown(agent)}"
-        raise ConfigError(f"preset: none for {got}; {suggest(f'{env}, {agent}', known)}")
+        known = list_presets()
+        if isinstance(env, str) and env in known:
+            hint = f"there are those of {', '.join(known[env])}"
+        else:
+            near = suggest(env, known)
+            hint = near if near.startswith("did") else "purerl presets lists them"
+        raise ConfigError(f"preset: none for {shown(env)} with {shown(agent)}; {hint}")
     return TrainConfig.from_mapping({**found, "env": env, **more})
 
 

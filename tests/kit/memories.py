@@ -149,7 +149,7 @@ OPTIONS = {"num_envs": 32, "update_every": 8, "total_timesteps": 48_000}
 PPO = purerl.PPO(lr=1e-2, gamma=0.8, hidden=(16,))
 # By name: an agent, its options, and whether it is in the default suite.
 REMEMBERING = {
-    "PPO, gru": (PPO.replace(network="gru"), OPTIONS, True),
+    "PPO, gru": (PPO.replace(network="gru"), OPTIONS, False),
     "PPO, lstm": (PPO.replace(network="lstm"), OPTIONS, False),
     "PPO, min_gru": (PPO.replace(network="min_gru"), OPTIONS, False),
     "PPO, one network": (PPO.replace(network="gru", share_network=True), OPTIONS, False),
