@@ -147,18 +147,17 @@ def guesses(figures: np.ndarray) -> bool:
 
 OPTIONS = {"num_envs": 32, "update_every": 8, "total_timesteps": 48_000}
 PPO = purerl.PPO(lr=1e-2, gamma=0.8, hidden=(16,))
-# By name: an agent, its options, and whether it is in the default suite.
+# By name: an agent and its options.
 REMEMBERING = {
-    "PPO, gru": (PPO.replace(network="gru"), OPTIONS, False),
-    "PPO, lstm": (PPO.replace(network="lstm"), OPTIONS, False),
-    "PPO, min_gru": (PPO.replace(network="min_gru"), OPTIONS, False),
-    "PPO, one network": (PPO.replace(network="gru", share_network=True), OPTIONS, False),
+    "PPO, gru": (PPO.replace(network="gru"), OPTIONS),
+    "PPO, lstm": (PPO.replace(network="lstm"), OPTIONS),
+    "PPO, min_gru": (PPO.replace(network="min_gru"), OPTIONS),
+    "PPO, one network": (PPO.replace(network="gru", share_network=True), OPTIONS),
     "ActorCritic, gru": (
         purerl.ActorCritic(
             lr=1e-2, gamma=0.8, hidden=(16,), network="gru", n_episodes=32, episode_length=8
         ),
         {"total_timesteps": 96_000},
-        False,
     ),
     "PQN, gru": (
         purerl.PQN(
@@ -170,14 +169,13 @@ REMEMBERING = {
             epsilon_steps=24_000,
         ),
         OPTIONS,
-        False,
     ),
 }
 MEMORY_TRIALS = {
     f"memory: {name}": Trial(
-        functools.partial(learned, agent, options), knows, num_seeds=2, slow=not quick
+        functools.partial(learned, agent, options), knows, num_seeds=2, slow=True
     )
-    for name, (agent, options, quick) in REMEMBERING.items()
+    for name, (agent, options) in REMEMBERING.items()
 } | {
     "memory: PPO, none": Trial(
         functools.partial(learned, PPO, OPTIONS | {"total_timesteps": 16_000}),
