@@ -88,6 +88,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_the_command(command, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine_to_evaluate.py").write_text(MINE)

@@ -282,6 +282,7 @@ def test_a_summary_of_wrong_types(name, tmp_path, interrupted_and_over):
     assert read_summary(folder)["finished"] is True
 
 
+@pytest.mark.slow
 def test_threads_train_side_by_side(tmp_path, whole):
     """Three folders at once, often, with a checkpoint at every chunk."""
     failed, ends = [], {}
