@@ -155,12 +155,15 @@ def greedy(config, outs, episodes=EPISODES):
 
 
 def chosen(words):
-    """The presets, `(env, agent)` each, that contain one of the words, or all."""
-    found = []
-    for env, agents in list_presets().items():
+    """The presets, `(env, agent)` each, that contain one of the words, or all; a whole name, as
+    "CartPole-v1 ppo", is of that preset alone."""
+    found, presets = [], list_presets()
+    whole = {f"{env} {agent}" for env, agents in presets.items() for agent in agents}
+    for env, agents in presets.items():
         for agent in agents:
-            name = f"{env} {agent}".lower()
-            if words and not any(word.lower() in name for word in words):
+            name = f"{env} {agent}"
+            parts = [word.lower() in name.lower() for word in words if word not in whole]
+            if words and name not in words and not any(parts):
                 continue
             try:
                 purerl.preset(env, agent)

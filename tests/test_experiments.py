@@ -82,11 +82,11 @@ def test_results_are_measured_once_and_written_where_they_belong(tmp_path, capsy
     results = load("results")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
-    arguments = {"only": ["CartPole-v1 ppo"], "num_seeds": 3, "scale": 0.1}
+    arguments = {"only": ["CartPole-v1 ppo"], "num_seeds": 3, "scale": 0.3}
     (first,) = results.main(**arguments, out=tmp_path / "out", readme=readme)
     assert (first.env, first.agent) == ("CartPole-v1", "ppo")
     assert first.training.shape == first.greedy.shape == first.steps.shape == (3,)
-    # Of 50,000 steps: greedy policies are far better than the training's average.
+    # Of 30,000 steps: greedy policies are far better than the training's average.
     assert np.all(first.greedy > 100)
     assert np.all(first.greedy <= 500)
     text = readme.read_text()
