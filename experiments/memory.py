@@ -13,8 +13,8 @@ prints the returns of the training's end and of 32 greedy episodes, each seed's.
 import argparse
 import time
 
-import jax
 import numpy as np
+from results import greedy
 
 import purerl
 from purerl.envs import suites
@@ -64,14 +64,6 @@ def configs(length):
 NETWORKS = ("gru", "lstm", "min_gru", "mlp")
 
 
-def greedy_returns(config, outs, num_seeds):
-    """`[S]`, means of 32 episodes of each seed's policy."""
-    key, limit = jax.random.key(1000), config.env.spec.max_episode_steps
-    policies = [outs.member(i).policy for i in range(num_seeds)]
-    played = [purerl.evaluate(config.env, x.acting(), key, 32, limit) for x in policies]
-    return np.array([float(x.episode_return) for x in played])
-
-
 def main(num_seeds=4, scale=1.0, out="memory", only=None, networks=("gru", "mlp"), length=30):
     found = {}
     for name, config in configs(length).items():
@@ -86,11 +78,12 @@ def main(num_seeds=4, scale=1.0, out="memory", only=None, networks=("gru", "mlp"
             outs = purerl.fit(config, seeds=num_seeds)
             seconds = time.perf_counter() - start
             curves.append(purerl.Curves.of(f"PPO, {network}", outs))
-            final, greedy = curves[-1].final_returns, greedy_returns(config, outs, num_seeds)
+            final = curves[-1].final_returns
+            played = np.asarray(greedy(config, outs, 32).episode_return)
             with np.printoptions(precision=2, suppress=True):
                 print(
                     f"{name}, {network}, {config.total_timesteps:,} steps: {final}, greedy "
-                    f"{greedy}, {seconds:.0f} s with compiling",
+                    f"{played}, {seconds:.0f} s with compiling",
                     flush=True,
                 )
         purerl.plot_curves(curves, f"{out}_{name.replace('/', '_')}.png", title=name)

@@ -8,7 +8,7 @@ import numpy as np
 
 from purerl.cli.flags import literal
 from purerl.records.errors import ConfigError, RunError, suggest
-from purerl.runs.view import KINDS
+from purerl.runs.view import marker_of
 from purerl.sweeps.result import SweepResult, value_text
 from purerl.sweeps.view import read_sweep
 
@@ -25,11 +25,6 @@ def add_member_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def is_several(folder: Path) -> bool:
-    """Whether a folder is a sweep's, or another of `KINDS`."""
-    return any((folder / marker).is_file() for marker in KINDS)
-
-
 def read_members(folder: Path, which: str, env: str | None) -> tuple[SweepResult, list[int]]:
     """A sweep, and the members of it that `--member` chooses, the best first.
 
@@ -37,7 +32,7 @@ def read_members(folder: Path, which: str, env: str | None) -> tuple[SweepResult
         ConfigError: none is like that, or it isn't trained yet.
         RunError: as from `read_sweep`.
     """
-    if not is_several(folder):
+    if marker_of(folder) is None:
         raise ConfigError(f"--member: got {which!r}, but {folder} is no sweep's folder")
     try:
         result = read_sweep(folder, env)

@@ -14,10 +14,10 @@ from purerl.cli.members import (
     MEMBER_BEST,
     add_member_flag,
     combination_label,
-    is_several,
     read_members,
 )
 from purerl.records.errors import ConfigError, RunError
+from purerl.runs.view import marker_of
 from purerl.sweeps.view import read_sweep
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _read(folders: list[Path], member: str, env: str | None) -> list["Curves"]:
     shown, left = [], []
     for folder in dict.fromkeys(folders):
         try:
-            several = member != MEMBER_BEST and is_several(folder)
+            several = member != MEMBER_BEST and marker_of(folder) is not None
             curves = _members(folder, member, env) if several else [read_run(folder)]
             shown += [(folder, curve) for curve in curves]
         except RunError as error:

@@ -22,7 +22,7 @@ from purerl.envs import Env, EnvSource, make, vectorize
 from purerl.envs.last_action import as_remembered
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
-from purerl.runs.view import KINDS, RunView, is_code
+from purerl.runs.view import KINDS, RunView, is_code, marker_of
 from purerl.training.evaluate import play_episodes
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env
@@ -239,11 +239,11 @@ def _best(args: argparse.Namespace, console: Console) -> Chosen:
 def _print_choice(args: argparse.Namespace, console: Console) -> None:
     """Prints which agents are used of a folder that has several runs, where they are its best."""
     target = _target(args)
-    for marker, kind in KINDS.items():
-        if args.member == MEMBER_BEST and (target / marker).is_file():
-            seed = "" if args.of is None else f", seed {args.of}"
-            label = RunView(target).label
-            console.print(f"{target}: the best of the {kind.noun}, {label}{seed}", soft_wrap=True)
+    marker = marker_of(target)
+    if marker is not None and args.member == MEMBER_BEST:
+        seed, label = "" if args.of is None else f", seed {args.of}", RunView(target).label
+        what = f"the best of the {KINDS[marker].noun}, {label}{seed}"
+        console.print(f"{target}: {what}", soft_wrap=True)
 
 
 def _params(env: Env) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from purerl.records.errors import RunError
 from purerl.records.folders import LOCK, is_locked
 from purerl.runs.folder import RUN
-from purerl.runs.view import KINDS, RunView, read_json
+from purerl.runs.view import KINDS, RunView, marker_of, read_json
 
 
 class Status(NamedTuple):
@@ -48,10 +48,9 @@ def list_folders(root: Path) -> list[Path]:
     Raises:
         RunError: it can't be listed.
     """
-    markers = (RUN, *KINDS)
 
     def is_one(folder: Path) -> bool:
-        return any((folder / name).is_file() for name in markers)
+        return (folder / RUN).is_file() or marker_of(folder) is not None
 
     if is_one(root):
         return [root]
@@ -63,7 +62,7 @@ def list_folders(root: Path) -> list[Path]:
 
 def status_of(folder: Path) -> Status:
     """What a folder of `list_folders` holds; damage is in the answer."""
-    marker = next((name for name in KINDS if (folder / name).is_file()), None)
+    marker = marker_of(folder)
     kind = "run" if marker is None else KINDS[marker].noun
     status = Status(folder.absolute().name, kind)
     try:

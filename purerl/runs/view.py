@@ -56,6 +56,13 @@ KINDS = {
     EVOLVE: Kind("population", "evolve", BEST),
     TUNE: Kind("search", "tune", f"{WINNER}/{BEST}"),
 }
+
+
+def marker_of(folder: Path) -> str | None:
+    """The file by which a folder is one of `KINDS`; None for a run's, or any other."""
+    return next((name for name in KINDS if (folder / name).is_file()), None)
+
+
 # Errors from reading a text file that is damaged, or of another program.
 UNREADABLE = (*DAMAGED, RecursionError)
 

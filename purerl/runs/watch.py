@@ -23,10 +23,11 @@ from purerl.records.types import Plain
 from purerl.runs.folder import METRICS
 from purerl.runs.view import RunView
 from purerl.statistics import bin_curves, iqm
+from purerl.training.card import THIN_LINES, middle_half
 
 HOST = "127.0.0.1"
-# Points of a curve, seeds that are drawn one by one, and seconds of the speed that is shown.
-BINS, SHOWN_SEEDS, RECENT = 200, 16, 30.0
+# Points of a curve, and seconds of the speed that is shown.
+BINS, RECENT = 200, 30.0
 # Columns of a table of metrics that are no curves, or are drawn from others.
 APART = ("seed", "update", "timesteps", "seconds", "num_episodes", "nonfinite_updates")
 
@@ -162,15 +163,12 @@ def _curves(columns: dict[str, np.ndarray]) -> dict[str, Plain]:
 
 
 def _curve(x: np.ndarray, by_seed: np.ndarray) -> dict[str, Plain]:
-    few = len(by_seed) <= SHOWN_SEEDS
-    there = np.isfinite(by_seed).any(axis=0)
-    band = np.full((2, len(x)), np.nan)
-    band[:, there] = np.nanquantile(by_seed[:, there], [0.25, 0.75], axis=0)
+    few = len(by_seed) <= THIN_LINES
     return {
         "x": x.astype(int).tolist(),
         "middle": _numbers(iqm(by_seed, axis=0)),
         "seeds": [_numbers(y) for y in by_seed] if few and len(by_seed) > 1 else [],
-        "band": [] if few else [_numbers(y) for y in band],
+        "band": [] if few else [_numbers(y) for y in middle_half(by_seed)],
     }
 
 

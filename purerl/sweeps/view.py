@@ -19,6 +19,7 @@ from purerl.runs.view import (
     WINNER,
     env_name,
     is_code,
+    marker_of,
     named_env,
     read_json,
     read_toml,
@@ -71,8 +72,8 @@ def read_sweep(folder: Path, env: object) -> SweepResult:
 
 def _of_what(folder: Path) -> str:
     """What a folder is of, if it is another kind's, for a message."""
-    kinds = [kind for marker, kind in KINDS.items() if (folder / marker).exists()]
-    return f"; it is a {kinds[0].noun}'s, which keeps its best alone" if kinds else ""
+    marker = marker_of(folder)
+    return "" if marker is None else f"; it is a {KINDS[marker].noun}'s, which keeps its best alone"
 
 
 def _read_plan(folder: Path, about: Mapping[str, Plain], env: object) -> tuple[Plan, bool]:

@@ -149,7 +149,7 @@ def picture(x: np.ndarray, curves: np.ndarray, caption: str, best: int | None = 
         return ""
     thick = iqm(curves, axis=0) if best is None else curves[best]
     few = len(curves) <= THIN_LINES
-    drawn = [thick, *(curves if few else _middle_half(curves))]
+    drawn = [thick, *(curves if few else middle_half(curves))]
     known = np.concatenate([y[np.isfinite(y)] for y in drawn])
     frame = _Frame(float(x[-1]), *_margins(float(known.min()), float(known.max())))
     parts = [frame.axes(caption)]
@@ -166,7 +166,7 @@ def picture(x: np.ndarray, curves: np.ndarray, caption: str, best: int | None = 
     )
 
 
-def _middle_half(curves: np.ndarray) -> np.ndarray:
+def middle_half(curves: np.ndarray) -> np.ndarray:
     """The quartiles `[2, n]` of curves; NaN where none has a value."""
     there = np.isfinite(curves).any(axis=0)
     quartiles = np.full((2, len(there)), np.nan)

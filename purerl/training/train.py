@@ -132,8 +132,7 @@ class TrainOutput:
 
     @property
     def num_updates(self) -> int:
-        """Number of updates, fewer than planned if the run was ended
-        before."""
+        """Number of updates, fewer than planned if the run was ended before."""
         return int(np.max(np.asarray(self.state.num_updates)))
 
     @property
