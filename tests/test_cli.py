@@ -82,6 +82,24 @@ def test_no_episode_ended(command):
     assert "no episode ended" in out
 
 
+def test_videos_in_tensorboard(command, monkeypatch):
+    given = []
+    monkeypatch.setattr(training, "tensorboard_sink", lambda *x, **y: given.append(y) or print)
+    small = ("--num-envs", 4, "--update-every", 8, "--total-timesteps", 32, "--hidden", 4)
+    argv = ("train", "CartPole-v1", "--no-preset", *small, "--render-every")
+    assert command(*argv, 20)[0] == 0
+    assert given == [{"render_every": 20}]
+    code, _, err = command(*argv, 0)
+    assert (code, err) == (2, "purerl: --render-every: got 0, expected an integer >= 1\n")
+    code, _, err = command(*argv, 20, "--no-tensorboard")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--render-every: is for TensorBoard and W&B, and got --no-tensorboard" in err
+    host = [x.replace("CartPole-v1", "gymnasium/CartPole-v1") for x in map(str, argv)]
+    code, _, err = command(*host, 20)
+    assert code == 2
+    assert "--render-every: is for environments in JAX" in err
+
+
 @pytest.mark.slow
 def test_interrupt_resume_eval_export_plot(command, monkeypatch):
     real = training.fit

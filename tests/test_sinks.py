@@ -1,11 +1,15 @@
 """Where metrics go: whole, in order, and right after a kill too."""
 
 import csv
+import io
 
+import jax
 import numpy as np
 import pytest
+from kit import trees
 from kit.agents import Tiny
 from kit.environments import walk
+from PIL import Image
 
 import purerl
 from purerl.experience.metrics import Episodes, Metrics
@@ -150,3 +154,91 @@ def test_wandb_offline(tmp_path, monkeypatch):
     sink(made_up(0, 2))
     sink.close()
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    config = purerl.TrainConfig(walk(3), Tiny(), 64, num_envs=4, update_every=8)
+    purerl.fit(config, callback=purerl.wandb_sink(project="purerl", render_every=32))
+    media = "wandb/offline-run-*/files/media/videos/seed-0/*.gif"
+    assert len(list(tmp_path.glob(media))) in (1, 2)  # one a report
+
+
+def gifs(folder, series):
+    """Steps and pictures of the videos that TensorBoard finds."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = events.EventAccumulator(str(folder / series), size_guidance={"images": 0})
+    accumulator.Reload()
+    if "episode" not in accumulator.Tags()["images"]:
+        return []
+    pictures = accumulator.Images("episode")
+    return [(e.step, Image.open(io.BytesIO(e.encoded_image_string)), e) for e in pictures]
+
+
+def test_videos_in_tensorboard(tmp_path):
+    config = purerl.TrainConfig(walk(3), Tiny(), 320, num_envs=4, update_every=8, log_every=1)
+    sink = tensorboard_sink(tmp_path, render_every=128)
+    purerl.fit(config, seeds=[5, 6], callback=sink, report_every=0.0)  # an update a report
+    found = gifs(tmp_path, "seed-5")
+    assert [step for step, _, _ in found] == [128, 256, 320]
+    for _, picture, event in found:
+        assert (picture.format, picture.n_frames) == ("GIF", 4)  # the first moment, and 3 steps
+        assert picture.size == (event.width, event.height)
+    assert not gifs(tmp_path, "seed-6")
+
+
+def test_no_videos_unless_asked(tmp_path):
+    config = purerl.TrainConfig(walk(3), Tiny(), 64, num_envs=4, update_every=8)
+    purerl.fit(config, callback=tensorboard_sink(tmp_path))
+    assert not gifs(tmp_path, "seed-0")
+
+
+def test_videos_of_what_no_sink_can_film(tmp_path):
+    with pytest.raises(purerl.ConfigError, match="render_every: got 0, expected an integer >= 1"):
+        tensorboard_sink(tmp_path, render_every=0)
+
+
+@pytest.mark.parametrize("seeds", [None, [3, 7]])
+def test_a_callback_has_the_policy_of_each_seed(seeds):
+    config = purerl.TrainConfig(
+        walk(3), Tiny(), 96, num_envs=4, update_every=8, log_every=1, normalize_obs=True
+    )
+    seen = []
+
+    def watch(report):
+        seen.append([report.member(i) for i in range(len(report.seeds))])
+        with pytest.raises(purerl.ConfigError, match="member: got 9, expected 0 to"):
+            report.member(9)
+
+    purerl.fit(config, seeds=seeds, callback=watch, report_every=0.0)
+    assert len(seen) == 3
+    for updates, members in enumerate(seen, 1):  # kept beyond the chunks that reuse their memory
+        whole = purerl.fit(config.replace(total_timesteps=updates * 32), seeds=seeds)
+        for i, (policy, env) in enumerate(members):
+            there = whole if seeds is None else whole.member(i)
+            assert int(np.asarray(policy.num_updates)) == updates
+            trees.assert_equal(policy.state, there.policy.state)
+            trees.assert_equal(policy.obs_stats, there.policy.obs_stats)
+            assert env.spec == config.env.spec
+
+
+def test_a_callback_has_the_environment_of_each_seed():
+    config = purerl.TrainConfig("CartPole-v1", Tiny(), 32, num_envs=4, update_every=8)
+    found = []
+
+    def moved(env):
+        _, state = env.reset(jax.random.key(0))
+        return env.step(jax.random.key(1), state, 1)[1].obs
+
+    gravity = {"env.gravity": [1.0, 20.0], "lr": [0.1, 0.2]}
+    purerl.fit(
+        config,
+        seeds=2,
+        hyperparams=gravity,
+        callback=lambda report: found.extend(report.member(i) for i in range(2)),
+    )
+    for i, (policy, env) in enumerate(found):
+        values = {"gravity": gravity["env.gravity"][i]}
+        assert float(policy.env_params["gravity"]) == values["gravity"]
+        assert float(policy.agent.lr) == np.float32(gravity["lr"][i])
+        trees.assert_close(moved(env), moved(purerl.make("CartPole-v1", gravity=values["gravity"])))
+
+
+def test_reports_of_the_past_have_no_policy():
+    assert made_up(0, 2).member is None

@@ -13,7 +13,14 @@ from rich.console import Console
 from purerl.accelerator.machine import use_cores_for_members
 from purerl.accelerator.members import Layout
 from purerl.cli import INTERRUPTED, Parser
-from purerl.cli.flags import add_config_flags, config_from, integers, spelled_out
+from purerl.cli.flags import (
+    add_config_flags,
+    check_integer,
+    config_from,
+    integers,
+    spelled_out,
+)
+from purerl.envs.base import refuse_host
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path
 from purerl.records.files import reason
@@ -67,6 +74,8 @@ def _add_log_flags(parser: Parser) -> None:
     add("--checkpoint-every", type=float, default=30.0, metavar="S", help="seconds (30)")
     add("--no-tensorboard", action="store_true", help="write no TensorBoard events")
     add("--wandb", metavar="PROJECT", help="log to Weights & Biases as well")
+    text = "steps of a seed from one video to the next, in TensorBoard and W&B"
+    add("--render-every", type=int, metavar="N", help=text)
 
 
 def run_train(args: argparse.Namespace, console: Console) -> int:
@@ -223,13 +232,16 @@ def _train(
     resume: bool | None = None,
     init: str | None = None,
 ) -> int:
+    if args.render_every is not None:
+        _check_videos(config, args)
     live = console_sink(config, seeds, folder, console)
     sinks: list[Sink] = [live]
     if not args.no_tensorboard:
         refuse_links(folder, [], [EVENTS])
-        sinks.append(tensorboard_sink(folder / EVENTS))
+        sinks.append(tensorboard_sink(folder / EVENTS, render_every=args.render_every))
     if args.wandb:
-        sinks.append(wandb_sink(project=args.wandb, name=folder.name))
+        wandb = wandb_sink(project=args.wandb, name=folder.name, render_every=args.render_every)
+        sinks.append(wandb)
     options = {"report_every": args.report_every, "checkpoint_every": args.checkpoint_every}
     with live:
         try:
@@ -262,6 +274,14 @@ def _train(
         soft_wrap=True,
     )
     return INTERRUPTED
+
+
+def _check_videos(config: TrainConfig, args: argparse.Namespace) -> None:
+    """Raises ConfigError unless videos can be made, and something shows them."""
+    check_integer("--render-every", args.render_every, 1)
+    refuse_host(config.make_loop().eval_env, "--render-every")
+    if args.no_tensorboard and not args.wandb:
+        raise ConfigError("--render-every: is for TensorBoard and W&B, and got --no-tensorboard")
 
 
 def draw(folder: Path) -> None:

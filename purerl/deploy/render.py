@@ -67,33 +67,65 @@ def render(
         ConfigError: invalid arguments, or an MP4 without imageio-ffmpeg.
         RunError: the file can't be written.
     """
-    env = typed(as_env(env))
     if policy is not None and not isinstance(policy, Policy):
         raise ConfigError(f"policy: got {type(policy).__name__}, expected a Policy: out.policy")
-    if policy is not None and policy.spec.action_space != env.spec.action_space:
-        raise ConfigError(
-            f"env: {env.spec.name} has {env.spec.action_space}, expected the policy's actions, "
-            f"{policy.spec.action_space}"
-        )
-    if policy is not None:
-        env = as_remembered(policy.spec, env)
-    limit = env.spec.max_episode_steps or STEPS_WITHOUT_LIMIT
-    max_steps = limit if max_steps is None else max_steps
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise ConfigError(f"max_steps: got {max_steps!r}, expected an integer >= 1, or None")
-    target = check_path("path", path)
-    write = _writer(target)
-    seed = check_seed("seed", seed)
     if key is not None:
         check_key(key)
-    states, observations, returns, length = _play(env, policy, seed, max_steps, key)
-    shown = _shown(length)
-    frames = []
-    for i in shown:
-        state, obs = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in (states, observations))
-        frames.append(draw(env.spec, state, obs, i, returns[i]))
+    film = Film(env, policy, max_steps=max_steps, sample=key is not None)
+    target = check_path("path", path)
+    write = _writer(target)
+    frames, total, length = film.play(policy, check_seed("seed", seed), key)
     write(frames, target)
-    return float(returns[length]), length
+    return total, length
+
+
+class Film:
+    """Films single episodes, by a program that is compiled once for all policies of a run.
+
+    Args:
+        env, max_steps: as for `render`.
+        policy: one of those to film, or None for random actions.
+        sample: whether their actions are sampled, else the mode.
+    """
+
+    def __init__(
+        self,
+        env: object,
+        policy: Policy | None,
+        *,
+        max_steps: int | None = None,
+        sample: bool = False,
+    ) -> None:
+        env = typed(as_env(env))
+        if policy is not None:
+            if policy.spec.action_space != env.spec.action_space:
+                raise ConfigError(
+                    f"env: {env.spec.name} has {env.spec.action_space}, expected the policy's "
+                    f"actions, {policy.spec.action_space}"
+                )
+            env = as_remembered(policy.spec, env)
+        limit = env.spec.max_episode_steps or STEPS_WITHOUT_LIMIT
+        max_steps = limit if max_steps is None else max_steps
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+            raise ConfigError(f"max_steps: got {max_steps!r}, expected an integer >= 1, or None")
+        self._env = env
+        self._play = _player(env, max_steps, sample=sample)
+
+    def play(
+        self, policy: Policy | None, seed: int, key: jax.Array | None = None
+    ) -> tuple[list["Picture"], float, int]:
+        """The frames of an episode, its return and its length."""
+        states, observations, returns, length = self._play(policy, jax.random.key(seed), key)
+        states = jax.tree.map(_on_host, states)
+        observations, returns = jax.tree.map(np.asarray, (observations, returns))
+        length = int(length)
+        frames = []
+        for i in _shown(length):
+            state, obs = (
+                jax.tree.map(lambda x, i=i: x[i], tree) for tree in (states, observations)
+            )
+            frames.append(draw(self._env.spec, state, obs, i, returns[i]))
+        return frames, float(returns[length]), length
 
 
 def _shown(length: int) -> list[int]:
@@ -102,10 +134,9 @@ def _shown(length: int) -> list[int]:
     return sorted({*range(0, length + 1, every), length})
 
 
-def _play(
-    env: Env, policy: Policy | None, seed: int, max_steps: int, sample_key: jax.Array | None
-) -> tuple[PyTree, PyTree, np.ndarray, int]:
-    """States and observations `[T + 1, ...]`, returns so far `[T + 1]`, and the episode's length.
+def _player(env: Env, max_steps: int, *, sample: bool) -> Callable[..., tuple]:
+    """A program from a policy, a key and a key for actions to states and observations
+    `[T + 1, ...]`, returns so far `[T + 1]`, and the episode's length.
 
     T is `max_steps`; after the episode's end its last moment is repeated.
     """
@@ -115,9 +146,8 @@ def _play(
 
     by_chance = memoryless(choose)
 
-    @jit
-    def play(policy: Policy | None, key: jax.Array) -> tuple:
-        acting = by_chance if policy is None else policy.acting(sample=sample_key is not None)
+    def play(policy: Policy | None, key: jax.Array, sample_key: jax.Array | None) -> tuple:
+        acting = by_chance if policy is None else policy.acting(sample=sample)
         reset_key, play_key = jax.random.split(key)
         obs, state = env.reset(reset_key)
         start = (state, obs, jnp.float32(0), jnp.int32(0), jnp.bool_(False), acting.init(1))
@@ -145,9 +175,7 @@ def _play(
         whole = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), start[:3], moments)
         return *whole, last[3]
 
-    states, observations, returns, length = play(policy, jax.random.key(seed))
-    plain = jax.tree.map(_on_host, states)
-    return plain, jax.tree.map(np.asarray, observations), np.asarray(returns), int(length)
+    return jit(play)
 
 
 def _on_host(x: jax.Array) -> jax.Array | np.ndarray:
@@ -169,6 +197,11 @@ def _writer(path: Path) -> Callable[[list["Picture"], Path], None]:
 
 
 def _write_gif(frames: list["Picture"], path: Path) -> None:
+    write_bytes(path, as_gif(frames), "the picture")
+
+
+def as_gif(frames: list["Picture"]) -> bytes:
+    """A film as a GIF."""
     from PIL import Image
 
     # Pillow's default palette takes ten times as long and is less accurate.
@@ -177,7 +210,7 @@ def _write_gif(frames: list["Picture"], path: Path) -> None:
     durations = [MILLISECONDS] * (len(frames) - 1) + [PAUSE]
     options = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
     first.save(packed := io.BytesIO(), "GIF", **options)
-    write_bytes(path, packed.getbuffer(), "the picture")
+    return packed.getvalue()
 
 
 def _write_mp4(frames: list["Picture"], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +15,7 @@ from purerl.accelerator import devices
 from purerl.accelerator.compiling import jit
 from purerl.accelerator.machine import check_memory
 from purerl.accelerator.members import Layout, Parts, compile_all
-from purerl.envs.base import host_of
+from purerl.envs.base import Env, host_of
 from purerl.envs.spaces import is_space
 from purerl.experience.metrics import Count, Metrics
 from purerl.records.errors import ConfigError, shown
@@ -30,6 +31,7 @@ from purerl.training.hyperparams import (
 )
 from purerl.training.learned import Learned
 from purerl.training.loop import OWN, Loop, RunState
+from purerl.training.policy import Interface, Policy
 from purerl.training.train import TrainOutput, list_seeds, make_loop_on, make_output, program_key
 
 CHUNK_BYTES = 2**24  # of metrics in a chunk, at most
@@ -166,6 +168,24 @@ class Program:
         copied = self.layout.num_parts > 1 or jax.default_backend() != "cpu"
         whole = self.layout.join(state)
         return whole if copied else jax.tree.map(jnp.copy, whole)
+
+    def member(self, state: Parts, index: int) -> tuple[Policy, Env]:
+        """The policy of one member, by its index, in memory of its own, and the environment that
+        it is evaluated in."""
+        agent = self.config.agent
+        parts = [(agent.for_acting(x.agent), x.obs_stats, x.num_updates) for x in state]
+        values = self.values
+        if self.keys.ndim:
+            pick = operator.itemgetter(index)
+            learned, values = jax.tree.map(pick, (self.layout.join(parts), values))
+        else:
+            learned = jax.tree.map(jnp.copy, parts[0])
+        known = self.config.parts()
+        agent = with_hyperparams(known, values).get("agent", agent)
+        interface = Interface(self.loop.env.spec, self.config.action_processor)
+        acting, stats, count = learned
+        policy = Policy(agent, acting, stats, interface, env_hyperparams(known, values), count)
+        return policy, self.config.make_loop(values).eval_env
 
     def rows(self, num_updates: int) -> int:
         """Rows of metrics in a number of updates."""

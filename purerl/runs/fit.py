@@ -16,6 +16,7 @@ import numpy as np
 from purerl.accelerator import devices
 from purerl.accelerator.members import Parts
 from purerl.deploy.plain_space import space_to_plain
+from purerl.envs.base import Env
 from purerl.experience.metrics import Metrics
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_count, check_path
@@ -31,6 +32,7 @@ from purerl.runs.sinks import Sink, list_sinks
 from purerl.training.config import TrainConfig
 from purerl.training.effective import describe_in_force
 from purerl.training.hyperparams import Hyperparams
+from purerl.training.policy import Policy
 from purerl.training.train import TrainOutput, list_seeds, solved_at
 
 
@@ -247,6 +249,14 @@ class _Training:
             self.solved_at,
         )
 
+    def member(self, index: int) -> tuple[Policy, Env]:
+        """As `Report.member`. Raises ConfigError unless there is such a seed."""
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+            raise ConfigError(f"member: got {shown(index)}, expected an index into {self.seeds}")
+        if not 0 <= index < len(self.seeds):
+            raise ConfigError(f"member: got {index}, expected 0 to {len(self.seeds) - 1}")
+        return self.program.member(self.state, int(index))
+
     def _stop(self, start: int, metrics: Metrics) -> int:
         """The last update of rows of metrics that begin at `start`."""
         loop = self.program.loop
@@ -366,6 +376,7 @@ def _advance(
                 metrics = training.advance(int(length))
                 now = time.perf_counter()
                 report = training.report(before, metrics, now - start, start - began)
+                report = report._replace(member=training.member)
                 for sink in sinks:
                     sink(report)
                 # As many rows as take `report_every` at the last chunk's speed.

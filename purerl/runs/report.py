@@ -1,13 +1,15 @@
 """`Report`, the argument of callbacks after every chunk, and its metrics by name."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from purerl.envs.base import Env
 from purerl.experience.metrics import Metrics
 from purerl.training import card
+from purerl.training.policy import Policy
 
 
 class Report(NamedTuple):
@@ -24,6 +26,9 @@ class Report(NamedTuple):
         log_every: updates in each row; the run's last one may be of fewer.
         solved_at: `[S]` (or `[1]`) int64, environment steps at which `stop_at_return` has ended
             each seed's run, -1 where it hasn't; None without it.
+        member: `policy, env = report.member(i)` gives the policy that the i-th seed has now, in
+            memory of its own, and the environment that it is evaluated in: for an evaluation of
+            your kind, or `purerl.render`. For callbacks of `fit`, while they run; else None.
     """
 
     start: int
@@ -36,6 +41,13 @@ class Report(NamedTuple):
     seeds: tuple[int, ...] = (0,)
     log_every: int = 1
     solved_at: np.ndarray | None = None
+    member: Callable[[int], tuple[Policy, Env]] | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the run ends with it."""
+        solved = self.solved_at is not None and bool(np.all(self.solved_at >= 0))
+        return solved or self.stop == self.num_updates
 
     @property
     def num_rows(self) -> int:

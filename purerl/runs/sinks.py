@@ -14,6 +14,7 @@ from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path
 from purerl.records.files import DAMAGED, open_file, reason, write_whole
 from purerl.runs.report import Report, means
+from purerl.runs.videos import Video, Videos
 
 Sink = Callable[[Report], None]
 # Seeds that TensorBoard and W&B show one by one; of more they show mean and range only.
@@ -162,28 +163,47 @@ class tensorboard_sink:  # noqa: N801
 
     Args:
         folder: for the events.
+        render_every: environment steps of a seed from one video to the next, each a greedy episode
+            of the first seed, under Images; None for none.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, render_every: int | None = None) -> None:
         self.folder = check_path("folder", folder)
+        self._videos = Videos(render_every)
         self._writers: dict[str, Any] = {}
 
     def __call__(self, report: Report) -> None:
         step = report.stop * report.steps_per_update
+        video = self._videos.of(report)
         try:
+            if video is not None:
+                self._show(video, f"seed-{report.seeds[0]}", report, step)
             for series, values in _series(report).items():
-                writer = self._writer(series, report.start * report.steps_per_update)
+                writer = self._writer(series, report)
                 for name, value in values.items():
                     writer.add_scalar(name, value, step)
                 writer.flush()
         except OSError as error:
             raise RunError(f"can't write events into {self.folder}: {reason(error)}") from error
 
-    def _writer(self, series: str, start: int) -> Any:
+    def _show(self, video: Video, series: str, report: Report, step: int) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        # As `add_video` does, which would encode the frames again, by another library.
+        image = Summary.Image(
+            height=video.height, width=video.width, colorspace=3, encoded_image_string=video.gif
+        )
+        writer = self._writer(series, report)
+        summary = Summary(value=[Summary.Value(tag="episode", image=image)])
+        writer.file_writer.add_summary(summary, step)
+        writer.flush()
+
+    def _writer(self, series: str, report: Report) -> Any:
         if series not in self._writers:
             from tensorboardX import SummaryWriter
 
             # Later events are of a process that died.
+            start = report.start * report.steps_per_update
             self._writers[series] = SummaryWriter(str(self.folder / series), purge_step=start + 1)
         return self._writers[series]
 
@@ -199,6 +219,8 @@ class wandb_sink:  # noqa: N801
 
     Args:
         project, name, entity: as for `wandb.init`; None for W&B's defaults.
+        render_every: environment steps of a seed from one video to the next, each a greedy episode
+            of the first seed; None for none.
         **options: for `wandb.init`, such as `id=...` with `resume="allow"`.
 
     Raises:
@@ -211,21 +233,29 @@ class wandb_sink:  # noqa: N801
         *,
         name: str | None = None,
         entity: str | None = None,
+        render_every: int | None = None,
         **options: object,
     ) -> None:
+        self._videos = Videos(render_every)
         try:
             import wandb
         except ImportError:
             raise ConfigError("wandb: isn't installed: pip install 'purerl[wandb]'") from None
+        self._video = wandb.Video
         self._run = wandb.init(project=project, name=name, entity=entity, **options)
 
     def __call__(self, report: Report) -> None:
-        values = {
+        values: dict[str, Any] = {
             f"{series}/{name}": value
             for series, values in _series(report).items()
             for name, value in values.items()
         }
         values["timesteps"] = report.stop * report.steps_per_update
+        video = self._videos.of(report)
+        if video is not None:
+            caption = f"return {video.episode_return:.4g}"
+            film = self._video(io.BytesIO(video.gif), caption=caption, format="gif")
+            values[f"seed-{report.seeds[0]}/episode"] = film
         self._run.log(values)
 
     def close(self) -> None:
