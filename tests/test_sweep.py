@@ -22,6 +22,7 @@ from purerl import sweep
 from purerl.accelerator import members
 from purerl.accelerator.machine import free_memory, num_cores
 from purerl.records.files import read_arrays, write_arrays
+from purerl.runs.status import status_of
 from purerl.sweeps import slices
 from purerl.sweeps import sweep as host_sweep
 from purerl.sweeps.plan import configure, make_plan
@@ -358,6 +359,23 @@ def test_a_folder_of_an_earlier_version_goes_on(traces, tmp_path, monkeypatch):
     sweep(config(), seeds=2, run_dir=tmp_path)
     monkeypatch.setattr(host_sweep, "describe_sweep", known)
     assert sweep(config(), seeds=2, run_dir=tmp_path).effort.slices == 0
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
+    refused = []
+    real = host_sweep.Job.train
+
+    def train(job, results):
+        with pytest.raises(purerl.RunError, match="another process is training in"):
+            sweep(config(), seeds=2, run_dir=tmp_path)
+        refused.append(status_of(tmp_path).state)
+        monkeypatch.undo()
+        return real(job, results)
+
+    monkeypatch.setattr(host_sweep.Job, "train", train)
+    sweep(config(), seeds=2, run_dir=tmp_path)
+    assert refused == ["running"]  # as `purerl ls` says
+    assert status_of(tmp_path).state == "finished"
 
 
 def test_nothing_ended(traces):

@@ -15,7 +15,7 @@ from purerl.accelerator.transfer import host_shape
 from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_path
 from purerl.records.files import reason, write_whole
-from purerl.records.folders import refuse_links
+from purerl.records.folders import LOCK, locked, refuse_links
 from purerl.runs.folder import CONFIG, METRICS, POLICIES, SUMMARY, config_text
 from purerl.runs.view import BEST
 from purerl.sweeps.best import write_best
@@ -74,7 +74,7 @@ def sweep(
     Raises:
         ConfigError: an invalid name or value, or another sweep in `run_dir`. Raised before anything
             is compiled.
-        RunError: the folder can't be written or read.
+        RunError: the folder can't be written or read, or another process trains in it.
     """
     switches = {"keep_buffer": keep_buffer, "verbose": verbose}
     for name, value in switches.items():
@@ -91,10 +91,11 @@ def sweep(
     store = None if run_dir is None else _open(run_dir, plan, keep_buffer)
     job = Job(plan, store, slice_size, keep_buffer, verbose)
     results = job.load()
-    effort = job.train(results)
-    result = SweepResult(plan, [result for result, _ in results], effort)
-    if store is not None:
-        write_best(result, store.path)
+    with _locked(store, results):
+        effort = job.train(results)
+        result = SweepResult(plan, [result for result, _ in results], effort)
+        if store is not None:
+            write_best(result, store.path)
     return result
 
 
@@ -124,6 +125,17 @@ def written(path: Path, parts: str = "slices") -> Iterator[None]:
 
 
 Results = list[tuple[GroupResult, np.ndarray]]
+
+
+@contextlib.contextmanager
+def _locked(store: Store | None, results: Results) -> Iterator[None]:
+    """Holds the lock of a sweep's folder, if there is something to train: a finished one may be on
+    a disk that is read-only. Raises RunError if another process trains in it."""
+    with contextlib.ExitStack() as exits:
+        if store is not None and not all(done.all() for _, done in results):
+            with written(store.path):
+                exits.enter_context(locked(store.path / LOCK))
+        yield
 
 
 @dataclasses.dataclass(frozen=True)
