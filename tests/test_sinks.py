@@ -2,6 +2,7 @@
 
 import csv
 import io
+import pickle
 
 import jax
 import numpy as np
@@ -183,6 +184,26 @@ def test_videos_in_tensorboard(tmp_path):
     assert not gifs(tmp_path, "seed-6")
 
 
+def test_a_sink_that_is_used_again_films_the_new_environment(tmp_path):
+    sink = tensorboard_sink(tmp_path, render_every=10_000)  # the end alone
+    for length in (3, 5):
+        purerl.fit(
+            purerl.TrainConfig(walk(length), Tiny(), 32, num_envs=4, update_every=8), callback=sink
+        )
+    frames = [picture.n_frames for _, picture, _ in gifs(tmp_path, "seed-0")]
+    assert frames[-1] == 6
+
+
+def test_environments_of_the_host_are_refused_at_the_first_report(tmp_path):
+    pytest.importorskip("gymnasium")
+    config = purerl.TrainConfig(
+        env="gymnasium/CartPole-v1", agent=Tiny(), num_envs=2, update_every=5, total_timesteps=50
+    )
+    sink = tensorboard_sink(tmp_path, render_every=1_000_000)
+    with pytest.raises(purerl.ConfigError, match="render_every: is for environments in JAX"):
+        purerl.fit(config, callback=sink)
+
+
 def test_no_videos_unless_asked(tmp_path):
     config = purerl.TrainConfig(walk(3), Tiny(), 64, num_envs=4, update_every=8)
     purerl.fit(config, callback=tensorboard_sink(tmp_path))
@@ -240,5 +261,28 @@ def test_a_callback_has_the_environment_of_each_seed():
         trees.assert_close(moved(env), moved(purerl.make("CartPole-v1", gravity=values["gravity"])))
 
 
-def test_reports_of_the_past_have_no_policy():
-    assert made_up(0, 2).member is None
+def test_a_kept_report_keeps_no_state():
+    assert made_up(0, 2).member is None  # of the past
+    config = purerl.TrainConfig(walk(3), Tiny(), 64, num_envs=4, update_every=8, log_every=1)
+    kept, taken = [], []
+
+    def keep(report):
+        kept.append(report)
+        taken.append(pickle.loads(pickle.dumps(report)))
+
+    purerl.fit(config, callback=keep, report_every=0.0)
+    with pytest.raises(purerl.ConfigError, match="member: training has gone on since this report"):
+        kept[0].member(0)
+    assert taken[0].member is None
+    assert [report.stop for report in taken] == [1, 2]
+    assert [report.is_last for report in kept] == [False, True]
+
+
+def test_the_last_report_of_a_run_that_ends_early():
+    config = purerl.TrainConfig(
+        walk(3), Tiny(), 3200, num_envs=4, update_every=8, max_episodes=30, stop_at_return=1e9
+    )
+    seen = []
+    out = purerl.fit(config, callback=lambda report: seen.append((report.stop, report.is_last)))
+    assert out.num_updates < 100
+    assert [last for _, last in seen] == [False] * (len(seen) - 1) + [True]

@@ -378,6 +378,20 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
     assert status_of(tmp_path).state == "finished"
 
 
+def test_a_sweep_that_another_process_finished_meanwhile_is_not_trained_again(
+    tmp_path, monkeypatch
+):
+    real = host_sweep.locked
+
+    def locked(file):
+        monkeypatch.undo()
+        sweep(config(), seeds=2, run_dir=tmp_path)  # between loading and the lock
+        return real(file)
+
+    monkeypatch.setattr(host_sweep, "locked", locked)
+    assert sweep(config(), seeds=2, run_dir=tmp_path).effort.slices == 0
+
+
 def test_nothing_ended(traces):
     still = {"action_processor": jnp.zeros_like, "update_every": 4, "total_timesteps": 16}
     result = sweep(config(push_env(), **still))

@@ -20,7 +20,6 @@ from purerl.cli.flags import (
     integers,
     spelled_out,
 )
-from purerl.envs.base import refuse_host
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path
 from purerl.records.files import reason
@@ -30,6 +29,7 @@ from purerl.runs.console import console_sink, show_curve, solved_text
 from purerl.runs.fit import Interrupted, fit
 from purerl.runs.folder import CONFIG, METRICS, RUN, SUMMARY, read_summary
 from purerl.runs.sinks import Sink, tensorboard_sink, wandb_sink
+from purerl.runs.videos import refuse_host_films
 from purerl.runs.view import (
     BEST,
     KINDS,
@@ -279,7 +279,7 @@ def _train(
 def _check_videos(config: TrainConfig, args: argparse.Namespace) -> None:
     """Raises ConfigError unless videos can be made, and something shows them."""
     check_integer("--render-every", args.render_every, 1)
-    refuse_host(config.make_loop().eval_env, "--render-every")
+    refuse_host_films(config.make_loop().eval_env, "--render-every")
     if args.no_tensorboard and not args.wandb:
         raise ConfigError("--render-every: is for TensorBoard and W&B, and got --no-tensorboard")
 

@@ -249,14 +249,6 @@ class _Training:
             self.solved_at,
         )
 
-    def member(self, index: int) -> tuple[Policy, Env]:
-        """As `Report.member`. Raises ConfigError unless there is such a seed."""
-        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
-            raise ConfigError(f"member: got {shown(index)}, expected an index into {self.seeds}")
-        if not 0 <= index < len(self.seeds):
-            raise ConfigError(f"member: got {index}, expected 0 to {len(self.seeds) - 1}")
-        return self.program.member(self.state, int(index))
-
     def _stop(self, start: int, metrics: Metrics) -> int:
         """The last update of rows of metrics that begin at `start`."""
         loop = self.program.loop
@@ -376,9 +368,10 @@ def _advance(
                 metrics = training.advance(int(length))
                 now = time.perf_counter()
                 report = training.report(before, metrics, now - start, start - began)
-                report = report._replace(member=training.member)
-                for sink in sinks:
-                    sink(report)
+                with _Members(training) as member:
+                    report = report._replace(member=member, is_last=training.over)
+                    for sink in sinks:
+                        sink(report)
                 # As many rows as take `report_every` at the last chunk's speed.
                 wanted = report_every * report.num_rows / (now - chunk_start)
                 length = max(1.0, min(wanted, 10.0 * length, training.program.capacity))
@@ -394,6 +387,36 @@ def _advance(
             if not (signals.asked and isinstance(error, KeyboardInterrupt)):
                 training.rescue(error)
             raise
+
+
+class _Members:
+    """`Report.member`: the members of a run, while the callbacks of a report are called.
+
+    A report that is kept, or goes to another process, doesn't keep the run's state.
+    """
+
+    def __init__(self, training: _Training) -> None:
+        self._training: _Training | None = training
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._training = None
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+    def __call__(self, index: int) -> tuple[Policy, Env]:
+        training = self._training
+        if training is None:
+            raise ConfigError("member: training has gone on since this report; call it in callback")
+        most = len(training.seeds) - 1
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+            raise ConfigError(f"member: got {shown(index)}, expected an integer, 0 to {most}")
+        if not 0 <= index <= most:
+            raise ConfigError(f"member: got {index}, expected 0 to {most}")
+        return training.program.member(training.state, int(index))
 
 
 def _close(sinks: list[Sink]) -> list[tuple[str, Exception]]:

@@ -28,7 +28,9 @@ class Report(NamedTuple):
             each seed's run, -1 where it hasn't; None without it.
         member: `policy, env = report.member(i)` gives the policy that the i-th seed has now, in
             memory of its own, and the environment that it is evaluated in: for an evaluation of
-            your kind, or `purerl.render`. For callbacks of `fit`, while they run; else None.
+            your kind, or `purerl.render`. For callbacks of `fit`, while they run: afterwards it
+            raises ConfigError, and elsewhere it is None.
+        is_last: whether the run is over.
     """
 
     start: int
@@ -42,12 +44,7 @@ class Report(NamedTuple):
     log_every: int = 1
     solved_at: np.ndarray | None = None
     member: Callable[[int], tuple[Policy, Env]] | None = None
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the run ends with it."""
-        solved = self.solved_at is not None and bool(np.all(self.solved_at >= 0))
-        return solved or self.stop == self.num_updates
+    is_last: bool = False
 
     @property
     def num_rows(self) -> int:

@@ -163,8 +163,9 @@ class tensorboard_sink:  # noqa: N801
 
     Args:
         folder: for the events.
-        render_every: environment steps of a seed from one video to the next, each a greedy episode
-            of the first seed, under Images; None for none.
+        render_every: environment steps of a seed from one video to the next, each of the first
+            1,000 steps of a greedy episode of the first seed, under Images; at most one a report,
+            and one at the end; None for none.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, render_every: int | None = None) -> None:
@@ -209,6 +210,7 @@ class tensorboard_sink:  # noqa: N801
 
     def close(self) -> None:
         """Closes the files."""
+        self._videos.close()
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
@@ -219,8 +221,9 @@ class wandb_sink:  # noqa: N801
 
     Args:
         project, name, entity: as for `wandb.init`; None for W&B's defaults.
-        render_every: environment steps of a seed from one video to the next, each a greedy episode
-            of the first seed; None for none.
+        render_every: environment steps of a seed from one video to the next, each of the first
+            1,000 steps of a greedy episode of the first seed; at most one a report, and one at the
+            end; None for none.
         **options: for `wandb.init`, such as `id=...` with `resume="allow"`.
 
     Raises:
@@ -260,6 +263,7 @@ class wandb_sink:  # noqa: N801
 
     def close(self) -> None:
         """Ends the W&B run."""
+        self._videos.close()
         self._run.finish()
 
 

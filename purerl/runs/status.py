@@ -25,7 +25,7 @@ class Status(NamedTuple):
         total_timesteps: of the finished run; None if `max_episodes` ends it, or it isn't known.
         final_return: the mean over seeds; None if it isn't known.
         state: that of `RunView`, or "damaged"; of several runs "running", "finished" or
-            "unfinished" (a sweep that trains has no lock, and is "unfinished").
+            "unfinished".
         problem: why it is damaged.
     """
 

@@ -90,8 +90,12 @@ def sweep(
         raise ConfigError(f"slice_size: got {slice_size!r}, expected an integer >= 1 or None")
     store = None if run_dir is None else _open(run_dir, plan, keep_buffer)
     job = Job(plan, store, slice_size, keep_buffer, verbose)
-    results = job.load()
-    with _locked(store, results):
+    with contextlib.ExitStack() as exits:
+        results = job.load()
+        if store is not None and not _all_done(results):
+            with written(store.path):  # a finished one may be on a disk that is read-only
+                exits.enter_context(locked(store.path / LOCK))
+            results = job.load()  # the process that had the lock may have finished meanwhile
         effort = job.train(results)
         result = SweepResult(plan, [result for result, _ in results], effort)
         if store is not None:
@@ -127,15 +131,8 @@ def written(path: Path, parts: str = "slices") -> Iterator[None]:
 Results = list[tuple[GroupResult, np.ndarray]]
 
 
-@contextlib.contextmanager
-def _locked(store: Store | None, results: Results) -> Iterator[None]:
-    """Holds the lock of a sweep's folder, if there is something to train: a finished one may be on
-    a disk that is read-only. Raises RunError if another process trains in it."""
-    with contextlib.ExitStack() as exits:
-        if store is not None and not all(done.all() for _, done in results):
-            with written(store.path):
-                exits.enter_context(locked(store.path / LOCK))
-        yield
+def _all_done(results: Results) -> bool:
+    return all(done.all() for _, done in results)
 
 
 @dataclasses.dataclass(frozen=True)
