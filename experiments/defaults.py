@@ -80,7 +80,6 @@ def scores_of(env, agent, seeds, fields, worst):
 
 
 def main(only, seeds, fields, out):
-    purerl.use_all_cores()
     worst, table = {}, {}
     for agent in only or KINDS:
         rows = table[agent] = {}
@@ -117,4 +116,5 @@ if __name__ == "__main__":
     parser.add_argument("--set", nargs="+", type=field, default=[], metavar="FIELD=VALUE")
     parser.add_argument("--out", metavar="FILE", help="the scores, as JSON")
     args = parser.parse_args()
+    purerl.use_all_cores()
     main(args.only, args.seeds, dict(args.set), args.out)

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import json
 import pathlib
 import re
 
@@ -106,6 +107,23 @@ def test_results_are_measured_once_and_written_where_they_belong(tmp_path, capsy
         results.main(["Nothing"], out=tmp_path / "none")
 
 
+@pytest.mark.slow
+def test_the_score_of_defaults(tmp_path, capsys, monkeypatch):
+    defaults = load("defaults")
+    monkeypatch.setattr(defaults, "KINDS", {"ppo": {"Catch-bsuite": (40_000, 1.0)}})
+    out = tmp_path / "scores.json"
+    defaults.main(["ppo"], 3, {"lr": 2e-3}, out)
+    kept = json.loads(out.read_text())
+    # Random actions miss the ball mostly; what has learned catches it always.
+    assert -0.8 < kept["random"]["Catch-bsuite"] < -0.2
+    np.testing.assert_allclose(kept["scores"]["ppo"]["Catch-bsuite"], 1.0, atol=0.1)
+    defaults.main(["ppo"], 3, {"lr": 0.0}, out)  # it can't learn, and its mode is one way to go
+    assert all(x < 0.6 for x in json.loads(out.read_text())["scores"]["ppo"]["Catch-bsuite"])
+    assert "of 3 runs collapsed" in capsys.readouterr().out
+    assert [defaults.field(x) for x in ("lr=0.1", "hidden=[8]", "activation=relu")] == [
+        ("lr", 0.1), ("hidden", [8]), ("activation", "relu")]  # fmt: skip
+
+
 def test_figures_of_results():
     results = load("results")
     steps = np.array([40_000.0, np.nan, 20_000.0, 30_000.0])
@@ -117,6 +135,47 @@ def test_figures_of_results():
     assert row["reached"] == "475: 30,000 (3 of 4)"
     never = made._replace(steps=np.array([np.nan, np.nan, np.nan, 20_000.0])).row()
     assert "475: never (1 of 4)" in never
+
+
+def test_the_best_returns_that_are_possible():
+    """By dynamic programming over what a player can know, and the steps that are left."""
+    published = load("results").PUBLISHED
+
+    # Two arms that pay with 0.1 and 0.9: all that counts is the evidence for one of them, which
+    # any pull moves by one, and the likelier arm is the best to pull.
+    value = dict.fromkeys(range(-101, 102), 0.0)
+    for _ in range(100):
+        later = value
+        value = dict.fromkeys(later, 0.0)
+        for evidence in range(101):
+            best = 9.0**evidence / (1.0 + 9.0**evidence)
+            pays = 0.9 * best + 0.1 * (1.0 - best)
+            up, down = later[evidence + 1], later[abs(evidence - 1)]
+            value[evidence] = pays * (1.0 + up) + (1.0 - pays) * down
+    assert f"{value[0]:.1f} at best" in published["BernoulliBandit-misc"]
+
+    lake = "SFFFFHFHFFFHHFFG"
+    moves = [(0, -1), (1, 0), (0, 1), (-1, 0)]
+
+    def after(place, move):
+        row, column = place // 4 + moves[move % 4][0], place % 4 + moves[move % 4][1]
+        return 4 * min(max(row, 0), 3) + min(max(column, 0), 3)
+
+    value = np.zeros(16)
+    for _ in range(100):
+        reached = np.array([x == "G" for x in lake]) + value
+        value = np.array(
+            [
+                0.0
+                if lake[place] in "HG"
+                else max(
+                    np.mean([reached[after(place, action + slip)] for slip in (-1, 0, 1)])
+                    for action in range(4)
+                )
+                for place in range(16)
+            ]
+        )
+    assert published["FrozenLake-misc"] == f"{value[0]:.3f} at best"
 
 
 def test_a_table_keeps_the_rows_of_presets_that_were_not_measured_again():
