@@ -5,7 +5,7 @@ import pytest
 from kit.agents import act, learn
 from kit.environments import reward_forever, target_env, walk
 from kit.quick import quick_jit
-from kit.trees import assert_equal
+from kit.trees import assert_close
 from kit.values import VALUES
 
 import purerl
@@ -144,7 +144,9 @@ def test_target_kl_stops_an_update_and_nothing_moves_after():
     assert int(moved.opt_state[1][0].count) == 80
     never, _, losses = update(free.replace(target_kl=1e9), state, buffer, stored, key)
     assert float(losses["stopped"]) == 0.0
-    assert_equal(never.params, moved.params)
+    assert int(never.opt_state[1][0].count) == 80
+    # Another program: its last bits may differ, by processor.
+    assert_close(never.params, moved.params)
 
 
 def test_lr_goes_down_to_zero():
