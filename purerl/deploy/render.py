@@ -71,7 +71,7 @@ def render(
         raise ConfigError(f"policy: got {type(policy).__name__}, expected a Policy: out.policy")
     if key is not None:
         check_key(key)
-    film = Film(env, policy, max_steps=max_steps, sample=key is not None)
+    film = Film(env, policy, max_steps=max_steps)
     target = check_path("path", path)
     write = _writer(target)
     frames, total, length = film.play(policy, check_seed("seed", seed), key)
@@ -85,17 +85,9 @@ class Film:
     Args:
         env, max_steps: as for `render`.
         policy: one of those to film, or None for random actions.
-        sample: whether their actions are sampled, else the mode.
     """
 
-    def __init__(
-        self,
-        env: object,
-        policy: Policy | None,
-        *,
-        max_steps: int | None = None,
-        sample: bool = False,
-    ) -> None:
+    def __init__(self, env: object, policy: Policy | None, *, max_steps: int | None = None) -> None:
         env = typed(as_env(env))
         if policy is not None:
             if policy.spec.action_space != env.spec.action_space:
@@ -109,12 +101,12 @@ class Film:
         if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
             raise ConfigError(f"max_steps: got {max_steps!r}, expected an integer >= 1, or None")
         self._env = env
-        self._play = _player(env, max_steps, sample=sample)
+        self._play = _player(env, max_steps)
 
     def play(
         self, policy: Policy | None, seed: int, key: jax.Array | None = None
     ) -> tuple[list["Picture"], float, int]:
-        """The frames of an episode, its return and its length."""
+        """The frames of an episode, its return and its length; arguments as for `render`."""
         states, observations, returns, length = self._play(policy, jax.random.key(seed), key)
         states = jax.tree.map(_on_host, states)
         observations, returns = jax.tree.map(np.asarray, (observations, returns))
@@ -134,7 +126,7 @@ def _shown(length: int) -> list[int]:
     return sorted({*range(0, length + 1, every), length})
 
 
-def _player(env: Env, max_steps: int, *, sample: bool) -> Callable[..., tuple]:
+def _player(env: Env, max_steps: int) -> Callable[..., tuple]:
     """A program from a policy, a key and a key for actions to states and observations
     `[T + 1, ...]`, returns so far `[T + 1]`, and the episode's length.
 
@@ -147,7 +139,7 @@ def _player(env: Env, max_steps: int, *, sample: bool) -> Callable[..., tuple]:
     by_chance = memoryless(choose)
 
     def play(policy: Policy | None, key: jax.Array, sample_key: jax.Array | None) -> tuple:
-        acting = by_chance if policy is None else policy.acting(sample=sample)
+        acting = by_chance if policy is None else policy.acting(sample=sample_key is not None)
         reset_key, play_key = jax.random.split(key)
         obs, state = env.reset(reset_key)
         start = (state, obs, jnp.float32(0), jnp.int32(0), jnp.bool_(False), acting.init(1))
