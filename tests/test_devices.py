@@ -66,7 +66,7 @@ def equal(x):
     return len({np.asarray(row).tobytes() for row in x}) == 1
 
 
-@pytest.mark.parametrize("agent", mostly_slow(AGENTS, ("ppo",)))
+@pytest.mark.parametrize("agent", mostly_slow(AGENTS, ("ppo",), slow=("gru", "sac", "dqn")))
 def test_replicas_stay_identical(agent):
     """Over real devices, two seeds, to the bit."""
     seen = finish(child(agent))
@@ -427,9 +427,10 @@ def hosts(num_processes, local, *rest):
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("num_processes", "local"), [(2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("num_processes", "local"), mostly_slow([(2, 1), (2, 2)], quick=(), slow=[(2, 1)])
+)
 def test_processes_train_as_one(num_processes, local):
     """Replicas are the same on all devices of all processes, to the bit; and as on as many devices
     of one process: to the bit where there are two, else but for the order in which Gloo adds up."""
@@ -450,8 +451,9 @@ def test_processes_train_as_one(num_processes, local):
     assert len(played) == num_processes * local
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "victim"), [(2, 0), (4, 2)])
+@pytest.mark.parametrize(
+    ("num_processes", "victim"), mostly_slow([(2, 0), (4, 2)], quick=(), slow=[(2, 0)])
+)
 def test_a_killed_process_ends_the_others(num_processes, victim):
     processes = hosts(num_processes, 1, "forever")
     try:
@@ -485,8 +487,8 @@ print(json.dumps([curve(1), curve(2)]))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.release
+@pytest.mark.timeout(1800)
 def test_two_devices_learn_as_one_does():
     """PPO on CartPole, 10 seeds, the same total batch: mean return over the whole run, which is the
     speed of learning, and at its end; the means differ by less than 4.5
@@ -497,7 +499,7 @@ def test_two_devices_learn_as_one_does():
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=880,
+        timeout=1780,
         check=True,
     )
     one, two = json.loads(done.stdout.splitlines()[-1])

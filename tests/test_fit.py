@@ -349,9 +349,8 @@ def test_skipped_updates_are_told():
     assert out.state.nonfinite_updates.shape == (2,)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["PPO", "DQN"])
+@pytest.mark.parametrize("name", mostly_slow(["PPO", "DQN"], quick=(), slow=["PPO"]))
 def test_another_number_of_processes_goes_on_exactly(name, tmp_path):
     """Two processes with a device each, of which one is killed: the other ends too, and one process
     with two devices goes on, to the end that it would have come to by itself."""

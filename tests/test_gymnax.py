@@ -323,7 +323,7 @@ def test_categories_inside_observations_are_one_hot():
 NAMES = ["CartPole-v1", "Pendulum-v1", "MountainCar-v0", "DeepSea-bsuite", "FourRooms-misc"]
 
 
-@pytest.mark.parametrize("name", mostly_slow(NAMES, NAMES[:4]))
+@pytest.mark.parametrize("name", mostly_slow(NAMES, NAMES[:4], slow=()))
 def test_a_config_may_be_made_under_jit(name):
     def by_run(key):
         return purerl.run(name, Tiny(), key=key, **SMALL)[1]

@@ -378,7 +378,8 @@ def test_ppo_learns_gymnasiums_cartpole():
     assert learned(purerl.PPO(), "gymnasium/CartPole-v1", 60_000, num_envs=4).max() >= 350
 
 
-@pytest.mark.slow
+@pytest.mark.release
+@pytest.mark.timeout(1800)
 def test_sac_learns_gymnasiums_pendulum():
     returns = learned(purerl.SAC(), "gymnasium/Pendulum-v1", 12_000, num_envs=1)
     assert returns[-1] >= -250

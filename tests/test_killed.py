@@ -66,7 +66,7 @@ def test_killed_three_times(tmp_path):
     kill_in_turns([TINY], tmp_path, 3, early={1})
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1800)
 def test_killed_twice_each(tmp_path):
     """All agents take turns; three of the kills come in the first seconds, two of them in the first

@@ -547,8 +547,8 @@ def test_mistakes_on_the_command_line(command, words, message):
     assert not pathlib.Path("runs").exists() or not list(pathlib.Path("runs").iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.release
+@pytest.mark.timeout(1800)
 def test_finds_a_learning_rate():
     """From one that learns nothing; with fresh seeds."""
     base = purerl.TrainConfig("CartPole-v1", purerl.PPO(lr=1e-6), 100_000)

@@ -46,14 +46,14 @@ def trial(
     worst: float,
     margin: float = 0.05,
     seeds: int = 2,
-    slow: bool = True,
+    suite: str = "slow",
 ) -> Trial:
     """Of a config: the mean return over the episodes of the last updates."""
     return Trial(
         lambda keys: final_returns(train(config, keys), last),
         at_least(mean, worst, margin),
         seeds,
-        slow,
+        suite,
     )
 
 
@@ -85,7 +85,9 @@ def chain(agent: str, memory_length: int) -> purerl.TrainConfig:
 
 
 LEARNING = {
-    "PPO MemoryChain 30": trial(chain("ppo", 30), last=5, mean=0.99, worst=0.97, seeds=2),
+    "PPO MemoryChain 30": trial(
+        chain("ppo", 30), last=5, mean=0.99, worst=0.97, seeds=2, suite="release"
+    ),
     "PPO CartPole without velocities": trial(
         purerl.TrainConfig(
             seen_as(purerl.make("CartPole-v1"), lambda obs: obs[::2], BOX_OF_TWO),
@@ -102,9 +104,11 @@ LEARNING = {
         seeds=1,
     ),
     "PQN MemoryChain 10": trial(chain("pqn", 10), last=5, mean=0.99, worst=0.97, seeds=2),
-    "PPO CartPole": trial(CARTPOLE["ppo"], last=10, mean=500.0, worst=500.0, seeds=4, slow=False),
+    "PPO CartPole": trial(
+        CARTPOLE["ppo"], last=10, mean=500.0, worst=500.0, seeds=4, suite="default"
+    ),
     "PPO CartPole, played in Gymnasium": Trial(
-        played_in_gymnasium, at_least(500.0, 500.0), num_seeds=2, slow=True
+        played_in_gymnasium, at_least(500.0, 500.0), num_seeds=2, suite="slow"
     ),
     "ActorCritic V CartPole": trial(CARTPOLE["actor_critic"], last=50, mean=500.0, worst=500.0),
     "ActorCritic Q(s, a) CartPole": trial(
@@ -112,12 +116,14 @@ LEARNING = {
         last=50,
         mean=500.0,
         worst=500.0,
+        suite="release",
     ),
     "ActorCritic Q(s, .) CartPole": trial(
         with_agent(CARTPOLE["actor_critic"], critic=purerl.DefaultQNetwork),
         last=50,
         mean=497.2,
         worst=363.4,
+        suite="release",
     ),
     "REINFORCE CartPole": trial(
         with_agent(CARTPOLE["reinforce"], baseline=False),
@@ -125,6 +131,7 @@ LEARNING = {
         mean=493.2,
         worst=468.8,
         seeds=4,
+        suite="release",
     ),
     "REINFORCE baseline CartPole": trial(
         CARTPOLE["reinforce"], last=20, mean=498.2, worst=485.2, seeds=4
@@ -135,9 +142,9 @@ LEARNING = {
         lambda keys: final_returns(train(CARTPOLE["pqn"], keys), 20),
         lambda returns: np.median(returns) >= 475.0,
         num_seeds=8,
-        slow=True,
+        suite="slow",
     ),
-    "DDPG Gaussian Pendulum": trial(DDPG, last=500, mean=-150.6, worst=-204.5),
+    "DDPG Gaussian Pendulum": trial(DDPG, last=500, mean=-150.6, worst=-204.5, suite="release"),
     "DDPG Ornstein-Uhlenbeck Pendulum": trial(
         DDPG.replace(noise=purerl.OrnsteinUhlenbeckNoise(noise_decay=0.95)),
         last=500,
@@ -154,10 +161,18 @@ LEARNING = {
     # The reward is at the top of a hill, and every push costs: noise that keeps its direction finds
     # it.
     "DDPG MountainCarContinuous": trial(
-        purerl.preset("MountainCarContinuous-v0", "ddpg"), last=1_000, mean=91.5, worst=87.6
+        purerl.preset("MountainCarContinuous-v0", "ddpg"),
+        last=1_000,
+        mean=91.5,
+        worst=87.6,
+        suite="release",
     ),
     "SAC MountainCarContinuous": trial(
-        purerl.preset("MountainCarContinuous-v0", "sac"), last=1_000, mean=89.8, worst=87.2
+        purerl.preset("MountainCarContinuous-v0", "sac"),
+        last=1_000,
+        mean=89.8,
+        worst=87.2,
+        suite="release",
     ),
     # Of these two the seeds are furthest apart.
     "ActorCritic Pendulum": trial(
@@ -166,10 +181,13 @@ LEARNING = {
         mean=-187.7,
         worst=-313.6,
         margin=1 / 12,
+        suite="release",
     ),
     "PPO Breakout": trial(
         purerl.preset("Breakout-MinAtar"), last=10, mean=26.5, worst=21.2, margin=1 / 12
     ),
-    "PPO Acrobot": trial(purerl.preset("Acrobot-v1"), last=10, mean=-74.0, worst=-80.9),
+    "PPO Acrobot": trial(
+        purerl.preset("Acrobot-v1"), last=10, mean=-74.0, worst=-80.9, suite="release"
+    ),
     "PPO Pendulum": trial(purerl.preset("Pendulum-v1"), last=10, mean=-156.1, worst=-179.3),
 }

@@ -173,7 +173,10 @@ REMEMBERING = {
 }
 MEMORY_TRIALS = {
     f"memory: {name}": Trial(
-        functools.partial(learned, agent, options), knows, num_seeds=2, slow=True
+        functools.partial(learned, agent, options),
+        knows,
+        num_seeds=2,
+        suite="release" if name in ("PPO, lstm", "PPO, one network") else "slow",
     )
     for name, (agent, options) in REMEMBERING.items()
 } | {
@@ -181,6 +184,6 @@ MEMORY_TRIALS = {
         functools.partial(learned, PPO, OPTIONS | {"total_timesteps": 16_000}),
         guesses,
         num_seeds=2,
-        slow=True,
+        suite="slow",
     )
 }

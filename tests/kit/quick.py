@@ -41,10 +41,12 @@ def quick_programs(jit=quick_jit):
         yield
 
 
-def mostly_slow(names, quick):
-    """Parameters of a test of which only the quick ones are in the default suite."""
+def mostly_slow(names, quick, slow=None):
+    """Parameters of a test: of the default suite only the quick ones, of `.ci/run` the slow ones,
+    by default all others, and the rest for a release."""
 
-    def slow(x):
-        return pytest.param(*(x if isinstance(x, tuple) else (x,)), marks=pytest.mark.slow)
+    def marked(x):
+        mark = pytest.mark.slow if slow is None or x in slow else pytest.mark.release
+        return pytest.param(*(x if isinstance(x, tuple) else (x,)), marks=mark)
 
-    return [x if x in quick else slow(x) for x in names]
+    return [x if x in quick else marked(x) for x in names]

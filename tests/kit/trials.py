@@ -23,13 +23,13 @@ class Trial:
         measure: from keys `[S]` to figures `[S, ...]`, each seed's from its key alone.
         passes: whether figures `[k, ...]` of any k seeds are good enough.
         num_seeds: k, with how many the test trains.
-        slow: whether it stays out of the default suite.
+        suite: the one that has it: "default", "slow" or "release", as the marks of the tests.
     """
 
     measure: Callable[[jax.Array], np.ndarray]
     passes: Callable[[np.ndarray], bool]
     num_seeds: int
-    slow: bool = False
+    suite: str = "default"
 
     def check(self) -> None:
         """Trains and fails with the figures where they are not good enough."""
@@ -52,8 +52,8 @@ def final_returns(outs: purerl.TrainOutput, num_updates: int) -> np.ndarray:
 
 
 def params(trials: dict[str, Trial]) -> list:
-    """A test's parameters, the slow ones marked."""
+    """A test's parameters, with their marks."""
+    marks = {"default": [], "slow": [pytest.mark.slow], "release": [pytest.mark.release]}
     return [
-        pytest.param(trial, id=name, marks=[pytest.mark.slow] if trial.slow else [])
-        for name, trial in trials.items()
+        pytest.param(trial, id=name, marks=marks[trial.suite]) for name, trial in trials.items()
     ]
