@@ -14,8 +14,10 @@ from purerl.accelerator.compiling import LEVEL, ONE_CORE, QUICK_COMPILE
 # it doesn't know.
 _EMITTERS = "xla_cpu_use_fusion_emitters"
 _HAS_EMITTERS = jaxlib.version.__version_info__ < (0, 11)
+# The threads that share a module's compilation cost a tenth where two workers share two cores.
+_PARTS = "xla_cpu_parallel_codegen_split_count"
 # Flags of XLA for all that the tests compile.
-QUICK_FLAGS = {LEVEL: 0} | ({_EMITTERS: "false"} if _HAS_EMITTERS else {})
+QUICK_FLAGS = {LEVEL: 0} | ({_EMITTERS: "false", _PARTS: 1} if _HAS_EMITTERS else {})
 
 
 def _jit_with(compiler_options):
