@@ -174,6 +174,7 @@ class Weighing(Tiny):
         return super().act(state, obs, key)[0], {"weight": jnp.ones(len(obs))}
 
 
+@pytest.mark.slow
 def test_an_agent_with_a_memory_is_checked():
     purerl.check_agent(Recurrent(), recall_env())
     for agent, message in (

@@ -101,7 +101,7 @@ SMALL_PPO = {"num_envs": 4, "update_every": 8, "total_timesteps": 64}
             purerl.DDPG(hidden=(8,), batch_size=8),
             SMALL_REPLAY,
         ),
-        (purerl.SAC(hidden=(8,), batch_size=8), SMALL_REPLAY),
+        pytest.param(purerl.SAC(hidden=(8,), batch_size=8), SMALL_REPLAY, marks=pytest.mark.slow),
         pytest.param(purerl.TD3(hidden=(8,), batch_size=8), SMALL_REPLAY, marks=pytest.mark.slow),
     ],
     ids=["Normal", "TanhNormal", "Q critic", "deterministic", "SAC", "TD3"],

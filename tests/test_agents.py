@@ -73,7 +73,7 @@ def small_run(agent, env, num_updates, **options):
     return train
 
 
-# Each agent once; the others take minutes.
+# Each agent once: in `.ci/run`, the others before a release; in the default suite one of each loop.
 ONCE = [
     *(("PPO", "continuous"), ("REINFORCE", "discrete"), ("ActorCritic, V", "discrete")),
     *(("ActorCritic, Q", "continuous"), ("DQN", "discrete"), ("PQN", "discrete")),
@@ -81,7 +81,9 @@ ONCE = [
 ]
 
 
-@pytest.mark.parametrize(("agent", "env"), mostly_slow(KINDS, ONCE))
+@pytest.mark.parametrize(
+    ("agent", "env"), mostly_slow(KINDS, [ONCE[0], ("DQN", "discrete"), ONCE[-1]], slow=ONCE)
+)
 def test_contract(agent, env):
     env, agents = ENVS[env]
     purerl.check_agent(agents[agent], env)
@@ -128,8 +130,7 @@ EXTREMES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("agent", "env"), KINDS)
+@pytest.mark.parametrize(("agent", "env"), mostly_slow(KINDS, quick=(), slow=ONCE))
 def test_every_float_can_be_swept_to_its_extremes_and_matters(agent, env):
     """A lane with nothing changed, and one for each extreme value of each float field: after 100
     updates all are finite, and another agent than the first."""
@@ -160,7 +161,7 @@ def test_every_float_can_be_swept_to_its_extremes_and_matters(agent, env):
 QUICK = [("PPO", "discrete"), ("DQN", "discrete"), ("DDPG", "continuous")]
 
 
-@pytest.mark.parametrize(("agent", "env"), mostly_slow(KINDS, QUICK))
+@pytest.mark.parametrize(("agent", "env"), mostly_slow(KINDS, QUICK, slow=ONCE))
 def test_nan_and_infinity_stay_outside(agent, env):
     """Of 30 updates some are skipped: they leave the agent as it was, bit for bit; the others go
     on learning. Nothing that stays is spoilt."""

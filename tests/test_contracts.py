@@ -39,7 +39,7 @@ CASES = {
 }
 
 
-QUICK = ("dict and privileged critic", "memory, last action, masks")
+QUICK = ("memory, last action, masks",)
 
 
 @pytest.mark.parametrize("name", mostly_slow(CASES, QUICK))

@@ -27,7 +27,7 @@ import pytest
 from kit.agents import Tiny
 from kit.environments import push_env
 from kit.folders import contents
-from kit.quick import quick_jit
+from kit.quick import mostly_slow, quick_jit
 
 import purerl
 from purerl.accelerator import members
@@ -361,7 +361,7 @@ def numbers(folder):
     return sorted(int(x.name) for x in folder.glob("checkpoints/*") if x.name.isdigit())
 
 
-@pytest.mark.parametrize("name", ["run", "sweep"])
+@pytest.mark.parametrize("name", mostly_slow(["run", "sweep"], ["run"]))
 def test_damage_is_mended_or_told_in_a_line(name, subjects):
     found = list(campaign(subjects[name][0], 12, 11, 1, subjects[name][1]))
     assert {x[-1].split(":")[0] for x in found} == {"right", "told", "mended"}

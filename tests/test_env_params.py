@@ -417,6 +417,7 @@ def command(line):
     return main(line.split("|") if "|" in line else line.split())
 
 
+@pytest.mark.slow
 def test_the_command_knows_parameters(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = "train CartPole-v1 --no-preset --num-envs 2 --update-every 4 --total-timesteps 16"

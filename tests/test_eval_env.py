@@ -43,6 +43,7 @@ def test_the_runs_limits_are_kept():
     assert alone.make_loop().eval_max_episode_steps == 10_000
 
 
+@pytest.mark.slow
 def test_varied_and_nominal(tmp_path):
     """Hyperparameters of the environment change what is trained in, not what is evaluated in."""
     config = purerl.TrainConfig(

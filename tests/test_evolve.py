@@ -222,6 +222,7 @@ def test_a_member_does_not_depend_on_the_layout(cores, monkeypatch):
         assert_close(other.output, outputs[0].output, 1e-3)
 
 
+@pytest.mark.slow
 def test_over_devices(tmp_path, quick_programs):
     """Five members over three devices, of 2, 2 and 1, in another process; resumed here."""
     code = """
@@ -508,6 +509,7 @@ def test_overview_and_picture(grown, tmp_path):
         result.lineage(6)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path, quick_programs):
     """By SIGKILL after a few intervals, and again; the end is that of an uninterrupted run."""
     run_dir, reached = tmp_path / "run", []
@@ -527,6 +529,7 @@ def test_killed_and_resumed(tmp_path, quick_programs):
     assert_equal(result.output, whole.output)
 
 
+@pytest.mark.slow
 def test_the_command(command):
     argv = (
         *("evolve", "CartPole-v1", "--range", "agent.lr=log_uniform(1e-5,1e-2)"),

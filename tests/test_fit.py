@@ -215,6 +215,7 @@ def test_schedules_are_named(agent, buffer, names):
     assert purerl.make_loop(walk(3), agent, buffer, total_timesteps=4096).schedules == names
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_checkpoint_before_a_damaged_one(tmp_path):
     config = small("PPO", 20)  # whose arrays are large enough for files of their own
     whole = purerl.fit(config)

@@ -214,7 +214,7 @@ def test_evaluations_have_simulators_of_their_own():
     [
         purerl.REINFORCE(n_episodes=2, episode_length=8),  # of whole episodes
         purerl.DQN(batch_size=8),  # with a buffer
-        purerl.PPO(network="gru"),
+        pytest.param(purerl.PPO(network="gru"), marks=pytest.mark.slow),
     ],
 )
 def test_agents_of_every_kind(agent):

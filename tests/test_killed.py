@@ -62,6 +62,7 @@ def kill_in_turns(names, folder, num_kills, early):
         assert_equal(end, purerl.fit(config, seeds=2))
 
 
+@pytest.mark.slow
 def test_killed_three_times(tmp_path):
     kill_in_turns([TINY], tmp_path, 3, early={1})
 

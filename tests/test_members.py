@@ -110,6 +110,7 @@ def test_a_member_does_not_depend_on_the_layout(cores):
     assert_equal(jax.tree.map(lambda x: x[places], apart.state), outputs[1].state)
 
 
+@pytest.mark.slow
 def test_what_was_begun_on_other_cores_goes_on(cores, tmp_path):
     """A checkpoint is of all members, whatever the layout: here from two cores to one and three."""
     cores(2)

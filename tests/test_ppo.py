@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from kit.agents import act, learn
 from kit.environments import reward_forever, target_env, walk
-from kit.quick import quick_jit
+from kit.quick import mostly_slow, quick_jit
 from kit.trees import assert_close
 from kit.values import VALUES
 
@@ -198,7 +198,9 @@ def test_actions_reach_the_environment_inside_its_bounds():
     assert np.abs(seen).max() <= 2.0
 
 
-@pytest.mark.parametrize("distribution", [purerl.Normal, purerl.TanhNormal])
+@pytest.mark.parametrize(
+    "distribution", mostly_slow([purerl.Normal, purerl.TanhNormal], [purerl.Normal])
+)
 def test_it_finds_a_continuous_target(distribution):
     actor = type("Aimed", (purerl.DefaultActor,), {"distribution": distribution})
     config = purerl.TrainConfig(

@@ -492,6 +492,7 @@ LINE = (
 )
 
 
+@pytest.mark.slow
 def test_the_command(command):
     code, out, err = command(*LINE.split(), "--space", "lr=log_uniform(1e-4, 1e-2)",
                              "--space", "gamma=0.9,0.99", "--run-dir", "found")  # fmt: skip

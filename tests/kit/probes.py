@@ -155,7 +155,7 @@ ONLY_CONTINUOUS = {
 }
 # In the default suite; and those that are left for a release, because another of their agent is in
 # `.ci/run`.
-QUICK = {("PPO", DISCRETE), ("DQN", DISCRETE), ("SAC", CONTINUOUS)}
+QUICK = {("PPO", DISCRETE), ("DQN", DISCRETE)}
 RARE = {
     ("PPO", CONTINUOUS),
     ("PPO, episodic", DISCRETE),
