@@ -3,6 +3,8 @@
 import csv
 import io
 import pickle
+import sys
+import types
 
 import jax
 import numpy as np
@@ -145,6 +147,34 @@ def test_a_sink_is_any_callable():
     assert closed == [True]
     with pytest.raises(purerl.ConfigError, match="callback: got 3, expected a function"):
         purerl.fit(config, callback=3)
+
+
+def test_wandb_gets_what_tensorboard_does(monkeypatch):
+    """Without the package: what its functions are called with."""
+    began, logged, ended = [], [], []
+    run = types.SimpleNamespace(log=logged.append, finish=lambda: ended.append(True))
+    init = lambda **options: began.append(options) or run  # noqa: E731
+    video = lambda file, **options: (file.read()[:4], options)  # noqa: E731
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Video=video))
+    sink = purerl.wandb_sink("mine", name="a run", entity="us", id="x")
+    assert began == [{"project": "mine", "name": "a run", "entity": "us", "id": "x"}]
+    sink(made_up(0, 2))
+    sink(made_up(2, 4))
+    sink.close()
+    assert ended == [True]
+    assert [values["timesteps"] for values in logged] == [64, 128]
+    assert [values["seed-7/episode_return"] for values in logged] == [7002, 7004]
+    names = ("mean/episode_return", "low/episode_return", "high/episode_return")
+    assert [logged[1][name] for name in names] == [5004, 3004, 7004]
+
+    logged.clear()
+    config = purerl.TrainConfig(walk(3), Tiny(), 64, num_envs=4, update_every=8)
+    sink = purerl.wandb_sink(render_every=32)
+    purerl.fit(config, seeds=[5, 6], callback=sink, report_every=0.0)
+    films = [values["seed-5/episode"] for values in logged]
+    assert [magic for magic, _ in films] == [b"GIF8", b"GIF8"]
+    assert films[0][1] == {"caption": "return 6", "format": "gif"}
+    assert not any("seed-6/episode" in values for values in logged)
 
 
 def test_wandb_offline(tmp_path, monkeypatch):
