@@ -674,7 +674,7 @@ def test_a_terminal_that_is_gone(monkeypatch):
             new_console().print("lost")
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_training_outlives_its_terminal(tmp_path):
     terminal, its_end = pty.openpty()
     code = (

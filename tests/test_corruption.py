@@ -368,7 +368,7 @@ def test_damage_is_mended_or_told_in_a_line(name, subjects):
     assert not failures(found)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", ["run", "sweep"])
 def test_100_flipped_bits_and_40_other_damages(name, subjects):

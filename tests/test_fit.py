@@ -48,7 +48,11 @@ def test_seeds_and_hyperparameters_are_a_vmap_of_make_train():
     assert_equal(same.state.key[0], purerl.fit(config).state.key)
 
 
-@pytest.mark.parametrize("name", mostly_slow(RUNS, ("DQN",)))
+# Rollouts, an optimizer of nothing, whole episodes, a replay; the rest differs in the update alone.
+ONE_OF_EACH = ("PPO", "REINFORCE, no baseline", "ActorCritic, V", "SAC")
+
+
+@pytest.mark.parametrize("name", mostly_slow(RUNS, ("DQN",), slow=ONE_OF_EACH))
 def test_resumed_is_uninterrupted_bit_for_bit(name, tmp_path):
     config = small(name)
     whole = purerl.fit(config, seeds=2)

@@ -302,7 +302,7 @@ def test_training_can_be_differentiated(name):
     assert jax.tree.structure(grads) == jax.tree.structure((hyperparams, scale))
 
 
-@pytest.mark.parametrize("name", mostly_slow(RUNS, quick=(), slow=["PPO", "DQN", "SAC"]))
+@pytest.mark.parametrize("name", mostly_slow(RUNS, quick=(), slow=["PPO", "DQN"]))
 def test_derivatives_through_training_are_those_of_finite_differences(name):
     loss, hyperparams = meta_loss(name)
     scale = jnp.float32(1.0)

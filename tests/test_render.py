@@ -65,7 +65,7 @@ def test_it_moves(name, tmp_path):
     moves(name, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_every_environment_moves(tmp_path):
     for name in known():
         moves(name, tmp_path)

@@ -102,13 +102,14 @@ LEARNING = {
         worst=412.5,
         margin=1 / 4,
         seeds=1,
+        suite="release",
     ),
     "PQN MemoryChain 10": trial(chain("pqn", 10), last=5, mean=0.99, worst=0.97, seeds=2),
     "PPO CartPole": trial(
         CARTPOLE["ppo"], last=10, mean=500.0, worst=500.0, seeds=4, suite="default"
     ),
     "PPO CartPole, played in Gymnasium": Trial(
-        played_in_gymnasium, at_least(500.0, 500.0), num_seeds=2, suite="slow"
+        played_in_gymnasium, at_least(500.0, 500.0), num_seeds=2, suite="release"
     ),
     "ActorCritic V CartPole": trial(CARTPOLE["actor_critic"], last=50, mean=500.0, worst=500.0),
     "ActorCritic Q(s, a) CartPole": trial(

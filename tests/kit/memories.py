@@ -176,7 +176,7 @@ MEMORY_TRIALS = {
         functools.partial(learned, agent, options),
         knows,
         num_seeds=2,
-        suite="release" if name in ("PPO, lstm", "PPO, one network") else "slow",
+        suite="slow" if name in ("PPO, gru", "PQN, gru") else "release",
     )
     for name, (agent, options) in REMEMBERING.items()
 } | {
