@@ -299,15 +299,27 @@ def campaign(subject, flips, others, seed, folder):
     rng = np.random.default_rng(seed)
     kinds = [flip] * flips + [OTHERS[i % len(OTHERS)] for i in range(others)]
     for kind in kinds:
-        copied = folder / "copy"
-        shutil.copytree(folder / "whole", copied)
-        files = all_files(copied)
-        file = files[rng.integers(len(files))]
-        name = file.relative_to(copied)
-        said = kind(rng, copied, file) or kind.__name__
-        for entry, function in subject.entries(copied):
-            yield subject.name, entry, str(name), said, call(function)
-        shutil.rmtree(copied, ignore_errors=True)
+        yield from damaged(subject, rng, kind, folder, lambda x: x[rng.integers(len(x))])
+
+
+def each_kind_emptied(subject, folder):
+    """As `campaign`, without chance: the last file of each kind is emptied."""
+    names = [x.relative_to(folder / "whole") for x in all_files(folder / "whole")]
+    last = {kind_of(str(name)): name for name in names}
+    for name in last.values():
+        yield from damaged(subject, None, empty, folder, lambda x, n=name: folder / "copy" / n)
+
+
+def damaged(subject, rng, kind, folder, choose):
+    """One damage, to the file of a copy that is chosen."""
+    copied = folder / "copy"
+    shutil.copytree(folder / "whole", copied)
+    file = choose(all_files(copied))
+    name = file.relative_to(copied)
+    said = kind(rng, copied, file) or kind.__name__
+    for entry, function in subject.entries(copied):
+        yield subject.name, entry, str(name), said, call(function)
+    shutil.rmtree(copied, ignore_errors=True)
 
 
 def kind_of(name):
@@ -364,7 +376,11 @@ def numbers(folder):
 @pytest.mark.parametrize("name", mostly_slow(["run", "sweep"], ["run"]))
 def test_damage_is_mended_or_told_in_a_line(name, subjects):
     found = list(campaign(subjects[name][0], 12, 11, 1, subjects[name][1]))
-    report(found)  # which files are hit, and so what comes of it, orbax's random names decide too
+    # Which files that hits, orbax's random names decide too.
+    sure = list(each_kind_emptied(subjects[name][0], subjects[name][1]))
+    found += sure
+    report(found)
+    assert {x[-1].split(":")[0] for x in sure} == {"right", "told", "mended"}
     assert not failures(found)
 
 
