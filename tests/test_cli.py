@@ -896,11 +896,9 @@ def run_alone(*argv, **environment):
     ours = ("XLA_FLAGS", "JAX_")  # what the tests have set
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     command = [sys.executable, "-m", "purerl", *argv]
-    begin = time.perf_counter()
-    done = subprocess.run(
+    return subprocess.run(
         command, capture_output=True, text=True, timeout=250, env=env | environment
     )
-    return done, time.perf_counter() - begin
 
 
 @pytest.mark.slow
@@ -910,7 +908,7 @@ def test_the_second_run_finds_its_program(tmp_path):
     def compiled(name):
         """Sizes of the programs that are kept after a run."""
         place = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-        done, _ = run_alone(*argv, str(tmp_path / name), **place)
+        done = run_alone(*argv, str(tmp_path / name), **place)
         assert (done.returncode, done.stderr) == (0, "")
         assert "\x1b" not in done.stdout
         assert "█" in done.stdout

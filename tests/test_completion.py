@@ -28,7 +28,7 @@ def test_bash_completes_commands_flags_agents_and_environments(tmp_path, monkeyp
     def offered(*words):
         argv = ["bash", "-c", COMPLETE, "bash", str(file), "purerl", *words]
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin:/bin"}
+            argv, capture_output=True, text=True, timeout=250, env={"PATH": "/usr/bin:/bin"}
         )
         assert done.stderr == ""
         return set(done.stdout.split())
@@ -45,7 +45,7 @@ def test_bash_completes_commands_flags_agents_and_environments(tmp_path, monkeyp
 def offered_by_fish(home, line):
     # fish reads completions of commands that are there
     argv = ["fish", "-c", "complete -C $argv[1]", line]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environ(home))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=250, env=environ(home))
     return {row.split("\t")[0] for row in done.stdout.splitlines()}
 
 
@@ -63,7 +63,7 @@ zpty -d shell
 
 def offered_by_zsh(home, line):
     argv = ["zsh", "-f", "-c", ZSH, "zsh", line]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=environ(home))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=250, env=environ(home))
     return set(re.findall(r"[\w/.-]+", done.stdout))
 
 

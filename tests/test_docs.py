@@ -285,7 +285,7 @@ def test_the_search_in_a_browser_answers_newcomers(site, tmp_path):
             ["chromium", *options, "--virtual-time-budget=8000", "--dump-dom", url],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=250,
             check=True,
         )
         results = done.stdout.partition("md-search-result__list")[2].partition("</ol>")[0]

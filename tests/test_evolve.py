@@ -241,7 +241,7 @@ np.save(sys.argv[1] + ".npy", result.history.parents)
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     here = evolve(population=5)

@@ -34,7 +34,7 @@ np.save(folder / "action.npy", policy(obs))
 np.save(folder / "one.npy", policy(obs[:1]))
 assert not [name for name in sys.modules if name.startswith(("purerl", "flax", "gymnax"))]
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=250)
     action = np.load(tmp_path / "action.npy")
     np.testing.assert_array_equal(action, policy.act(np.load(tmp_path / "obs.npy")))
     assert action.dtype == np.int32

@@ -65,7 +65,7 @@ class Terminal:
     def end(self):
         """Reads to the end: exit code, and what was shown without its colours and movements."""
         self.read()
-        code = self.process.wait(60)
+        code = self.process.wait(250)
         os.close(self.file)
         return code, re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", self.shown)
 

@@ -84,7 +84,7 @@ def test_a_containers_share_of_time_limits_the_cores(quota, expected, monkeypatc
 
 
 def test_they_run_at_the_same_time_and_an_exception_arrives():
-    meeting = threading.Barrier(3, timeout=30)
+    meeting = threading.Barrier(3, timeout=250)
     assert in_threads([meeting.wait] * 3) != [None] * 3
 
     def fail():
@@ -152,7 +152,7 @@ purerl.fit(config, sys.argv[1], seeds=5, report_every=0.0, callback=stop)
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=250,
     )
     assert done.returncode == 3, done.stderr
     assert (tmp_path / "checkpoints" / "3").exists()

@@ -29,7 +29,7 @@ def python(code, **environ):
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         env=env,
     )
 

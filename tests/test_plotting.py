@@ -261,7 +261,7 @@ plot_curves(run, {str(tmp_path / "a.pdf")!r})
 assert "matplotlib.pyplot" not in sys.modules
 assert dict.__getitem__(matplotlib.rcParams, "backend") is before
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=250)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ import sys, numpy as np, purerl
 policy = purerl.load_policy(sys.argv[1] + "/policy")
 np.save(sys.argv[1] + "/action.npy", policy.act(np.load(sys.argv[1] + "/obs.npy")))
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=250)
     np.testing.assert_array_equal(np.load(tmp_path / "action.npy"), policy.act(obs))
 
 

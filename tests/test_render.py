@@ -233,7 +233,7 @@ def decoded(path, width, height):
     import imageio_ffmpeg
 
     command = (imageio_ffmpeg.get_ffmpeg_exe(), "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24")
-    done = subprocess.run((*command, "-"), capture_output=True, check=True, timeout=60)
+    done = subprocess.run((*command, "-"), capture_output=True, check=True, timeout=250)
     frames = np.frombuffer(done.stdout, np.uint8).astype(int)
     return done.stderr.decode(), frames.reshape(-1, height, width, 3)
 

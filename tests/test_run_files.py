@@ -86,7 +86,7 @@ def test_a_run_comes_back_while_it_trains_and_after_it_was_stopped(tmp_path):
     run, seen = config(env="CartPole-v1"), []
 
     def look(report):
-        deadline = time.monotonic() + 60  # checkpoints are written in the background
+        deadline = time.monotonic() + 250  # checkpoints are written in the background
         while not list_checkpoints(tmp_path) and report.stop >= 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -57,7 +57,7 @@ print(sorted(adapters))
     if suites.installed("brax"):  # which asks it for names that it has gained
         code = code.replace('"brax/aant"', '"brx/ant"')
     run = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     error, loaded, adapters = done.stdout.splitlines()
     assert "did you mean 'brax" in error
@@ -1077,7 +1077,7 @@ warnings.filterwarnings("error", category=UserWarning, message="Brax System")
 purerl.make("{name}")
 """
     run = [sys.executable, "-c", code]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
 
 

@@ -568,7 +568,7 @@ def test_killed_and_gone_on_with(tmp_path):
     run_dir, tests = tmp_path / "run", os.path.dirname(__file__)
     process = subprocess.Popen([sys.executable, "-c", script, str(run_dir), tests])
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 250
         while not files(run_dir):
             assert process.poll() is None, "it was over before it could be killed"
             assert time.monotonic() < deadline

@@ -163,7 +163,7 @@ def server(run, killed):
 
 def get(address, **headers):
     with urllib.request.urlopen(
-        urllib.request.Request(address, headers=headers), timeout=30
+        urllib.request.Request(address, headers=headers), timeout=250
     ) as answer:
         return answer.headers["Content-Type"], answer.read().decode()
 
@@ -257,7 +257,7 @@ def test_the_page_in_a_browser(server, tmp_path):
         profile = f"--user-data-dir={tmp_path}/profile"
         command = [BROWSER, *basic, profile, *options, server]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=120, check=True
+            command, capture_output=True, text=True, timeout=250, check=True
         ).stdout
 
     page = browse("--dump-dom")
