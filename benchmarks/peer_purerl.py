@@ -82,7 +82,7 @@ def load(case):
     import jax.numpy as jnp
 
     import purerl
-    from purerl.training.evaluate import play_episodes
+    from purerl.training.episodes import play_episodes
 
     costs = {"import": clock()}
     options = {

@@ -15,7 +15,14 @@ from kit.quick import mostly_slow, quick_jit
 import purerl
 from purerl.accelerator.devices import ALONE
 from purerl.agents import gradients
-from purerl.agents.gradients import masked_sum, mean_gradient, moments, standardize, valid_count
+from purerl.agents.gradients import (
+    masked_sum,
+    mean_gradient,
+    moments,
+    standard_moments,
+    standardize,
+    valid_count,
+)
 from purerl.agents.learning import path_batch, policy_gradient, shuffle, successor_values
 from purerl.nn.networks import apply
 from purerl.records.fields import field_names
@@ -225,6 +232,31 @@ def test_masked_means():
     nothing = jnp.zeros_like(valid)
     assert float(valid_count(nothing)) == 1.0
     assert [float(x) for x in moments(x.reshape(-1), 0.0 * weight)] == [0.0, 0.0]
+    assert standard_moments(x.reshape(-1), weight) == (mean, variance)
+    single = (jnp.arange(x.size) == 3).astype(jnp.float32)
+    assert [float(x) for x in standard_moments(x.reshape(-1), single)] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        purerl.PPO(hidden=(4,), entropy_beta=0.0, batch_size=1),
+        purerl.ActorCritic(hidden=(4,), entropy_beta=0.0, n_episodes=1, episode_length=1),
+    ],
+)
+def test_a_single_step_is_learned_from(agent):
+    """Standardised, its advantage would be 0 in each update: one-step actor-critic."""
+    sizes = {"num_envs": 1, "update_every": 1} if isinstance(agent, purerl.PPO) else {}
+    loop = purerl.TrainConfig(walk(), agent, total_timesteps=8, **sizes).make_loop()
+    state = loop.init(jax.random.key(0))
+    after, _ = quick_jit(loop.step)(state, 0)
+
+    def actor(agent_state):
+        params = agent_state.params["actor"] if sizes else agent_state.actor_params
+        return jax.tree.leaves(params)
+
+    pairs = zip(actor(state.agent), actor(after.agent), strict=True)
+    assert any(float(jnp.max(jnp.abs(x - y))) > 1e-5 for x, y in pairs)
 
 
 @pytest.mark.parametrize(("size", "num_blocks"), [(24, 3), (28, 4), (8, 1), (26, 1)])

@@ -113,6 +113,8 @@ def raises(self, *args):
 
 TRAIN = functools.partial(purerl.make_train, {"env": BASE, "agent": Tiny(), "total_timesteps": 64})
 
+NO_DISTRIBUTION = functools.partial(purerl.DefaultActor, distribution=None)
+
 iqm_interval = functools.partial(purerl.statistics.bootstrap_interval, purerl.statistics.iqm)
 
 NUMBERS = [
@@ -1270,6 +1272,21 @@ ACTING = [
         lambda g: g.policy.step(np.zeros(2), "key"),
         "key: got 'key', expected a typed key",
     ),
+    *(
+        (
+            f"{name.lower()}-deterministic",
+            lambda g, name=name: purerl.make_train(
+                {"env": GOAL, "agent": purerl.AGENTS[name](actor=NO_DISTRIBUTION)}
+                | {"total_timesteps": 2**14}
+            ),
+            f"DefaultActor.distribution: got None, expected a distribution: {kind} draws",
+        )
+        for name, kind in (
+            ("ppo", "PPO"),
+            ("actor_critic", "ActorCritic"),
+            ("reinforce", "REINFORCE"),
+        )
+    ),
     (
         "evaluate-env",
         lambda g: purerl.evaluate(3, g.policy, g.key, 1, 1),
@@ -1278,7 +1295,7 @@ ACTING = [
     (
         "evaluate-policy",
         lambda g: purerl.evaluate(BASE, None, g.key, 1, 1),
-        "policy: got None, expected a function",
+        "policy: got None, expected a Policy, or a function",
     ),
     (
         "evaluate-key",

@@ -7,6 +7,7 @@ from kit.quick import quick_jit
 from kit.trees import assert_equal
 
 import purerl
+from purerl.experience import sumtree
 from purerl.experience.buffer import Buffer
 from purerl.experience.normalize import RunningStats
 from purerl.experience.transition import Transition
@@ -397,6 +398,14 @@ def test_errors_that_are_not_finite_are_not_noted():
     alone = update_priorities(buffer, state, jnp.array([1]), jnp.array([3.0]))
     assert_equal(after, alone)
     assert float(after.max_priority) > 1.0
+
+
+def test_an_empty_buffer_has_no_errors_to_note(key):
+    """After rollouts that were left out for NaN; the sum tree's draw from nothing is a leaf."""
+    buffer = Buffer(maxlen=6 * N, priority_sampling=True)
+    state = empty(buffer)
+    indices = sumtree.sample(state.priorities, key, 4)
+    assert_equal(update_priorities(buffer, state, indices, jnp.full(4, 9.0)), state)
 
 
 @pytest.mark.parametrize("limit", [None, 10])

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from kit.environments import faulty, reward_forever, walk
+from kit.trees import assert_equal
 
 import purerl
 from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
@@ -73,6 +74,17 @@ def test_a_policy_from_outside(cartpole):
 
     stats = purerl.evaluate(cartpole, push_right, jax.random.key(0), 10, 500)
     assert 8 <= float(stats.episode_length) <= 11
+
+
+def test_a_policy_plays_its_mode(cartpole):
+    """As `eval_every` and `purerl eval` do; by `Policy.act`, which is given a key, it samples."""
+    out = purerl.fit(purerl.TrainConfig(cartpole, purerl.PPO(hidden=(4,)), 64, update_every=8))
+    key = jax.random.key(0)
+    by_mode = purerl.evaluate(cartpole, out.policy.acting(), key, 10, 50)
+    assert_equal(purerl.evaluate(cartpole, out.policy, key, 10, 50), by_mode)
+    sampled = purerl.evaluate(cartpole, out.policy.acting(sample=True), key, 10, 50)
+    assert_equal(purerl.evaluate(cartpole, out.policy.act, key, 10, 50), sampled)
+    assert float(sampled.episode_length) != float(by_mode.episode_length)
 
 
 def test_an_episode_that_is_broken_off_does_not_count(key):

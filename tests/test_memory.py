@@ -12,9 +12,10 @@ from kit.quick import quick_jit
 from kit.trees import assert_close
 
 import purerl
-from purerl import Actor, ActorCriticNetwork, Critic, Discrete
+from purerl import Actor, ActorCriticNetwork, Box, Critic, Discrete
 from purerl.nn.cells import CELLS
 from purerl.nn.defaults import DefaultActor, RecurrentActor, RecurrentActorCritic
+from purerl.nn.distributions import TanhNormal
 from purerl.nn.memory import init_memory, reset_memory, step, unroll
 from purerl.nn.networks import apply, init_critic, init_network, takes_action, takes_memory
 
@@ -137,6 +138,39 @@ def test_a_rollout_in_one_pass_is_one_step_after_another(network):
         begun = max([t for t in range(T) if FRESH[t, i]], default=0)
         assert np.all(slopes[begun:, i] > 0)
         assert not slopes[:begun, i].any()
+
+
+class Bounded(Gru):
+    """With a distribution whose bounds are the same for all environments."""
+
+    wide: bool = True
+
+    @nn.compact
+    def create_network(self, obs, memory):
+        memory, out = nn.GRUCell(memory.shape[-1])(memory, obs)
+        return nn.Dense(self.action_dim)(out), memory
+
+    def create_distribution(self, out, legal):
+        space = self.action_space
+        bounds = (space.low, space.high) if self.wide else (-2.0, 2.0)
+        return TanhNormal(out, jnp.ones_like(out), *bounds)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+@pytest.mark.parametrize("num_envs", [1, 2, 3])
+def test_what_is_the_same_for_all_environments_stays_so(num_envs, wide):
+    """Also where its size is the number of environments, or 1."""
+    actor = Bounded(Box([-2.0, -2.0], [2.0, 2.0]), wide=wide)
+    obs, fresh = OBS[:, :num_envs], FRESH[:, :num_envs]
+    params = init_network(actor, jax.random.key(1), obs[0])
+    memory = actor.initial_memory(num_envs)
+    _, policy = unroll(actor, params, memory, fresh, obs)
+    x = jnp.full((T * num_envs, 2), 0.3)
+    found = policy.log_prob_before(x).reshape(T, num_envs)
+    for t in range(T):
+        memory = reset_memory(actor, memory, fresh[t])
+        memory, one = step(actor, params, memory, obs[t])
+        np.testing.assert_allclose(found[t], one.log_prob_before(x[:num_envs]), rtol=1e-5)
 
 
 def test_networks_without_a_memory_go_through_a_rollout_too():

@@ -111,6 +111,10 @@ def test_equal_rewards_are_normalised_to_zero():
             lambda: NStep(n=5).check_run(num_envs=2, update_every=3),
             "NStep.n: got 5, expected at most update_every=3",
         ),
+        (
+            lambda: NStep(n=1, normalize=True).check_run(num_envs=1, update_every=1),
+            "NStep.normalize: got True, expected False for rollouts of one transition",
+        ),
     ],
 )
 def test_what_a_rewarder_can_not_be(make, message):

@@ -184,6 +184,22 @@ def test_clipping():
 
 
 @pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (Box(0, 3, (1,), np.int32), [0, 0, 1, 2, 3, 3]),
+        (Box(0.5, 2.5, (1,), np.uint8), [1, 1, 1, 2, 2, 2]),
+        (Box(0, 1, (1,), np.bool_), [False, False, True, True, True, True]),
+    ],
+)
+def test_integers_are_the_nearest(space, expected):
+    """All of them are reached by an actor whose numbers end just inside the bounds."""
+    out = space.clip(jnp.array([-1.0, 0.4, 0.6, 2.4, 2.6, 9.0])[:, None])
+    assert out.dtype == space.dtype
+    np.testing.assert_array_equal(out[:, 0], expected)
+    assert all(space.contains(x) for x in out)
+
+
+@pytest.mark.parametrize(
     ("nvec", "message"),
     [
         (3, "got 3, expected a sequence of integers"),

@@ -17,6 +17,7 @@ from purerl.agents.base import (
     check_paths,
     example_obs,
     module_field,
+    stochastic_actor,
 )
 from purerl.agents.gradients import Losses, Number, annealed, descend, global_norm, mean_gradient
 from purerl.agents.learning import (
@@ -35,7 +36,7 @@ from purerl.envs.base import EnvSpec
 from purerl.experience import returns
 from purerl.experience.buffer import Batch, Buffer
 from purerl.experience.experience import Clock, Experience
-from purerl.nn.defaults import DefaultActor, DefaultCritic
+from purerl.nn.defaults import DefaultCritic
 from purerl.nn.distributions import draw
 from purerl.nn.memory import PolicyAndValue
 from purerl.nn.networks import (
@@ -109,7 +110,8 @@ class ActorCritic(RecurrentAgent):
         value_coef: weight of the value loss where policy and value share a network; None for 0.5.
         entropy_beta: weight of the entropy bonus.
         max_grad_norm: the gradients' global norms are clipped to it.
-        normalize_advantage: to mean 0 and standard deviation 1 over each update's steps.
+        normalize_advantage: to mean 0 and standard deviation 1 over each update's steps; not that
+            of a single step.
         anneal: lower the learning rates linearly to 0 over the run.
         num_samples: number of actions drawn to average a Q critic over a continuous policy.
     """
@@ -157,7 +159,7 @@ class ActorCritic(RecurrentAgent):
         check_one_rollout(self, num_envs, update_every, buffer, options)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> ActorCriticState:
-        actor = self.make(self.actor, DefaultActor, spec)
+        actor = stochastic_actor(self, self.actor, spec)
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)

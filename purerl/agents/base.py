@@ -456,6 +456,24 @@ def share_of(size: int, count: int) -> int:
     return size // count if size % count == 0 else size
 
 
+def stochastic_actor(
+    agent: "NetworkAgent", given: Callable[..., Actor] | None, spec: EnvSpec
+) -> Actor:
+    """An actor with a distribution: the user's, or the default.
+
+    Raises:
+        ConfigError: the user's has none.
+    """
+    actor: Actor = agent.make(given, DefaultActor, spec)
+    drawn = type(actor).create_distribution is not Actor.create_distribution
+    if actor.distribution is None and not drawn:
+        raise ConfigError(
+            f"{type(actor).__name__}.distribution: got None, expected a distribution: "
+            f"{type(agent).__name__} draws its actions from one"
+        )
+    return actor
+
+
 def check_v_critic(agent: Agent, critic: Critic, obs: PyTree) -> None:
     """Raises ConfigError unless a critic is V(s); obs is `[B, *obs_shape]`."""
     if is_q_critic(critic, obs):

@@ -50,6 +50,16 @@ def moments(
     return mean, devices.mean(masked_sum((x - mean) ** 2, weight))
 
 
+def standard_moments(
+    x: jax.Array, weight: jax.Array, devices: Devices = ALONE
+) -> tuple[jax.Array, jax.Array]:
+    """The `moments` that `standardize` takes; 0 and 1 for a single entry with a weight, which then
+    stays as it is: standardised it would be 0, and nothing would be learned from it."""
+    mean, variance = moments(x, weight, devices)
+    single = devices.sum(jnp.sum(weight > 0, dtype=jnp.int32)) == 1
+    return jnp.where(single, 0.0, mean), jnp.where(single, 1.0, variance)
+
+
 def standardize(x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
     """x minus the mean, over the standard deviation."""
     return (x - mean) / (safe_sqrt(variance) + 1e-8)

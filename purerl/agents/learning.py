@@ -17,6 +17,7 @@ from purerl.agents.gradients import (
     global_norm,
     mean_gradient,
     moments,
+    standard_moments,
     standardize,
     valid_count,
 )
@@ -97,7 +98,9 @@ def standardize_batch(
     advantage: jax.Array, weight: jax.Array, devices: Devices = ALONE
 ) -> jax.Array:
     """Advantages of a batch, standardised by the weights of `path_batch`, of the same shape."""
-    return standardize(advantage, *moments(advantage.reshape(-1), weight.reshape(-1), devices))
+    return standardize(
+        advantage, *standard_moments(advantage.reshape(-1), weight.reshape(-1), devices)
+    )
 
 
 def policy_terms(
@@ -389,7 +392,7 @@ def minibatch_steps(
         entries, valid = batches.take(([batch[x] for x in standardized], batch["valid"]), blocks)
         count = valid_count(valid, devices)
         weight = valid.reshape(-1).astype(jnp.float32) / count
-        return count, [moments(entry.reshape(-1), weight, devices) for entry in entries]
+        return count, [standard_moments(x.reshape(-1), weight, devices) for x in entries]
 
     def step(carry: Pair, minibatch: Pair) -> tuple[Pair, Losses]:
         state, stopped = carry

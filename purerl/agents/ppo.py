@@ -16,6 +16,7 @@ from purerl.agents.base import (
     check_v_critic,
     example_obs,
     module_field,
+    stochastic_actor,
 )
 from purerl.agents.gradients import (
     Losses,
@@ -36,7 +37,7 @@ from purerl.envs.base import EnvSpec
 from purerl.experience import returns
 from purerl.experience.buffer import Buffer
 from purerl.experience.experience import Clock, Experience
-from purerl.nn.defaults import DefaultActor, DefaultCritic
+from purerl.nn.defaults import DefaultCritic
 from purerl.nn.distributions import draw, drawn_actions, log_prob_of
 from purerl.nn.memory import PolicyAndValue, begins
 from purerl.nn.networks import Actor, Critic, init_network
@@ -76,13 +77,14 @@ class PPO(RecurrentAgent):
         gamma: discount.
         lam: lambda of GAE(lambda).
         entropy_beta: weight of the entropy bonus.
-        value_coef: weight of the value loss.
+        value_coef: weight of the value loss, half the mean squared error.
         max_grad_norm: the gradient's global norm is clipped to it.
         target_kl: an update stops early once the approximate KL divergence of a minibatch is
             larger; None to never stop.
         anneal: lower lr linearly to 0 over the run.
         clip_value: clip the change of the value to `eps_clip`, too.
-        normalize_advantage: to mean 0 and standard deviation 1, in each minibatch.
+        normalize_advantage: to mean 0 and standard deviation 1, in each minibatch; not that of a
+            single step.
     """
 
     may_share: ClassVar[bool] = True
@@ -111,7 +113,7 @@ class PPO(RecurrentAgent):
         self.check_minibatches(num_envs, update_every)
 
     def init(self, key: jax.Array, spec: EnvSpec) -> PPOState:
-        actor = self.make(self.actor, DefaultActor, spec)
+        actor = stochastic_actor(self, self.actor, spec)
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)

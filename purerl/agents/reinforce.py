@@ -17,6 +17,7 @@ from purerl.agents.base import (
     check_v_critic,
     example_obs,
     module_field,
+    stochastic_actor,
 )
 from purerl.agents.gradients import Losses, annealed, descend
 from purerl.agents.learning import (
@@ -31,7 +32,7 @@ from purerl.envs.base import EnvSpec
 from purerl.experience import returns
 from purerl.experience.buffer import Batch, Buffer
 from purerl.experience.experience import Clock, Experience
-from purerl.nn.defaults import DefaultActor, DefaultCritic
+from purerl.nn.defaults import DefaultCritic
 from purerl.nn.distributions import draw
 from purerl.nn.networks import Actor, Critic, apply, init_network
 from purerl.records.errors import ConfigError
@@ -68,7 +69,7 @@ class REINFORCE(NetworkAgent):
         critic: the baseline, an uninstantiated V `Critic`; None for the default.
         train_v_iters: gradient steps of the baseline in each update.
         normalize_advantage: G_t (less the baseline) to mean 0 and standard deviation 1 over each
-            update's steps.
+            update's steps; not that of a single step.
         entropy_beta: weight of the entropy bonus: without one, a policy may collapse onto an action
             before the others were tried.
         max_grad_norm: the gradient's global norm is clipped to it.
@@ -108,7 +109,7 @@ class REINFORCE(NetworkAgent):
             )
 
     def init(self, key: jax.Array, spec: EnvSpec) -> REINFORCEState:
-        actor = self.make(self.actor, DefaultActor, spec)
+        actor = stochastic_actor(self, self.actor, spec)
         critic = self.make(self.critic, DefaultCritic, spec)
         actor_key, critic_key, *_ = jax.random.split(key, 4)
         obs = example_obs(spec)

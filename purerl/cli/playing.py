@@ -23,7 +23,7 @@ from purerl.envs.last_action import as_remembered
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
 from purerl.runs.view import KINDS, RunView, is_code, marker_of
-from purerl.training.evaluate import play_episodes
+from purerl.training.episodes import play_episodes
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env
 

@@ -71,7 +71,8 @@ class Space:
         return self
 
     def clip(self, x: jax.Array) -> jax.Array:
-        """Elements `[..., *shape]` clipped to the bounds, in the space's dtype; choices as is."""
+        """Elements `[..., *shape]` clipped to the bounds, in the space's dtype, the nearest of
+        integers; choices as is."""
         return x
 
     def sample(self, key: jax.Array, legal: jax.Array | None = None) -> jax.Array:
@@ -356,7 +357,10 @@ class Box(Space):
     def clip(self, x: jax.Array) -> jax.Array:
         batch = (1,) * (x.ndim - len(self.shape))
         low, high = (bound.reshape(batch + self.shape) for bound in (self.low, self.high))
-        return jnp.clip(x, low, high).astype(self.dtype)
+        x = jnp.clip(x, low, high)
+        if self.dtype.kind in "biu":  # the nearest: truncated, the upper bound is hardly reached
+            x = jnp.clip(jnp.round(x), np.ceil(low), np.floor(high))
+        return x.astype(self.dtype)
 
     def sample(self, key: jax.Array, legal: jax.Array | None = None) -> jax.Array:
         """One element, drawn uniformly; from a clipped standard normal if any bound is infinite."""

@@ -255,9 +255,11 @@ class Buffer(Record):
         writable: Writable = None,
     ) -> BufferState:
         """Stores the TD errors `[B]` of the transitions at indices `[B]`, finite ones only; a no-op
-        without priority sampling."""
+        without priority sampling, and for an empty buffer."""
         if not self.priority_sampling:
             return state
+        begun = state.size > 0
+        writable = begun if writable is None else writable & begun
         alpha = DEFAULT_ALPHA if self.alpha is None else self.alpha
         priority = (jnp.abs(td_error) + 1e-6) ** alpha
         finite = jnp.isfinite(priority)

@@ -133,11 +133,17 @@ class NStep(Record):
     normalize: bool = flag(default=False)
 
     def check_run(self, num_envs: int, update_every: int) -> None:
-        """Raises ConfigError if rollouts have fewer than n steps."""
+        """Raises ConfigError if rollouts have fewer than n steps, or one transition to normalise
+        by."""
         if self.n > update_every:
             raise ConfigError(
                 f"NStep.n: got {self.n}, expected at most update_every={update_every}: rewards "
                 "after the rollout's end are not known"
+            )
+        if self.normalize and num_envs * update_every == 1:
+            raise ConfigError(
+                "NStep.normalize: got True, expected False for rollouts of one transition, whose "
+                "only reward would become 0; RunningNormalize keeps statistics over rollouts"
             )
 
     def init(self, num_envs: int) -> tuple[()]:

@@ -4,6 +4,7 @@ A network has a memory if its `create_network` has a parameter `memory`. The fun
 networks without one too, with `()` as memory.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -92,12 +93,28 @@ def unroll(
         memory, out = step(network, params, memory, *inputs, method=method)
         return memory, (memory, out)
 
-    def join(x: jax.Array) -> jax.Array:
-        # A leaf that is the same for all environments, such as bounds of actions, stays one.
-        return x.reshape(-1, *x.shape[2:]) if x.shape[1] == fresh.shape[1] else x[0]
+    def join(x: jax.Array, batched: bool) -> jax.Array:
+        return x.reshape(-1, *x.shape[2:]) if batched else x[0]
 
     _, (after, out) = jax.lax.scan(body, memory, (fresh, inputs))
-    return after, jax.tree.map(join, out)
+    now = jax.tree.map(lambda x: x[0], inputs)
+    return after, jax.tree.map(join, out, _batched(network, params, memory, now, method))
+
+
+def _batched(
+    network: Network, params: PyTree, memory: PyTree, inputs: PyTree, method: str | None
+) -> PyTree:
+    """Whether each leaf of a network's output has an axis of environments; bounds of actions may be
+    the same for all. By comparing shapes for two numbers of them: a size alone doesn't tell."""
+
+    def shapes(more: int) -> PyTree:
+        def longer(x: jax.Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((x.shape[0] + more, *x.shape[1:]), x.dtype)
+
+        one = functools.partial(step, network, method=method)
+        return jax.eval_shape(one, params, *jax.tree.map(longer, (memory, *inputs)))[1]
+
+    return jax.tree.map(lambda x, y: x.shape != y.shape, shapes(0), shapes(1))
 
 
 def begins(terminated: jax.Array, truncated: jax.Array) -> jax.Array:

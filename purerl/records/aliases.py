@@ -1,7 +1,9 @@
 """Other names of fields: those of Stable-Baselines3, PureJaxRL, CleanRL, rejax and Brax.
 
 An alias is accepted wherever its field is, in Python, TOML and flags; it means the same, in the
-same unit. A name that resembles a field but means another quantity is only a hint in an error.
+same unit, but for Stable-Baselines3's `vf_coef`, which is of the squared error: ours, as CleanRL's,
+PureJaxRL's and rejax's, is of half of it. A name that resembles a field but means another quantity
+is only a hint in an error.
 """
 
 # The fields that each alias may mean; a record takes the one that it has.

@@ -42,7 +42,7 @@ from purerl.experience.normalize import RunningStats, init_stats, left_out, upda
 from purerl.experience.rewarders import Rewarder, transform
 from purerl.experience.transition import Transition
 from purerl.records.types import PyTree
-from purerl.training.evaluate import play_episodes
+from purerl.training.episodes import play_episodes
 from purerl.training.rollout import RolloutState, init_rollout, logged_rollout, restart
 
 Index = int | jax.Array | Count  # of an update, or of an episode
