@@ -24,7 +24,23 @@ def test_every_alias_leads_to_a_field_and_is_none():
         assert set(targets) <= fields, alias
         assert alias not in fields
         assert alias not in HINTS
-    assert set(HINTS.values()) <= fields
+    assert {field for field, _ in HINTS.values()} <= fields
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: purerl.PPO(num_minibatches=4), "here it is 'batch_size', the size of one: num_en"),
+        (lambda: purerl.DDPG(polyak=0.995), "here it is 'tau', which is 1 - polyak"),
+        (lambda: purerl.PPO(clip_range_vf=None), "here it is 'clip_value', True or False"),
+        (lambda: purerl.DQN(exploration_fraction=0.1), "'epsilon_steps', in environment steps"),
+        (lambda: purerl.PPO(policy_kwargs={}), "here it is 'hidden', units of the layers"),
+    ],
+)
+def test_a_word_of_another_unit_says_ours(make, message):
+    """Or the number would go into our field as it is: `epsilon_steps=0.1`, `tau=0.995`."""
+    with pytest.raises(purerl.ConfigError, match=message):
+        make()
 
 
 def test_other_libraries_words():

@@ -85,7 +85,7 @@ BAD = [
     # Fields of the config.
     ({**CART, "num_env": 4}, "TrainConfig: no field 'num_env'; did you mean 'num_envs'"),
     ({**CART, "timestep": 4}, "did you mean 'total_timesteps'"),
-    ({**CART, "eval_freq": 4}, "did you mean 'eval_every'"),
+    ({**CART, "eval_freq": 4}, "here it is 'eval_every', in updates"),
     ({**CART, "lr": 1e-3}, "TrainConfig: no field 'lr'; it is a field of PPO, 'lr'"),
     ({**CART, "num_envs": 0}, "TrainConfig.num_envs: got 0, expected an integer >= 1"),
     ({**CART, "num_envs": 2.5}, "num_envs: got 2.5, expected an integer"),
@@ -138,7 +138,7 @@ BAD_FIELDS = [
     ({**CART, "update_after": 10**6}, "update_after: got 1000000, expected less than the run's"),
     ({**DQN, "total_timesteps": 500}, "update_after: got 1000, expected less than the run's 504"),
     ({**CART, "learning_start": 100}, "did you mean 'update_after'"),
-    ({**CART, "training_interval": 4}, "did you mean 'update_every'"),
+    ({**CART, "training_interval": 4}, "here it is 'update_every', in steps of each"),
     ({**CART, "reset_each_episode": 1}, "reset_each_episode: got 1, expected True or False"),
     ({**CART, "wait_end_path": "yes"}, "wait_end_path: got 'yes', expected True or False or None"),
     # Noise.
@@ -234,7 +234,7 @@ BAD_FIELDS = [
     (agent("sac", init_alpha=0.0), "SAC.init_alpha: got 0.0, expected a float > 0.0"),
     (agent("sac", alpha=0.1, target_entropy=-1.0), "SAC.target_entropy: is for a learned temp"),
     (agent("sac", alpha="auto"), "SAC.alpha: got 'auto', expected a float >= 0.0 or None"),
-    (agent("ddpg", polyak=0.005), "DDPG: no field 'polyak'; did you mean 'tau'"),
+    (agent("ddpg", polyak=0.005), "DDPG: no field 'polyak'; here it is 'tau', which is 1 -"),
     (
         agent("dqn", target_fn="quadruple_q"),
         "DQN.target_fn: got 'quadruple_q', expected",
@@ -245,8 +245,8 @@ BAD_FIELDS = [
     (agent("dqn", epsilon_end=1.5), "DQN.epsilon_end: got 1.5"),
     (agent("dqn", epsilon_steps=0), "DQN.epsilon_steps: got 0, expected a float > 0.0 or None"),
     (agent("dqn", target_update_every=0), "target_update_every: got 0"),
-    (agent("dqn", target_update_interval=9), "did you mean 'target_update_every'"),
-    (agent("dqn", exploration_fraction=0.1), "did you mean 'epsilon_steps'"),
+    (agent("dqn", target_update_interval=9), "here it is 'target_update_every', in grad"),
+    (agent("dqn", exploration_fraction=0.1), "here it is 'epsilon_steps', in environment"),
     (agent("dqn", buffer_size=100), "DQN: no field 'buffer_size'; it is a field of Buffer, 'max"),
     (agent("dqn", num_envs=4), "it is a field of TrainConfig, 'num_envs'"),
     (agent("dqn", n_step=0), "DQN.n_step: got 0"),
@@ -256,7 +256,7 @@ BAD_FIELDS = [
 BAD_AGENT = [
     ({"learning_rat": 1e-3}, "PPO: no field 'learning_rat'; did you mean 'lr'"),
     ({"lr": 1e-3, "learning_rate": 1e-3}, "PPO: 'lr' and 'learning_rate' are the same field"),
-    ({"num_minibatches": 4}, "did you mean 'batch_size'"),
+    ({"num_minibatches": 4}, "here it is 'batch_size', the size of one"),
     ({"k_epochs": 4}, "did you mean 'K_epochs'"),
     ({"lr": -1.0}, "PPO.lr: got -1.0, expected a float >= 0"),
     ({"lr": "fast"}, "PPO.lr: got 'fast', expected a float"),

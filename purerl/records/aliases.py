@@ -86,19 +86,26 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "std": ("sigma",),
     "std_dev": ("sigma",),
 }
-# The nearest field, in another unit or of another meaning: for errors only.
+# The nearest field, in another unit or of another meaning, and what it is: for errors only, because
+# the number that was meant for the other would do harm here.
 HINTS = {
-    "num_minibatches": "batch_size",  # their size, not their number
-    "eval_freq": "eval_every",  # in updates, not in steps
-    "training_interval": "update_every",  # of each environment, not of all
-    "target_update_interval": "target_update_every",  # in gradient steps
-    "target_network_frequency": "target_update_every",
-    "exploration_fraction": "epsilon_steps",  # in environment steps
-    "eps_decay": "epsilon_steps",  # likewise
-    "autotune": "alpha",  # whether it is learned
-    "utd_ratio": "gradient_steps",  # for each environment step, not for each update
-    "polyak": "tau",  # 1 - polyak
-    "exploration_noise": "noise",
+    "num_minibatches": ("batch_size", "the size of one: num_envs * update_every / num_minibatches"),
+    "eval_freq": ("eval_every", "in updates, of num_envs * update_every steps each"),
+    "eval_frequency": ("eval_every", "in updates, of num_envs * update_every steps each"),
+    "training_interval": ("update_every", "in steps of each environment"),
+    "target_update_interval": ("target_update_every", "in gradient steps"),
+    "target_network_frequency": ("target_update_every", "in gradient steps"),
+    "target_update_freq": ("target_update_every", "in gradient steps"),
+    "exploration_fraction": ("epsilon_steps", "in environment steps, not a share of the run"),
+    "eps_decay": ("epsilon_steps", "in environment steps"),
+    "autotune": ("alpha", "None to learn it, a number to keep it"),
+    "utd_ratio": ("gradient_steps", "of an update, which follows num_envs * update_every steps"),
+    "polyak": ("tau", "which is 1 - polyak"),
+    "exploration_noise": ("noise", "such as purerl.GaussianNoise(sigma=0.1)"),
+    "clip_range_vf": ("clip_value", "True or False; the range is eps_clip"),
+    "policy_kwargs": ("hidden", "units of the layers; besides there are activation and network"),
+    "net_arch": ("hidden", "units of the layers, of actor and critic alike"),
+    "activation_fn": ("activation", "by name, such as 'relu'"),
 }
 
 

@@ -70,10 +70,13 @@ def _line_of(error: BaseException) -> str:
 
 
 def suggest(word: object, known: Iterable[str]) -> str:
-    """The end of an error message: the closest known names, or else all of them."""
-    known, text = [str(name) for name in known], str(word).lower()
-    meant = (*ALIASES.get(text, ()), HINTS.get(text))
-    near = [name for name in known if name in meant]
+    """The end of an error message: the known name that another library's stands for and its unit,
+    else the closest known names, or else all of them."""
+    known, text = [str(name) for name in known], str(word).lower().replace("-", "_")
+    kin, unit = HINTS.get(text, ("", ""))
+    if kin in known:
+        return f"here it is {kin!r}, {unit}"
+    near = [name for name in known if name in ALIASES.get(text, ())]
     # A misspelled field, or else a misspelled alias.
     for lowered in ({name.lower(): name for name in known}, aliases_of(known)):
         if not near:
