@@ -6,7 +6,7 @@
 
 Prints, for each seed, the return at the end of the training and of 64 greedy episodes, the metrics
 at their ends, and the time with compiling; writes a GIF and a policy of the best seed, and the
-learning curve, into `suites/`. Two suites without presets are there for a look.
+learning curve, into `suites/`. Some environments have no preset yet: their settings are here.
 """
 
 import argparse
@@ -20,8 +20,27 @@ import purerl
 from purerl.envs import suites
 from purerl.training.presets import find_preset, list_presets
 
-# Without presets: what defaults reach in so many steps.
-UNTUNED = {"craftax/Craftax-Classic-Symbolic-v1": 300_000, "octax/brix": 100_000}
+# Without presets: steps, and what differs from the defaults.
+UNTUNED = {
+    "brax/inverted_pendulum": (
+        2_000_000,
+        {
+            # Its engine compiles in a tenth of the default's time.
+            "env": {"name": "brax/inverted_pendulum", "backend": "spring"},
+            "agent": purerl.PPO(lr=3e-3, entropy_beta=0.0),
+            "normalize_obs": True,
+            "normalize_reward": True,
+        },
+    ),
+    "playground/CartpoleBalance": (
+        1_000_000,
+        {"agent": purerl.PPO(lr=1e-3, entropy_beta=0.0, gamma=0.995), "normalize_obs": True},
+    ),
+    "jumanji/Snake-v1": (1_000_000, {"agent": purerl.PPO(network="mlp")}),
+    "pgx/2048": (1_000_000, {"agent": purerl.PPO(network="mlp", hidden=(256,), gamma=0.995)}),
+    "craftax/Craftax-Classic-Symbolic-v1": (300_000, {}),
+    "octax/brix": (100_000, {}),
+}
 STUDIES = [*[name for name in list_presets() if "/" in name], *UNTUNED]
 EPISODES = 64
 
@@ -29,8 +48,9 @@ EPISODES = 64
 def config_of(name):
     if find_preset(name, None):
         return purerl.preset(name)
-    steps = UNTUNED[name]
-    return purerl.TrainConfig(env=name, num_envs=64, update_every=64, total_timesteps=steps)
+    steps, options = UNTUNED[name]
+    sizes = {"num_envs": 64, "update_every": 64, "total_timesteps": steps}
+    return purerl.TrainConfig(**{"env": name, **sizes, **options})
 
 
 def figures(values):

@@ -11,6 +11,7 @@ from kit.recurrent import Recurrent, recall_env
 from kit.trees import assert_close, assert_equal
 
 import purerl
+from purerl.agents.acting import another_key
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -33,6 +34,16 @@ def test_what_was_seen_before_is_learned_from(out):
     blind = purerl.TrainConfig(env=env, agent=purerl.PPO(hidden=(8,)), total_timesteps=32 * 16 * 20)
     blind = quick_jit(purerl.make_train(blind))(jax.random.key(0))
     assert abs(float(blind.metrics.episode_return[-10:].mean())) < 0.3
+
+
+def test_a_key_beside_another_is_none_of_those_made_of_it(key):
+    """A noise may split its key as it likes, and the actor's remains another one."""
+    split = [x for n in (2, 3, 5) for x in jax.random.split(key, n)]
+    keys = [key, *split, *(jax.random.fold_in(key, i) for i in range(5))]
+    made = {np.asarray(jax.random.key_data(x)).tobytes() for x in keys}
+    beside = {np.asarray(jax.random.key_data(another_key(key, i))).tobytes() for i in range(2)}
+    assert len(beside) == 2
+    assert not beside & made
 
 
 @pytest.mark.parametrize("episodic", [False, True])

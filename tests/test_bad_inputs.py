@@ -161,7 +161,7 @@ NUMBERS = [
         lambda g: purerl.make_train({"env": BASE, "agent": "dqn", "buffer": {"maxlen": 2**33}})(
             KEY
         ),
-        "Buffer.maxlen: got 8589934592, expected at most 2147483647 on a device",
+        "Buffer.maxlen: got 8589934592, expected at most 1073741824 on a device",
     ),
     ("sizes-huge", lambda g: purerl.PPO(hidden=2**40), "PPO.hidden: got 1099511627776.*at most"),
     (

@@ -400,6 +400,15 @@ def test_errors_that_are_not_finite_are_not_noted():
     assert float(after.max_priority) > 1.0
 
 
+def test_a_transition_drawn_twice_keeps_its_first_error():
+    """And the same one as error and as priority, on a device that writes in any order too."""
+    buffer = Buffer(maxlen=4 * N, priority_sampling=True)
+    state = push(buffer, empty(buffer), steps(0, 4))
+    found = update_priorities(buffer, state, jnp.array([2, 0, 2]), jnp.array([0.5, 1.0, 3.0]))
+    expected = update_priorities(buffer, state, jnp.array([2, 0]), jnp.array([0.5, 1.0]))
+    assert_equal(found, expected)
+
+
 def test_an_empty_buffer_has_no_errors_to_note(key):
     """After rollouts that were left out for NaN; the sum tree's draw from nothing is a leaf."""
     buffer = Buffer(maxlen=6 * N, priority_sampling=True)

@@ -15,7 +15,7 @@ from kit.policies import make_policy, trained
 
 import purerl
 from purerl import Box
-from purerl.deploy.gymnasium_classes import as_gymnasium_space
+from purerl.deploy.gymnasium_classes import _first, as_gymnasium_space
 
 
 def test_saved_and_exported_policies_score_the_same(tmp_path):
@@ -156,6 +156,23 @@ def test_a_vector_plays_what_single_environments_play(make):
             jax.tree.map(lambda x, y, i=i: same(x[i], y), obs, last)
     assert ended >= 2 * num
     assert (went_on > 0) == (make is discrete_env)
+
+
+def test_resets_in_a_row_have_keys_of_their_own(key):
+    """Not one that the reset before has split from its own, as one that draws parameters does."""
+    base, seen = walk(3), []
+
+    def reset(key):
+        seen.append([x.tobytes() for x in jax.random.key_data(jnp.stack([key, *split(key)]))])
+        return base.reset(key)
+
+    def split(key):
+        return jax.random.split(key, 3)
+
+    env = base._replace(reset=reset)
+    again, *_ = _first(env, key)
+    _first(env, again)
+    assert seen[1][0] not in seen[0]
 
 
 def test_what_a_step_tells():

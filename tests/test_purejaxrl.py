@@ -56,6 +56,7 @@ def test_ppo():
         normalized = purerl.TrainConfig.from_purejaxrl({**PPO, "NORMALIZE_ENV": True})
     assert normalized.normalize_obs
     assert normalized.normalize_reward
+    assert normalized.agent.hidden == (256, 256)  # as in the file that has this key
 
 
 def test_dqn():

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purerl.agents.noise import Noise
 from purerl.envs.base import EnvSpec
@@ -86,6 +87,13 @@ class Explorer(NamedTuple):
     noise: PyTree
 
 
+def another_key(key: Key, number: int) -> jax.Array:
+    """A key for what happens beside something that gets `key` itself, at no cost where it isn't
+    used: none that `split`, or a draw, makes of `key`, as these count from 0 and this one from
+    2^32 - 1 down."""
+    return jax.random.fold_in(key, np.uint32(2**32 - 1 - number))
+
+
 def exploring(acting: Acting, noise: Noise | None, space: Space) -> Acting:
     """An `Acting` that adds exploration noise, if there is any, to actions of a `Box`, clipped to
     its bounds. The noise's state is part of the memory."""
@@ -94,7 +102,7 @@ def exploring(acting: Acting, noise: Noise | None, space: Space) -> Acting:
     box = cast(Box, space)
 
     def step(memory: Explorer, obs: Obs, key: Key) -> tuple[Explorer, jax.Array, Extras]:
-        inner, action, extras = acting.step(memory.agent, obs, jax.random.fold_in(key, 2))
+        inner, action, extras = acting.step(memory.agent, obs, another_key(key, 0))
         process, drawn = noise.step(memory.noise, key)
         half, low, high = (x[None] for x in (box.half_range, box.low, box.high))
         return Explorer(inner, process), jnp.clip(action + half * drawn, low, high), extras
@@ -115,7 +123,7 @@ def at_random(acting: Acting, spec: EnvSpec, condition: jax.Array) -> Acting:
 
     def step(memory: Memory, obs: Obs, key: Key) -> tuple[Memory, jax.Array, Extras]:
         memory, action, extras = acting.step(memory, obs, key)
-        keys = jax.random.split(jax.random.fold_in(key, 1), action.shape[0])
+        keys = jax.random.split(another_key(key, 1), action.shape[0])
         drawn = jax.vmap(spec.random_action)(keys, obs).astype(action.dtype)
         return memory, jnp.where(condition, drawn, action), extras
 

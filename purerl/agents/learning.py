@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from purerl.accelerator.devices import ALONE, Devices
-from purerl.agents.acting import Acting, Extras, Key, Memory
+from purerl.agents.acting import Acting, Extras, Key, Memory, another_key
 from purerl.agents.gradients import (
     AgentState,
     Losses,
@@ -211,7 +211,7 @@ def replay(
         (state, stored), (key, number) = carry, inputs
         held = experience.replace(state=stored)
         batch = held.sample(key, batch_size, keys=keys, n_step=n_step)
-        state, td_error, losses = learn(state, batch, jax.random.fold_in(key, 1), number)
+        state, td_error, losses = learn(state, batch, another_key(key, 0), number)
         return (state, held.update_priorities(batch["indices"], td_error).state), losses
 
     step_keys = jax.random.split(key, num_steps) if num_steps > 1 else key[None]

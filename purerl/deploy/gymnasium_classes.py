@@ -60,8 +60,9 @@ def _mask(env: Env, obs: PyTree) -> PyTree:
 def _first(env: Env, key: jax.Array) -> tuple[jax.Array, PyTree, PyTree, PyTree]:
     """A reset: the key of the next reset, where no step comes between; the observation, the mask
     of legal actions, the state."""
+    again, key = jax.random.split(key)
     obs, state = env.reset(key)
-    return jax.random.fold_in(key, 0), obs, _mask(env, obs), state
+    return again, obs, _mask(env, obs), state
 
 
 def _with_mask(info: Info, mask: PyTree) -> Info:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from purerl.accelerator.devices import ALONE, Devices
 from purerl.envs.base import where
 from purerl.experience import returns, sumtree
-from purerl.experience.successors import Lookup, Successors, num_blocks
+from purerl.experience.successors import NOWHERE, Lookup, Successors, num_blocks
 from purerl.experience.transition import Transition
 from purerl.records.errors import ConfigError, suggest
 from purerl.records.fields import Record, check_count, check_key, flag, integer, real
@@ -258,12 +258,14 @@ class Buffer(Record):
         without priority sampling, and for an empty buffer."""
         if not self.priority_sampling:
             return state
+        # A transition drawn twice, by an agent whose targets are random, has two errors: the first.
+        td_error = td_error[jnp.argmax(indices[:, None] == indices, axis=1)]
         begun = state.size > 0
         writable = begun if writable is None else writable & begun
         alpha = DEFAULT_ALPHA if self.alpha is None else self.alpha
         priority = (jnp.abs(td_error) + 1e-6) ** alpha
         finite = jnp.isfinite(priority)
-        to = jnp.where(finite, _droppable(indices, writable), 2**30)
+        to = jnp.where(finite, _droppable(indices, writable), NOWHERE)
         errors = state.data["td_error"]
         errors = errors.at[divmod(to, errors.shape[1])].set(td_error, mode="drop")
         noted = state._replace(
@@ -400,7 +402,7 @@ def _next_obs(state: BufferState, indices: jax.Array, found: Lookup | None) -> P
 
 def _droppable(index: jax.Array, writable: Writable) -> jax.Array:
     """The index, or one out of bounds unless `writable`, so that the write is dropped."""
-    return index if writable is None else jnp.where(writable, index, 2**30)
+    return index if writable is None else jnp.where(writable, index, NOWHERE)
 
 
 def _keep(

@@ -27,7 +27,7 @@ from purerl.envs.base import where
 from purerl.experience.returns import Ahead, quotient, row_and_env, take, wrapped
 from purerl.records.types import PyTree
 
-_NOWHERE = 2**30  # an index beyond every array, whose write is dropped
+NOWHERE = 2**30  # an index beyond every array, whose write is dropped
 _TERMINATED, _TRUNCATED = -1, -2  # in place of an episode's number
 
 
@@ -146,7 +146,7 @@ class Successors(struct.PyTreeNode):
         if writable is not None:
             written &= writable
         to = jnp.concatenate([to, jnp.full((1, num_envs), count, jnp.int32)])
-        to = jnp.where(written, to, _NOWHERE)
+        to = jnp.where(written, to, NOWHERE)
         time = jnp.concatenate([time, jnp.full((1, num_envs), num_steps - 1, jnp.int32)])
 
         def write(old: jax.Array, x: jax.Array) -> jax.Array:

@@ -24,9 +24,10 @@ from purerl.envs.spaces import is_space
 from purerl.experience.experience import Clock, Experience, see
 from purerl.experience.normalize import init_stats
 from purerl.experience.rewarders import REWARDERS, Identity, Rewarder
+from purerl.experience.successors import NOWHERE
 from purerl.experience.transition import Transition
 from purerl.records.errors import ConfigError, sentence, shown
-from purerl.records.fields import INT32, check_count, check_key, field_names, unchecked
+from purerl.records.fields import check_count, check_key, field_names, unchecked
 from purerl.records.types import PyTree
 from purerl.training.loop import Loop
 from purerl.training.run import make_loop
@@ -136,8 +137,8 @@ def check_loop(loop: Loop) -> None:
 
 
 def check_size(loop: Loop) -> None:
-    """Raises ConfigError if a rollout or the buffer has more transitions on a device than an int32
-    can index."""
+    """Raises ConfigError if a rollout or the buffer has more transitions on a device than have an
+    index: the numbers from `NOWHERE` on stand for none."""
     sizes = {
         f"num_envs={loop.num_envs} x update_every={loop.update_every}": (
             loop.num_envs * loop.update_every
@@ -145,8 +146,8 @@ def check_size(loop: Loop) -> None:
         "Buffer.maxlen": loop.buffer.maxlen or 0,
     }
     for name, size in sizes.items():
-        if size > INT32:
-            raise ConfigError(f"{name}: got {size}, expected at most {INT32} on a device")
+        if size > NOWHERE:
+            raise ConfigError(f"{name}: got {size}, expected at most {NOWHERE} on a device")
 
 
 def ships(loop: Loop) -> bool:

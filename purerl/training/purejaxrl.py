@@ -106,7 +106,8 @@ def _ppo(config: Mapping[str, Plain], mapping: dict[str, Plain]) -> None:
         )
     mapping |= {"num_envs": num_envs, "update_every": num_steps}
     mapping["agent"]["batch_size"] = num_envs * num_steps // parts
-    mapping["agent"].setdefault("hidden", [64, 64])
+    # Its programs for continuous actions, which alone have this key, have the wider networks.
+    mapping["agent"].setdefault("hidden", [256, 256] if "NORMALIZE_ENV" in config else [64, 64])
     if config.get("NORMALIZE_ENV"):
         mapping |= {"normalize_obs": True, "normalize_reward": True}
 
