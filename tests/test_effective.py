@@ -45,6 +45,12 @@ def test_a_file_has_the_values_in_force_and_gives_the_same_run(name):
     # What is written in a folder by now is one program; what was before is the same run.
     assert program_key(read) == program_key(purerl.TrainConfig.from_mapping(tomllib.loads(text)))
     assert plain(filled(plain(describe(config)), config)) == plain(describe_in_force(config))
+    # A field that came later was its default before, whatever it is now.
+    described = plain(describe_in_force(config))
+    earlier = {name: x for name, x in described.items() if name not in ("eval_sample", "log")}
+    earlier["agent"] = {name: x for name, x in described["agent"].items() if name != "gamma"}
+    other = config.replace(agent=config.agent.replace(gamma=0.5), eval_sample=True)
+    assert plain(filled(earlier, other)) == described
 
 
 def test_networks_of_the_file_are_those_of_the_run():

@@ -9,8 +9,11 @@ import pytest
 from kit.agents import Tiny
 from kit.environments import push_env, walk
 from kit.quick import quick_jit
+from kit.trees import assert_equal
 
 import purerl
+from purerl.agents.acting import memoryless
+from purerl.envs import Box, Discrete, Env, EnvSpec, TimeStep
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -29,6 +32,34 @@ def test_evaluations_are_played_there():
     np.testing.assert_array_equal(plain.metrics.eval.episode_length, [np.nan, 3.0] * 2)
     _, metrics = purerl.run(walk(3), Tiny(), key=jax.random.key(0), eval_env=walk(5), **SMALL)
     np.testing.assert_array_equal(metrics.eval.episode_length, out.metrics.eval.episode_length)
+
+
+def test_evaluations_may_sample():
+    """Half of the walks of one step go the way that the mode never takes."""
+
+    class Fair(Tiny):
+        def policy(self, state, *, sample=False):
+            def act(obs, key):
+                coin = jax.random.bernoulli(key, shape=obs.shape[:1])
+                return jnp.where(coin & sample, 1, 0), {}
+
+            return memoryless(act)
+
+    def step(key, state, action):
+        done = jnp.bool_(True)
+        return state, TimeStep(jnp.zeros(1), action.astype(jnp.float32), done, ~done, {})
+
+    spec = EnvSpec("coin", Box(-1.0, 1.0, (1,)), Discrete(2), 1)
+    env = Env(lambda key: (jnp.zeros(1), jnp.int32(0)), step, spec)
+    config = purerl.TrainConfig(env, Fair(), eval_max_episodes=200, **SMALL)
+    found = [
+        quick_jit(purerl.make_train(config.replace(eval_sample=sample)))(jax.random.key(0))
+        for sample in (False, True)
+    ]
+    greedy, sampled = (float(out.metrics.eval.episode_return[-1]) for out in found)
+    assert greedy == 0.0
+    assert 0.35 < sampled < 0.65
+    assert_equal(found[0].state.rollout, found[1].state.rollout)
 
 
 def test_the_runs_limits_are_kept():

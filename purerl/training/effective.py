@@ -11,14 +11,15 @@ open. A file keeps them apart from what was given, in its table `defaults`:
 They hold for the agent that is named there: with another one, that one's defaults are taken.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, cast
 
-from purerl.agents import AGENTS
+from purerl.agents import AGENTS, Agent
 from purerl.envs.base import Env
 from purerl.experience.buffer import Buffer
 from purerl.records.errors import ConfigError, shown
-from purerl.records.fields import field_names, read_names, unchecked
+from purerl.records.fields import field_names, field_options, read_names, unchecked
 from purerl.records.types import Plain
 from purerl.training.describe import describe
 from purerl.training.options import Options
@@ -56,7 +57,8 @@ def describe_in_force(options: Options) -> dict[str, Plain]:
 
 def filled(there: Mapping[str, Plain], options: Options) -> dict[str, Plain]:
     """A description from a folder, which may be of an earlier version: where it leaves open what is
-    a default, the value that these options would take there.
+    a default, the value that these options would take there; where a field wasn't there yet, its
+    default, which is what happened before.
 
     Args:
         there: of a config.
@@ -74,13 +76,29 @@ def filled(there: Mapping[str, Plain], options: Options) -> dict[str, Plain]:
         opened["agent"] = unchecked(agent, **dict.fromkeys(of_agent))
     if isinstance(parts["buffer"], dict) and parts["buffer"].get("maxlen") is None and buffer:
         opened["buffer"] = unchecked(buffer, maxlen=None)
+    later = _defaults_of_others(options, (*there, *OF_RUN))
+    opened |= later
+    if "agent" in opened:
+        younger = _defaults_of_others(agent, (*parts["agent"], *OF_AGENT))
+        opened["agent"] = unchecked(opened["agent"], **younger)
+        of_agent += younger
     now = describe_in_force(unchecked(options, **opened))
-    plain |= {name: now[name] for name in left}
+    plain |= {name: now[name] for name in (*left, *later)}
     if of_agent:
         plain["agent"] = {**parts["agent"], **{n: now["agent"][n] for n in of_agent}}
     if "buffer" in opened and isinstance(parts["buffer"], dict):
         plain["buffer"] = {**parts["buffer"], "maxlen": now["buffer"]["maxlen"]}
     return plain
+
+
+def _defaults_of_others(record: Options | Agent, names: Collection[str]) -> dict[str, Any]:
+    """The defaults of a record's fields but those of these names."""
+    fields = field_options(type(record)).items()
+    return {
+        name: field.default
+        for name, field in fields
+        if name not in names and field.default is not dataclasses.MISSING
+    }
 
 
 def split_defaults(given: Mapping[str, Plain], whole: Mapping[str, Plain]) -> dict[str, Plain]:

@@ -148,6 +148,7 @@ class Loop:
         stop_if_nonfinite: whether the state is frozen after an update that was skipped.
         eval_every: updates between evaluations, or None.
         eval_max_episodes, eval_max_episode_steps: an evaluation's size, on each device.
+        eval_sample: whether evaluations sample from the policy.
         devices: those that the run is sharded over.
         log: the user's metrics of a step, or None.
     """
@@ -175,6 +176,7 @@ class Loop:
     eval_every: int | None
     eval_max_episodes: int
     eval_max_episode_steps: int
+    eval_sample: bool
     devices: Devices = ALONE
     log: Log | None = None
 
@@ -539,7 +541,7 @@ class Loop:
         number = index.low.astype(jnp.uint32) + (index.high.astype(jnp.uint32) << 30)
         key = self.devices.key(jax.random.fold_in(key, number))
         env = map_actions(vectorize(self.eval_env), self.action_map)
-        acting = seeing(self.agent.policy(agent_state), stats)
+        acting = seeing(self.agent.policy(agent_state, sample=self.eval_sample), stats)
         size = (self.eval_max_episodes, self.eval_max_episode_steps)
         returns, lengths, info = play_episodes(env, acting, key, *size)
         return pool(summarize(returns, lengths, jnp.isfinite(returns), info), self.devices)

@@ -109,7 +109,7 @@ class Options(Record):
         wait_end_path: episodic rollouts: all environments are reset and play T steps, a time limit;
             steps after the first end of each are not `valid`, and losses over paths leave them out.
             None for the agent's default.
-        eval_every: updates between evaluations of the greedy policy, the best of which is kept:
+        eval_every: updates between evaluations of the policy, the best of which is kept:
             `TrainOutput.best_policy`. None for no evaluations.
         eval_env: the environment of evaluations, given as `env`, with the same spaces and metrics:
             such as the nominal one, where `env` is randomised. Frame skip and time limit are the
@@ -117,6 +117,8 @@ class Options(Record):
         eval_max_episodes: the number of episodes in each evaluation (it plays exactly this many).
         eval_max_episode_steps: a time limit for an evaluation's episodes; None for the
             environment's, or 10,000 where it has none.
+        eval_sample: draw the actions of evaluations from the policy, where its mode fails, such as
+            by going in circles; else they are greedy.
         log: metrics of yours: a function of a `Transition`, one step of N environments, to a dict
             of numbers by name, `[N]` or `[]`, such as `lambda step: {"speed": step.obs[:, 1]}`.
             Here `reward` is the environment's, and `next_obs` the true successor. Finite values are
@@ -174,6 +176,7 @@ class Options(Record):
     eval_env: Any = static(default=None)
     eval_max_episodes: int = integer(default=10, at_least=1)
     eval_max_episode_steps: int | None = integer(default=None, at_least=1, optional=True)
+    eval_sample: bool = flag(default=False)
     log: Log | None = static(default=None, check=_function, expected="a function of a Transition")
     num_devices: int = integer(default=1, at_least=1)
 

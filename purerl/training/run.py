@@ -104,6 +104,7 @@ def assemble(options: Options) -> Loop:
         eval_every=options.eval_every,
         eval_max_episodes=options.eval_max_episodes,
         eval_max_episode_steps=options.eval_max_episode_steps or longest,
+        eval_sample=options.eval_sample,
         log=options.log,
     )
     return loop if options.num_devices == 1 else _divide(loop, options.num_devices)
