@@ -7,7 +7,7 @@ with schedules of the whole length, so that those who stay end as they would hav
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from purerl.records.files import counted
 from purerl.runs.chunks import Program, join_metrics
 from purerl.statistics import bin_curves
 from purerl.sweeps.plan import Group, Plan, Values, same_values
-from purerl.sweeps.result import last_eval, ranking
+from purerl.sweeps.result import newest_return
 from purerl.sweeps.slices import MEMBERS_PER_CORE
 from purerl.training.train import final_return
 
@@ -42,16 +42,20 @@ class Rungs:
     number: int
     factor: int
 
-    def stop(self, rung: int, num_updates: int, log_every: int) -> int:
-        """The updates that a run of `num_updates` has done at a rung's end: whole rows of
-        metrics."""
+    def stop(
+        self, rung: int, num_updates: int, log_every: int, eval_every: int | None = None
+    ) -> int:
+        """The updates that a run of `num_updates` has done at a rung's end: up to an evaluation,
+        so that no trial is judged before its first one, and whole rows of metrics."""
         if rung == self.number - 1:
             return num_updates
-        part = -(-num_updates // self.factor ** (self.number - 1 - rung))
-        return min(num_updates, -(-part // log_every) * log_every)
+        stop = -(-num_updates // self.factor ** (self.number - 1 - rung))
+        for whole in (eval_every or 1, log_every):
+            stop = -(-stop // whole) * whole
+        return min(num_updates, stop)
 
     def stay(self, count: int) -> int:
-        """How many of the trials on a rung stay."""
+        """How many of the trials on a rung stay, of those that have a score."""
         return -(-count // self.factor)
 
 
@@ -60,7 +64,8 @@ class Outcome:
     """What became of a trial.
 
     Attributes:
-        scores: of each rung that it reached: the mean over seeds, NaN where none has a return.
+        scores: of each rung that it reached: the mean over seeds, NaN where none has a return yet,
+            -inf where none has one since numbers weren't finite.
         returns: `[seeds]`, each seed's at the last of them.
         num_timesteps: environment steps that it was trained for, over all seeds.
         curve: environment steps of one seed, and the mean return over seeds there.
@@ -121,12 +126,13 @@ class Trainer:
             report(f"rung {rung + 1} of {self.rungs.number}")
             for run in runs:
                 loop = run.program.loop
-                stop = self.rungs.stop(rung, loop.num_updates, loop.log_every)
+                stop = self.rungs.stop(rung, loop.num_updates, loop.log_every, loop.eval_every)
                 run.advance(stop, keep_state=not last)
                 run.note(outcomes, seeds)
             on_it = sorted(i for run in runs for i in run.trials(seeds))
-            staying = _best(outcomes, on_it, self.rungs.stay(len(on_it)))
+            scores = {i: outcomes[i].scores[-1] for i in on_it}
             if not last:
+                staying = staying_of(scores, self.rungs.stay(len(on_it)))
                 for run in runs:
                     run.keep(staying, seeds)
                 runs = [run for run in runs if len(run.places)]
@@ -147,13 +153,38 @@ class Trainer:
         return program
 
 
-def _best(outcomes: Sequence[Outcome], trials: list[int], number: int) -> list[int]:
-    """The trials with the best scores on the rung that they have reached; all of them where none
-    has a score yet."""
-    scores = np.array([[outcomes[i].scores[-1]] for i in trials])
-    if not np.any(np.isfinite(scores)):
-        return trials
-    return sorted(trials[place] for place in ranking(scores)[:number])
+def staying_of(scores: Mapping[int, float], number: int) -> list[int]:
+    """The trials that stay after a rung: the `number` with the best scores, and beside them as
+    many, at most, of those without a score. These can't be told to be worse: whether an episode
+    has ended depends on `num_envs` and the like, and where surviving is good, on being good.
+
+    Args:
+        scores: by trial, as in `Outcome`.
+        number: at least 1.
+
+    Returns:
+        In order; all without a score, where none has a finite one.
+    """
+    unknown = [i for i, score in scores.items() if math.isnan(score)]
+    known = sorted((i for i in scores if i not in unknown), key=lambda i: -scores[i])
+    if unknown and not any(map(math.isfinite, scores.values())):
+        return sorted(unknown)
+    return sorted(known[:number] + unknown[:number])
+
+
+def returns_so_far(metrics: Metrics, num_rows: np.ndarray) -> np.ndarray:
+    """What members are judged by, `[n]`: the return of the last evaluation; without evaluations the
+    final return of the rows so far, or, where no episode ended in the last tenth of them, that of
+    the newest row in which one did. NaN before the first episode.
+
+    Args:
+        metrics: `[n, rows]`.
+        num_rows: `[n]`, rows until each member's run was over.
+    """
+    if metrics.eval is not None:
+        return newest_return(metrics.eval)
+    found = final_return(metrics, num_rows)
+    return np.where(np.isnan(found), newest_return(metrics), found)
 
 
 def _compile(group: Group, size: int) -> Program:
@@ -262,7 +293,8 @@ class GroupRun:
         assert metrics is not None
         rows = -(-self._num_updates // loop.log_every)
         source = metrics if metrics.eval is None else metrics.eval
-        returns = final_return(metrics, rows) if metrics.eval is None else last_eval(metrics)
+        returns = returns_so_far(metrics, rows)
+        diverged = np.asarray(metrics.nonfinite_updates).sum(axis=1) > 0
         ends = np.arange(1, source.num_episodes.shape[1] + 1) * loop.log_every
         steps = np.minimum(ends, self.reached) * loop.steps_per_update
         for first in range(0, len(self.places), num_seeds):
@@ -270,7 +302,8 @@ class GroupRun:
             outcome = outcomes[int(self.group.members[self.places[first]]) // num_seeds]
             outcome.returns = [float(r) for r in returns[own]]
             seen = returns[own][np.isfinite(returns[own])]
-            outcome.scores.append(float(seen.mean()) if seen.size else math.nan)
+            without = -math.inf if diverged[own].any() else math.nan
+            outcome.scores.append(float(seen.mean()) if seen.size else without)
             done = int(self._num_updates[own].sum())
             outcome.num_timesteps = done * loop.steps_per_update
             at, curves = bin_curves(
