@@ -74,15 +74,21 @@ def test_a_rung_lasts_until_an_evaluation():
     assert [schedule.stop(i, 81, 1, 70) for i in range(3)] == [70, 70, 81]
 
 
-def test_who_has_no_score_is_not_the_worst():
+def test_who_has_no_score_in_time_is_not_the_worst():
+    def staying(scores, number, late=()):
+        outcomes = {i: Outcome([x], is_late=i in late) for i, x in scores.items()}
+        return staying_of(outcomes, number)
+
     worst = -math.inf
     scores = {0: 3.0, 1: nan, 2: 5.0, 4: worst, 5: nan, 6: nan, 7: 4.0}
-    assert staying_of(scores, 1) == [1, 2]
-    assert staying_of(scores, 2) == [1, 2, 5, 7]  # beside the best, as many at most
-    assert staying_of({0: 1.0, 1: 1.0, 2: worst}, 2) == [0, 1]
-    assert staying_of({0: worst, 1: 1.0}, 1) == [1]
-    assert staying_of({0: nan, 1: worst, 2: nan}, 1) == [0, 2]  # nobody has one yet
-    assert staying_of({0: worst, 1: worst}, 1) == [0]
+    assert staying(scores, 1) == [1, 2]
+    assert staying(scores, 2) == [1, 2, 5, 7]  # beside the best, as many at most
+    assert staying(scores, 1, late=(0, 7)) == [2, 7]  # of the others those that were better
+    assert staying(scores, 1, late=(0, 2, 7)) == [1, 2]  # all scores are older
+    assert staying({0: 1.0, 1: 1.0, 2: worst}, 2) == [0, 1]
+    assert staying({0: worst, 1: 1.0}, 1) == [1]
+    assert staying({0: nan, 1: worst, 2: nan}, 1) == [0, 2]  # nobody has one yet
+    assert staying({0: worst, 1: worst}, 1) == [0]
 
 
 def test_a_trial_is_judged_by_its_newest_episodes():
@@ -102,9 +108,10 @@ def test_a_trial_is_judged_by_its_newest_episodes():
     outcomes = [Outcome() for _ in range(4)]
     run.note(outcomes, 1)
     np.testing.assert_array_equal([x.scores for x in outcomes], [[19], [11], [nan], [-math.inf]])
+    assert [x.is_late for x in outcomes] == [False, True, False, False]
     outcomes = [Outcome() for _ in range(2)]
     run.note(outcomes, 2)
-    assert [x.scores for x in outcomes] == [[15.0], [-math.inf]]
+    assert [(x.scores, x.is_late) for x in outcomes] == [([15.0], True), ([-math.inf], False)]
 
 
 def test_the_sampler_learns_nothing_from_what_is_not_known():
@@ -123,7 +130,7 @@ def test_no_static_group_is_lost_for_its_windows(traces):
     base = config(walk(7), total_timesteps=6 * 64, update_every=4)
     plan = plan_of(base, ("num_envs",), [{"num_envs": 4}, {"num_envs": 16}], (0,))
     outcomes = Trainer(Rungs(2, 2), 1).train(plan, silent)
-    assert [x.scores[0] for x in outcomes] == [28.0, 28.0]
+    assert [x.scores for x in outcomes] == [[28.0] * 2] * 2
 
 
 COMBINATIONS = [{"lr": lr, "gamma": gamma} for lr in (0.01, 0.1, 1.0) for gamma in (0.5, 0.99)]

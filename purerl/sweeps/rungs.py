@@ -55,7 +55,7 @@ class Rungs:
         return min(num_updates, stop)
 
     def stay(self, count: int) -> int:
-        """How many of the trials on a rung stay, of those that have a score."""
+        """How many of the trials on a rung stay, of those whose scores compare."""
         return -(-count // self.factor)
 
 
@@ -67,6 +67,8 @@ class Outcome:
         scores: of each rung that it reached: the mean over seeds, NaN where none has a return yet,
             -inf where none has one since numbers weren't finite.
         returns: `[seeds]`, each seed's at the last of them.
+        is_late: whether one of these is older than the last tenth of the rows so far, in which no
+            episode of the seed ended.
         num_timesteps: environment steps that it was trained for, over all seeds.
         curve: environment steps of one seed, and the mean return over seeds there.
         misfit: why it couldn't be trained; "" if it was.
@@ -74,6 +76,7 @@ class Outcome:
 
     scores: list[float] = dataclasses.field(default_factory=list)
     returns: list[float] = dataclasses.field(default_factory=list)
+    is_late: bool = False
     num_timesteps: int = 0
     curve: list[list[float]] = dataclasses.field(default_factory=lambda: [[], []])
     misfit: str = ""
@@ -130,9 +133,9 @@ class Trainer:
                 run.advance(stop, keep_state=not last)
                 run.note(outcomes, seeds)
             on_it = sorted(i for run in runs for i in run.trials(seeds))
-            scores = {i: outcomes[i].scores[-1] for i in on_it}
             if not last:
-                staying = staying_of(scores, self.rungs.stay(len(on_it)))
+                there = {i: outcomes[i] for i in on_it}
+                staying = staying_of(there, self.rungs.stay(len(on_it)))
                 for run in runs:
                     run.keep(staying, seeds)
                 runs = [run for run in runs if len(run.places)]
@@ -153,26 +156,37 @@ class Trainer:
         return program
 
 
-def staying_of(scores: Mapping[int, float], number: int) -> list[int]:
+def staying_of(outcomes: Mapping[int, Outcome], number: int) -> list[int]:
     """The trials that stay after a rung: the `number` with the best scores, and beside them as
-    many, at most, of those without a score. These can't be told to be worse: whether an episode
-    has ended depends on `num_envs` and the like, and where surviving is good, on being good.
+    many, at most, of those whose scores are older or unknown. These can't be told to be worse:
+    whether an episode ends in time depends on `num_envs` and the like, and where surviving is good,
+    on being good.
 
     Args:
-        scores: by trial, as in `Outcome`.
+        outcomes: by trial.
         number: at least 1.
 
     Returns:
-        In order; all without a score, where none has a finite one.
+        In order. Where all scores are older, these are compared; where none is finite, all stay
+        that haven't diverged.
     """
-    unknown = [i for i, score in scores.items() if math.isnan(score)]
-    known = sorted((i for i in scores if i not in unknown), key=lambda i: -scores[i])
-    if unknown and not any(map(math.isfinite, scores.values())):
-        return sorted(unknown)
-    return sorted(known[:number] + unknown[:number])
+    scores = {i: outcome.scores[-1] for i, outcome in outcomes.items()}
+
+    def best(trials: list[int]) -> list[int]:
+        ranked = sorted(trials, key=lambda i: math.inf if math.isnan(scores[i]) else -scores[i])
+        return ranked[:number]
+
+    known = [i for i in scores if not math.isnan(scores[i])]
+    in_time = [i for i in known if not outcomes[i].is_late]
+    if any(math.isfinite(scores[i]) for i in in_time):
+        known = in_time
+    others = [i for i in scores if i not in known]
+    if others and not any(math.isfinite(scores[i]) for i in known):
+        return others
+    return sorted(best(known) + best(others))
 
 
-def returns_so_far(metrics: Metrics, num_rows: np.ndarray) -> np.ndarray:
+def returns_so_far(metrics: Metrics, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What members are judged by, `[n]`: the return of the last evaluation; without evaluations the
     final return of the rows so far, or, where no episode ended in the last tenth of them, that of
     the newest row in which one did. NaN before the first episode.
@@ -180,11 +194,15 @@ def returns_so_far(metrics: Metrics, num_rows: np.ndarray) -> np.ndarray:
     Args:
         metrics: `[n, rows]`.
         num_rows: `[n]`, rows until each member's run was over.
+
+    Returns:
+        The returns, and whether each is older than the last tenth.
     """
     if metrics.eval is not None:
-        return newest_return(metrics.eval)
-    found = final_return(metrics, num_rows)
-    return np.where(np.isnan(found), newest_return(metrics), found)
+        found = newest_return(metrics.eval)
+        return found, np.zeros(found.shape, bool)
+    found, newest = final_return(metrics, num_rows), newest_return(metrics)
+    return np.where(np.isnan(found), newest, found), np.isnan(found) & ~np.isnan(newest)
 
 
 def _compile(group: Group, size: int) -> Program:
@@ -293,14 +311,14 @@ class GroupRun:
         assert metrics is not None
         rows = -(-self._num_updates // loop.log_every)
         source = metrics if metrics.eval is None else metrics.eval
-        returns = returns_so_far(metrics, rows)
+        returns, late = returns_so_far(metrics, rows)
         diverged = np.asarray(metrics.nonfinite_updates).sum(axis=1) > 0
         ends = np.arange(1, source.num_episodes.shape[1] + 1) * loop.log_every
         steps = np.minimum(ends, self.reached) * loop.steps_per_update
         for first in range(0, len(self.places), num_seeds):
             own = slice(first, first + num_seeds)
             outcome = outcomes[int(self.group.members[self.places[first]]) // num_seeds]
-            outcome.returns = [float(r) for r in returns[own]]
+            outcome.returns, outcome.is_late = returns[own].tolist(), bool(late[own].any())
             seen = returns[own][np.isfinite(returns[own])]
             without = -math.inf if diverged[own].any() else math.nan
             outcome.scores.append(float(seen.mean()) if seen.size else without)

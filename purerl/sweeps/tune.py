@@ -75,11 +75,11 @@ def tune(
     values. By successive halving the lower part of a batch leaves on each rung; those who stay
     train on as they would have without the others. The score is the mean over seeds of the final
     return, or of the last evaluation where the config has `eval_every`, as in `SweepResult.table`.
-    Where no episode ended in the last tenth of the rows so far, the newest row with one counts. A
-    trial without any return yet isn't taken to be worse than others: of those as many as of the
-    best stay, beside them. One without any since its numbers weren't finite is the worst. At the
-    end the trial with the highest score is trained again with fresh seeds: its score is the
-    best of many, and too good by chance.
+    Where no episode ended in the last tenth of the rows so far, the newest row with one counts; a
+    trial whose score is older for that, or which has none yet, isn't taken to be worse than others:
+    beside the best as many of those stay, at most. One without any return since its numbers weren't
+    finite is the worst. At the end the trial with the highest score is trained again with fresh
+    seeds: its score is the best of many, and too good by chance.
 
     Args:
         config: common to all trials; a mapping as for `make_train`.
