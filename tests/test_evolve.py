@@ -1,6 +1,7 @@
 """Population-based training: who is replaced by what, and that nothing else changes."""
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from purerl.accelerator.members import Layout
 from purerl.accelerator.transfer import is_key
 from purerl.records.files import unsealed
 from purerl.sweeps import evolve as evolving
+from purerl.sweeps.evolution import EvolveResult, History
 from purerl.sweeps.population import draw, fitness_of, num_replaced, perturb, read_space, select
 
 
@@ -269,6 +271,11 @@ def test_selection():
         (np.array([np.nan, 1.0]), 0.5),
     ):
         np.testing.assert_array_equal(select(other, fraction, rng), np.arange(len(other)))
+    inf = np.inf  # one that diverged is replaced, and never copied
+    source = select(np.array([np.nan, -inf, 2.0, -inf]), 0.5, rng)
+    np.testing.assert_array_equal(source, [0, 2, 2, 3])
+    np.testing.assert_array_equal(select(np.array([-inf, -inf, 1.0]), 0.25, rng), [2, 1, 2])
+    np.testing.assert_array_equal(select(np.full(4, -inf), 0.5, rng), np.arange(4))
     few = select(np.array([1.0, np.nan, 2.0, np.nan]), 0.5, rng)
     np.testing.assert_array_equal(few, [2, 1, 2, 3])
     assert [num_replaced(n, f) for n, f in ((16, 0.25), (3, 0.25), (10, 0.3), (5, 0))] == [
@@ -307,8 +314,33 @@ def test_perturbed_values_stay_inside():
 def test_fitness_counts_each_episode_once():
     counts = np.array([[1, 3], [0, 0]])
     returns = np.array([[2.0, 6.0], [np.nan, np.nan]], np.float32)
-    metrics = purerl.Metrics(returns, *[returns] * 5, counts, {}, counts, None)
-    np.testing.assert_array_equal(fitness_of(metrics), np.array([5.0, np.nan], np.float32))
+    for skipped, without in ((0, np.nan), (1, -np.inf)):
+        flawed = np.full((2, 2), skipped)
+        metrics = purerl.Metrics(returns, *[returns] * 5, counts, {}, flawed, None)
+        np.testing.assert_array_equal(fitness_of(metrics), np.array([5.0, without], np.float32))
+
+
+class Bursting(Tiny):
+    """Its numbers aren't finite with large learning rates."""
+
+    def update(self, state, experience, key, clock):
+        state, experience, losses = Tiny.update(self, state, experience, key, clock)
+        return {**state, "w": jnp.where(self.lr > 0.3, jnp.nan, state["w"])}, experience, losses
+
+
+def test_who_is_frozen_is_replaced(traces, tmp_path):
+    """By `stop_if_nonfinite`, in the first update; and never the best, whatever it returned."""
+    base = config(agent=Bursting(), stop_if_nonfinite=True, **FOUR)
+    result = evolve(base, fraction=0.5, resample=0.0)
+    lrs, (fitness, *later) = result.history.values["lr"], result.history.fitness
+    burst = lrs[0] > 0.3
+    assert 0 < burst.sum() <= 3
+    np.testing.assert_array_equal(np.isneginf(fitness), burst)
+    assert (~burst[result.history.parents[1]]).all()
+    for values, found in zip(lrs[1:], later, strict=True):
+        np.testing.assert_array_equal(np.isneginf(found), values > 0.3)
+    assert np.isfinite(result.best().fitness)
+    purerl.plot_evolution(result, tmp_path / "evolution.png")
 
 
 def test_fitness_is_that_of_evaluations_where_there_are_any(traces, capsys):
@@ -482,6 +514,15 @@ def test_nothing_ended(traces, tmp_path):
     for call in (result.best, result.schedule, lambda: purerl.plot_evolution(result)):
         with pytest.raises(purerl.ConfigError, match="no member has a fitness"):
             call()
+
+
+def test_the_overview_has_the_lengths_of_intervals(grown):
+    history = grown.history
+    first = {name: x[:2] for name, x in history.values.items()}
+    history = History(first, history.fitness[:2], history.parents[:2])
+    evolution = dataclasses.replace(grown.evolution, bounds=(0, 2, 8))
+    text = str(EvolveResult(evolution, history, grown.output, grown.effort))
+    assert text.startswith("Tiny on target: 6 members, 2 intervals of 64 to 192 steps; ")
 
 
 def test_overview_and_picture(grown, tmp_path):

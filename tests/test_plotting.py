@@ -503,6 +503,18 @@ def test_a_sweep_over_two_is_a_map():
     assert "over seeds and lr" in one.get_title(loc="left")
 
 
+def test_what_is_pooled_is_drawn_from_at_once():
+    """With a single seed too the interval has a width; of one agent there is none."""
+    scores = np.array([[0.0], [4.0], [8.0], [1.0], [nan]])
+    means, lows, highs = plotting_sweep._by_level(scores, np.array([0, 0, 0, 1, 1]), 2)
+    assert means.tolist() == [4.0, 1.0]
+    assert lows[0] < 2 < 6 < highs[0]
+    assert np.isnan([lows[1], highs[1]]).all()
+    result = made_up(seeds=1, grid={"lr": LRS, "gamma": [0.9, 0.99]})
+    band = plot_sweep(result, "lr").axes[0].collections[1].get_paths()[0].get_extents()
+    assert band.height > 4.5  # from 0 to 5; the means are 0.5, 2.5 and 4.5
+
+
 def test_a_sweep_of_draws_is_points():
     draws = {"lr": purerl.LogUniform(1e-5, 1e-1), "gamma": purerl.Uniform(0.8, 1.0)}
     result = made_up(samples=draws, num_samples=12)

@@ -13,8 +13,11 @@ from kit.trees import assert_equal
 
 import purerl
 from purerl.cli.flags import read_config
+from purerl.records.files import sealed, unsealed
 from purerl.records.folders import list_checkpoints
 from purerl.records.toml import to_toml
+from purerl.runs.curves import Curves
+from purerl.runs.view import RunView
 from purerl.training.train import final_return
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
@@ -113,6 +116,26 @@ def test_what_is_no_run_does_not_come_back(tmp_path):
         purerl.load_run(tmp_path / "all")
     with pytest.raises(purerl.RunError, match="is no run's folder: it has neither"):
         purerl.load_run(tmp_path)
+
+
+def test_curves_know_where_each_seeds_run_was_over(tmp_path):
+    """By the summary; by the table after a kill, and in a folder of an earlier version."""
+    run = config(env="CartPole-v1", total_timesteps=1_280, max_episodes=8, log_every=2)
+    own = Curves.of("", purerl.fit(run, tmp_path, seeds=[9, 4]))
+    assert own.num_updates[0] != own.num_updates[1]
+    assert (own.num_updates < 18).all()  # of 20 rows, of which the last two count otherwise
+    assert np.isfinite(own.final_returns).all()
+    file = tmp_path / "summary.json"
+    before = {n: x for n, x in unsealed(file.read_text()).items() if n != "updates"}
+    for summary in (file.read_text(), json.dumps(sealed(before)), None):
+        if summary is None:
+            file.unlink()
+        else:
+            file.write_text(summary)
+        read = purerl.read_run(tmp_path)
+        np.testing.assert_array_equal(read.num_updates, own.num_updates[::-1])  # by their numbers
+        np.testing.assert_allclose(read.final_returns, own.final_returns[::-1])
+        np.testing.assert_allclose(RunView(tmp_path).final_returns(), own.final_returns)
 
 
 def test_one_agent_without_seeds_has_the_files_too(tmp_path):

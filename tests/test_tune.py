@@ -8,12 +8,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import optuna
 import pytest
 from kit.agents import Tiny
-from kit.environments import push_env
+from kit.environments import push_env, walk
 from kit.quick import mostly_slow
 from kit.searching import OPTIONS, SPACE, nine_updates, search
 from kit.sweeps import config
@@ -25,11 +26,13 @@ from purerl.records.draws import Choice, LogUniform, Uniform
 from purerl.sweeps import rungs
 from purerl.sweeps import tune as host_tune
 from purerl.sweeps.plan import plan_of
-from purerl.sweeps.rungs import Outcome, Rungs, Trainer
+from purerl.sweeps.rungs import GroupRun, Outcome, Rungs, Trainer, staying_of
 from purerl.sweeps.space import SPACES, Space, read_space
 from purerl.sweeps.study import Study, Trial
 from purerl.sweeps.tuned import TuneResult
 from purerl.training.describe import describe
+
+nan = math.nan
 
 
 def silent(words):
@@ -61,6 +64,73 @@ def test_lengths_of_rungs(number, factor, updates, log_every, stops):
     schedule = Rungs(number, factor)
     assert [schedule.stop(i, updates, log_every) for i in range(number)] == stops
     assert [schedule.stay(n) for n in (1, factor, factor + 1, 4 * factor)] == [1, 1, 2, 4]
+
+
+def test_a_rung_lasts_until_an_evaluation():
+    """And no trial is judged before its first one; to whole rows of metrics as well."""
+    schedule = Rungs(3, 3)
+    assert [schedule.stop(i, 81, 1, 20) for i in range(3)] == [20, 40, 81]
+    assert [schedule.stop(i, 81, 3, 20) for i in range(3)] == [21, 42, 81]
+    assert [schedule.stop(i, 81, 1, 70) for i in range(3)] == [70, 70, 81]
+
+
+def test_who_has_no_score_in_time_is_not_the_worst():
+    def staying(scores, number, late=()):
+        outcomes = {i: Outcome([x], is_late=i in late) for i, x in scores.items()}
+        return staying_of(outcomes, number)
+
+    worst = -math.inf
+    scores = {0: 3.0, 1: nan, 2: 5.0, 4: worst, 5: nan, 6: nan, 7: 4.0}
+    assert staying(scores, 1) == [1, 2]
+    assert staying(scores, 2) == [1, 2, 5, 7]  # beside the best, as many at most
+    assert staying(scores, 1, late=(0, 7)) == [2, 7]  # of the others those that were better
+    assert staying(scores, 1, late=(0, 2, 7)) == [1, 2]  # all scores are older
+    assert staying({0: 1.0, 1: 1.0, 2: worst}, 2) == [0, 1]
+    assert staying({0: worst, 1: 1.0}, 1) == [1]
+    assert staying({0: nan, 1: worst, 2: nan}, 1) == [0, 2]  # nobody has one yet
+    assert staying({0: worst, 1: worst}, 1) == [0]
+
+
+def test_a_trial_is_judged_by_its_newest_episodes():
+    """Of the last tenth of the rows so far, or before; one that diverged is the worst, one of which
+    nothing is known isn't."""
+    counts = np.zeros((4, 20), int)
+    counts[0, [3, 19]], counts[1, [3, 11]] = 1, [1, 2]
+    returns = np.where(counts > 0, np.arange(20.0), np.nan)
+    skipped = np.zeros((4, 20), int)
+    skipped[3, 5:] = 1
+    metrics = purerl.Metrics(returns, *[returns] * 5, counts, {}, skipped, None)
+    run = GroupRun.__new__(GroupRun)
+    run.program = types.SimpleNamespace(loop=types.SimpleNamespace(log_every=2, steps_per_update=8))
+    run.group = types.SimpleNamespace(members=np.arange(4))
+    run.places, run.reached, run.metrics = np.arange(4), 40, metrics
+    run._num_updates = np.full(4, 40)
+    outcomes = [Outcome() for _ in range(4)]
+    run.note(outcomes, 1)
+    np.testing.assert_array_equal([x.scores for x in outcomes], [[19], [11], [nan], [-math.inf]])
+    assert [x.is_late for x in outcomes] == [False, True, False, False]
+    outcomes = [Outcome() for _ in range(2)]
+    run.note(outcomes, 2)
+    assert [(x.scores, x.is_late) for x in outcomes] == [([15.0], True), ([-math.inf], False)]
+
+
+def test_the_sampler_learns_nothing_from_what_is_not_known():
+    study = Study(read_space(nine_updates(), SPACE), "tpe", 0, None, "")
+    study.ask(4)
+    misfit = Outcome(misfit="no")
+    study.tell([Outcome([nan]), Outcome([nan, -math.inf]), Outcome([nan, 1.0]), misfit], 2)
+    states = [x.state.name for x in study.study.get_trials()]
+    assert states == ["FAIL", "PRUNED", "COMPLETE", "PRUNED"]
+    np.testing.assert_array_equal([x.score for x in study.trials()], [nan, -math.inf, 1.0, nan])
+
+
+def test_no_static_group_is_lost_for_its_windows(traces):
+    """Episodes end after the 7th, the 14th step and so on: of 12 steps of 16 environments none in
+    the last tenth, of 48 steps of 4 environments some."""
+    base = config(walk(7), total_timesteps=6 * 64, update_every=4)
+    plan = plan_of(base, ("num_envs",), [{"num_envs": 4}, {"num_envs": 16}], (0,))
+    outcomes = Trainer(Rungs(2, 2), 1).train(plan, silent)
+    assert [x.scores for x in outcomes] == [[28.0] * 2] * 2
 
 
 COMBINATIONS = [{"lr": lr, "gamma": gamma} for lr in (0.01, 0.1, 1.0) for gamma in (0.5, 0.99)]
@@ -334,6 +404,12 @@ BAD = [
     ),
     ({"space": {"K_epochs": LogUniform(1, 8)}}, r"expected a few: purerl.Choice\(...\)"),
     ({"space": {"lr": [1], "learning_rate": [1]}}, "'lr' and 'learning_rate'"),
+    (
+        {"space": {"eval_every": [None, 2]}},
+        r"space\['eval_every'\]: got .*, expected it in the config, one value for all trials",
+    ),
+    ({"space": {"max_episodes": [5, None]}}, r"space\['max_episodes'\]: got .* in the config"),
+    ({"space": {"timesteps": [64, 96]}}, r"space\['total_timesteps'\]: got .* in the config"),
     ({"trials": 0}, "trials: got 0, expected an integer >= 1"),
     ({"batch": 2.5}, "batch: got 2.5, expected an integer >= 1"),
     ({"rungs": 0}, "rungs: got 0, expected an integer >= 1"),

@@ -105,8 +105,8 @@ class Metrics(NamedTuple):
         nonfinite_updates: `[]` int32, the number of updates that were skipped because of NaN or
             infinity from the environment or in the agent, or that left values beyond 1e15 out of
             running statistics.
-        eval: `Episodes` of the last evaluation, NaN and 0 before the first; None for a run without
-            evaluation.
+        eval: `Episodes` of the last evaluation in the row, NaN and 0 in a row without one; None for
+            a run without evaluation.
         info: of training episodes, as in `Episodes`.
         log: `[]` float32 by name, what the run's `log` returns: the mean over the steps of an
             update of its finite values, and over the updates in which there are any.

@@ -67,7 +67,8 @@ def _scale(result: EvolveResult) -> "Normalize":
     far below all others."""
     from matplotlib.colors import Normalize
 
-    low, high = np.nanquantile(result.history.fitness, [0.1, 1.0])
+    fitness = result.history.fitness
+    low, high = np.quantile(fitness[np.isfinite(fitness)], [0.1, 1.0])
     return Normalize(low, high if high > low else low + 1.0, clip=True)
 
 

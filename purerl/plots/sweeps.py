@@ -309,11 +309,15 @@ def _number_axis(set_scale: Callable[[str], None], axis: "Axis", levels: Levels)
 def _by_level(
     scores: np.ndarray, places: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Interquartile means and intervals, `[count]` each, of scores `[C, S]` pooled by place."""
+    """Interquartile means and intervals, `[count]` each, of scores `[C, S]` pooled by place; no
+    interval, NaN, of a single one."""
     ends = np.full((3, count), np.nan)
     for place in np.unique(places):
-        strata = list(scores[places == place])
-        ends[:, place] = iqm(np.concatenate(strata)), *bootstrap_interval(iqm, strata)
+        # Drawn from all at once: what else was swept is part of the spread, as the seeds are.
+        pooled = scores[places == place].ravel()
+        ends[0, place] = iqm(pooled)
+        if np.isfinite(pooled).sum() > 1:
+            ends[1:, place] = bootstrap_interval(iqm, pooled)
     return ends[0], ends[1], ends[2]
 
 

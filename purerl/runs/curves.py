@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,11 @@ from purerl.training.train import TrainOutput
 Check = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
 INFO, LOG = "info/", "log/"  # prefixes of the environment's metrics, and of the user's
 COLUMNS = ("seed", "update", "timesteps", "episode_return", "num_episodes")
+# Columns of a table that say nothing about whether a seed still trained, and what the others have
+# in a row in which it didn't: no number, an infinite one under `jax_debug_nans`, or a count of 0.
+_ALWAYS = ("seed", "update", "timesteps", "seconds")
+_NOTHING = ("", "0", "inf", "-inf")
+_LIVE = "is live"  # the name of a column that is made of them: 1 where a seed trained, else 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,7 +40,7 @@ class Curves:
         num_episodes: `[S, U]`, number of episodes that ended.
         seconds: `[U]`, wall-clock time of training after each row; None if unknown.
         num_updates: `[S]`, the rows until each seed's run was over, fewer than U if `max_episodes`
-            ended it; None for all.
+            or the like ended it; None for all.
         info: `[S, U]` by name, the environment's metrics (see `EnvSpec.metrics`).
         log: `[S, U]` by name, what the run's `log` returns.
 
@@ -149,7 +154,9 @@ class Curves:
         return statistics.bin_curves(x, self.returns, self.num_episodes, num_bins)
 
 
-def read_curves(folder: Path, name: str, check: Check) -> Curves:
+def read_curves(
+    folder: Path, name: str, check: Check, seeds: Sequence[int] | None = None
+) -> Curves:
     """The curves of a run's `metrics.csv`, even if no episode has ended.
 
     Args:
@@ -157,6 +164,8 @@ def read_curves(folder: Path, name: str, check: Check) -> Curves:
         name: the label in legends.
         check: takes seeds `[S]`, timesteps `[U]`, returns and numbers of episodes `[S, U]`, and
             raises ValueError if they differ from what training has written.
+        seeds: in the run's order, that of the metrics that are saved with checkpoints; those of
+            curves are in the order of their numbers. None for that order.
 
     Raises:
         RunError: the file is missing, or damaged.
@@ -167,9 +176,9 @@ def read_curves(folder: Path, name: str, check: Check) -> Curves:
         with io.TextIOWrapper(open_file(file), encoding="utf-8", newline="") as lines:
             table = _columns(csv.reader(lines))
         curves = _curves(name, table)
-        seeds = np.unique(table["seed"]).astype(np.int64)
-        check(seeds, curves.timesteps, curves.returns, curves.num_episodes)
-        _compare(curves, saved)
+        there = np.unique(table["seed"]).astype(np.int64)
+        check(there, curves.timesteps, curves.returns, curves.num_episodes)
+        _compare(curves, saved, np.argsort(np.argsort(there if seeds is None else seeds)))
         return curves
     except FileNotFoundError:
         way = f"; purerl resume {folder} goes on, and writes it"
@@ -199,14 +208,17 @@ def _saved_pieces(folder: Path) -> list[dict[str, np.ndarray]]:
     return pieces
 
 
-def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
-    """Raises ValueError if rows differ from the saved metrics."""
+def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]], places: np.ndarray) -> None:
+    """Raises ValueError if rows differ from the saved metrics, whose seeds have these places among
+    those of the curves."""
+    if pieces and len(places) != curves.num_seeds:
+        raise ValueError(f"it has {curves.num_seeds} seeds, expected {len(places)}")
     row = 0
     for piece in pieces:
         rows = slice(row, row := row + piece["num_episodes"].shape[1])
         for name, found in (
-            ("episode_return", curves.returns[:, rows].astype(np.float32)),
-            ("num_episodes", curves.num_episodes[:, rows]),
+            ("episode_return", curves.returns[places, rows].astype(np.float32)),
+            ("num_episodes", curves.num_episodes[places, rows]),
         ):
             if not np.array_equal(found, piece[name], equal_nan=name == "episode_return"):
                 raise ValueError(
@@ -216,7 +228,7 @@ def _compare(curves: Curves, pieces: list[dict[str, np.ndarray]]) -> None:
 
 
 def _columns(rows: Any) -> dict[str, np.ndarray]:
-    """The columns for curves, float64, NaN where a field is empty.
+    """The columns for curves, float64, NaN where a field is empty, and `_LIVE`.
 
     Raises:
         ValueError: a column is missing, or a field isn't a number.
@@ -228,6 +240,7 @@ def _columns(rows: Any) -> dict[str, np.ndarray]:
     more = [name for name in header if name == "seconds" or name.startswith((INFO, LOG))]
     names = [*COLUMNS, *more]
     places = [header.index(name) for name in names]
+    others = [i for i, name in enumerate(header) if name not in _ALWAYS]
     values: list[list[float]] = []
     faulty: str | None = None
     for row in rows:
@@ -236,11 +249,12 @@ def _columns(rows: Any) -> dict[str, np.ndarray]:
         try:
             if len(row) != len(header):
                 raise ValueError(f"{len(row)} fields, expected {len(header)}")
-            values.append([float(row[i]) if row[i] else math.nan for i in places])
+            live = any(row[i] not in _NOTHING for i in others)
+            values.append([*(float(row[i]) if row[i] else math.nan for i in places), live])
         except ValueError as error:  # the last line may not be complete yet
             faulty = f"line {rows.line_num}: {error}"
-    array = np.array(values, np.float64).reshape(-1, len(names))
-    return dict(zip(names, array.T, strict=True))
+    array = np.array(values, np.float64).reshape(-1, len(names) + 1)
+    return dict(zip([*names, _LIVE], array.T, strict=True))
 
 
 def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
@@ -292,6 +306,13 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
         grids["episode_return"],
         grids["num_episodes"].astype(np.int64),
         seconds if np.all(np.isfinite(seconds)) else None,
-        info=info,
-        log=log,
+        _last_live(grids[_LIVE] > 0),
+        info,
+        log,
     )
+
+
+def _last_live(live: np.ndarray) -> np.ndarray:
+    """`[S]`, the rows up to the last one in which each seed trained, of `[S, U]` bool; all for a
+    seed without any."""
+    return live.shape[1] - np.argmax(live[:, ::-1], axis=1)

@@ -186,6 +186,7 @@ def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Plain]:
         "steps_per_update": out.steps_per_update,
         "num_updates": int(np.max(updates)),
         "reached_update": updates_gone_through(out),
+        "updates": {"by_seed": updates.tolist()},  # until each one's run was over
         "timesteps": int(np.max(updates)) * out.steps_per_update,
         "final_return": {
             "of": "training episodes of the last tenth of the updates, each counted once",

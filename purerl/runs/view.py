@@ -254,7 +254,23 @@ class RunView:
 
     def curves(self, name: str | None = None) -> Curves:
         """The curves of its metrics, even if no episode has ended."""
-        return read_curves(self.folder, name or self.name, self._check_curves)
+        given = None if self._run is None else self.given_seeds
+        curves = read_curves(self.folder, name or self.name, self._check_curves, given)
+        ends = self._ends(curves)
+        return curves if ends is None else dataclasses.replace(curves, num_updates=ends)
+
+    def _ends(self, curves: Curves) -> np.ndarray | None:
+        """`[S]`, the rows until each seed's run was over, by the summary; None where it isn't of
+        all rows, as during training, or where an earlier version wrote it."""
+        if self._summary is None or "updates" not in self._summary:
+            return None
+        steps_per_update = int(self._known("steps_per_update", int))
+        reached = self._reached() * steps_per_update
+        if curves.timesteps[-1] != reached or curves.num_seeds != len(self.seeds):
+            return None
+        updates = np.array(self._by_seed("updates"), np.float64)
+        order = np.argsort(self.seeds)  # as the seeds of curves are
+        return np.searchsorted(curves.timesteps, updates[order] * steps_per_update) + 1
 
     def _check_curves(
         self, seeds: np.ndarray, timesteps: np.ndarray, returns: np.ndarray, episodes: np.ndarray
@@ -298,7 +314,8 @@ class RunView:
             return self._by_seed("final_return")
         if not (self.folder / METRICS).exists():
             return [None] * len(self.seeds)
-        return [float(x) if x == x else None for x in self.curves().final_returns]
+        found = dict(zip(sorted(self.seeds), self.curves().final_returns, strict=False))
+        return [float(x) if (x := found[seed]) == x else None for seed in self.seeds]
 
     def _by_seed(self, name: str) -> list[float | None]:
         """A number of each seed in the summary."""

@@ -23,6 +23,7 @@ from purerl.training.train import TrainOutput
 
 # Intervals in the printed overview.
 ROWS = 12
+WITHOUT = "no member has a fitness: no episode ended, or all diverged"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class History(NamedTuple):
 
     Attributes:
         values: `[I, P]` float32 by name, hyperparameters in each interval.
-        fitness: `[I, P]` float32, at the end of each interval.
+        fitness: `[I, P]` float32, at the end of each interval, as of `EvolveResult.table`.
         parents: `[I, P]` int32, the member whose state at the end of the interval before each one
             begins the interval with: its own index where it goes on with what it has.
     """
@@ -123,8 +124,9 @@ class EvolveResult(Overview):
     Attributes:
         table: the schedules, a row for each interval and member, as columns `[I * P]` by name:
             `interval`; `member`; `start` and `stop`, environment steps of the member; each name of
-            the space, its value in the interval; `fitness` (NaN where no episode ended); `parent`,
-            the member whose state the interval began with, its own index unless it was replaced.
+            the space, its value in the interval; `fitness` (NaN where no episode ended, -inf where
+            the member diverged); `parent`, the member whose state the interval began with, its own
+            index unless it was replaced.
         output: `TrainOutput` `[P]` of the members at the end. Its metrics are those of the places
             in the population: a place keeps its history where its member is replaced.
         history: the same as the table in arrays `[I, P]`.
@@ -207,7 +209,8 @@ class EvolveResult(Overview):
 
     @property
     def final_fitness(self) -> np.ndarray:
-        """`[P]` float32, of the last interval in which each member, or an ancestor, has one."""
+        """`[P]` float32, of the last interval in which each member, or an ancestor, has one; -inf
+        for members that diverged in the last."""
         found = self.history.fitness[-1].copy()
         for place in np.flatnonzero(np.isnan(found)):
             line = self.lineage(int(place))
@@ -218,8 +221,8 @@ class EvolveResult(Overview):
 
     @property
     def has_fitness(self) -> bool:
-        """Whether any member has a fitness."""
-        return bool(np.any(np.isfinite(self.history.fitness)))
+        """Whether any member has a fitness, and hasn't diverged."""
+        return bool(np.any(np.isfinite(self.final_fitness)))
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes the table, its columns' names in the first line."""
@@ -227,7 +230,7 @@ class EvolveResult(Overview):
 
     def _best_place(self) -> int:
         if not self.has_fitness:
-            raise ConfigError("best: no member has a fitness: no episode ended, train for longer")
+            raise ConfigError(f"best: {WITHOUT}, train for longer")
         return int(np.nanargmax(self.final_fitness))
 
     def _place(self, index: object) -> int:
@@ -266,14 +269,15 @@ def _overview(result: EvolveResult) -> Lines:
     """The best member, its schedule, time and memory."""
     evolution, config = result.evolution, result.evolution.config
     what = f"{type(config.agent).__name__} on {config.env.spec.name}"
-    length = int(result.steps[2] - result.steps[1])  # the first and the last may be longer
+    lengths = np.diff(result.steps)  # the first and the last may be longer
+    some = " to ".join(f"{x:,}" for x in sorted({int(lengths.min()), int(lengths.max())}))
     lines = [
         f"{what}: {evolution.population} members, "
-        f"{counted(evolution.num_intervals, 'interval')} of {length:,} steps; "
+        f"{counted(evolution.num_intervals, 'interval')} of {some} steps; "
         f"{int(np.sum(_replaced(result.history)))} times a member was replaced"
     ]
     if not result.has_fitness:
-        return Lines(*map(Text, [*lines, "no member has a fitness: no episode ended"]))
+        return Lines(*map(Text, [*lines, WITHOUT]))
     best, of_all = result.best(), result.final_fitness
     kind = "training" if evolution.config.eval_every is None else "evaluation"
     lines.append(

@@ -85,7 +85,8 @@ def evolve(
             of, drawn uniformly; 0 for no selection. A member's fitness is the mean return of its
             training episodes that ended in the interval, each counted once; with `eval_every` the
             return of its last evaluation. A member is replaced only by a better one, and takes no
-            part where none of its episodes ended.
+            part where none of its episodes ended. One that diverged (no return is finite, or
+            `stop_if_nonfinite` froze it) is worse than all others.
         resample: probability that a hyperparameter of a copy is drawn anew.
         factors: those that others are multiplied by, all equally likely. Where the bounds are
             nearer to each other than the factors are to 1, as those of a discount may be, such a
@@ -317,10 +318,17 @@ class _Population:
         metrics = join_metrics(pieces)
         self.pieces.append(metrics)
         self.unsaved.append(metrics)
-        self.history.fitness[self.done] = fitness_of(metrics)
+        self.history.fitness[self.done] = np.where(self._frozen(), -np.inf, fitness_of(metrics))
         self.done += 1
         if self.done < self.evolution.num_intervals:
             self._replace()
+
+    def _frozen(self) -> np.ndarray | bool:
+        """`[P]` bool, members that `stop_if_nonfinite` has frozen: what they returned before is
+        nothing that they could go on from."""
+        if not self.program.loop.stop_if_nonfinite:
+            return False
+        return np.asarray(self.program.counts(self.state).nonfinite_updates) > 0
 
     def _replace(self) -> None:
         """Begins interval `done`: the worst members take states of the best, and perturbed values

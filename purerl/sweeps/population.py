@@ -98,19 +98,22 @@ def draw(space: Space, key: jax.Array, count: int) -> Values:
 
 def fitness_of(metrics: Metrics) -> np.ndarray:
     """`[P]` float32 of an interval's metrics `[P, rows]`: the return of the last evaluation, or
-    without evaluations the mean return of the training episodes that ended; NaN for none."""
+    without evaluations the mean return of the training episodes that ended; NaN for none, -inf
+    where numbers that weren't finite are why."""
     if metrics.eval is not None:
         found = last_eval(metrics)
     else:
         found = mean_returns(metrics.episode_return, metrics.num_episodes)
-    return found.astype(np.float32)
+    diverged = np.isnan(found) & (np.sum(metrics.nonfinite_updates, axis=1) > 0)
+    return np.where(diverged, -np.inf, found).astype(np.float32)
 
 
 def select(fitness: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
     """Truncation selection: each of the worst members is to copy one of the best, drawn uniformly.
 
     Args:
-        fitness: `[P]`; members whose fitness is NaN neither copy nor are copied.
+        fitness: `[P]`; members whose fitness is NaN neither copy nor are copied, those whose it is
+            -inf are the worst, and not copied.
         fraction: of the members, those that are worst, and those that are best.
         rng: for the draws.
 
@@ -119,12 +122,13 @@ def select(fitness: np.ndarray, fraction: float, rng: np.random.Generator) -> np
         where the drawn one isn't better.
     """
     source = np.arange(len(fitness), dtype=np.int32)
-    known = np.flatnonzero(np.isfinite(fitness))
+    known = np.flatnonzero(~np.isnan(fitness))
     count = min(num_replaced(len(fitness), fraction), len(known) // 2)
-    if not count:
-        return source
     ranked = known[np.argsort(fitness[known], kind="stable")]
-    worst, parents = ranked[:count], rng.choice(ranked[-count:], count)
+    best = [i for i in ranked[len(ranked) - count :] if np.isfinite(fitness[i])]
+    if not best:
+        return source
+    worst, parents = ranked[:count], rng.choice(best, count)
     better = fitness[parents] > fitness[worst]
     source[worst[better]] = parents[better]
     return source

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from purerl.accelerator.transfer import from_host
-from purerl.experience.metrics import Metrics
+from purerl.experience.metrics import Episodes, Metrics
 from purerl.records.errors import ConfigError, MemberError, RunError, shown
 from purerl.records.fields import check_path
 from purerl.records.files import counted, reason, write_whole
@@ -438,10 +438,16 @@ def column(values: list[object]) -> np.ndarray:
 def last_eval(metrics: Metrics) -> np.ndarray:
     """`[S]`, the return of each member's last evaluation, NaN where there was none."""
     assert metrics.eval is not None
-    there = np.asarray(metrics.eval.num_episodes) > 0
+    return newest_return(metrics.eval)
+
+
+def newest_return(episodes: Episodes | Metrics) -> np.ndarray:
+    """`[S]`, each member's return in the newest of the rows in which an episode ended, NaN where
+    none did."""
+    returns = np.asarray(episodes.episode_return)
+    there = (np.asarray(episodes.num_episodes) > 0) & np.isfinite(returns)
     last = there.shape[1] - 1 - np.argmax(there[:, ::-1], axis=1)
-    returns = np.asarray(metrics.eval.episode_return)[np.arange(len(last)), last]
-    return np.where(there.any(axis=1), returns, np.nan)
+    return np.where(there.any(axis=1), returns[np.arange(len(last)), last], np.nan)
 
 
 def _overview(result: SweepResult) -> Lines:

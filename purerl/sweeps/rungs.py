@@ -7,7 +7,7 @@ with schedules of the whole length, so that those who stay end as they would hav
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from purerl.records.files import counted
 from purerl.runs.chunks import Program, join_metrics
 from purerl.statistics import bin_curves
 from purerl.sweeps.plan import Group, Plan, Values, same_values
-from purerl.sweeps.result import last_eval, ranking
+from purerl.sweeps.result import newest_return
 from purerl.sweeps.slices import MEMBERS_PER_CORE
 from purerl.training.train import final_return
 
@@ -42,16 +42,20 @@ class Rungs:
     number: int
     factor: int
 
-    def stop(self, rung: int, num_updates: int, log_every: int) -> int:
-        """The updates that a run of `num_updates` has done at a rung's end: whole rows of
-        metrics."""
+    def stop(
+        self, rung: int, num_updates: int, log_every: int, eval_every: int | None = None
+    ) -> int:
+        """The updates that a run of `num_updates` has done at a rung's end: up to an evaluation,
+        so that no trial is judged before its first one, and whole rows of metrics."""
         if rung == self.number - 1:
             return num_updates
-        part = -(-num_updates // self.factor ** (self.number - 1 - rung))
-        return min(num_updates, -(-part // log_every) * log_every)
+        stop = -(-num_updates // self.factor ** (self.number - 1 - rung))
+        for whole in (eval_every or 1, log_every):
+            stop = -(-stop // whole) * whole
+        return min(num_updates, stop)
 
     def stay(self, count: int) -> int:
-        """How many of the trials on a rung stay."""
+        """How many of the trials on a rung stay, of those whose scores compare."""
         return -(-count // self.factor)
 
 
@@ -60,8 +64,11 @@ class Outcome:
     """What became of a trial.
 
     Attributes:
-        scores: of each rung that it reached: the mean over seeds, NaN where none has a return.
+        scores: of each rung that it reached: the mean over seeds, NaN where none has a return yet,
+            -inf where none has one since numbers weren't finite.
         returns: `[seeds]`, each seed's at the last of them.
+        is_late: whether one of these is older than the last tenth of the rows so far, in which no
+            episode of the seed ended.
         num_timesteps: environment steps that it was trained for, over all seeds.
         curve: environment steps of one seed, and the mean return over seeds there.
         misfit: why it couldn't be trained; "" if it was.
@@ -69,6 +76,7 @@ class Outcome:
 
     scores: list[float] = dataclasses.field(default_factory=list)
     returns: list[float] = dataclasses.field(default_factory=list)
+    is_late: bool = False
     num_timesteps: int = 0
     curve: list[list[float]] = dataclasses.field(default_factory=lambda: [[], []])
     misfit: str = ""
@@ -121,12 +129,13 @@ class Trainer:
             report(f"rung {rung + 1} of {self.rungs.number}")
             for run in runs:
                 loop = run.program.loop
-                stop = self.rungs.stop(rung, loop.num_updates, loop.log_every)
+                stop = self.rungs.stop(rung, loop.num_updates, loop.log_every, loop.eval_every)
                 run.advance(stop, keep_state=not last)
                 run.note(outcomes, seeds)
             on_it = sorted(i for run in runs for i in run.trials(seeds))
-            staying = _best(outcomes, on_it, self.rungs.stay(len(on_it)))
             if not last:
+                there = {i: outcomes[i] for i in on_it}
+                staying = staying_of(there, self.rungs.stay(len(on_it)))
                 for run in runs:
                     run.keep(staying, seeds)
                 runs = [run for run in runs if len(run.places)]
@@ -147,13 +156,53 @@ class Trainer:
         return program
 
 
-def _best(outcomes: Sequence[Outcome], trials: list[int], number: int) -> list[int]:
-    """The trials with the best scores on the rung that they have reached; all of them where none
-    has a score yet."""
-    scores = np.array([[outcomes[i].scores[-1]] for i in trials])
-    if not np.any(np.isfinite(scores)):
-        return trials
-    return sorted(trials[place] for place in ranking(scores)[:number])
+def staying_of(outcomes: Mapping[int, Outcome], number: int) -> list[int]:
+    """The trials that stay after a rung: the `number` with the best scores, and beside them as
+    many, at most, of those whose scores are older or unknown. These can't be told to be worse:
+    whether an episode ends in time depends on `num_envs` and the like, and where surviving is good,
+    on being good.
+
+    Args:
+        outcomes: by trial.
+        number: at least 1.
+
+    Returns:
+        In order. Where all scores are older, these are compared; where none is finite, all stay
+        that haven't diverged.
+    """
+    scores = {i: outcome.scores[-1] for i, outcome in outcomes.items()}
+
+    def best(trials: list[int]) -> list[int]:
+        ranked = sorted(trials, key=lambda i: math.inf if math.isnan(scores[i]) else -scores[i])
+        return ranked[:number]
+
+    known = [i for i in scores if not math.isnan(scores[i])]
+    in_time = [i for i in known if not outcomes[i].is_late]
+    if any(math.isfinite(scores[i]) for i in in_time):
+        known = in_time
+    others = [i for i in scores if i not in known]
+    if others and not any(math.isfinite(scores[i]) for i in known):
+        return others
+    return sorted(best(known) + best(others))
+
+
+def returns_so_far(metrics: Metrics, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What members are judged by, `[n]`: the return of the last evaluation; without evaluations the
+    final return of the rows so far, or, where no episode ended in the last tenth of them, that of
+    the newest row in which one did. NaN before the first episode.
+
+    Args:
+        metrics: `[n, rows]`.
+        num_rows: `[n]`, rows until each member's run was over.
+
+    Returns:
+        The returns, and whether each is older than the last tenth.
+    """
+    if metrics.eval is not None:
+        found = newest_return(metrics.eval)
+        return found, np.zeros(found.shape, bool)
+    found, newest = final_return(metrics, num_rows), newest_return(metrics)
+    return np.where(np.isnan(found), newest, found), np.isnan(found) & ~np.isnan(newest)
 
 
 def _compile(group: Group, size: int) -> Program:
@@ -262,15 +311,17 @@ class GroupRun:
         assert metrics is not None
         rows = -(-self._num_updates // loop.log_every)
         source = metrics if metrics.eval is None else metrics.eval
-        returns = final_return(metrics, rows) if metrics.eval is None else last_eval(metrics)
+        returns, late = returns_so_far(metrics, rows)
+        diverged = np.asarray(metrics.nonfinite_updates).sum(axis=1) > 0
         ends = np.arange(1, source.num_episodes.shape[1] + 1) * loop.log_every
         steps = np.minimum(ends, self.reached) * loop.steps_per_update
         for first in range(0, len(self.places), num_seeds):
             own = slice(first, first + num_seeds)
             outcome = outcomes[int(self.group.members[self.places[first]]) // num_seeds]
-            outcome.returns = [float(r) for r in returns[own]]
+            outcome.returns, outcome.is_late = returns[own].tolist(), bool(late[own].any())
             seen = returns[own][np.isfinite(returns[own])]
-            outcome.scores.append(float(seen.mean()) if seen.size else math.nan)
+            without = -math.inf if diverged[own].any() else math.nan
+            outcome.scores.append(float(seen.mean()) if seen.size else without)
             done = int(self._num_updates[own].sum())
             outcome.num_timesteps = done * loop.steps_per_update
             at, curves = bin_curves(

@@ -83,6 +83,20 @@ SPACES: dict[str, Draws] = {
         "baseline": Choice((True, False)),
     },
 }
+# Fields of the config by which scores of different trials would be of different things: what is
+# measured, in which environment, and after how many steps.
+MEASURES = (
+    "env",
+    "eval_env",
+    "eval_every",
+    "eval_max_episodes",
+    "eval_max_episode_steps",
+    "max_episode_steps",
+    "total_timesteps",
+    "max_episodes",
+    "stop_at_return",
+    "stop_if_nonfinite",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +159,12 @@ def read_space(config: TrainConfig, space: Mapping[str, object] | None) -> Space
     floats = {name: x for name, x in given.items() if name not in choices}
     names = read_fields(config, choices, floats, "space")
     draws = {names[name]: draw for name, draw in given.items()}
+    for name, draw in draws.items():
+        if name in MEASURES:
+            raise ConfigError(
+                f"space[{name!r}]: got {draw}, expected it in the config, one value for all "
+                "trials: their scores wouldn't compare"
+            )
     firsts = {name: x.options[0] for name, x in draws.items() if isinstance(x, Choice)}
     parts = parts_of(config, {name: x for name, x in firsts.items() if of_config(name)})
     for name, draw in draws.items():

@@ -53,7 +53,7 @@ class Trial(NamedTuple):
 
     @property
     def score(self) -> float:
-        """That of the last rung which it reached; NaN if it has none."""
+        """That of the last rung which it reached; NaN if it has none, -inf if it diverged."""
         return self.outcome.scores[-1] if self.outcome.scores else math.nan
 
     @property
@@ -171,7 +171,10 @@ class Study:
             whole = len(outcome.scores) == num_rungs and math.isfinite(outcome.scores[-1])
             if whole:
                 self.study.tell(trial, outcome.scores[-1])
-            else:  # one without any score counts as worse than all that have one
+            elif outcome.scores and math.isnan(outcome.scores[-1]):
+                # Nobody knows how good it is: the sampler learns nothing from it.
+                self.study.tell(trial, state=TrialState.FAIL)
+            else:  # one that left; one that couldn't be trained counts as worse than all that were
                 self.study.tell(trial, state=TrialState.PRUNED)
         self.batches += 1
         if self.folder is not None:
@@ -199,7 +202,7 @@ class Study:
         al. 2023), the largest first; {} for too few trials."""
         import optuna
 
-        standing = {x.number: x.standing for x in self.trials() if x.outcome.scores}
+        standing = {x.number: x.standing for x in self.trials() if not math.isnan(x.score)}
         told = [x for x in self.study.get_trials(deepcopy=False) if x.number in standing]
         ranked = sorted(told, key=lambda trial: standing[trial.number])
         if len(ranked) < LEAST_TRIALS:

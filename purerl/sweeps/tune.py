@@ -1,4 +1,5 @@
-"""`tune`: a search for hyperparameters, in batches of trials that are one vmapped program each."""
+"""`tune`: a search for hyperparameters, in batches of trials: one vmapped program for each
+combination of static values."""
 
 import contextlib
 import os
@@ -74,8 +75,11 @@ def tune(
     values. By successive halving the lower part of a batch leaves on each rung; those who stay
     train on as they would have without the others. The score is the mean over seeds of the final
     return, or of the last evaluation where the config has `eval_every`, as in `SweepResult.table`.
-    At the end the trial with the highest score is trained again with fresh seeds: its score is the
-    best of many, and too good by chance.
+    Where no episode ended in the last tenth of the rows so far, the newest row with one counts; a
+    trial whose score is older for that, or which has none yet, isn't taken to be worse than others:
+    beside the best as many of those stay, at most. One without any return since its numbers weren't
+    finite is the worst. At the end the trial with the highest score is trained again with fresh
+    seeds: its score is the best of many, and too good by chance.
 
     Args:
         config: common to all trials; a mapping as for `make_train`.
@@ -88,7 +92,7 @@ def tune(
         rungs: R of successive halving; 1 trains every trial to its end, as environments of the host
             need. None for 3, on the host 1.
         reduction: one in so many trials of a rung stays, and trains so many times as long: with 3
-            rungs a ninth, a third and the whole of the run.
+            rungs a ninth, a third and the whole of the run, or up to the next evaluation.
         sampler: "tpe" (the tree-structured Parzen estimator, Bergstra et al. 2011) or "random".
         seed: of the sampler.
         run_dir: a folder with Optuna's journal of the trials, the winner's policies, and the winner
