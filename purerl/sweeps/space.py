@@ -91,6 +91,7 @@ MEASURES = (
     "eval_every",
     "eval_max_episodes",
     "eval_max_episode_steps",
+    "eval_sample",
     "max_episode_steps",
     "total_timesteps",
     "max_episodes",
