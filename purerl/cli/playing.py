@@ -22,8 +22,9 @@ from purerl.envs import Env, EnvSource, make, vectorize
 from purerl.envs.last_action import as_remembered
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
-from purerl.runs.view import KINDS, RunView, is_code, marker_of
+from purerl.runs.view import KINDS, RunView, marker_of
 from purerl.training.evaluate import play_episodes
+from purerl.training.named import is_code
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env
 

@@ -35,12 +35,9 @@ from purerl.runs.view import (
     KINDS,
     WINNER,
     RunView,
-    env_name,
-    is_code,
-    named_env,
-    refuse_code,
 )
 from purerl.training.config import TrainConfig
+from purerl.training.named import env_name, is_code, named_env, refuse_code
 
 RUNS, EVENTS = Path("runs"), "tensorboard"
 EPILOG = """\
