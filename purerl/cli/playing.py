@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -196,9 +197,11 @@ def _policies(args: argparse.Namespace) -> dict[str, Chosen]:
     if args.member != MEMBER_BEST:
         return _members(target, args)
     if _is_policy(target):
-        if args.best:
-            raise ConfigError(f"--best: is for a run's folder, and {target} is a policy's file")
-        return {target.name: Chosen(load_policy(target, env=args.env), None)}
+        for flag, given in (("--best", args.best), ("--of", args.of is not None)):
+            if given:
+                raise ConfigError(f"{flag}: is for a run's folder, and {target} is a policy's file")
+        policy = load_policy(target, env=args.env)
+        return {target.name: Chosen(policy, policy.interface.limits)}
     view = RunView(target)
     seeds, limits = view.seeds, view.playing_limits()
     if args.of is not None and args.of not in map(str, seeds):
@@ -218,9 +221,8 @@ def _members(target: Path, args: argparse.Namespace) -> dict[str, Chosen]:
     found = {}
     for i in members:
         config, out = result.config(i), result.member(i)
-        limits = config.max_episode_steps, config.skip_frames
         policy = out.best_policy if args.best else out.policy
-        found[member_label(result, i)] = Chosen(policy, limits)
+        found[member_label(result, i)] = Chosen(policy, config.limits)
     return found
 
 
@@ -257,7 +259,8 @@ def environment(
     policy: Policy, args: argparse.Namespace, limits: tuple[int | None, int] | None = None
 ) -> Env:
     """The environment to play in: that of training, with its parameters, unless the arguments have
-    others; with the time limit and the frame skip of the run, where there is one.
+    others; with the time limit and the frame skip of the run, or a line on standard error that they
+    aren't known.
 
     Raises:
         ConfigError: no name makes the environment of the training run, or its code is the user's,
@@ -285,6 +288,12 @@ def environment(
             f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "
             f"{spec.action_space}"
         )
-    if limits is not None:
+    if limits is None:
+        print(
+            f"purerl: {_target(args)} doesn't have the time limit and the frame skip of its run, "
+            f"as files of earlier versions: {env.spec.name} is played without",
+            file=sys.stderr,
+        )
+    else:
         env = limit_env(env, *limits)
     return as_remembered(spec, env)

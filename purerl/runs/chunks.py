@@ -182,7 +182,8 @@ class Program:
             learned = jax.tree.map(jnp.copy, parts[0])
         known = self.config.parts()
         agent = with_hyperparams(known, values).get("agent", agent)
-        interface = Interface(self.loop.env.spec, self.config.action_processor)
+        own = self.config
+        interface = Interface(self.loop.env.spec, own.action_processor, own.limits)
         acting, stats, count = learned
         policy = Policy(agent, acting, stats, interface, env_hyperparams(known, values), count)
         return policy, self.config.make_loop(values).eval_env
