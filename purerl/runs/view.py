@@ -198,8 +198,9 @@ class RunView:
 
     @property
     def state(self) -> str:
-        """ "running"; "finished"; "stopped", by a signal or an exception, which saves; or "killed",
-        to be resumed from its newest checkpoint."""
+        """ "running"; "finished"; "stopped", by a signal, so that all files are of its end; or
+        "killed", by anything else, such as an exception in a callback: its newest checkpoint is
+        newer than the summary and the policies. Both go on by the same call."""
         if is_locked(self.folder / LOCK):
             return "running"
         if self._summary is None or self._stale():
