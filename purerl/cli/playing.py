@@ -33,20 +33,20 @@ from purerl.training.run import limit_env
 MAX_STEPS = 10_000
 
 
-def _add_target(parser: Parser, argv: Sequence[str], seed_help: str) -> None:
+def _add_target(parser: Parser, seed_help: str) -> None:
     add = parser.add_argument
     add("target", metavar="RUN", nargs="?", help="a run's folder (the newest), or a .policy file")
     add("--of", metavar="SEED", help=seed_help)
     add("--best", action="store_true", help="of the best evaluation, instead of the last policy")
     add_member_flag(parser)
     add("--env", metavar="ENV", help="another environment, or module:name where it is yours")
-    add_env_flags(parser, argv)
 
 
 def add_eval(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `eval`."""
     parser.epilog = "Example:\n  purerl eval runs/CartPole-v1-ppo-1 --episodes 1000 --json"
-    _add_target(parser, argv, "only the policy of this seed of the run")
+    _add_target(parser, "only the policy of this seed of the run")
+    add_env_flags(parser, argv)
     add = parser.add_argument
     add("--episodes", type=int, default=100, metavar="N", help="of each policy (100)")
     add("--max-steps", type=int, metavar="N", help="where an episode is cut off")
@@ -126,7 +126,8 @@ def _play(
 def add_render(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `render`."""
     parser.epilog = "Example:\n  purerl render runs/CartPole-v1-ppo-1 --out cartpole.gif"
-    _add_target(parser, argv, "the policy of this seed of the run (the best)")
+    _add_target(parser, "the policy of this seed of the run (the best)")
+    add_env_flags(parser, argv)
     add = parser.add_argument
     add("--out", metavar="FILE", help="a .gif, or .mp4 (RUN/episode.gif)")
     add("--max-steps", type=int, metavar="N", help="where the episode is cut off")
@@ -149,12 +150,13 @@ def run_render(args: argparse.Namespace, console: Console) -> int:
 
 def add_export(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `export`."""
+    del argv
     parser.epilog = (
         "The file needs JAX alone:\n"
         "  exported = jax.export.deserialize(bytearray(open('policy.stablehlo', 'rb').read()))\n"
         "  actions = exported.call(obs)  # [B, *obs_shape] -> [B, *action_shape]"
     )
-    _add_target(parser, argv, "the policy of this seed of the run (the best)")
+    _add_target(parser, "the policy of this seed of the run (the best)")
     parser.add_argument("--out", metavar="FILE", help="(RUN/policy.stablehlo)")
 
 
@@ -184,7 +186,8 @@ def _beside(args: argparse.Namespace, name: str) -> Path:
 
 
 class Chosen(NamedTuple):
-    """A policy, and the time limit and the frame skip of its run; None of a policy's file alone."""
+    """A policy, and the time limit and the frame skip of its run; None where its file doesn't have
+    them."""
 
     policy: Policy
     limits: tuple[int | None, int] | None
