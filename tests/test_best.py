@@ -265,3 +265,6 @@ def test_the_command_plays_the_best(command, monkeypatch):
     code, _, err = command("eval", "run/policies/seed-0.policy", "--best")
     assert code == 2
     assert "--best: is for a run's folder, and run/policies/seed-0.policy is a policy's file" in err
+    code, _, err = command("render", "run/policies/seed-0.policy", "--of", 1)
+    assert code == 2
+    assert "--of: is for a run's folder, and run/policies/seed-0.policy is a policy's file" in err

@@ -23,7 +23,7 @@ from kit.trees import assert_equal
 from rich.console import Console
 
 import purerl
-from purerl.cli import COMMANDS, Parser, listing, sweeping, training
+from purerl.cli import COMMANDS, Parser, _importing_from_here, listing, sweeping, training
 from purerl.cli.flags import add_config_flags, config_from, list_flags, literal
 from purerl.cli.terminal import lasting_output, new_console
 from purerl.experience.metrics import Metrics
@@ -655,11 +655,30 @@ def test_an_ascii_terminal(monkeypatch):
 
 
 def quick_metrics(returns):
-    """Metrics of one seed, an episode an update."""
+    """Metrics of one seed or several, an episode an update; none where a return is NaN."""
     returns = np.array(returns, np.float32)
     fields = dict.fromkeys(set(Metrics._fields) - {"losses", "eval", "info", "log"}, returns)
-    counts = dict.fromkeys(("num_episodes", "nonfinite_updates"), np.ones(len(returns), np.int32))
-    return Metrics(**{**fields, **counts, "losses": {}, "eval": None})
+    counts = {
+        "num_episodes": np.isfinite(returns).astype(np.int32),
+        "nonfinite_updates": np.zeros(returns.shape, np.int32),
+    }
+    return Metrics(**{**fields, **counts, "losses": {"loss": -returns}, "eval": None})
+
+
+def test_a_seed_that_has_ended_counts_with_its_last_values():
+    nan = np.nan
+    metrics = quick_metrics([[1, 8, nan, nan], [1, 2, nan, 4], [1, 2, 3, 6]])
+    shown = io.StringIO()
+    show_curve(Console(file=shown, width=200), metrics, 10 * np.arange(1, 5))
+    rows = re.findall(r"^ *(\d+) +([\d.]+) +([\d.]+) +([\d.]+) ", shown.getvalue(), re.M)
+    assert [row[1:] for row in rows] == [
+        ("1.0", "1.0", "1.0"),
+        ("4.0", "2.0", "8.0"),
+        ("4.3", "2.0", "8.0"),
+        ("6.0", "4.0", "8.0"),
+    ]
+    assert re.search(r"^return +6 +4 +8 *$", shown.getvalue(), re.M)
+    assert re.search(r"^loss +-6 +-8 +-4 *$", shown.getvalue(), re.M)
 
 
 def test_a_terminal_that_is_gone(monkeypatch):
@@ -786,6 +805,33 @@ def test_literals(text, value):
     assert type(literal(text)) is type(value)
 
 
+def test_negative_numbers_are_values():
+    for text, value in (("-1e3", -1000.0), ("-1_000", -1000.0), ("-2E-1", -0.2)):
+        assert config_of("CartPole-v1", "--stop-at-return", text)[0].stop_at_return == value
+
+
+@pytest.mark.parametrize("word", ["mine:E", "--env=mine:E", "--eval-env=mine:E"])
+def test_an_environment_of_the_working_directory_is_found(word, monkeypatch):
+    monkeypatch.setattr(sys, "path", [x for x in sys.path if x])
+    with _importing_from_here(["train", word]):
+        assert sys.path[0] == ""
+    assert "" not in sys.path
+
+
+def test_an_interrupt_that_came_with_the_end(command, ran, monkeypatch):
+    real = training.fit
+
+    def late(*args, **options):
+        error = purerl.Interrupted("late")
+        error.output = real(*args, **options)
+        raise error
+
+    monkeypatch.setattr(training, "fit", late)
+    code, out, err = command("resume", ran, "--no-tensorboard")
+    assert (code, err) == (130, "")
+    assert "interrupted when the run had finished; all of it is in ran/\n" in out
+
+
 MISTAKES = [
     ("trian CartPole-v1", "no command 'trian'; did you mean 'train'"),
     ("train CartPol-v1", "no environment 'CartPol-v1'; did you mean 'CartPole-v1'"),
@@ -810,7 +856,24 @@ MISTAKES = [
     ("sweep CartPole-v1 --grid env.gravty=4.9,9.8", "did you mean 'env.gravity'"),
     ("sweep CartPole-v1 --samples lr=loguniform(1,2)", "did you mean 'log_uniform'"),
     ("sweep CartPole-v1", "--grid: missing"),
+    ("sweep CartPole-v1 --grid lr=1 --grid lr=2", "--grid: lr is there twice, with 1 and 2; expe"),
+    ("sweep CartPole-v1 --grid num-envs=4 --grid num_envs=8", "--grid: num_envs is there twice"),
+    ("sweep CartPole-v1 --grid lr=1 --grid learning_rate=2", "are the same field"),
+    ("sweep CartPole-v1 --grid agent.lr=1 --grid lr=2", "are the same field"),
+    (
+        "sweep CartPole-v1 --samples lr=uniform(0,1) --samples lr=uniform(1,2)",
+        "--samples: lr is th",
+    ),
+    ("tune CartPole-v1 --space lr=1,2 --space lr=3,4", "--space: lr is there twice, with 1,2 and"),
+    ("evolve CartPole-v1 --range lr=uniform(0,1) --range lr=uniform(1,2)", "--range: lr is there"),
+    ("train CartPole-v1 --hidden -1,-2", "PPO.hidden: got [-1, -2], expected"),
     ("plot --x hours", "--x: got 'hours', expected steps or seconds"),
+    ("plot a b --compare --x seconds", "--x: got 'seconds', expected without --compare"),
+    ("plot a b --compare --y return", "--y: got 'return', expected without --compare"),
+    ("plot a --slices --x steps", "--x: got 'steps', expected without --slices"),
+    ("plot a --slices --member 0", "--member: got '0', expected without --slices"),
+    ("plot a --env mine:E", "--env: is for --slices and --member of a sweep"),
+    ("export a --env.gravity 3", "no flag '--env.gravity'"),
     ("agents dqm", "no agent 'dqm'; did you mean 'dqn'"),
     ("presets Acrobat-v1", "did you mean 'Acrobot-v1'"),
     ("eval nowhere --episodes 0", "--episodes: got 0, expected an integer >= 1"),

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -304,6 +305,35 @@ def rewritten(path, change):
     arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     np.savez(packed := io.BytesIO(), **arrays)
     path.write_bytes(packed.getvalue())
+
+
+def test_time_limit_and_frame_skip_of_the_run_go_along(command):
+    config = purerl.TrainConfig("CartPole-v1", max_episode_steps=5, skip_frames=2)
+    out = jax.eval_shape(purerl.make_train(config), jax.random.key(0))
+    assert out.interface.limits == (5, 2)
+    policy = make_policy(purerl.PPO(hidden=(4,)), purerl.make("CartPole-v1"))
+    policy = policy.replace(interface=Interface(policy.spec, limits=out.interface.limits))
+    save_policy(policy, path := pathlib.Path("a.policy"))
+    assert load_policy(path).interface == policy.interface
+
+    def play():
+        code, out, err = command("eval", path, "--episodes", 8, "--json")
+        assert code == 0, err
+        (row,) = json.loads(out)
+        return row["length_mean"], row["return_mean"], err
+
+    length, total, err = play()
+    assert length <= 5 < 1.5 * length < total  # a reward of 1 for each of two frames
+    assert err == ""
+    # As earlier versions wrote it.
+    rewritten(path, lambda about, _: about.pop("limits"))
+    assert load_policy(path).interface.limits is None
+    length, total, err = play()
+    assert length == total > 5
+    assert "a.policy doesn't have the time limit and the frame skip of its run, as files" in err
+    assert err.count("\n") == 1
+    rewritten(path, lambda about, _: about.update(limits=[5, "two"]))
+    assert "its time limit and frame skip are [5, 'two']" in assert_one_line(path)
 
 
 def test_foreign_files(saved, tmp_path):

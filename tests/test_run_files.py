@@ -16,8 +16,11 @@ from purerl.cli.flags import read_config
 from purerl.records.files import sealed, unsealed
 from purerl.records.folders import list_checkpoints
 from purerl.records.toml import to_toml
+from purerl.runs.chunks import hyperparam_arrays, with_shared
 from purerl.runs.curves import Curves
+from purerl.runs.folder import config_text
 from purerl.runs.view import RunView
+from purerl.training.effective import describe_in_force
 from purerl.training.train import final_return
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
@@ -176,6 +179,59 @@ def test_what_has_no_form_in_a_file_is_named(tmp_path):
     text = (tmp_path / "config.toml").read_text()
     assert "since it has no form there: env, agent.actor, action_processor" in text
     assert tomllib.loads(text)["num_envs"] == 4
+
+
+def test_hyperparameters_are_in_the_files(tmp_path):
+    run = config(env="CartPole-v1", total_timesteps=96)
+    values = {"learning_rate": 0.1, "env.gravity": 1.6, "gamma": [0.9, 0.8]}
+    out = purerl.fit(run, tmp_path, seeds=2, hyperparams=values)
+    text = (tmp_path / "config.toml").read_text()
+    assert "# Not in this file, since seeds differ in it (see run.json): gamma\n\n" in text
+    plain = tomllib.loads(text)
+    assert plain["env"] == {"name": "CartPole-v1", "gravity": 1.6}
+    assert (plain["agent"]["lr"], plain["agent"]["gamma"]) == (0.1, 0.99)
+    written = json.loads((tmp_path / "summary.json").read_text())["hyperparams"]
+    assert written == {"lr": 0.1, "env.gravity": 1.6, "gamma": [0.9, 0.8]}
+    # It is the same run, also from its file, and of a folder of an earlier version.
+    assert_equal(purerl.load_run(tmp_path).state, out.state)
+    file = tmp_path / "run.json"
+    described = json.loads(file.read_text())
+    again = purerl.TrainConfig.from_mapping(read_config(tmp_path / "config.toml"))
+    for one in (run, again):
+        purerl.fit(one, tmp_path, seeds=2, hyperparams=values, resume=True)
+    earlier = {**unsealed(file.read_text()), "config": describe_in_force(run)}
+    file.write_text(json.dumps(sealed(earlier)))
+    purerl.fit(run, tmp_path, seeds=2, hyperparams=values, resume=True)
+    assert json.loads(file.read_text()) == described
+    with pytest.raises(purerl.ConfigError, match=r"hyperparams.lr is \[0.1.*\] there, got \[0.2"):
+        purerl.fit(run, tmp_path, seeds=2, hyperparams={**values, "learning_rate": 0.2})
+
+
+def test_parts_that_a_config_leaves_open_get_their_hyperparameters():
+    run = config(
+        env="Pendulum-v1", agent=purerl.DDPG(hidden=(4,)), normalize_reward=True, update_after=0
+    )
+    values = hyperparam_arrays(run, {"noise.sigma": 0.3, "rewarder.gamma": 0.9}, None)
+    whole = with_shared(run, values)
+    assert (whole.noise.sigma, whole.rewarder.gamma, whole.normalize_reward) == (0.3, 0.9, False)
+    again = purerl.TrainConfig.from_mapping(tomllib.loads(config_text(whole)))
+    assert describe_in_force(with_shared(again, values)) == describe_in_force(whole)
+    assert with_shared(run, {}).to_mapping() == run.to_mapping()
+
+
+def test_a_longer_run_keeps_its_rows_of_metrics(tmp_path, monkeypatch):
+    """By default a row is of as many updates as make few enough rows of the whole run."""
+    monkeypatch.setattr("purerl.training.run.MOST_ROWS", 4)
+    agent = purerl.PPO(hidden=(8,), anneal=False)
+    run = config(agent=agent, total_timesteps=96)
+    purerl.fit(run, tmp_path)
+    longer = run.replace(total_timesteps=192)
+    assert longer.make_loop().log_every == 2
+    out = purerl.fit(longer, tmp_path)
+    assert (out.log_every, len(out.metrics.num_episodes)) == (1, 6)
+    assert purerl.fit(longer, tmp_path).log_every == 1
+    with pytest.raises(purerl.ConfigError, match="say log_every=1"):
+        purerl.fit(longer.replace(log_every=2), tmp_path)
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):

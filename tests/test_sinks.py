@@ -124,6 +124,57 @@ def test_tensorboard_has_each_seed_and_the_band(tmp_path):
     assert read("high") == [(64, 7002), (128, 7004)]
 
 
+def ended(report, index):
+    """The report where a seed's run has ended before: its metrics are empty."""
+
+    def empty(x):
+        x = x.copy()
+        x[index] = np.nan if x.dtype.kind == "f" else 0
+        return x
+
+    return report._replace(metrics=jax.tree.map(empty, report.metrics))
+
+
+def test_the_band_is_over_all_seeds_when_some_have_ended(monkeypatch):
+    logged = []
+    run = types.SimpleNamespace(log=logged.append, finish=print)
+    stub = types.SimpleNamespace(init=lambda **_: run, Video=None)
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    sink = purerl.wandb_sink()
+    sink(first := made_up(0, 2))
+    last = ended(made_up(2, 4), 0)._replace(before=reports.latest(first))
+    sink(last)
+    names = ("mean/episode_return", "low/episode_return", "high/episode_return")
+    assert [logged[1][name] for name in names] == [(3002 + 7004) / 2, 3002, 7004]
+    assert "seed-3/episode_return" not in logged[1]
+    assert logged[1]["seed-7/episode_return"] == 7004
+    assert "return 5003.0 (3002.0 to 7004.0)" in reports.live_numbers(last)
+
+
+def test_a_report_knows_the_values_before_it_also_after_a_stop(tmp_path):
+    """Episodes of 12 steps: of two updates of 8 one ends none."""
+    config = purerl.TrainConfig(walk(12), Tiny(), 192, num_envs=4, update_every=8, log_every=1)
+    seen = []
+
+    def watch(report):
+        seen.append(report)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    options = {"seeds": [5, 6], "callback": watch, "report_every": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        purerl.fit(config, tmp_path, **options)
+    purerl.fit(config, tmp_path, **options)
+    assert [report.start for report in seen] == [0, 1, 2, 3, 4, 5]
+    assert seen[0].before is None
+    returns = [reports.latest(report)["episode_return"] for report in seen]
+    assert np.isnan(returns[0]).all()
+    assert np.isfinite(returns[1:]).all()
+    for report, there in zip(seen[1:], returns[:-1], strict=True):
+        np.testing.assert_array_equal(report.before["episode_return"], there)
+    trees.assert_equal(pickle.loads(pickle.dumps(seen[3])).before, seen[3].before)
+
+
 def test_many_seeds_are_a_band_only(tmp_path):
     sink = tensorboard_sink(tmp_path)
     sink(made_up(0, 2, seeds=tuple(range(40))))
@@ -266,6 +317,7 @@ def test_a_callback_has_the_policy_of_each_seed(seeds):
             assert int(np.asarray(policy.num_updates)) == updates
             trees.assert_equal(policy.state, there.policy.state)
             trees.assert_equal(policy.obs_stats, there.policy.obs_stats)
+            assert policy.interface == there.policy.interface
             assert env.spec == config.env.spec
 
 

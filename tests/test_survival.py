@@ -23,6 +23,7 @@ from kit.trees import assert_equal
 import purerl
 from purerl.runs.chunks import Program
 from purerl.runs.folder import read_summary
+from purerl.runs.view import RunView
 
 QUICKLY = {"report_every": 0.0, "checkpoint_every": 0.0}
 
@@ -74,6 +75,7 @@ def test_a_callback_that_raises_loses_nothing(name, tmp_path, whole):
     assert error.__notes__ == ["closing Watching failed, too: ValueError('first')"]
     last = first.starts[-1] + 1
     assert saved(tmp_path)[-1] == last == 5
+    assert RunView(tmp_path).state == "killed"  # without the files of an end
     after = Watching()
     assert_equal(purerl.fit(config(), tmp_path, seeds=2, callback=after), whole)
     assert after.starts[0] == last
@@ -151,6 +153,21 @@ def test_signals_save(number, tmp_path):
         purerl.fit(config(), tmp_path, callback=callback, report_every=0.0)
     assert signal.getsignal(number) == before
     assert saved(tmp_path)[-1] == 3
+
+
+def test_a_signal_with_the_last_update_interrupts_too(tmp_path, whole):
+    """A script that trains one run after the other is to end."""
+
+    def stop(report):
+        if report.is_last:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    words = r"after update 12 of 12, with which the run is finished: all of it is in "
+    with pytest.raises(purerl.Interrupted, match=words) as caught:
+        purerl.fit(config(), tmp_path, seeds=2, callback=stop, report_every=0.0)
+    assert_equal(caught.value.output, whole)
+    assert read_summary(tmp_path)["finished"] is True
+    assert_equal(purerl.fit(config(), tmp_path, seeds=2, callback=stop), whole)
 
 
 def test_an_ignored_signal_stays_ignored(tmp_path):

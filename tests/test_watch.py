@@ -214,6 +214,8 @@ def test_the_page_is_for_this_machine(server):
             get(server + path, **headers)
         assert raised.value.code == code
         raised.value.close()
+    for host in ("localhost", "127.0.0.1", "127.0.0.1:80"):  # browsers leave the port 80 out
+        assert "runs" in json.loads(get(server + "data", Host=host)[1])
 
 
 def test_the_command_serves_until_it_is_interrupted(command, run, monkeypatch):

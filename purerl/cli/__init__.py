@@ -42,6 +42,8 @@ COMMANDS = {
     "check-env": ("listing", "check an environment for mistakes"),
     "bench": ("listing", "measure how fast training is here"),
 }
+# A number, of which a negative one is a flag's value.
+NUMBER = r"-?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?"
 COMPLETING = "completing"  # the module of --install-completion
 
 
@@ -56,6 +58,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str | None = None, description: str | None = None) -> None:
         form = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, None, description, formatter_class=form, allow_abbrev=False)
+        # argparse takes -1e3 and -1,2 for flags.
+        self._negative_number_matcher = re.compile(rf"^{NUMBER}(,{NUMBER})*$", re.IGNORECASE)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -138,7 +142,8 @@ def _unforeseen(error: Exception) -> str:
 def _importing_from_here(argv: Sequence[str]) -> Iterator[None]:
     """Imports from the working directory too, as `python -m` does, where an argument names an
     environment in a module: `module:name`. Otherwise files there could shadow packages."""
-    named = any(re.search(r"^(--env=)?[^\W\d][\w.]*:[^\W\d]\w*$", word) for word in argv)
+    form = r"^(--(eval-)?env=)?[^\W\d][\w.]*:[^\W\d]\w*$"
+    named = any(re.search(form, word) for word in argv)
     if not named or "" in sys.path:
         yield
         return

@@ -58,10 +58,7 @@ def run_evolve(args: argparse.Namespace, console: Console) -> int:
         raise ConfigError(
             f"{flag}: missing, expected what evolves, such as {flag} 'lr=log_uniform(1e-5, 1e-2)'"
         )
-    pairs = [split(text, flag) for text in args.range]
-    space = {name: read_distribution(flag, name, text) for name, text in pairs}
-    if len(space) < len(pairs):
-        raise ConfigError(f"{flag}: a field is there twice")
+    space = {n: read_distribution(flag, n, text) for n, text in split(flag, args.range).items()}
     check_names(list(space), args, "evolve")
     check_integer("--population", args.population, 2, MOST_SEEDS)
     check_key(args.key)

@@ -16,9 +16,10 @@ from purerl.records.docs import documented
 from purerl.records.errors import ConfigError, suggest
 from purerl.records.fields import field_names, field_options, read_names
 from purerl.records.files import reason
-from purerl.runs.view import env_name, is_code, named_env, read_toml, refuse_code
+from purerl.runs.view import read_toml
 from purerl.training.config import TrainConfig
 from purerl.training.effective import SIZES, in_force
+from purerl.training.named import env_name, is_code, named_env, refuse_code
 from purerl.training.options import Options
 from purerl.training.presets import choose_preset, find_preset, read_presets
 

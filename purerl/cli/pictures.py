@@ -43,10 +43,8 @@ def add_plot(parser: Parser, argv: Sequence[str]) -> None:
         "runs", metavar="RUN", nargs="*", help="their folders (the newest in runs/)"
     )
     parser.add_argument("--out", metavar="FILE", help="a .png, .pdf or .svg (RUN/curve.png)")
-    parser.add_argument("--x", default="steps", metavar="AXIS", help="steps (default) or seconds")
-    parser.add_argument(
-        "--y", default="return", metavar="NAME", help="return (default), or a metric of env or log"
-    )
+    parser.add_argument("--x", metavar="AXIS", help="steps (default) or seconds")
+    parser.add_argument("--y", metavar="NAME", help="return (default), or a metric of env or log")
     add_member_flag(parser)
     parser.add_argument("--env", metavar="MODULE:NAME", help="of a sweep, where it is yours")
     parser.add_argument("--compare", action="store_true", help="final returns, and who is better")
@@ -60,12 +58,7 @@ def run_plot(args: argparse.Namespace, console: Console) -> int:
     from purerl.plots.runs import plot_comparison, plot_curves
 
     folders = [Path(run) for run in args.runs] or [newest_run()]
-    if args.x not in ("steps", "seconds"):
-        raise ConfigError(f"--x: got {args.x!r}, expected steps or seconds")
-    if args.compare and len(folders) < 2:
-        raise ConfigError("--compare: expected two runs or more")
-    if args.slices and (args.compare or len(folders) > 1):
-        raise ConfigError("--slices: expected one sweep, without --compare")
+    _check(args, folders)
     name = "comparison.png" if args.compare else "curves.png"
     alone = "slices.png" if args.slices else "curve.png"
     out = Path(args.out or (folders[0] / alone if len(folders) == 1 else name))
@@ -77,9 +70,30 @@ def run_plot(args: argparse.Namespace, console: Console) -> int:
     elif args.compare:
         plot_comparison(_read(folders, args.member, args.env), out)
     else:
-        plot_curves(_read(folders, args.member, args.env), out, x=args.x, y=args.y)
+        x, y = args.x or "steps", args.y or "return"
+        plot_curves(_read(folders, args.member, args.env), out, x=x, y=y)
     console.print(f"{out}", soft_wrap=True)
     return 0
+
+
+def _check(args: argparse.Namespace, folders: list[Path]) -> None:
+    """Raises ConfigError for flags that don't fit each other, or would do nothing."""
+    if args.x not in (None, "steps", "seconds"):
+        raise ConfigError(f"--x: got {args.x!r}, expected steps or seconds")
+    if args.compare and len(folders) < 2:
+        raise ConfigError("--compare: expected two runs or more")
+    if args.slices and (args.compare or len(folders) > 1):
+        raise ConfigError("--slices: expected one sweep, without --compare")
+    picture = "--compare" if args.compare else "--slices" if args.slices else None
+    for flag, given in (("--x", args.x), ("--y", args.y)):
+        if picture and given is not None:
+            raise ConfigError(
+                f"{flag}: got {given!r}, expected without {picture}, which shows final returns"
+            )
+    if args.slices and args.member != MEMBER_BEST:
+        raise ConfigError(f"--member: got {args.member!r}, expected without --slices")
+    if args.env is not None and not args.slices and args.member == MEMBER_BEST:
+        raise ConfigError("--env: is for --slices and --member of a sweep, which need its code")
 
 
 def _read(folders: list[Path], member: str, env: str | None) -> list["Curves"]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +23,9 @@ from purerl.envs import Env, EnvSource, make, vectorize
 from purerl.envs.last_action import as_remembered
 from purerl.records.errors import ConfigError
 from purerl.records.types import PyTree
-from purerl.runs.view import KINDS, RunView, is_code, marker_of
+from purerl.runs.view import KINDS, RunView, marker_of
 from purerl.training.episodes import play_episodes
+from purerl.training.named import is_code
 from purerl.training.policy import Policy
 from purerl.training.run import limit_env
 
@@ -31,20 +33,20 @@ from purerl.training.run import limit_env
 MAX_STEPS = 10_000
 
 
-def _add_target(parser: Parser, argv: Sequence[str], seed_help: str) -> None:
+def _add_target(parser: Parser, seed_help: str) -> None:
     add = parser.add_argument
     add("target", metavar="RUN", nargs="?", help="a run's folder (the newest), or a .policy file")
     add("--of", metavar="SEED", help=seed_help)
     add("--best", action="store_true", help="of the best evaluation, instead of the last policy")
     add_member_flag(parser)
     add("--env", metavar="ENV", help="another environment, or module:name where it is yours")
-    add_env_flags(parser, argv)
 
 
 def add_eval(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `eval`."""
     parser.epilog = "Example:\n  purerl eval runs/CartPole-v1-ppo-1 --episodes 1000 --json"
-    _add_target(parser, argv, "only the policy of this seed of the run")
+    _add_target(parser, "only the policy of this seed of the run")
+    add_env_flags(parser, argv)
     add = parser.add_argument
     add("--episodes", type=int, default=100, metavar="N", help="of each policy (100)")
     add("--max-steps", type=int, metavar="N", help="where an episode is cut off")
@@ -124,7 +126,8 @@ def _play(
 def add_render(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `render`."""
     parser.epilog = "Example:\n  purerl render runs/CartPole-v1-ppo-1 --out cartpole.gif"
-    _add_target(parser, argv, "the policy of this seed of the run (the best)")
+    _add_target(parser, "the policy of this seed of the run (the best)")
+    add_env_flags(parser, argv)
     add = parser.add_argument
     add("--out", metavar="FILE", help="a .gif, or .mp4 (RUN/episode.gif)")
     add("--max-steps", type=int, metavar="N", help="where the episode is cut off")
@@ -147,12 +150,13 @@ def run_render(args: argparse.Namespace, console: Console) -> int:
 
 def add_export(parser: Parser, argv: Sequence[str]) -> None:
     """The arguments of `export`."""
+    del argv
     parser.epilog = (
         "The file needs JAX alone:\n"
         "  exported = jax.export.deserialize(bytearray(open('policy.stablehlo', 'rb').read()))\n"
         "  actions = exported.call(obs)  # [B, *obs_shape] -> [B, *action_shape]"
     )
-    _add_target(parser, argv, "the policy of this seed of the run (the best)")
+    _add_target(parser, "the policy of this seed of the run (the best)")
     parser.add_argument("--out", metavar="FILE", help="(RUN/policy.stablehlo)")
 
 
@@ -182,7 +186,8 @@ def _beside(args: argparse.Namespace, name: str) -> Path:
 
 
 class Chosen(NamedTuple):
-    """A policy, and the time limit and the frame skip of its run; None of a policy's file alone."""
+    """A policy, and the time limit and the frame skip of its run; None where its file doesn't have
+    them."""
 
     policy: Policy
     limits: tuple[int | None, int] | None
@@ -195,9 +200,11 @@ def _policies(args: argparse.Namespace) -> dict[str, Chosen]:
     if args.member != MEMBER_BEST:
         return _members(target, args)
     if _is_policy(target):
-        if args.best:
-            raise ConfigError(f"--best: is for a run's folder, and {target} is a policy's file")
-        return {target.name: Chosen(load_policy(target, env=args.env), None)}
+        for flag, given in (("--best", args.best), ("--of", args.of is not None)):
+            if given:
+                raise ConfigError(f"{flag}: is for a run's folder, and {target} is a policy's file")
+        policy = load_policy(target, env=args.env)
+        return {target.name: Chosen(policy, policy.interface.limits)}
     view = RunView(target)
     seeds, limits = view.seeds, view.playing_limits()
     if args.of is not None and args.of not in map(str, seeds):
@@ -217,9 +224,8 @@ def _members(target: Path, args: argparse.Namespace) -> dict[str, Chosen]:
     found = {}
     for i in members:
         config, out = result.config(i), result.member(i)
-        limits = config.max_episode_steps, config.skip_frames
         policy = out.best_policy if args.best else out.policy
-        found[member_label(result, i)] = Chosen(policy, limits)
+        found[member_label(result, i)] = Chosen(policy, config.limits)
     return found
 
 
@@ -256,7 +262,8 @@ def environment(
     policy: Policy, args: argparse.Namespace, limits: tuple[int | None, int] | None = None
 ) -> Env:
     """The environment to play in: that of training, with its parameters, unless the arguments have
-    others; with the time limit and the frame skip of the run, where there is one.
+    others; with the time limit and the frame skip of the run, or a line on standard error that they
+    aren't known.
 
     Raises:
         ConfigError: no name makes the environment of the training run, or its code is the user's,
@@ -284,6 +291,12 @@ def environment(
             f"--env: {env.spec.name} has actions {env.spec.action_space}, the policy "
             f"{spec.action_space}"
         )
-    if limits is not None:
+    if limits is None:
+        print(
+            f"purerl: {_target(args)} doesn't have the time limit and the frame skip of its run, "
+            f"as files of earlier versions: {env.spec.name} is played without",
+            file=sys.stderr,
+        )
+    else:
         env = limit_env(env, *limits)
     return as_remembered(spec, env)

@@ -66,9 +66,10 @@ def run_sweep(args: argparse.Namespace, console: Console) -> int:
     """Sweeps, and prints the best combinations."""
     if not (args.grid or args.samples):
         raise ConfigError("--grid: missing, expected what to sweep, such as --grid lr=1e-4,1e-3")
-    grid = {name: read_values(text) for name, text in map(split, args.grid)}
+    grid = {name: read_values(text) for name, text in split("--grid", args.grid).items()}
     samples = {
-        name: read_distribution("--samples", name, text) for name, text in map(split, args.samples)
+        name: read_distribution("--samples", name, text)
+        for name, text in split("--samples", args.samples).items()
     }
     check_names([*grid, *samples], args)
     if args.metrics is not None:
@@ -118,12 +119,22 @@ def check_names(names: Sequence[str], args: argparse.Namespace, argument: str = 
             read_name(agent, name, paths, argument)
 
 
-def split(text: str, flags: str = "--grid, --samples") -> tuple[str, str]:
-    """A field's name and the rest of FIELD=REST. Raises ConfigError."""
-    name, sign, values = text.partition("=")
-    if not sign or not values:
-        raise ConfigError(f"{flags}: got {text!r}, expected FIELD=...")
-    return name.strip().replace("-", "_"), values.strip()
+def split(flag: str, texts: Sequence[str]) -> dict[str, str]:
+    """The rest of each FIELD=REST by the field's name. Raises ConfigError, also for a name that is
+    there twice; two names of one field are told where names are resolved."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, rest = text.partition("=")
+        if not sign or not rest:
+            raise ConfigError(f"{flag}: got {text!r}, expected FIELD=...")
+        name = name.strip().replace("-", "_")
+        if name in found:
+            raise ConfigError(
+                f"{flag}: {name} is there twice, with {found[name]} and {rest.strip()}; expected "
+                "once, with all of its values"
+            )
+        found[name] = rest.strip()
+    return found
 
 
 def read_values(text: str) -> list[object]:

@@ -35,12 +35,9 @@ from purerl.runs.view import (
     KINDS,
     WINNER,
     RunView,
-    env_name,
-    is_code,
-    named_env,
-    refuse_code,
 )
 from purerl.training.config import TrainConfig
+from purerl.training.named import env_name, is_code, named_env, refuse_code
 
 RUNS, EVENTS = Path("runs"), "tensorboard"
 EPILOG = """\
@@ -243,6 +240,7 @@ def _train(
         wandb = wandb_sink(project=args.wandb, name=folder.name, render_every=args.render_every)
         sinks.append(wandb)
     options = {"report_every": args.report_every, "checkpoint_every": args.checkpoint_every}
+    code = 0
     with live:
         try:
             out = fit(
@@ -258,7 +256,7 @@ def _train(
         except Interrupted as error:
             if error.output is None:
                 raise
-            out = error.output
+            out, code = error.output, INTERRUPTED
     show_curve(console, out.metrics, out.timesteps)
     if config.stop_at_return is not None:
         console.print(solved_text(out, config.stop_at_return))
@@ -266,14 +264,15 @@ def _train(
         draw(folder)
     summary = read_summary(folder)
     if summary["finished"]:
-        console.print(f"all of it is in {folder}/", soft_wrap=True)
-        return 0
+        late = "interrupted when the run had finished; " if code else ""
+        console.print(f"{late}all of it is in {folder}/", soft_wrap=True)
+        return code
     console.print(
         f"interrupted after {summary['timesteps']:,} steps of each seed, which are saved; "
         f"to continue:\n  purerl resume {folder}",
         soft_wrap=True,
     )
-    return INTERRUPTED
+    return code
 
 
 def _check_videos(config: TrainConfig, args: argparse.Namespace) -> None:

@@ -61,7 +61,7 @@ def add_tune(parser: Parser, argv: Sequence[str]) -> None:
 
 def run_tune(args: argparse.Namespace, console: Console) -> int:
     """Searches, and prints the best trials and what the winner ends at."""
-    space = {name: _draw(name, text) for name, text in (split(x, "--space") for x in args.space)}
+    space = {name: _draw(name, text) for name, text in split("--space", args.space).items()}
     check_names(list(space), args)
     check_optuna()
     for name in ("trials", "batch", "rungs"):

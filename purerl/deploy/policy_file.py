@@ -52,7 +52,7 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
     """Writes a policy into one small file, whole or not at all.
 
     The file has the networks' parameters, observation statistics, hyperparameters, and the
-    environment's spaces, name and parameters.
+    environment's spaces, name and parameters, with the run's time limit and frame skip.
 
     Args:
         policy: such as `out.policy`, or `out.member(i).policy` of several runs.
@@ -81,6 +81,7 @@ def save_policy(policy: Policy, path: str | os.PathLike) -> None:
         "normalize_obs": policy.obs_stats is not None,
         "num_updates": int(np.asarray(policy.num_updates)),
         "action_processor": None if processor is None else describe(processor),
+        "limits": policy.interface.limits,
         "spec": {
             "name": spec.name,
             "observation_space": space_to_plain(spec.observation_space, "observation_space"),
@@ -141,7 +142,8 @@ def load_policy(
                 stats = jax.eval_shape(lambda: init_stats(spec.observation_space))
             found = _unpacked(path, archive, like, stats)
             trained = Count.of(about.get("num_updates", 0))
-            return Policy(made, *found, Interface(spec, action_processor), num_updates=trained)
+            interface = Interface(spec, action_processor, _limits(about))
+            return Policy(made, *found, interface, num_updates=trained)
         except (RunError, ConfigError) as error:
             raise RunError(str(error)) from None
         except Exception as error:  # a user's agent may raise anything
@@ -303,6 +305,17 @@ def _spec(plain: Mapping[str, Any], archive: _Archive) -> EnvSpec:
         raise ValueError(f"the environment's name is {name!r}, its limit {limit!r}")
     observation, action = map(space_from_plain, parts)
     return EnvSpec(name, observation, action, limit, source_from_plain(source) if source else None)
+
+
+def _limits(about: Mapping[str, Any]) -> tuple[int | None, int] | None:
+    """The run's time limit and frame skip; None in files of earlier versions."""
+    plain = about.get("limits")
+    if plain is None:
+        return None
+    limit, skip = plain
+    if not all(type(x) is int and x >= 1 for x in (1 if limit is None else limit, skip)):
+        raise ValueError(f"its time limit and frame skip are {plain!r:.80}")
+    return limit, skip
 
 
 def _plain_source(spec: EnvSpec) -> object:

@@ -5,6 +5,7 @@ import math
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from purerl.accelerator.compiling import jit
 from purerl.accelerator.machine import check_memory
 from purerl.accelerator.members import Layout, Parts, compile_all
 from purerl.envs.base import Env, host_of
+from purerl.envs.registry import with_params
 from purerl.envs.spaces import is_space
 from purerl.experience.metrics import Count, Metrics
 from purerl.records.errors import ConfigError, shown
@@ -182,7 +184,8 @@ class Program:
             learned = jax.tree.map(jnp.copy, parts[0])
         known = self.config.parts()
         agent = with_hyperparams(known, values).get("agent", agent)
-        interface = Interface(self.loop.env.spec, self.config.action_processor)
+        own = self.config
+        interface = Interface(self.loop.env.spec, own.action_processor, own.limits)
         acting, stats, count = learned
         policy = Policy(agent, acting, stats, interface, env_hyperparams(known, values), count)
         return policy, self.config.make_loop(values).eval_env
@@ -307,3 +310,30 @@ def hyperparam_arrays(
             with_hyperparams(parts, {name: float(x)})
         arrays[name] = array if count is None else np.broadcast_to(array, (count,))
     return arrays
+
+
+def with_shared(config: TrainConfig, values: Mapping[str, np.ndarray]) -> TrainConfig:
+    """The config of the same run with the hyperparameters that all seeds have in common as its
+    fields, for files and descriptions.
+
+    Args:
+        config: of the run.
+        values: as of `hyperparam_arrays`.
+    """
+    plain = {name: plain_hyperparam(x) for name, x in values.items()}
+    shared: dict[str, Any] = {n: x for n, x in plain.items() if not isinstance(x, list)}
+    parts = config.parts()
+    changed = with_hyperparams(parts, shared)
+    of_env = {p.field: x for p, x in check_hyperparams(parts, shared).items() if p.part == "env"}
+    if of_env:  # made again, so that its source has them
+        changed["env"] = with_params(parts["env"], of_env)
+    if "rewarder" in changed:  # it may be the one of `normalize_reward`
+        changed["normalize_reward"] = False
+    return unchecked(config, **changed)
+
+
+def plain_hyperparam(values: np.ndarray) -> float | list[float]:
+    """A hyperparameter `[S]` or `[]` float32, in the digits that people write, 0.1 for
+    0.10000000149: one number if all seeds share it, else a list."""
+    numbers = [float(str(x)) for x in values.flat]
+    return numbers if len(set(numbers)) > 1 else numbers[0]

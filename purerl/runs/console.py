@@ -19,7 +19,7 @@ from rich.text import Text
 
 from purerl.experience.metrics import Metrics
 from purerl.records.files import counted
-from purerl.runs.report import Report, live_numbers, live_speed, means
+from purerl.runs.report import Report, latest, live_numbers, live_speed
 from purerl.training import card
 from purerl.training.config import TrainConfig
 from purerl.training.train import TrainOutput
@@ -166,7 +166,8 @@ class console_sink:  # noqa: N801 - called as a function
 
 
 def show_curve(console: Console, metrics: Metrics, timesteps: np.ndarray, rows: int = 20) -> None:
-    """Prints the learning curve as a table, and the final metrics.
+    """Prints the learning curve as a table, and the final metrics. A seed whose run has ended
+    counts with its last values.
 
     Args:
         console: where to.
@@ -177,7 +178,10 @@ def show_curve(console: Console, metrics: Metrics, timesteps: np.ndarray, rows: 
     returns = np.atleast_2d(np.asarray(metrics.episode_return))
     num_rows = returns.shape[1]
     edges = np.array_split(np.arange(num_rows), max(1, min(rows, num_rows)))
-    told = [means(_part(metrics, part)) for part in edges]
+    told: list[dict[str, np.ndarray]] = []
+    for part in edges:
+        before = told[-1] if told else None
+        told.append(latest(_part(metrics, part)._replace(before=before)))
     per_seed = [part["episode_return"] for part in told]
     seen = np.concatenate(per_seed) if per_seed else np.zeros(0)
     seen = seen[np.isfinite(seen)]

@@ -22,12 +22,12 @@ from purerl.records.errors import ConfigError, RunError, shown
 from purerl.records.fields import check_count, check_path
 from purerl.records.types import Plain
 from purerl.runs.checkpoint import ONE_AT_A_TIME, RunFolder
-from purerl.runs.chunks import Program, hyperparam_arrays, join_metrics, seed_keys
+from purerl.runs.chunks import Program, hyperparam_arrays, join_metrics, seed_keys, with_shared
 from purerl.runs.folder import RunFiles
-from purerl.runs.identity import claim, refuse_to_begin
+from purerl.runs.identity import claim, refuse_to_begin, with_rows_of
 from purerl.runs.init import Init, digest_of, read_init
 from purerl.runs.progress import progress_sinks
-from purerl.runs.report import Report
+from purerl.runs.report import Report, latest
 from purerl.runs.sinks import Sink, list_sinks
 from purerl.training.config import TrainConfig
 from purerl.training.effective import describe_in_force
@@ -40,7 +40,7 @@ class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal; all updates so far are saved if there is a folder.
 
     Attributes:
-        output: a `TrainOutput` of the updates so far.
+        output: a `TrainOutput` of the updates so far: of all, if the signal came with the last.
     """
 
     output: TrainOutput | None = None
@@ -106,7 +106,8 @@ def fit(
         RunError: the folder can't be written or read, or another process or thread trains in it;
             `output` is a `TrainOutput` of the updates so far, if there are any.
         Interrupted: after Ctrl-C, SIGTERM or SIGHUP (the end of the terminal), once the state is
-            saved. A second signal interrupts at once, without saving.
+            saved, also where the run has just finished. A second signal interrupts at once, without
+            saving.
     """
     if not isinstance(config, TrainConfig):
         config = TrainConfig.from_mapping(config)
@@ -114,6 +115,7 @@ def fit(
     path = None if run_dir is None else check_path("run_dir", run_dir).absolute()
     if path is None and resume:
         raise ConfigError("resume: got True, expected None where there is no run_dir")
+    config = config if path is None else with_rows_of(config, path)
     count = None if seeds is None else len(list_seeds(seeds))
     values = hyperparam_arrays(config, hyperparams, count)
     keys, listed = seed_keys(seeds)
@@ -127,9 +129,10 @@ def fit(
         training = _Training(program, None, all_seeds, None)
         return _train(training, sinks, report_every, checkpoint_every, verbose)
     space_to_plain(config.env.spec.observation_space, "env: spec.observation_space")  # policies are
+    whole = with_shared(config, values)
     run = {
-        "config": describe_in_force(config),
         "hyperparams": {name: x.tolist() for name, x in values.items()},
+        "config": describe_in_force(whole),
         "seeds": listed,
         "init": None if learned is None else digest_of(learned),
     }
@@ -142,7 +145,7 @@ def fit(
         if devices.is_first_host():
             about = {**run, "log_every": program.loop.log_every}
             claim(folder, about, config, program.loop, resume)
-            files = RunFiles(folder.path, config, all_seeds, folder.good)
+            files = RunFiles(folder.path, whole, all_seeds, folder.good, values)
             sinks.insert(0, files)
         devices.wait_for_all_hosts("claimed")
         training = _Training(program, folder, all_seeds, files)
@@ -182,6 +185,7 @@ class _Training:
         self.solved_at: np.ndarray | None = None
         self.pieces: list[Metrics] = []
         self.unsaved: list[Metrics] = []
+        self.latest: dict[str, np.ndarray] | None = None  # each seed's last values
         self.state: Parts = []  # before the first one
         if folder:
             with ONE_AT_A_TIME:
@@ -191,6 +195,8 @@ class _Training:
             if start.state is not None:
                 self.state = program.layout.split(start.state)
                 self._note(self.done)
+        for report in self._past():
+            self.latest = latest(report._replace(before=self.latest))
         if self.pieces and files is not None:
             files.restore(self._past())
 
@@ -327,10 +333,11 @@ def _train(
     checkpoint_every: float,
     verbose: bool | None,
 ) -> TrainOutput:
+    asked = False
     try:
         if not training.over:
             sinks += training.progress(verbose)
-            _advance(training, sinks, report_every, checkpoint_every)
+            asked = _advance(training, sinks, report_every, checkpoint_every)
         out = training.output()
     except BaseException as error:
         for sink, failure in _close(sinks):
@@ -342,18 +349,19 @@ def _train(
         unclosed = RunError(f"callback: closing {sink} failed: {failure!r}")
         unclosed.output = out
         raise unclosed from failure
-    if not training.over:
+    if training.over:
+        _warn_of_nonfinite(out)
+    if asked:
         interrupted = Interrupted(_farewell(training))
         interrupted.output = out
         raise interrupted
-    _warn_of_nonfinite(out)
     return out
 
 
 def _advance(
     training: _Training, sinks: list[Sink], report_every: float, checkpoint_every: float
-) -> None:
-    """Trains to the end, or until a signal asks to stop, and saves."""
+) -> bool:
+    """Trains to the end, or until a signal asks to stop, and saves; returns whether one asked."""
     began = time.perf_counter()
     training.start()
     start = time.perf_counter()
@@ -369,9 +377,12 @@ def _advance(
                 now = time.perf_counter()
                 report = training.report(before, metrics, now - start, start - began)
                 with _Members(training) as member:
-                    report = report._replace(member=member, is_last=training.over)
+                    report = report._replace(
+                        member=member, is_last=training.over, before=training.latest
+                    )
                     for sink in sinks:
                         sink(report)
+                training.latest = latest(report)
                 # As many rows as take `report_every` at the last chunk's speed.
                 wanted = report_every * report.num_rows / (now - chunk_start)
                 length = max(1.0, min(wanted, 10.0 * length, training.program.capacity))
@@ -387,6 +398,7 @@ def _advance(
             if not (signals.asked and isinstance(error, KeyboardInterrupt)):
                 training.rescue(error)
             raise
+        return bool(asked) or signals.asked  # perhaps while the end was saved
 
 
 class _Members:
@@ -460,8 +472,12 @@ class _Signals:
 
 def _farewell(training: _Training) -> str:
     at = f"interrupted after update {training.done} of {training.program.loop.num_updates}"
+    if training.over:
+        at += ", with which the run is finished"
     if training.folder is None:
         return f"{at}; nothing is saved, since there is no run_dir"
+    if training.over:
+        return f"{at}: all of it is in {training.folder.path}"
     return f"{at}, which is saved in {training.folder.path}: the same call again goes on from there"
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -26,6 +26,7 @@ from purerl.records.files import DAMAGED, checked, read_text, reason, sealed, wr
 from purerl.records.folders import refuse_links
 from purerl.records.toml import to_toml
 from purerl.records.types import Plain
+from purerl.runs.chunks import plain_hyperparam
 from purerl.runs.report import Report
 from purerl.runs.sinks import csv_sink
 from purerl.training.config import TrainConfig, to_file, to_plain
@@ -52,22 +53,30 @@ class RunFiles:
 
     Args:
         folder: the run's.
-        config: the run's.
+        config: the run's, with the hyperparameters that all seeds share.
         seeds: the run's.
         good: returns the newest checkpoint in words, for error messages.
+        hyperparams: the run's, as of `hyperparam_arrays`.
 
     Raises:
         RunError: from all methods, if a file can't be written.
     """
 
     def __init__(
-        self, folder: Path, config: TrainConfig, seeds: tuple[int, ...], good: Callable[[], str]
+        self,
+        folder: Path,
+        config: TrainConfig,
+        seeds: tuple[int, ...],
+        good: Callable[[], str],
+        hyperparams: Mapping[str, np.ndarray],
     ) -> None:
         refuse_links(folder, [CONFIG, METRICS, SUMMARY], [POLICIES])
         self.folder, self.config, self.seeds, self.good = folder, config, seeds, good
+        self.hyperparams = {name: plain_hyperparam(x) for name, x in hyperparams.items()}
         self.csv = csv_sink(folder / METRICS)
         self.compile_seconds: float | None = None
-        self._write(CONFIG, config_text(config))
+        apart = [name for name, x in self.hyperparams.items() if isinstance(x, list)]
+        self._write(CONFIG, config_text(config, apart=apart))
 
     def __call__(self, report: Report) -> None:
         try:
@@ -117,8 +126,10 @@ class RunFiles:
         }
         if self.compile_seconds is None:  # the run was finished before
             took |= self._seconds_before()
-        about = {"seeds": list(self.seeds), "finished": finished, **took}
+        about: dict[str, Plain] = {"seeds": list(self.seeds), "finished": finished, **took}
         about["curves"] = curves_of_output(self.seeds, out)
+        if self.hyperparams:
+            about["hyperparams"] = self.hyperparams
         summary = summarize(self.config, out) | about | {"versions": versions()}
         refuse_links(self.folder, [], [POLICIES])
         try:
@@ -164,14 +175,15 @@ def write_policies(folder: Path, seeds: Sequence[int], out: TrainOutput) -> None
                 save_policy(one, policy_file(folder, seed, best=best))
 
 
-def config_text(config: TrainConfig, *, defaults: bool = True) -> str:
-    """The text of `config.toml`; what has no form there is named in a comment. Its `defaults` are
-    what was in force without being given, so that the run is the same under another version's."""
+def config_text(config: TrainConfig, *, defaults: bool = True, apart: Sequence[str] = ()) -> str:
+    """The text of `config.toml`; what has no form there is named in a comment, as are the
+    hyperparameters that differ between seeds, `apart`. Its `defaults` are what was in force without
+    being given, so that the run is the same under another version's."""
     left: list[str] = []
     text = to_toml((to_file if defaults else to_plain)(config, left))
-    if left:
-        text = f"# Not in this file, since it has no form there: {', '.join(left)}\n\n{text}"
-    return text
+    notes = {"since it has no form there": left, f"since seeds differ in it (see {RUN})": apart}
+    lines = [f"# Not in this file, {why}: {', '.join(x)}\n" for why, x in notes.items() if x]
+    return "".join([*lines, "\n" * bool(lines), text])
 
 
 def summarize(config: TrainConfig, out: TrainOutput) -> dict[str, Plain]:

@@ -1,5 +1,6 @@
 """The identity of the run in a folder: only the same run resumes there."""
 
+import contextlib
 import json
 import os
 import warnings
@@ -9,13 +10,15 @@ from pathlib import Path
 import jax
 
 from purerl.records.errors import ConfigError
-from purerl.records.folders import is_taken
+from purerl.records.fields import unchecked
+from purerl.records.files import read_text
+from purerl.records.folders import is_taken, list_checkpoints
 from purerl.records.types import Plain
 from purerl.runs.checkpoint import RunFolder
 from purerl.runs.folder import CONFIG, RUN
 from purerl.training.config import TrainConfig
 from purerl.training.describe import differences, versions
-from purerl.training.effective import filled
+from purerl.training.effective import describe_in_force, filled
 from purerl.training.loop import Loop
 
 
@@ -23,6 +26,21 @@ def refuse_to_begin(path: Path) -> None:
     """Raises ConfigError if a folder holds no run to resume. Changes nothing."""
     if not is_taken(path, RUN, "run"):
         raise ConfigError(f"resume: got True, but {path} holds no run (nothing was changed)")
+
+
+def with_rows_of(config: TrainConfig, path: Path) -> TrainConfig:
+    """The config with the `log_every` of the run in a folder, where it leaves that open: by default
+    it follows from the length of a run, and a longer one couldn't go on in rows of that size."""
+    there: Plain = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # which are told later
+        if config.log_every is None and list_checkpoints(path):
+            there = json.loads(read_text(path / RUN))
+    rows = there.get("log_every") if isinstance(there, dict) else None
+    if type(rows) is not int:
+        return config
+    loop = config.make_loop()
+    fits = 1 <= rows <= loop.num_updates and rows != loop.log_every
+    return unchecked(config, log_every=rows) if fits else config
 
 
 def claim(
@@ -36,8 +54,9 @@ def claim(
 
     Args:
         folder: the run's.
-        run: `config`, `hyperparams`, `seeds`, `init` and `log_every`, in plain values.
-        options: of the run, of which `config` is the description.
+        run: `hyperparams`, `config`, `seeds`, `init` and `log_every`, in plain values.
+        options: of the run; in `config`, its description, are also the hyperparameters that all
+            seeds share.
         loop: of the run.
         resume: as in `fit`.
 
@@ -67,7 +86,7 @@ def claim(
         config = config | {"resets": run["config"]["resets"]}
     parts = {name: found.get(name) for name in run} | {"config": config}
     parts["log_every"] = run["log_every"]
-    differing = next(differences(parts, run), None)
+    differing = _differing(parts, run, options)
     if differing is not None:
         raise ConfigError(
             f"run_dir: {folder.path} holds another run: {differing}; choose another folder "
@@ -86,8 +105,22 @@ def claim(
             f"{trained * loop.steps_per_update} steps already (nothing was changed)"
         )
     warn_of_versions(folder, found)
-    if old != new:
+    if old != new or config != run["config"]:
         folder.write_run({**run, "versions": versions(), "hardware": hardware()})
+
+
+def _differing(
+    there: Mapping[str, Plain], here: Mapping[str, Plain], options: TrainConfig
+) -> str | None:
+    """The first difference between the descriptions of two runs, in words; `options` as of
+    `claim`."""
+    found = next(differences(dict(there), dict(here)), None)
+    if found is None or not here["hyperparams"]:
+        return found
+    # In folders of earlier versions the config is described without the hyperparameters.
+    config = json.loads(json.dumps(describe_in_force(options)))
+    earlier = next(differences(dict(there), {**here, "config": config}), None)
+    return None if earlier is None else found
 
 
 def _init_of(folder: RunFolder, found: Mapping[str, Plain]) -> Plain:

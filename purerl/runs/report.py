@@ -31,6 +31,7 @@ class Report(NamedTuple):
             your kind, or `purerl.render`. For callbacks of `fit`, while they run: afterwards it
             raises ConfigError, and elsewhere it is None.
         is_last: whether the run is over.
+        before: the values of `latest` up to this report, `[S]` by name; None for none.
     """
 
     start: int
@@ -45,6 +46,7 @@ class Report(NamedTuple):
     solved_at: np.ndarray | None = None
     member: Callable[[int], tuple[Policy, Env]] | None = None
     is_last: bool = False
+    before: Mapping[str, np.ndarray] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -73,7 +75,7 @@ LIVE_LOSSES = 2
 
 def live_numbers(report: Report) -> list[str]:
     """The returns and losses of a report in words, for a line of progress."""
-    table = means(report)
+    table = latest(report)
     words = {"return": "episode_return", "evaluation": "eval_return"}
     found = [f"{word} {card.spread(table[x])}" for word, x in words.items() if _is_seen(table, x)]
     if report.solved_at is not None:
@@ -144,3 +146,14 @@ def means(report: Report) -> dict[str, np.ndarray]:
             count = weight.sum(axis=1)
             reduced[name] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return reduced
+
+
+def latest(report: Report) -> dict[str, np.ndarray]:
+    """As `means`, but where a seed has no value in this report, as after the end of its run, it
+    keeps its last one before: what is taken over all seeds is of all of them, also of those that
+    were the first to reach `stop_at_return`."""
+    before = report.before or {}
+    return {
+        name: np.where(np.isfinite(x), x, before[name]) if name in before else x
+        for name, x in means(report).items()
+    }

@@ -13,7 +13,7 @@ import numpy as np
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path
 from purerl.records.files import DAMAGED, open_file, reason, write_whole
-from purerl.runs.report import Report, means
+from purerl.runs.report import Report, latest, means
 from purerl.runs.videos import Video, Videos
 
 Sink = Callable[[Report], None]
@@ -159,7 +159,8 @@ def _lines(columns: dict[str, np.ndarray], num_seeds: int, num_rows: int) -> str
 
 class tensorboard_sink:  # noqa: N801
     """Writes TensorBoard events, a point for each report: a series for each seed, and mean, low and
-    high over seeds. With more than 16 seeds only the latter.
+    high over seeds, in which a seed whose run has ended keeps its last values. With more than 16
+    seeds only the latter.
 
     Args:
         folder: for the events.
@@ -269,12 +270,13 @@ class wandb_sink:  # noqa: N801
 
 def _series(report: Report) -> dict[str, dict[str, float]]:
     """Means of a report by series and name: of each seed, and mean, low and high over seeds."""
-    table = means(report)  # [S] each
     series: dict[str, dict[str, float]] = {}
     if len(report.seeds) <= SHOWN_SEEDS:
+        table = means(report)  # [S] each
         for i, seed in enumerate(report.seeds):
             series[f"seed-{seed}"] = {name: float(x[i]) for name, x in table.items()}
     if len(report.seeds) > 1:
+        table = latest(report)
         for name, reduce in (("mean", np.mean), ("low", np.min), ("high", np.max)):
             series[name] = {
                 n: float(reduce(x[np.isfinite(x)]))

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from purerl.runs.folder import (
 from purerl.training.config import TrainConfig
 from purerl.training.describe import differences
 from purerl.training.effective import describe_in_force, filled, with_file_defaults
+from purerl.training.named import env_name, is_code, named_env
 from purerl.training.policy import Policy
 from purerl.training.train import TrainOutput
 
@@ -102,37 +103,6 @@ def read_toml(
     """
     # With aliases resolved, so that checks of a field see it under any name.
     return with_file_defaults(read_names(TrainConfig, from_toml(file)), agent, sizes=sizes)
-
-
-def is_code(env: Plain) -> bool:
-    """Whether an environment's name refers to code to be imported: `module:name`. Files may come
-    from anywhere, so that such a name is used only if the user gives it, too."""
-    name = env_name(env)
-    return isinstance(name, str) and ":" in name
-
-
-def refuse_code(there: Mapping[str, Plain], given: Mapping[str, Plain], file: object) -> None:
-    """Raises ConfigError for an environment of evaluations that is code, which a file names, and
-    the user doesn't."""
-    env = there.get("eval_env")
-    if is_code(env) and env_name(given.get("eval_env")) != env_name(env):
-        raise ConfigError(
-            f"--eval-env: expected --eval-env {env_name(env)}: {file} names it, and it is code "
-            "that would be run"
-        )
-
-
-def env_name(env: Plain) -> Plain:
-    """The name in an environment's plain form, with or without parameters."""
-    return env.get("name") if isinstance(env, Mapping) else env
-
-
-def named_env(env: Plain, name: str, params: Mapping[str, Plain] | None = None) -> Plain:
-    """The plain form of an environment that the user names, with the parameters of `env` if that
-    has the same name, updated by `params`."""
-    same = isinstance(env, Mapping) and env_name(env) == name
-    merged = {**(env if same else {}), **(params or {})}
-    return {**merged, "name": name} if merged else name
 
 
 class RunView:
@@ -228,8 +198,9 @@ class RunView:
 
     @property
     def state(self) -> str:
-        """ "running"; "finished"; "stopped", by a signal or an exception, which saves; or "killed",
-        to be resumed from its newest checkpoint."""
+        """ "running"; "finished"; "stopped", by a signal, so that all files are of its end; or
+        "killed", by anything else, such as an exception in a callback: its newest checkpoint is
+        newer than the summary and the policies. Both go on by the same call."""
         if is_locked(self.folder / LOCK):
             return "running"
         if self._summary is None or self._stale():

@@ -205,7 +205,7 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answers with the page, or with what is in the folders."""
         path = self.path.partition("?")[0]
-        host = self.headers.get("Host", "").rpartition(":")[0]
+        host = self.headers.get("Host", "").partition(":")[0]  # without a port if that is 80
         if host not in (HOST, "localhost"):  # another site's name, made to mean this machine
             self.send_error(403)
         elif path == "/":

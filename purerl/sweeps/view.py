@@ -17,10 +17,7 @@ from purerl.runs.view import (
     SWEEP,
     TUNE,
     WINNER,
-    env_name,
-    is_code,
     marker_of,
-    named_env,
     read_json,
     read_toml,
 )
@@ -30,6 +27,7 @@ from purerl.sweeps.store import Store, describe_sweep
 from purerl.sweeps.sweep import Job
 from purerl.training.config import TrainConfig
 from purerl.training.describe import differences
+from purerl.training.named import env_name, is_code, named_env
 
 
 def load_sweep(path: str | os.PathLike[str], env: object = None) -> SweepResult:
@@ -87,6 +85,12 @@ def _read_plan(folder: Path, about: Mapping[str, Plain], env: object) -> tuple[P
             raise ValueError("its config is no object")
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{file} is damaged: {reason(error)}") from None
+    for name, value in ((n, x[n]) for n in ("env", "eval_env") for x in combinations if n in x):
+        if is_code(value):
+            raise RunError(
+                f"{file} has {name}={env_name(value)}, which is code that would be run: the "
+                "program that began it calls sweep with the same arguments, and gets what is there"
+            )
     config = _read_config(folder, env)
     try:
         plan = plan_of(config, names, combinations, seeds)

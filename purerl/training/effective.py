@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 from purerl.agents import AGENTS, Agent
 from purerl.envs.base import Env
 from purerl.experience.buffer import Buffer
-from purerl.records.errors import ConfigError, shown
+from purerl.records.errors import ConfigError, shown, suggest
 from purerl.records.fields import field_names, field_options, read_names, unchecked
 from purerl.records.types import Plain
 from purerl.training.describe import describe
@@ -126,12 +126,16 @@ def with_file_defaults(
         sizes: whether the rollout has the size of the file's run.
 
     Raises:
-        ConfigError: `defaults` is no table.
+        ConfigError: `defaults` is no table, or has what is none: above all environments, which may
+            be code, and are checked where a file names them.
     """
     plain = dict(fields)
     defaults = plain.pop(DEFAULTS, {})
     if not isinstance(defaults, Mapping):
         raise ConfigError(f"{DEFAULTS}: got {shown(defaults)}, expected a table")
+    for name in defaults:
+        if name not in (*OF_RUN, "agent"):
+            raise ConfigError(f"{DEFAULTS}: no field {shown(name)} there; {suggest(name, OF_RUN)}")
     of_agent = dict(defaults.get("agent", {}))
     meant = of_agent.pop("name", None)
     if meant is None or meant != (agent or _name(plain.get("agent", "ppo"))).lower():

@@ -202,6 +202,11 @@ class Options(Record):
             left |= {"rewarder": RunningNormalize(), "normalize_reward": False}
         return unchecked(self, **left)
 
+    @property
+    def limits(self) -> tuple[int | None, int]:
+        """The run's time limit and frame skip, as `limit_env` takes them."""
+        return self.max_episode_steps, self.skip_frames
+
     def parts(self) -> Parts:
         """The run's records and environment, with defaults, by the first word of the paths of
         their hyperparameters; None for a part that the run doesn't have."""

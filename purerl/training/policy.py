@@ -38,10 +38,14 @@ class Interface:
         spec: the environment's, with the run's frame skip and time limit.
         action_processor: from the agent's actions to the environment's; None clips to a Box's
             bounds.
+        limits: the run's `max_episode_steps` and `skip_frames`, with which `limit_env` makes the
+            environment that it was trained in; None where they aren't known, as of policy files of
+            earlier versions.
     """
 
     spec: EnvSpec
     action_processor: Callable[[jax.Array], jax.Array] | None = None
+    limits: tuple[int | None, int] | None = None
 
 
 @struct.dataclass(eq=False)

@@ -17,6 +17,8 @@ from purerl.records.files import reason
 from purerl.records.toml import from_toml, to_toml
 from purerl.records.types import Plain
 from purerl.training.config import TrainConfig, to_plain
+from purerl.training.effective import with_file_defaults
+from purerl.training.named import env_name, is_code
 
 Presets = dict[str, dict[str, dict[str, Plain]]]
 
@@ -37,14 +39,15 @@ def preset(env: str | os.PathLike[str], agent: str | None = None, **changes: obj
     more = read_names(TrainConfig, changes)
     if isinstance(env, os.PathLike) or (isinstance(env, str) and env.endswith(".toml")):
         name, _, found = choose_preset(env, None, agent)
-        if ":" in name and "env" not in more:
-            raise ConfigError(
-                f"preset: {os.fspath(env)} names {name}, which is code; give it too, as "
-                f"preset(..., env={name!r})"
-            )
-        params = found.pop("env", {})
-        fields = read_names(TrainConfig, found)
-        return TrainConfig.from_mapping({"env": {**params, "name": name}, **fields, **more})
+        named = {"env": {**found.pop("env", {}), "name": name}, **found}
+        for field in ("env", "eval_env"):
+            code = env_name(named.get(field))
+            if is_code(code) and field not in more:
+                raise ConfigError(
+                    f"preset: {os.fspath(env)} names {code} as its {field}, which is code; give it "
+                    f"too, as preset(..., {field}={code!r})"
+                )
+        return TrainConfig.from_mapping({**named, **more})
     agent = "ppo" if agent is None else agent
     found = find_preset(env, agent)
     if not found:
@@ -110,8 +113,8 @@ def choose_preset(
     the file has one only.
 
     Returns:
-        The names of both, and the fields, as of `find_preset`; with the environment's parameters
-        under "env", if there are any.
+        The names of both, and the fields, as of `find_preset`, without aliases; with the
+        environment's parameters under "env", if there are any.
 
     Raises:
         ConfigError: there is none, or more than one; the message lists them. As `read_presets`.
@@ -130,7 +133,12 @@ def choose_preset(
         count = "none" if not fitting else f"{len(fitting)} presets"
         raise ConfigError(f"preset: {os.fspath(path)} has {count} for {got}; it has {known}")
     name, chosen = fitting[0]
-    found = presets[name][chosen]
+    found = with_file_defaults(read_names(TrainConfig, presets[name][chosen]), chosen)
+    for field in ("env", "agent"):
+        if not isinstance(there := found.get(field, {}), Mapping):
+            raise ConfigError(
+                f"preset: {os.fspath(path)}: {field} is {shown(there)}, expected a table of fields"
+            )
     fields = found.get("agent", {})
     return name, chosen, {**found, "agent": {**fields, "name": chosen}}
 

@@ -261,7 +261,7 @@ def make_output(
     env_params: dict[str, jax.Array],
 ) -> TrainOutput:
     """A `TrainOutput` from its parts."""
-    interface = Interface(loop.env.spec, config.action_processor)
+    interface = Interface(loop.env.spec, config.action_processor, config.limits)
     static = loop.steps_per_update, interface, loop.log_every, loop.num_updates
     return TrainOutput(state, metrics, agent, *static, env_params)
 
