@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kit.agents import learn
+from kit.agents import Tiny, learn
 from kit.environments import faulty, push_env, walk
 from kit.quick import mostly_slow, quick_jit
 from kit.trees import assert_close
@@ -392,6 +392,17 @@ def test_one_device_is_no_device():
 def test_what_devices_cannot_share(changes, message):
     with pytest.raises(purerl.ConfigError, match=message):
         purerl.TrainConfig(**{"env": walk(), **OPTIONS, **changes})
+
+
+def test_several_hosts_train_one_run_on_all_their_devices(monkeypatch):
+    """And what lays members over one process's devices says that it does."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    config = purerl.TrainConfig(walk(), Tiny(), total_timesteps=64, num_envs=4, update_every=4)
+    with pytest.raises(purerl.ConfigError, match="num_devices: got 1, expected 4, all the devices"):
+        purerl.fit(config, seeds=2)
+    with pytest.raises(purerl.ConfigError, match="sweep: got 2 processes, expected one"):
+        purerl.sweep(config, seeds=2, verbose=False)
 
 
 def test_more_devices_than_there_are():

@@ -234,6 +234,7 @@ def test_an_environment_by_its_name_is_the_same_one():
         {"env": cartpole._replace(reset=lambda key: cartpole.reset(key))},
         {"agent": Tiny()},
         {"agent": purerl.PPO(optimizer=lambda lr: optax.sgd(lr))},
+        {"agent": purerl.PPO(actor_obs=lambda obs: obs[:2])},
         {"action_processor": lambda action: action},
     ):
         assert key(**mine) is None

@@ -44,6 +44,16 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+def test_the_first_of_several_hosts_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    for sink in (csv_sink(tmp_path / "metrics.csv"), tensorboard_sink(tmp_path / "events")):
+        sink(made_up(0, 3))
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    csv_sink(tmp_path / "metrics.csv")(made_up(0, 3))
+    assert list(tmp_path.iterdir())
+
+
 def test_a_row_an_update_and_seed(tmp_path):
     sink = csv_sink(tmp_path / "metrics.csv")
     sink(made_up(0, 3, seconds=3.0))

@@ -140,6 +140,15 @@ def check_devices(num_devices: int) -> None:
         )
 
 
+def check_one_host(what: str) -> None:
+    """Raises ConfigError if there are several hosts, for what lays members over one's devices."""
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"{what}: got {jax.process_count()} processes, expected one: members are laid over the "
+            "devices of a process"
+        )
+
+
 def check_divides(num_devices: int, name: str, size: int) -> None:
     """Raises ConfigError unless the number of devices divides a size."""
     if size % num_devices:

@@ -56,6 +56,7 @@ class Program:
         self.config, self.keys, self.learned = config, keys, learned
         self.values = _float32(values)
         self.loop = config.make_loop()
+        devices.check_devices(self.loop.devices.count)
         members = keys.size if keys.ndim else None
         if self.loop.on_host and (members or 1) > 1:
             on_host = self.loop.env if host_of(self.loop.env) else self.loop.eval_env

@@ -1,4 +1,7 @@
-"""Sinks: callables of a `Report`, for CSV, TensorBoard and W&B; any other function will do."""
+"""Sinks: callables of a `Report`, for CSV, TensorBoard and W&B; any other function will do.
+
+Of several hosts these write on the first alone; a function of yours is called on each.
+"""
 
 import contextlib
 import csv
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from purerl.accelerator.devices import is_first_host
 from purerl.records.errors import ConfigError, RunError
 from purerl.records.fields import check_path
 from purerl.records.files import DAMAGED, open_file, reason, write_whole
@@ -59,6 +63,8 @@ class csv_sink:  # noqa: N801 - called as a function
         return self._before + self._last
 
     def __call__(self, report: Report) -> None:
+        if not is_first_host():
+            return
         try:
             columns = report.columns()
             if not self._begun:
@@ -175,6 +181,8 @@ class tensorboard_sink:  # noqa: N801
         self._writers: dict[str, Any] = {}
 
     def __call__(self, report: Report) -> None:
+        if not is_first_host():
+            return
         step = report.stop * report.steps_per_update
         video = self._videos.of(report)
         try:
@@ -245,10 +253,13 @@ class wandb_sink:  # noqa: N801
             import wandb
         except ImportError:
             raise ConfigError("wandb: isn't installed: pip install 'purerl[wandb]'") from None
-        self._video = wandb.Video
-        self._run = wandb.init(project=project, name=name, entity=entity, **options)
+        self._video, self._run = wandb.Video, None
+        if is_first_host():
+            self._run = wandb.init(project=project, name=name, entity=entity, **options)
 
     def __call__(self, report: Report) -> None:
+        if self._run is None:
+            return
         values: dict[str, Any] = {
             f"{series}/{name}": value
             for series, values in _series(report).items()
@@ -265,7 +276,8 @@ class wandb_sink:  # noqa: N801
     def close(self) -> None:
         """Ends the W&B run."""
         self._videos.close()
-        self._run.finish()
+        if self._run is not None:
+            self._run.finish()
 
 
 def _series(report: Report) -> dict[str, dict[str, float]]:

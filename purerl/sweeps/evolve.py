@@ -172,11 +172,7 @@ def _check_config(config: TrainConfig) -> Loop:
             "num_devices: a population lays whole members over the devices, leave it out of the "
             "config"
         )
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"evolve: got {jax.process_count()} processes, expected one: members are laid over the "
-            "devices of a process"
-        )
+    devices.check_one_host("evolve")
     for name in ("max_episodes", "stop_at_return"):
         if getattr(config, name) is not None:
             raise ConfigError(

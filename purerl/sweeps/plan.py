@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from purerl.accelerator.devices import check_one_host
 from purerl.envs.registry import with_params
 from purerl.records.aliases import field_of
 from purerl.records.draws import list_values
@@ -102,6 +103,7 @@ def make_plan(
 
 def check_base(config: TrainConfig | Mapping[str, object]) -> TrainConfig:
     """The config that all members have in common. Raises ConfigError where it can't be swept."""
+    check_one_host("sweep")
     if not isinstance(config, TrainConfig):
         config = TrainConfig.from_mapping(config)
     if getattr(config, "num_devices", 1) not in (None, 1):

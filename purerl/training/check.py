@@ -151,10 +151,11 @@ def check_size(loop: Loop) -> None:
 
 
 def ships(loop: Loop) -> bool:
-    """Whether agent, networks, rewarder and noise all come with the package."""
+    """Whether agent, networks, rewarder, noise and what networks see all come with the package."""
     agent: Any = loop.agent
-    functions = [getattr(agent, word, None) for word in ("actor", "critic", "target_fn")]
-    functions = [getattr(x, "func", x) for x in functions if x is not None]
+    names = ("actor", "critic", "target_fn", "actor_obs", "critic_obs")
+    functions = [x for name in names if callable(x := getattr(agent, name, None))]
+    functions = [getattr(x, "func", x) for x in functions]
     parts = (
         (type(agent), AGENTS.values()),
         (type(loop.rewarder), (Identity, *REWARDERS.values())),
