@@ -107,6 +107,12 @@ class EnvSpec(NamedTuple):
         spaces = self.observation_space, self.action_space
         return self.name, spaces, self.max_episode_steps, self.metrics
 
+    def is_same(self, other: "EnvSpec") -> bool:
+        """Whether all attributes but the source are equal, those that are no part of equality
+        included."""
+        mine, theirs = ((x.legal, x.resets, x.draw) for x in (self, other))
+        return self == other and mine == theirs
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EnvSpec) and self._facts() == other._facts()
 
