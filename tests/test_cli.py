@@ -869,7 +869,7 @@ MISTAKES = [
     ("train CartPole-v1 --hidden -1,-2", "PPO.hidden: got [-1, -2], expected"),
     ("plot --x hours", "--x: got 'hours', expected steps or seconds"),
     ("plot a b --compare --x seconds", "--x: got 'seconds', expected without --compare"),
-    ("plot a b --compare --y return", "--y: got 'return', expected without --compare"),
+    ("plot a --slices --y return", "--y: got 'return', expected without --slices"),
     ("plot a --slices --x steps", "--x: got 'steps', expected without --slices"),
     ("plot a --slices --member 0", "--member: got '0', expected without --slices"),
     ("plot a --env mine:E", "--env: is for --slices and --member of a sweep"),

@@ -23,7 +23,7 @@ from purerl.plots import figures
 from purerl.plots import sweeps as plotting_sweep
 from purerl.plots.runs import plot_comparison, plot_curves
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves
-from purerl.runs.curves import Curves
+from purerl.runs.curves import Curves, newest
 from purerl.runs.view import read_run, read_runs
 from purerl.sweeps.plan import make_plan
 from purerl.sweeps.result import SweepResult
@@ -101,6 +101,29 @@ def test_the_line_is_the_interquartile_mean():
     assert np.nanmin(run.returns) <= band[0] < np.nanmax(expected) < band[1]
     assert axes.get_xlabel() == "environment steps"
     assert axes.get_ylabel() == "return of training episodes"
+
+
+def test_evaluations_are_drawn_and_compared(tmp_path):
+    """The newest evaluation so far in each row, of the output and of its folder alike."""
+    config = purerl.TrainConfig(
+        walk(3), Tiny(), 96, eval_env=walk(5), eval_every=2, num_envs=4, update_every=4
+    )
+    out = purerl.fit(config, tmp_path / "run", seeds=2)
+    run = Curves.of("walk", out)
+    np.testing.assert_array_equal(run.eval_return, [[np.nan, 15.0, 15.0, 15.0, 15.0, 15.0]] * 2)
+    np.testing.assert_array_equal(read_run(tmp_path / "run").eval_return, run.eval_return)
+    np.testing.assert_array_equal(run.of_metric("eval_return").final_returns, [15.0, 15.0])
+    (axes,) = plot_curves(run, y="eval_return").get_axes()
+    assert axes.get_ylabel() == "return of evaluations"
+    assert np.nanmax(axes.get_lines()[-1].get_ydata()) == 15.0
+    figure = plot_comparison([run, dataclasses.replace(run, name="other")], y="eval_return")
+    assert "final eval return" in [text.get_text() for text in texts(figure)]
+    plain = dataclasses.replace(run, eval_return=None)
+    with pytest.raises(purerl.ConfigError, match="no metric 'eval_return'; it was trained without"):
+        plot_curves(plain, y="eval_return")
+    rows = np.array([[np.nan, 1.0, np.nan, 2.0], [np.nan] * 4])
+    expected = np.array([[np.nan, 1.0, 1.0, 2.0], [np.nan] * 4])
+    np.testing.assert_array_equal(newest(rows), expected)
 
 
 def test_time_is_on_the_axis_where_it_is_asked_for():

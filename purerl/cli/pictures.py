@@ -44,7 +44,7 @@ def add_plot(parser: Parser, argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", metavar="FILE", help="a .png, .pdf or .svg (RUN/curve.png)")
     parser.add_argument("--x", metavar="AXIS", help="steps (default) or seconds")
-    parser.add_argument("--y", metavar="NAME", help="return (default), or a metric of env or log")
+    parser.add_argument("--y", metavar="NAME", help="return (default), eval_return, or a metric")
     add_member_flag(parser)
     parser.add_argument("--env", metavar="MODULE:NAME", help="of a sweep, where it is yours")
     parser.add_argument("--compare", action="store_true", help="final returns, and who is better")
@@ -68,7 +68,7 @@ def run_plot(args: argparse.Namespace, console: Console) -> int:
 
         plot_slices(read_sweep(folders[0], args.env), path=out)
     elif args.compare:
-        plot_comparison(_read(folders, args.member, args.env), out)
+        plot_comparison(_read(folders, args.member, args.env), out, y=args.y or "return")
     else:
         x, y = args.x or "steps", args.y or "return"
         plot_curves(_read(folders, args.member, args.env), out, x=x, y=y)
@@ -85,10 +85,10 @@ def _check(args: argparse.Namespace, folders: list[Path]) -> None:
     if args.slices and (args.compare or len(folders) > 1):
         raise ConfigError("--slices: expected one sweep, without --compare")
     picture = "--compare" if args.compare else "--slices" if args.slices else None
-    for flag, given in (("--x", args.x), ("--y", args.y)):
+    for flag, given in (("--x", args.x), ("--y", args.y if args.slices else None)):
         if picture and given is not None:
             raise ConfigError(
-                f"{flag}: got {given!r}, expected without {picture}, which shows final returns"
+                f"{flag}: got {given!r}, expected without {picture}, which shows what runs end at"
             )
     if args.slices and args.member != MEMBER_BEST:
         raise ConfigError(f"--member: got {args.member!r}, expected without --slices")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 X_LABELS = {"steps": "environment steps", "seconds": "wall-clock time (s)"}
-Y_LABEL = "return of training episodes"
+Y_LABELS = {"return": "return of training episodes", "eval_return": "return of evaluations"}
 # Most seeds that are drawn one by one.
 THIN_LINES = 16
 
@@ -51,9 +51,9 @@ def plot_curves(
         curves: one run, or several of one environment.
         path: where the figure is written, a PNG, PDF or SVG file by its suffix; None for nowhere.
         x: over "steps" of each seed, or over "seconds" of training.
-        y: the "return" of training episodes, or one of the environment's metrics, as
-            "info/success" (see `EnvSpec.metrics`), or of the run's `log`, as "log/speed"; or its
-            name alone.
+        y: the "return" of training episodes, "eval_return" of evaluations, or one of the
+            environment's metrics, as "info/success" (see `EnvSpec.metrics`), or of the run's `log`,
+            as "log/speed"; or its name alone.
         title: above the figure.
         note: a line below the title.
 
@@ -72,17 +72,14 @@ def plot_curves(
     unknown = [run.name for run in runs if run.seconds is None]
     if x == "seconds" and unknown:
         raise ConfigError(f"x: got 'seconds', but they aren't known of {unknown[0]!r}")
-    if y != "return":
-        if not isinstance(y, str):
-            raise ConfigError(f"y: got {shown(y)}, expected 'return', or the name of a metric")
-        runs = [run.of_metric(y) for run in runs]
+    runs = _of_metric(runs, y)
     banded = any(run.num_seeds > 1 for run in runs)
     caption = "interquartile mean over seeds, band: 95 % bootstrap interval" if banded else None
     figure = figures.new_figure(6.8, 4.4, title)
     axes = figure.add_subplot()
     figures.tidy(axes, "\n".join(line for line in (note, caption) if line))
     lines = [_draw_curve(axes, run, i, len(runs), x) for i, run in enumerate(runs)]
-    axes.set(xlabel=X_LABELS[x], ylabel=Y_LABEL if y == "return" else y.partition("/")[2] or y)
+    axes.set(xlabel=X_LABELS[x], ylabel=Y_LABELS.get(y, y.rpartition("/")[2]))
     axes.set_xlim(left=0)
     for axis in (axes.xaxis, axes.yaxis):
         figures.write_numbers(axis)
@@ -94,6 +91,13 @@ def plot_curves(
     names = [f"{name} ({count})" for name, count in zip(names, seeds, strict=True)]
     figures.legend(figure, lines, names, width=90)
     return figures.save(figure, path)
+
+
+def _of_metric(runs: list[Curves], y: object) -> list[Curves]:
+    """Curves of y in place of returns. Raises ConfigError where a run doesn't have it."""
+    if not isinstance(y, str):
+        raise ConfigError(f"y: got {shown(y)}, expected 'return', or the name of a metric")
+    return runs if y == "return" else [run.of_metric(y) for run in runs]
 
 
 def _draw_curve(axes: "Axes", run: Curves, number: int, of: int, x: str) -> "Line2D":
@@ -125,10 +129,14 @@ def _draw_curve(axes: "Axes", run: Curves, number: int, of: int, x: str) -> "Lin
 
 
 def plot_comparison(
-    curves: Sequence[Curves], path: Path_ | None = None, *, title: str | None = None
+    curves: Sequence[Curves],
+    path: Path_ | None = None,
+    *,
+    y: str = "return",
+    title: str | None = None,
 ) -> "Figure":
     """A comparison of final returns: means over the last tenth of the updates, each episode counted
-    once.
+    once. Of evaluations (`y="eval_return"`) means of the newest one there, update by update.
 
     Three panels, all with 95 % bootstrap intervals: each run's interquartile mean over seeds; the
     share of its seeds above each return; for each pair of runs, how likely a seed of the one ends
@@ -136,14 +144,14 @@ def plot_comparison(
 
     Args:
         curves: runs of one environment.
-        path, title: as of `plot_curves`.
+        path, y, title: as of `plot_curves`.
 
     Raises:
-        ConfigError: no runs, a run without an episode in the end, unknown suffix.
+        ConfigError: no runs, a run without an episode in the end, invalid `y`, unknown suffix.
         RunError: the file can't be written.
     """
     figures.check_path(path)
-    runs = _runs(curves)
+    runs = _of_metric(_runs(curves), y)
     scores = [run.final_returns for run in runs]
     for run, x in zip(runs, scores, strict=True):
         if not np.any(np.isfinite(x)):
@@ -164,14 +172,15 @@ def plot_comparison(
     figure = figures.new_figure(8.6, sum(heights) + 0.35 * (title is not None), title)
     parts = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     left, right = parts[0].subplots(1, 2)
-    _draw_intervals(left, scores, labels)
-    _draw_profiles(right, scores)
+    word = y.rpartition("/")[2].replace("_", " ")
+    _draw_intervals(left, scores, labels, word)
+    _draw_profiles(right, scores, word)
     if pairs:
         _draw_pairs(parts[1].subplots(), scores, names, pairs)
     return figures.save(figure, path)
 
 
-def _draw_intervals(axes: "Axes", scores: list[np.ndarray], labels: list[str]) -> None:
+def _draw_intervals(axes: "Axes", scores: list[np.ndarray], labels: list[str], word: str) -> None:
     for i, x in enumerate(scores):
         low, high = bootstrap_interval(iqm, x)
         style = figures.style(i)
@@ -180,13 +189,13 @@ def _draw_intervals(axes: "Axes", scores: list[np.ndarray], labels: list[str]) -
         axes.plot(iqm(x), i, color=style["color"], marker=style["marker"], markersize=7)
     axes.set_yticks(range(len(scores)), labels, fontsize=9, parse_math=False)
     axes.set_ylim(len(scores) - 0.4, -0.6)
-    axes.set_xlabel("final return")
+    axes.set_xlabel(f"final {word}")
     axes.margins(x=0.08)
     figures.write_numbers(axes.xaxis)
     figures.tidy(axes, "interquartile mean, 95 % bootstrap interval;\nthin marks: seeds", grid="x")
 
 
-def _draw_profiles(axes: "Axes", scores: list[np.ndarray]) -> None:
+def _draw_profiles(axes: "Axes", scores: list[np.ndarray], word: str) -> None:
     low, high = min(map(np.min, scores)), max(map(np.max, scores))
     margin = 0.05 * (high - low) or max(1.0, 0.05 * abs(high))
     thresholds = np.linspace(low - margin, high + margin, 201)
@@ -210,7 +219,7 @@ def _draw_profiles(axes: "Axes", scores: list[np.ndarray]) -> None:
             markevery=(i * 40 // len(scores), 40),
             **style,
         )
-    axes.set(xlabel="return R", ylabel="share of seeds above R", ylim=(-0.03, 1.03))
+    axes.set(xlabel=f"{word} R", ylabel="share of seeds above R", ylim=(-0.03, 1.03))
     axes.set_xlim(thresholds[0], thresholds[-1])
     figures.write_numbers(axes.xaxis)
     figures.tidy(axes, "performance profile of the final returns,\n95 % bootstrap interval")

@@ -20,6 +20,7 @@ from purerl.training.train import TrainOutput
 # A check of seeds `[S]`, timesteps `[U]`, returns and numbers of episodes `[S, U]`.
 Check = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
 INFO, LOG = "info/", "log/"  # prefixes of the environment's metrics, and of the user's
+EVALUATED = "eval_return"
 COLUMNS = ("seed", "update", "timesteps", "episode_return", "num_episodes")
 # Columns of a table that say nothing about whether a seed still trained, and what the others have
 # in a row in which it didn't: no number, an infinite one under `jax_debug_nans`, or a count of 0.
@@ -43,6 +44,8 @@ class Curves:
             or the like ended it; None for all.
         info: `[S, U]` by name, the environment's metrics (see `EnvSpec.metrics`).
         log: `[S, U]` by name, what the run's `log` returns.
+        eval_return: `[S, U]`, mean return of the newest evaluation up to each row, NaN before the
+            first; None for a run without evaluations.
 
     Raises:
         ConfigError: the arrays' shapes don't match.
@@ -56,6 +59,7 @@ class Curves:
     num_updates: np.ndarray | None = None
     info: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     log: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    eval_return: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = np.shape(self.returns)
@@ -66,6 +70,7 @@ class Curves:
             ("num_episodes", shape),
             ("seconds", shape[1:]),
             ("num_updates", shape[:1]),
+            ("eval_return", shape),
         ):
             value = getattr(self, field)
             if value is not None and np.shape(value) != wanted:
@@ -114,26 +119,33 @@ class Curves:
             {n: np.atleast_2d(np.asarray(x, np.float64)) for n, x in named.items()}
             for named in (metrics.info, metrics.log)
         )
-        return cls(name, timesteps, returns, num_episodes, seconds, num_rows, info, log)
+        evaluated = None
+        if metrics.eval is not None:
+            evaluated = newest(np.atleast_2d(np.asarray(metrics.eval.episode_return, np.float64)))
+        return cls(name, timesteps, returns, num_episodes, seconds, num_rows, info, log, evaluated)
 
     def of_metric(self, metric: str) -> Self:
         """Curves of a metric in place of returns.
 
         Args:
-            metric: of the environment, as "info/success", or the run's `log`, as "log/speed"; or
-                the name alone, where one of them has it.
+            metric: "eval_return", of evaluations; of the environment, as "info/success", or the
+                run's `log`, as "log/speed"; or the name alone, where one of these two has it.
 
         Raises:
             ConfigError: the run has no such metric.
         """
         known = {INFO + name: x for name, x in self.info.items()}
         known |= {LOG + name: x for name, x in self.log.items()}
+        if self.eval_return is not None:
+            known[EVALUATED] = self.eval_return
         found = [name for name in known if metric in (name, name.partition("/")[2])]
         if len(found) != 1:
             hint = " or ".join(found) or suggest(metric, ["return", *known])
+            if metric == EVALUATED:
+                hint = "it was trained without eval_every"
             raise ConfigError(f"{self.name}: no metric {shown(metric)}; {hint}")
         counts, (name,) = self.num_episodes, found
-        if name.startswith(LOG):  # a mean over steps: each update counts once
+        if not name.startswith(INFO):  # a mean over steps, or evaluated: each update counts once
             counts = np.isfinite(known[name]).astype(np.int64)
         return dataclasses.replace(self, returns=known[name], num_episodes=counts)
 
@@ -237,7 +249,8 @@ def _columns(rows: Any) -> dict[str, np.ndarray]:
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise ValueError(f"it has no column {missing[0]!r}")
-    more = [name for name in header if name == "seconds" or name.startswith((INFO, LOG))]
+    also = ("seconds", EVALUATED)
+    more = [name for name in header if name in also or name.startswith((INFO, LOG))]
     names = [*COLUMNS, *more]
     places = [header.index(name) for name in names]
     others = [i for i, name in enumerate(header) if name not in _ALWAYS]
@@ -309,7 +322,15 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
         _last_live(grids[_LIVE] > 0),
         info,
         log,
+        newest(grids[EVALUATED]) if EVALUATED in grids else None,
     )
+
+
+def newest(values: np.ndarray) -> np.ndarray:
+    """Values `[S, U]` with the newest one before in place of NaN."""
+    there = np.where(np.isnan(values), 0, np.arange(values.shape[1]))
+    last: np.ndarray = np.maximum.accumulate(there, axis=1)
+    return np.take_along_axis(values, last, axis=1)
 
 
 def _last_live(live: np.ndarray) -> np.ndarray:
