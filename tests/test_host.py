@@ -139,7 +139,7 @@ def test_each_vector_has_an_autoreset_mode_of_its_own():
     successors(made)
     late = vector(AutoresetMode.NEXT_STEP)
     vector(AutoresetMode.DISABLED)
-    for given in (late, gymnasium.wrappers.vector.ClipReward(late)):
+    for given in (late, gymnasium.wrappers.vector.ClipReward(late, -1.0, 1.0)):
         with pytest.raises(purerl.ConfigError, match="has the autoreset mode NEXT_STEP"):
             purerl.gymnasium_env(given)
 
