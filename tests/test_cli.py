@@ -874,6 +874,7 @@ MISTAKES = [
     ("plot a --slices --member 0", "--member: got '0', expected without --slices"),
     ("plot a --env mine:E", "--env: is for --slices and --member of a sweep"),
     ("export a --env.gravity 3", "no flag '--env.gravity'"),
+    ("agents --env CartPole-v1", "--env: got 'CartPole-v1', expected with an AGENT"),
     ("agents dqm", "no agent 'dqm'; did you mean 'dqn'"),
     ("presets Acrobat-v1", "did you mean 'Acrobot-v1'"),
     ("eval nowhere --episodes 0", "--episodes: got 0, expected an integer >= 1"),

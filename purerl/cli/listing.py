@@ -131,6 +131,8 @@ def add_agents(parser: Parser, argv: Sequence[str]) -> None:
 def run_agents(args: argparse.Namespace, console: Console) -> int:
     """Lists agents, or the hyperparameters of one."""
     if args.agent is None:
+        if args.env is not None:
+            raise ConfigError(f"--env: got {args.env!r}, expected with an AGENT, see purerl agents")
         for name, cls in AGENTS.items():
             console.print(f"  {name:<13}", style="bold", end=" ")
             console.print((cls.__doc__ or "").splitlines()[0])
