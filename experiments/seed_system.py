@@ -133,6 +133,7 @@ def chapter_run():
         wait_end_path=False,  # rollouts continue where the last one stopped
         eval_every=20,
         eval_max_episodes=4,
+        eval_sample=False,
         eval_max_episode_steps=50,
         num_devices=1,  # the environments of one agent can be spread over several
         stop_if_nonfinite=False,  # an update that yields NaN is skipped and counted

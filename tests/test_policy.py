@@ -89,7 +89,8 @@ def test_an_action_processor_goes_along():
         push_env(), action_processor=lambda a: jnp.tanh(a) / 2, max_episode_steps=4, **SMALL
     )
     out = jax.eval_shape(purerl.make_train(config), jax.random.key(0))
-    assert out.policy.interface == Interface(config.make_loop().env.spec, config.action_processor)
+    spec = config.make_loop().env.spec
+    assert out.policy.interface == Interface(spec, config.action_processor, (4, 1))
     assert out.policy.spec.max_episode_steps == 4
     policy = make_policy(config.agent, config.env, action_processor=config.action_processor)
     obs = jnp.array([[0.3], [-0.8]])

@@ -156,9 +156,10 @@ class GymnasiumVectorEnv(gymnasium.vector.VectorEnv):
         """A step of one environment, and a reset where it ends the episode."""
         key, step_key, reset_key = _next_keys(key)
         state, timestep = self.env.step(step_key, state, action)
-        first = self.env.reset(reset_key)
+        again, obs, _, first = _first(self.env, reset_key)
         done = timestep.terminated | timestep.truncated
-        obs, state = where(done, first, (timestep.obs, state))
+        went_on = (reset_key, timestep.obs, state)
+        reset_key, obs, state = where(done, (again, obs, first), went_on)
         return (key, reset_key), obs, _mask(self.env, obs), state, timestep
 
     def reset(

@@ -259,7 +259,7 @@ class Buffer(Record):
         if not self.priority_sampling:
             return state
         # A transition drawn twice, by an agent whose targets are random, has two errors: the first.
-        td_error = td_error[jnp.argmax(indices[:, None] == indices, axis=1)]
+        td_error = td_error[jnp.argmax(indices[:, None] == indices[None], axis=1)]
         begun = state.size > 0
         writable = begun if writable is None else writable & begun
         alpha = DEFAULT_ALPHA if self.alpha is None else self.alpha

@@ -71,8 +71,7 @@ def assemble(options: Options) -> Loop:
     eval_env = _eval_env(env, options)
     longest = eval_env.spec.max_episode_steps or 10_000
     limit = env.spec.max_episode_steps
-    if wait_end_path:
-        limit = min(limit or update_every, update_every)
+    limit = min(limit or update_every, update_every) if wait_end_path else limit
     if options.total_timesteps is not None:
         num_updates = -(-options.total_timesteps // (num_envs * update_every))
     else:
