@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from typing import ClassVar
 
 import gymnasium
 import jax
@@ -112,6 +113,35 @@ def test_steps_are_those_of_a_plain_loop(make):
     # The true successor: of the same episode, at its last time.
     np.testing.assert_array_equal(timestep.obs[..., 0], before[..., 0])
     assert (timestep.obs[terminated | truncated][:, 1] == 3).all()
+
+
+def test_each_vector_has_an_autoreset_mode_of_its_own():
+    """Gymnasium keeps the modes of all vectors of a class in one dict."""
+
+    class Marked(Count):
+        metadata: ClassVar = dict(Count.metadata)
+
+    def vector(mode):
+        return SyncVectorEnv([Marked] * 2, autoreset_mode=mode)
+
+    def successors(env):
+        _, _, timestep, after, _ = play(env, 4)
+        assert timestep.obs[2, 0, 1] == 3.0  # the last of an episode, and the first of the next
+        assert after[2, 0, 1] == 0.0
+
+    made = purerl.gymnasium_env(Marked)
+    theirs = purerl.gymnasium_env(vector(AutoresetMode.SAME_STEP))
+    successors(made)
+    assert Marked.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP  # it leaves theirs alone
+    vector(AutoresetMode.DISABLED)
+    successors(theirs)
+    vector(AutoresetMode.SAME_STEP)
+    successors(made)
+    late = vector(AutoresetMode.NEXT_STEP)
+    vector(AutoresetMode.DISABLED)
+    for given in (late, gymnasium.wrappers.vector.ClipReward(late, -1.0, 1.0)):
+        with pytest.raises(purerl.ConfigError, match="has the autoreset mode NEXT_STEP"):
+            purerl.gymnasium_env(given)
 
 
 class Nested(Count):

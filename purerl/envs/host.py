@@ -74,7 +74,10 @@ def is_vector(env: object) -> "TypeGuard[Vector]":
 
 
 def _autoreset_mode(envs: object) -> str:
-    mode = getattr(envs, "metadata", {}).get("autoreset_mode")
+    """The mode of this vector. Gymnasium's vectors also write theirs into `metadata`, the dict of
+    the environment's class, where the last one made overwrites that of all others."""
+    mode = getattr(getattr(envs, "unwrapped", envs), "autoreset_mode", None)
+    mode = getattr(envs, "metadata", {}).get("autoreset_mode") if mode is None else mode
     return str(getattr(mode, "name", mode))
 
 
@@ -146,7 +149,13 @@ class Maker:
             return self.env
         vector = _gymnasium().vector
         mode = vector.AutoresetMode.DISABLED  # so that the true successor is seen
-        made: Vector = vector.SyncVectorEnv([self.one] * num_envs, copy=False, autoreset_mode=mode)
+
+        def one() -> "Simulator":
+            made = self.one()
+            made.metadata = dict(made.metadata)  # the class's, which the vector writes its mode to
+            return made
+
+        made: Vector = vector.SyncVectorEnv([one] * num_envs, copy=False, autoreset_mode=mode)
         return made
 
 
@@ -222,7 +231,8 @@ class _Simulators:
         terminated, truncated = (np.array(x, bool) for x in (terminated, truncated))
         reward = np.array(reward, np.float32)
         ended = terminated | truncated
-        same_step = _autoreset_mode(self.envs) == "SAME_STEP"
+        # Those of `Maker.many` never reset themselves.
+        same_step = is_vector(self.maker.env) and _autoreset_mode(self.envs) == "SAME_STEP"
         last = self._with_last(obs, info) if same_step else self._copied(obs)
         broken = ~np.isfinite(reward)
         for x in jax.tree.leaves(last):
