@@ -49,7 +49,9 @@ def maker(name: str) -> Maker:
     wrappers = importlib.import_module("xminigrid.wrappers")
     _, usual = suite.make(name)
     limit = int(usual.max_steps)
-    plain = plain_defaults(type(usual), FIXED) | {"view_size": int(usual.view_size)}
+    # Of the environment, which differ from those of the class.
+    plain = {word: getattr(usual, word) for word in plain_defaults(type(usual), FIXED)}
+    plain |= {"view_size": int(usual.view_size)}
     ruled = hasattr(usual, "ruleset")
 
     def make(
