@@ -20,11 +20,13 @@ from purerl.cli import main, playing
 from purerl.cli.playing import Chosen, environment
 from purerl.envs import Box, Discrete, Env, EnvSource, EnvSpec, TimeStep, as_env
 from purerl.envs.base import dynamics_of
-from purerl.envs.registry import source_of
+from purerl.envs.params import followed, replace_params, rules_of
+from purerl.envs.registry import plain_env, source_of, with_params
 from purerl.records.toml import to_toml
 from purerl.runs.view import RunView, read_toml
 from purerl.sweeps.plan import make_plan
 from purerl.training.describe import describe
+from purerl.training.train import program_key
 
 pytestmark = pytest.mark.usefixtures("quick_programs")
 
@@ -174,6 +176,23 @@ def test_a_gymnax_environment_that_no_name_makes_has_no_source():
         (lambda: purerl.randomize("CartPole-v1", gravty=(1, 2)), "did you mean 'gravity'"),
         (lambda: purerl.randomize("Pendulum-v1", max_torque=(1, 2)), "spec of Pendulum-v1 follows"),
         (lambda: purerl.randomize("fall", steps=(1, 2)), "got Uniform.*expected an integer"),
+        (lambda: purerl.randomize("Acrobot-v1", link_length_2=(1, 2)), "nothing in Acrobot-v1 dep"),
+        (
+            lambda: purerl.make("Acrobot-v1", link_length_2=2.0),
+            r"env\.link_length_2: got 2\.0, but nothing in Acrobot-v1 depends on it",
+        ),
+        (
+            lambda: purerl.make("SimpleBandit-bsuite", optimal_return=2.0),  # summed in the state
+            r"env\.optimal_return: got 2\.0, but nothing in SimpleBandit-bsuite depends on it",
+        ),
+        (
+            lambda: as_env((CartPole(), EnvParams(masscart=2.0))),  # with a total of its own
+            r"env\.masscart: got 2\.0, but nothing in CartPole-v1 depends on it",
+        ),
+        (
+            lambda: purerl.gymnax_env(CartPole(), EnvParams(masscart=2.0)),
+            r"env\.masscart: got 2\.0, but nothing in CartPole-v1 depends on it",
+        ),
         (lambda: purerl.randomize(walk(), gravity=(1, 2)), "no parameter 'gravity'; it has none"),
         (lambda: purerl.randomize("fall", lambda key: key), r"sample\(key\) gives"),
         (lambda: purerl.randomize("fall", lambda key: {"gravity": jnp.ones(2)}), "one number"),
@@ -262,6 +281,7 @@ def test_a_traced_parameter_trains_as_a_plain_one():
         ("CartPole-v1", {"env.gravity": jnp.ones(3)}, "shape .*give train its hyperparameters und"),
         ("CartPole-v1", {"env.gravity": "low"}, "got 'low', expected a float"),
         ("FrozenLake-misc", {"env.success_rate": 0.5}, "can't be traced with it"),
+        ("Acrobot-v1", {"env.link_length_2": 1.0}, "nothing in Acrobot-v1 depends on it; expected"),
         ({"name": "fall", "gravity": "uniform(1, 2)"}, {"env.gravity": 1.0}, "drawn for every ep"),
         (walk(), {"env.gravity": 1.0}, "walk has no parameters"),
         ("fall", {"gravity": 1.0}, r"did you mean 'env\.gravity'"),
@@ -271,6 +291,152 @@ def test_what_is_wrong_with_a_hyperparameter_is_said(env, hyperparams, message):
     train = purerl.make_train(purerl.TrainConfig(env=env, **SMALL))
     with pytest.raises(purerl.ConfigError, match=message):
         jax.eval_shape(lambda: train(jax.random.key(0), hyperparams))
+
+
+def test_a_parameter_without_effect_is_refused_only_where_it_is_given(capsys):
+    """At its default it may be in a file of before."""
+    purerl.make("Acrobot-v1", link_length_2=1.0)
+    purerl.make("Acrobot-v1", link_length_1=2.0)
+    config = purerl.TrainConfig(env={"name": "Acrobot-v1", "link_length_2": 1.0}, **SMALL)
+    assert source_of(config.env) == EnvSource("Acrobot-v1")
+    with pytest.raises(purerl.ConfigError, match="nothing in Acrobot-v1 depends on it"):
+        purerl.sweep(config, seeds=1, grid={"env.link_length_2": [1.0, 2.0]})
+    assert main(["envs", "Acrobot-v1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    notes = {line.split()[0]: line.split()[-1] for line in lines if "--env.link_length" in line}
+    assert notes == {"--env.link_length_1": "hyperparameter", "--env.link_length_2": "effect"}
+
+    def make_painted(gravity=1.0, unread=1.0, shade=1.0):
+        env = make_fall(gravity)
+        return env._replace(spec=env.spec._replace(draw=lambda state: shade)) if shade else env
+
+    purerl.register("painted", make_painted)
+    assert purerl.make("painted", shade=0.5).spec.draw(None) == 0.5
+    with pytest.raises(purerl.ConfigError, match=r"env\.unread: got 2\.0, but nothing in fall"):
+        purerl.make("painted", unread=2.0, shade=0.0)
+
+
+def stepped(env):
+    """The observation after two steps, from a tilted pole."""
+    _, state = env.reset(jax.random.key(3))
+    for action in (1, 0):
+        state, timestep = env.step(jax.random.key(0), state, jnp.int32(action))
+    return np.asarray(timestep.obs)
+
+
+def test_masses_and_lengths_of_the_cart_pole_act_in_all_that_follows_from_them():
+    values = {"masscart": 2.0, "length": 1.0}
+    whole = {**values, "total_mass": 2.0 + 0.1, "polemass_length": 0.1 * 1.0}
+    env = purerl.make("CartPole-v1", **values)
+    np.testing.assert_array_equal(stepped(env), stepped(purerl.make("CartPole-v1", **whole)))
+    assert source_of(env) == source_of(as_env((CartPole(), EnvParams(**whole))))
+
+    def known(values):
+        made = replace_params(purerl.make("CartPole-v1"), values)
+        return {n: jnp.asarray(x) for n, x in purerl.env_params(made).items()}
+
+    found = quick_jit(known)({n: jnp.float32(x) for n, x in values.items()})
+    assert {n: float(found[n]) for n in whole} == pytest.approx(whole)
+    drawn = purerl.make("CartPole-v1", masscart=purerl.Choice([2.0]))
+    drawn = replace_params(drawn, {"length": 1.0})
+    _, state = drawn.reset(jax.random.key(0))
+    steps = [
+        x.step(jax.random.key(0), y, jnp.int32(1))[1] for x, y in ((drawn, state), (env, state.env))
+    ]
+    np.testing.assert_allclose(steps[0].obs, steps[1].obs, rtol=1e-6)
+    # The defaults keep their bits.
+    usual = purerl.env_params(purerl.make("CartPole-v1"))
+    same, _ = followed(usual, {n: np.float32(usual[n]) for n in values}, rules_of(usual))
+    assert {n: np.float32(x) for n, x in same.items()} == {n: np.float32(usual[n]) for n in same}
+
+
+def test_what_is_given_itself_does_not_follow():
+    env = purerl.make("CartPole-v1", total_mass=3.0)
+    for other in (
+        replace_params(env, {"masspole": 0.2}),
+        with_params(env, {"masspole": 0.2}),
+        replace_params(replace_params(purerl.make("CartPole-v1"), {"total_mass": 3.0}),
+                       {"masspole": 0.2}),
+    ):  # fmt: skip
+        values = purerl.env_params(other)
+        assert values["total_mass"] == 3.0
+        assert values["polemass_length"] == pytest.approx(0.2 * 0.5)
+    # In files too: a default that doesn't follow is given.
+    pair = as_env((CartPole(), EnvParams(masspole=0.2)))
+    plain = {"name": "CartPole-v1", "masspole": 0.2, "polemass_length": 0.05, "total_mass": 1.1}
+    assert plain_env(pair) == plain
+    np.testing.assert_array_equal(stepped(as_env(plain)), stepped(pair))
+    assert plain_env(purerl.make("CartPole-v1", masspole=0.2)) == {
+        "name": "CartPole-v1", "masspole": 0.2,
+    }  # fmt: skip
+
+
+def make_two(a=1.0, b=2.0):
+    """The reward is `b`, and `a` is in the info."""
+    env = make_fall(b)
+
+    def step(key, state, action):
+        state, timestep = env.step(key, state, action)
+        return state, timestep._replace(info={"fallen": jnp.float32(a)})
+
+    return env._replace(step=step)
+
+
+def test_what_is_replaced_stays_so():
+    purerl.register("two", make_two)
+
+    def outcome(env):
+        _, timestep = env.step(jax.random.key(0), env.reset(jax.random.key(0))[1], jnp.int32(0))
+        return float(timestep.info["fallen"]), float(timestep.reward)
+
+    env = purerl.make("two")
+    both = replace_params(replace_params(env, {"a": 5.0}), {"b": 7.0})
+    assert outcome(both) == (5.0, 7.0)
+    assert purerl.env_params(both) == {"a": 5.0, "b": 7.0}
+    assert outcome(with_params(both, {"a": 6.0})) == (6.0, 7.0)
+    drawn = replace_params(purerl.randomize("two", a=(10.0, 20.0)), {"b": 7.0})
+    a, b = outcome(drawn)
+    assert 10.0 <= a <= 20.0
+    assert b == 7.0
+    again, b = outcome(purerl.randomize(both, a=(10.0, 20.0)))
+    assert (again, b) == (a, 7.0)
+
+
+def test_an_environment_with_another_spec_is_of_no_call_of_make():
+    def only_left(obs):
+        return jnp.array([True, False])
+
+    env, options = purerl.make("CartPole-v1"), SMALL | {"agent": purerl.PPO(hidden=(4,))}
+    for changes in ({"legal": only_left}, {"resets": "spare(4)"}, {"draw": only_left}):
+        changed = env._replace(spec=env.spec._replace(**changes))
+        assert source_of(changed) is None
+        for other in (
+            purerl.randomize(changed, gravity=(4.9, 9.8)), with_params(changed, {"gravity": 1.6}),
+        ):  # fmt: skip
+            assert changes.items() <= other.spec._asdict().items()
+        with pytest.raises(purerl.ConfigError, match="has no plain form"):
+            plain_env(changed)
+        keys = [program_key(purerl.TrainConfig(env=x, **options)) for x in (env, changed)]
+        assert keys[0] is not None
+        assert keys[1] is None
+    assert source_of(env._replace(spec=env.spec._replace(legal=None))) == EnvSource("CartPole-v1")
+
+
+def test_a_factory_of_any_names_takes_distributions():
+    def make_any(**given):
+        return make_fall(given["gravity"], STEPS)
+
+    purerl.register("any", make_any)
+    for env in (
+        purerl.make("any", gravity=purerl.Uniform(1.0, 3.0)),
+        as_env({"name": "any", "gravity": "uniform(1, 3)"}),
+    ):
+        assert plain_env(env) == {"name": "any", "gravity": "uniform(1.0, 3.0)"}
+        states = [env.reset(jax.random.key(seed))[1] for seed in range(3)]
+        rewards = [env.step(jax.random.key(0), x, jnp.int32(0))[1].reward for x in states]
+        assert len(set(map(float, rewards))) == 3
+        assert all(1.0 <= x <= 3.0 for x in rewards)
+    purerl.make("any", gravity=purerl.Choice([1.0, 2.0]))
 
 
 def test_a_sweep_over_a_parameter_is_one_program(tmp_path, capsys):
@@ -355,7 +521,7 @@ def one_to_three(key):
 @pytest.mark.parametrize("make", [
     lambda: purerl.randomize("fall", gravity=(1.0, 3.0)),
     lambda: purerl.randomize(purerl.action_repeat(purerl.make("fall"), 1), one_to_three),
-    lambda: purerl.randomize(purerl.time_limit(purerl.make("fall"), STEPS), gravity=(1.0, 3.0)),
+    lambda: purerl.randomize(purerl.time_limit(purerl.make("fall"), STEPS + 1), gravity=(1.0, 3.0)),
 ])  # fmt: skip
 def test_parameters_are_drawn_for_every_episode(make):
     env = make()

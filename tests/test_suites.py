@@ -169,12 +169,17 @@ def test_resets_follow_the_environment_unless_they_are_given():
     options = {"num_envs": 8, "update_every": 4, "total_timesteps": 64}
     assert purerl.TrainConfig(env=costly, **options).make_loop().resets == "spare(4)"
     config = purerl.TrainConfig(env=costly, resets="fresh", **options)
-    assert config.make_loop().resets == config.to_mapping()["resets"] == "fresh"
+    assert config.make_loop().resets == config.resets == "fresh"
     assert purerl.TrainConfig(env=env, **options).make_loop().resets == "fresh"
+    config = purerl.TrainConfig(env=env, resets="spare(4)", **options)
+    assert config.make_loop().resets == config.to_mapping()["resets"] == "spare(4)"
     with pytest.raises(ConfigError, match=r"spec\.resets: no 'sparse'"):
         purerl.check_env(env._replace(spec=env.spec._replace(resets="sparse")))
+    odd = env._replace(spec=env.spec._replace(draw=3))
     with pytest.raises(ConfigError, match=r"spec\.draw is 3, expected a function"):
-        purerl.check_env(env._replace(spec=env.spec._replace(draw=3)))
+        purerl.check_env(odd)
+    with pytest.raises(ConfigError, match=r"spec\.draw is 3"):  # though the rest was checked
+        purerl.TrainConfig(env=odd, **options)
 
 
 def test_a_spec_may_draw(tmp_path):
@@ -555,6 +560,33 @@ def test_a_longer_limit_keeps_what_a_user_replaced_in_the_spec():
     )  # fmt: skip
 
 
+def test_a_longer_limit_keeps_hyperparameters():
+    need("functional/CartPole-v1")
+    env = purerl.make("functional/CartPole-v1")
+    marked = env._replace(spec=env.spec._replace(resets="spare(4)"))
+    for given in (env, marked):
+        for limit in (400, 700):  # below and above the environment's
+            config = purerl.TrainConfig(env=given, max_episode_steps=limit)
+            made = config.make_loop({"env.gravity": 1.6}).env
+            assert purerl.env_params(made)["gravity"] == np.float32(1.6)
+            assert made.spec.max_episode_steps == limit
+            assert made.spec.resets == given.spec.resets
+
+
+def test_a_length_of_the_functional_cart_pole_is_of_all_that_follows_from_it():
+    """In Gymnasium `polemass_length` is a sum, which keeps the physics of the defaults."""
+    need("functional/CartPole-v1")
+    name = "functional/CartPole-v1"
+    usual = purerl.env_params(purerl.make(name))
+    assert usual["polemass_length"] == usual["masspole"] + usual["length"]
+    values = purerl.env_params(purerl.make(name, masscart=2.0, length=1.0))
+    assert values["total_mass"] == np.float32(2.1)
+    assert values["polemass_length"] == np.float32(1.1)
+    whole = replace_params(purerl.make(name), {n: usual[n] for n in ("masscart", "length")})
+    for word, x in purerl.env_params(whole).items():
+        assert np.float32(x) == np.float32(usual[word])  # the same bits
+
+
 def test_a_longer_limit_of_a_wrapped_environment_is_refused():
     need("functional/CartPole-v1")
     env = purerl.time_limit(purerl.make("functional/CartPole-v1"), 300)
@@ -577,6 +609,28 @@ def test_a_limit_in_frames_is_divided_by_the_action_repeat():
     assert env.spec.max_episode_steps == 250
     env = purerl.make("playground/PendulumSwingup", action_repeat=4, max_episode_steps=9)
     assert env.spec.max_episode_steps == 9
+
+
+def test_the_config_of_a_robot_is_longer_than_the_limit(monkeypatch):
+    """Aloha's handover and Franka's pick, which need a download, begin again when their count of
+    steps, of `action_repeat` in each frame, reaches `episode_length`."""
+    need("playground/CartpoleBalance")
+    registry = importlib.import_module("mujoco_playground._src.registry")
+
+    class LoadedError(Exception):
+        pass
+
+    def load(name, config, overrides):
+        raise LoadedError(overrides["episode_length"])
+
+    monkeypatch.setattr(registry, "load", load)
+    for options, length in (
+        ({}, 1001),
+        ({"max_episode_steps": 3000}, 3001),
+        ({"action_repeat": 4}, 250 * 16 + 1),  # 1000 frames are 250 steps
+    ):
+        with pytest.raises(ConfigError, match=rf"LoadedError.*: {length}$"):
+            purerl.make("playground/CartpoleBalance", **options)
 
 
 @pytest.mark.parametrize(("backend", "engine"), [("cpu", "jax"), ("tpu", "jax"), ("gpu", "warp")])
@@ -1043,6 +1097,20 @@ def test_a_functional_environments_pixels_are_no_choices():
     space = purerl.envs.as_env(Pixels()).spec.observation_space
     assert space == purerl.Box(0, 255, (8, 8, 3), np.uint8)
     assert space.codes is None
+
+
+@pytest.mark.filterwarnings("ignore:env. XLand-MiniGrid-R4-9x9 has no goal:UserWarning")
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("XLand-MiniGrid-R4-9x9", {"grid_type": "R4", "view_size": 5}), ("MiniGrid-MemoryS8", {})],
+)
+def test_defaults_of_xminigrid_are_those_of_the_environment(name, values):
+    need(f"xminigrid/{name}")
+    _, params = importlib.import_module("xminigrid").make(name)
+    known = purerl.env_params(purerl.make(f"xminigrid/{name}"))
+    theirs = {n: x for n, x in vars(params).items() if n in known and n != "ruleset"}
+    assert {n: known[n] for n in theirs} == theirs
+    assert values.items() <= known.items()
 
 
 def test_pixels_of_xminigrid_are_no_choices():

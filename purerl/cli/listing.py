@@ -28,7 +28,7 @@ from purerl.cli.flags import (
 from purerl.envs import check_env, env_names, env_params, make, suites
 from purerl.envs.base import EnvSpec
 from purerl.envs.check import EnvError
-from purerl.envs.params import frozen, is_float, is_traceable
+from purerl.envs.params import frozen, is_idle, is_traceable
 from purerl.envs.spaces import short
 from purerl.experience.buffer import Buffer
 from purerl.records.docs import documented
@@ -109,7 +109,8 @@ def _list_params(name: str, console: Console) -> int:
     table = Table("flag", "default", "", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
     for word, value in params.items():
-        note = "hyperparameter" if is_float(value) and is_traceable(env, word) else ""
+        note = "hyperparameter" if is_traceable(env, word) else ""
+        note = "without effect" if is_idle(env, word) else note
         table.add_row(f"--env.{word}", shown(frozen(value), 60), note)
     console.print(table)
     console.print(

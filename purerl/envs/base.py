@@ -107,6 +107,12 @@ class EnvSpec(NamedTuple):
         spaces = self.observation_space, self.action_space
         return self.name, spaces, self.max_episode_steps, self.metrics
 
+    def is_same(self, other: "EnvSpec") -> bool:
+        """Whether all attributes but the source are equal, those that are no part of equality
+        included."""
+        mine = self.legal, self.resets, self.draw
+        return self == other and mine == (other.legal, other.resets, other.draw)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EnvSpec) and self._facts() == other._facts()
 

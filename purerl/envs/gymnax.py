@@ -38,7 +38,16 @@ from purerl.envs.gymnax_wrappers import (
     wrapped,
 )
 from purerl.envs.loose import cast, common_dtypes, usual_promotion
-from purerl.envs.params import Made, differing, is_same
+from purerl.envs.params import (
+    Made,
+    Rule,
+    check_acting,
+    differing,
+    followed,
+    given_among,
+    is_same,
+    rules_of,
+)
 from purerl.envs.spaces import Box, convert_spaces, is_space
 from purerl.records.errors import ConfigError, sentence, shown
 from purerl.records.types import PyTree
@@ -148,7 +157,7 @@ def _known_source(env: GymnaxEnv, params: PyTree) -> EnvSource | None:
         usual = again.default_params
         if type(usual) is not type(params):
             return None
-        changed = differing(params_by_name(params), params_by_name(usual))
+        changed = given_among(params_by_name(params), params_by_name(usual))
         return EnvSource(env.name, tuple(sorted((*differing(given, {}), *changed))))
     except Exception:  # from a user's class: then no call of `make` gives it
         return None
@@ -186,11 +195,19 @@ def gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = None) -
     if source is None or source.name != made.spec.name:
         return made
     made = made._replace(spec=made.spec._replace(source=source))
+    for word, x in source.params:
+        check_acting(made, word, x)
     return Made(made).as_env(made.spec)
 
 
-def raw_gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = None) -> Env:
-    """`gymnax_env` without a source in the spec, for callers that set it."""
+def raw_gymnax_env(
+    env: GymnaxEnv,
+    params: PyTree = None,
+    name: str | None = None,
+    rules: tuple[Rule, ...] | None = None,
+) -> Env:
+    """`gymnax_env` without a source in the spec, for callers that set it; with the rules by which
+    parameters follow from others, None for those that hold."""
     if not hasattr(env, "step_env") and not hasattr(env, "step"):
         raise ConfigError(f"env: got {shown(env)}, expected a gymnax Environment")
     with jax.ensure_compile_time_eval():
@@ -208,7 +225,10 @@ def raw_gymnax_env(env: GymnaxEnv, params: PyTree = None, name: str | None = Non
     played, innermost = without_resets(env)
     if name is None:
         name = env.name if innermost is None else _wrapped_name(env)
-    dynamics = GymnaxDynamics(played, params, _categories(space), innermost is not None)
+    if rules is None:
+        rules = rules_of(params_by_name(env.default_params), params_by_name(params))
+    categories = _categories(space)
+    dynamics = GymnaxDynamics(played, params, categories, innermost is not None, rules=rules)
     key = jax.eval_shape(lambda: jax.random.key(0))
     action = jax.eval_shape(action_space.sample, key)
     with sentence(f"env: {name!r} can't be traced"):
@@ -259,6 +279,7 @@ class GymnaxDynamics(Dynamics):
         whole: whether `step` and `reset` are called, with auto-reset disabled, instead of
             `step_env` and `reset_env`.
         dtypes: of the state's leaves, in its structure; None before they are known.
+        rules: by which parameters follow from others.
     """
 
     env: GymnaxEnv
@@ -266,6 +287,7 @@ class GymnaxDynamics(Dynamics):
     categories: PyTree = 0
     whole: bool = False
     dtypes: PyTree = None
+    rules: tuple[Rule, ...] = ()
 
     def reset(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         reset = self.env.reset if self.whole else self.env.reset_env
@@ -317,10 +339,12 @@ class GymnaxDynamics(Dynamics):
         return False
 
     def replace_params(self, values: Mapping[str, object]) -> "GymnaxDynamics":
-        return dataclasses.replace(self, given=dataclasses.replace(self.given, **values))
+        values, rules = followed(params_by_name(self.given), values, self.rules)
+        given = dataclasses.replace(self.given, **values)
+        return dataclasses.replace(self, given=given, rules=rules)
 
     def __reduce__(self) -> tuple[Callable[..., "GymnaxDynamics"], tuple[object, ...]]:
-        rest = (self.given, self.categories, self.whole, self.dtypes)
+        rest = (self.given, self.categories, self.whole, self.dtypes, self.rules)
         return _restored, (packed(self.env), *rest)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import operator
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import partial_eval
 from jax.typing import ArrayLike, DTypeLike
 
 from purerl.envs.base import (
@@ -179,7 +181,8 @@ def replace_params(env: Env, values: Mapping[str, object]) -> Env:
 
 
 def check_traceable(env: Env, name: str, value: object = 0.0) -> None:
-    """Raises ConfigError unless a parameter is a traceable float, and `value` a scalar."""
+    """Raises ConfigError unless a parameter is a traceable float on which something depends, and
+    `value` a scalar."""
     known = env_params(env)
     value = check_params(env.spec.name, known, {name: value})[name]
     given, full = known[name], PREFIX + name
@@ -189,21 +192,50 @@ def check_traceable(env: Env, name: str, value: object = 0.0) -> None:
         raise ConfigError(f"{full}: got {value}, expected a float (purerl.randomize draws)")
     if not is_float(given):
         raise ConfigError(f"{full}: {shown(given)} is no float, so that {FIXED}")
-    why = _why_fixed(env, name)
-    if why:
-        raise ConfigError(f"{full}: {why}, so that {FIXED}")
+    found = _probed(env, name)
+    if found.fixed:
+        raise ConfigError(f"{full}: {found.fixed}, so that {FIXED}")
+    if found.idle:
+        raise ConfigError(f"{full}: {_idle(env)}")
+
+
+def check_acting(env: Env, name: str, value: object) -> None:
+    """Raises ConfigError for the value of a float parameter on which nothing depends."""
+    if is_float(env_params(env).get(name)) and _probed(env, name).idle:
+        raise ConfigError(f"{PREFIX}{name}: got {shown(value)}, but {_idle(env)}")
+
+
+def _idle(env: Env) -> str:
+    return f"nothing in {env.spec.name} depends on it; expected another parameter"
 
 
 def is_traceable(env: Env, name: str) -> bool:
-    """Whether a parameter is a hyperparameter, a float that can be traced."""
-    return is_float(env_params(env).get(name)) and not _why_fixed(env, name)
+    """Whether a parameter is a float that can be traced."""
+    return is_float(env_params(env).get(name)) and not _probed(env, name).fixed
 
 
-_found: weakref.WeakKeyDictionary[Dynamics, dict[str, str]] = weakref.WeakKeyDictionary()
+def is_idle(env: Env, name: str) -> bool:
+    """Whether a parameter is a float on which nothing depends."""
+    return is_float(env_params(env).get(name)) and _probed(env, name).idle
 
 
-def _why_fixed(env: Env, name: str) -> str:
-    """The reason why a float parameter can't be traced, or ""; cached for each environment."""
+class _Probed(NamedTuple):
+    """What a trace of a reset and a step shows about a float parameter.
+
+    Attributes:
+        fixed: the reason why it can't be traced, or "".
+        idle: whether no time step of an episode depends on it, and no picture.
+    """
+
+    fixed: str = ""
+    idle: bool = False
+
+
+_found: weakref.WeakKeyDictionary[Dynamics, dict[str, _Probed]] = weakref.WeakKeyDictionary()
+
+
+def _probed(env: Env, name: str) -> _Probed:
+    """The probe of a float parameter, cached for each environment."""
     dynamics = dynamics_of(env)
     assert dynamics is not None, "who has no parameters is asked for none"
     found = _found.setdefault(dynamics, {})
@@ -212,20 +244,89 @@ def _why_fixed(env: Env, name: str) -> str:
     return found[name]
 
 
-def _probe(dynamics: Dynamics, env: Env, name: str) -> str:
+def _probe(dynamics: Dynamics, env: Env, name: str) -> _Probed:
     if dynamics.fixes_spec(name):
-        return f"the spec of {env.spec.name} follows from it"
+        return _Probed(f"the spec of {env.spec.name} follows from it")
 
-    def play(value: jax.Array, key: jax.Array) -> None:
+    def play(value: jax.Array, state: PyTree, key: jax.Array) -> tuple[PyTree, ...]:
         made = dynamics.replace_params({name: value})
-        made.step(key, made.reset(key)[1], env.spec.action_space.sample(key))
+        obs, first = made.reset(key)
+        after, timestep = made.step(key, state, env.spec.action_space.sample(key))
+        return first, after, obs, timestep
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key, value = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.float32)
     try:
-        jax.eval_shape(play, jax.ShapeDtypeStruct((), jnp.float32), key)
+        state = jax.eval_shape(dynamics.reset, key)[1]
+        jaxpr = jax.make_jaxpr(play)(value, state, key).jaxpr
     except Exception as error:  # any kind, from a user's code
-        return f"{env.spec.name} can't be traced with it ({raised(error)})"
-    return ""
+        return _Probed(f"{env.spec.name} can't be traced with it ({raised(error)})")
+    size = len(jax.tree.leaves(state))
+    # Leaves of the state on which a time step depends, sooner or later, or the picture.
+    needed, before = [callable(env.spec.draw)] * size, None
+    while needed != before:
+        outputs = [*needed, *needed, *[True] * (len(jaxpr.outvars) - 2 * size)]
+        value_used, *used = partial_eval.dce_jaxpr(jaxpr, outputs)[1]
+        before, needed = needed, [x or y for x, y in zip(needed, used, strict=False)]
+    return _Probed(idle=not value_used)
+
+
+class Rule(NamedTuple):
+    """A parameter that follows from two others, which suites keep as a constant beside them.
+
+    Attributes:
+        name: the parameter's.
+        of: names of the others.
+        combine: its value from theirs.
+    """
+
+    name: str
+    of: tuple[str, str]
+    combine: Callable[[Any, Any], object]
+
+    def holds(self, values: Mapping[str, object]) -> bool:
+        """Whether these values are so; False where one of them is traced."""
+        three = [values.get(name) for name in (self.name, *self.of)]
+        known = not any(x is None for x in three)
+        return known and is_same(three[0], self.combine(*three[1:]))
+
+
+# Of both CartPoles: without them a mass or a length would act in part, or not at all. The last is
+# Gymnasium's functional one, whose default is a sum; those apply that hold for the defaults.
+RULES = (
+    Rule("total_mass", ("masscart", "masspole"), operator.add),
+    Rule("polemass_length", ("masspole", "length"), operator.mul),
+    Rule("polemass_length", ("masspole", "length"), operator.add),
+)
+
+
+def rules_of(*values: Mapping[str, object]) -> tuple[Rule, ...]:
+    """The rules that hold for an environment's defaults, and for all other values of its parameters
+    that are given."""
+    return tuple(rule for rule in RULES if all(map(rule.holds, values)))
+
+
+def followed(
+    values: Mapping[str, object], changes: Mapping[str, object], rules: tuple[Rule, ...]
+) -> tuple[Values, tuple[Rule, ...]]:
+    """Changes of parameters together with what follows from them; and the rules for later changes:
+    a parameter that is given itself, another value, follows no more."""
+    now, more = {**values, **changes}, dict(changes)
+    for rule in rules:
+        if rule.name not in changes and not changes.keys().isdisjoint(rule.of):
+            more[rule.name] = rule.combine(*(now[name] for name in rule.of))
+    return more, tuple(x for x in rules if x.name not in changes or x.holds(now))
+
+
+def given_among(
+    values: Mapping[str, object], usual: Mapping[str, object]
+) -> tuple[tuple[str, object], ...]:
+    """The values that neither are the usual ones nor follow from the others: see `differing`."""
+    rules = rules_of(usual)
+    names = {rule.name for rule in rules}
+    others = {n: x for n, x in values.items() if n not in names and not is_drawn(x)}
+    more, _ = followed(usual, others, rules)
+    following = {n: x for n, x in more.items() if n in names}
+    return differing(values, {**usual, **following})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -236,11 +337,13 @@ class Made(Adapter):
         env: the environment; its spec has the source.
         arguments: the factory's parameters, with their values; other parameters are those of `env`.
         again: `(values) -> Env`, which calls the factory with some arguments replaced.
+        replaced: values of `replace_params`, which may be traced and aren't in the source.
     """
 
     exact = False  # so that `check_env` sees its real dtypes
     arguments: Mapping[str, object] = dataclasses.field(default_factory=dict)
     again: Callable[[Mapping[str, object]], Env] | None = None
+    replaced: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     @property
     def host(self) -> Host | None:
@@ -260,14 +363,21 @@ class Made(Adapter):
         return name not in self.arguments and super().fixes_spec(name)
 
     def replace_params(self, values: Mapping[str, object]) -> Dynamics:
-        if not set(values) & set(self.arguments):
-            return super().replace_params(values)
+        # The factory is called with what was replaced before, too.
+        replaced = {**self.replaced, **values}
+        if replaced.keys().isdisjoint(self.arguments):
+            inner = dynamics_of(self.env)
+            assert inner is not None, "who has no parameters is given none"
+            env = inner.replace_params(values).as_env(self.env.spec)
+            return dataclasses.replace(self, env=env, replaced=replaced)
         assert self.again is not None
-        env = self.again(values)
+        env = self.again(replaced)
         if env.spec != self.env.spec:
             raise ConfigError("its spec follows from it")
+        arguments = {n: replaced.get(n, x) for n, x in self.arguments.items()}
         # With the old source: traced values have none.
-        return dataclasses.replace(self, env=env._replace(spec=self.env.spec))
+        env = env._replace(spec=self.env.spec)
+        return dataclasses.replace(self, env=env, arguments=arguments, replaced=replaced)
 
 
 class RandomizedState(NamedTuple):

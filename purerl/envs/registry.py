@@ -17,12 +17,16 @@ from purerl.envs.gymnax_wrappers import GymnaxEnv
 from purerl.envs.params import (
     Made,
     Values,
+    check_acting,
     check_params,
     differing,
     env_params,
+    followed,
+    given_among,
     is_drawn,
     randomized,
     replace_params,
+    rules_of,
 )
 from purerl.records.draws import Choice, Uniform, distribution
 from purerl.records.errors import ConfigError, sentence, shown, suggest
@@ -97,12 +101,14 @@ def make(name: str, /, **params: object) -> Env:
             suite, or a function that returns one.
         **params: parameters to replace the environment's defaults: keyword arguments of its
             factory, and fields of a gymnax environment's `EnvParams`. A distribution, such as
-            `purerl.Uniform(4.9, 9.8)`, is drawn from for every episode.
+            `purerl.Uniform(4.9, 9.8)`, is drawn from for every episode. In both CartPoles
+            `total_mass` and `polemass_length` follow from the masses and the length, unless they
+            are given themselves.
 
     Raises:
         ConfigError: an unknown environment or parameter (the message has the nearest names); a
-            value of another type than the default's; an environment that can't be made on this
-            machine.
+            value of another type than the default's; another value than the default of a float on
+            which nothing depends; an environment that can't be made on this machine.
     """
     if not isinstance(name, str):
         raise ConfigError(f"env: got {shown(name)}, expected a name: see purerl.env_names()")
@@ -135,8 +141,16 @@ def _make(name: str, params: Mapping[str, object]) -> Env:
     rest = {n: x for n, x in params.items() if n not in maker.defaults}
     arguments = check_params(name, maker.defaults, known)
     if maker.takes_all:
-        arguments, rest = {**arguments, **rest}, {}
-    return _build(name, maker, arguments, rest)
+        arguments, rest = {**arguments, **{n: _parsed(x) for n, x in rest.items()}}, {}
+    env = _build(name, maker, arguments, rest)
+    traced = {n: x for n, x in params.items() if isinstance(x, jax.core.Tracer)}
+    source = env.spec.source
+    # A mask or a picture may follow from an argument, too.
+    unseen = arguments if callable(env.spec.legal) or callable(env.spec.draw) else {}
+    for word, x in traced.items() if source is None else source.params:
+        if word not in unseen and not is_drawn(x):
+            check_acting(env, word, x)
+    return env
 
 
 def _build(
@@ -151,19 +165,22 @@ def _build(
         rest: parameters of the environment that the factory returns.
     """
     drawn = {n: x for n, x in arguments.items() if is_drawn(x)}
+    # In place of a distribution the default, or where a factory takes all names, one of its values.
+    left_out = drawn.keys() & maker.defaults.keys()
+    values = {n: _one_of(x) for n, x in arguments.items() if n not in left_out}
     given = f" with {shown(dict(arguments))}" if arguments else ""
     with sentence(f"env: {name!r} can't be made{given}"):
-        built = maker.call(**{n: x for n, x in arguments.items() if n not in drawn})
+        built = maker.call(**values)
     made = built if isinstance(built, Env) or _is_gymnax(built) else as_env(built)
     usual = env_params(made) if isinstance(made, Env) else _usual(made)
     names = {**usual, **maker.defaults}
     rest = check_params(name, names, rest)
     drawn |= {n: x for n, x in rest.items() if is_drawn(x)}
     fixed = {n: x for n, x in rest.items() if n not in drawn}
-    env = _with(made, fixed, name if maker.known else None)
-    values = {**maker.defaults, **{n: x for n, x in arguments.items() if n not in drawn}}
+    changed = *differing(arguments, maker.defaults), *given_among(rest, usual)
+    env = _with(made, {n: x for n, x in fixed.items() if n in dict(changed)}, name, maker.known)
+    values = {**maker.defaults, **values}
     again = _Again(name, maker, arguments, fixed)
-    changed = *differing(arguments, maker.defaults), *differing(rest, usual)
     traced = any(isinstance(x, jax.core.Tracer) for _, x in changed)
     source = None if traced else EnvSource(name, tuple(sorted(changed)))
     env = with_our_spaces(env)
@@ -187,23 +204,40 @@ class _Again:
 
     def __call__(self, values: Mapping[str, object]) -> Env:
         ours = {n: x for n, x in self.arguments.items() if not is_drawn(x)}
-        known = {*self.maker.defaults, *ours}  # the latter by `takes_all` too
+        known = {*self.maker.defaults, *self.arguments}  # the latter by `takes_all` too
         arguments = {**ours, **{n: x for n, x in values.items() if n in known}}
         rest = {**self.rest, **{n: x for n, x in values.items() if n not in arguments}}
         return _build(self.name, self.maker, arguments, rest)
+
+
+def _parsed(value: object) -> object:
+    """The distribution of a text, or else the same value."""
+    if isinstance(value, str) and "(" in value:
+        with contextlib.suppress(ConfigError):
+            return distribution(value)
+    return value
+
+
+def _one_of(value: object) -> object:
+    """One of a distribution's values; any other value is the same."""
+    if isinstance(value, Choice):
+        return value.options[0]
+    return value.low if isinstance(value, Uniform) else value
 
 
 def _usual(env: GymnaxEnv) -> Values:
     return gymnax.params_by_name(env.default_params)
 
 
-def _with(made: Env | GymnaxEnv, params: Mapping[str, object], name: str | None) -> Env:
-    """An `Env` from a factory's result, with some of its parameters replaced."""
+def _with(made: Env | GymnaxEnv, params: Mapping[str, object], name: str, known: bool) -> Env:
+    """An `Env` from a factory's result, with some of its parameters replaced; gymnax's registered
+    ones have the name of `make`."""
     if isinstance(made, Env):
         return replace_params(made, params)
-    usual = made.default_params
-    changed = dataclasses.replace(usual, **params) if params else usual
-    return gymnax.raw_gymnax_env(made, changed, name)
+    usual = _usual(made)
+    values, rules = followed(usual, params, rules_of(usual))
+    changed = dataclasses.replace(made.default_params, **values) if values else None
+    return gymnax.raw_gymnax_env(made, changed, name if known else None, rules)
 
 
 def _find(name: str) -> _Maker:
@@ -286,12 +320,22 @@ def _import(name: str) -> object:
 
 
 def source_of(env: Env) -> EnvSource | None:
-    """The call of `make` that gives this environment; None if there is none, or if a function or
-    the spec of its result has been replaced since."""
+    """The call of `make` that gives this environment, apart from parameters that were replaced by
+    `replace_params`; None if there is none, or if a function or the spec of its result has been
+    replaced since."""
     dynamics = dynamics_of(env)
-    if isinstance(dynamics, Made) and dynamics.env.spec == env.spec:
+    if isinstance(dynamics, Made) and dynamics.env.spec.is_same(env.spec):
         return dynamics.env.spec.source
     return None
+
+
+def as_made(env: Env) -> Env:
+    """An environment of `make` with its first spec, where only what is no part of equality has been
+    replaced in it since; any other environment as it is."""
+    dynamics = dynamics_of(env)
+    if isinstance(dynamics, Made) and dynamics.env.spec == env.spec:
+        return dynamics.as_env(dynamics.env.spec)
+    return env
 
 
 def randomize(
@@ -321,7 +365,7 @@ def randomize(
 
     Raises:
         ConfigError: an unknown parameter, or one that can't be traced, because it is no float or
-            the spec depends on it.
+            the spec depends on it, or one on which nothing depends.
     """
     env = as_env(env)
     if (sample is None) == (not ranges):
@@ -338,10 +382,7 @@ def randomize(
                 f"randomize: {name}: got {shown(x)}, expected two bounds or a distribution"
             )
         drawn[name] = x
-    source = source_of(env)
-    if source is None:
-        return randomized(env, drawn)
-    return make(source.name, **{**dict(source.params), **drawn})
+    return randomized(env, drawn) if source_of(env) is None else with_params(env, drawn)
 
 
 def _is_pair(x: object) -> TypeGuard[Sequence[float]]:
@@ -355,10 +396,12 @@ def with_params(env: Env, values: Mapping[str, object]) -> Env:
         ConfigError: an unknown parameter or invalid value; or the environment isn't one of `make`,
             and a parameter isn't a traceable float.
     """
-    source = source_of(env)
+    source, dynamics = source_of(env), dynamics_of(env)
     if source is None:
         return replace_params(env, values)
-    return make(source.name, **{**dict(source.params), **values})
+    made = make(source.name, **{**dict(source.params), **values})
+    before = dynamics.replaced if isinstance(dynamics, Made) else {}
+    return replace_params(made, {n: x for n, x in before.items() if n not in values})
 
 
 def plain_env(env: Env) -> str | Values:
@@ -371,7 +414,8 @@ def plain_env(env: Env) -> str | Values:
     if source is None:
         raise ConfigError(
             f"this {env.spec.name} has no plain form, which only an environment has that a name "
-            "makes, with parameters that are numbers (purerl.register gives names)"
+            "makes, with parameters that are numbers and the spec unchanged (purerl.register gives "
+            "names)"
         )
     return plain_source(source)
 
@@ -394,9 +438,9 @@ def source_from_plain(plain: Plain) -> EnvSource:
 
 
 def _from_plain(value: Plain) -> object:
-    if isinstance(value, str) and "(" in value:
-        with contextlib.suppress(ConfigError):
-            return distribution(value)
+    value = _parsed(value)
+    if is_drawn(value):
+        return value
     if isinstance(value, list):
         return tuple(map(_from_plain, value))
     if not isinstance(value, (bool, int, float, str)):

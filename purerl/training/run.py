@@ -14,7 +14,7 @@ from purerl.agents.base import Agent, RunFacts
 from purerl.envs.base import Env, EnvSpec, action_repeat, host_of, refuse_host, time_limit, typed
 from purerl.envs.last_action import remember_action
 from purerl.envs.params import env_params
-from purerl.envs.registry import as_env, source_of, with_params
+from purerl.envs.registry import as_env, as_made, source_of, with_params
 from purerl.envs.spaces import Space, map_spaces
 from purerl.envs.vector import vector_env
 from purerl.experience.buffer import Buffer
@@ -242,7 +242,7 @@ def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
     Raises:
         ConfigError: the time limit is above the environment's, where it would have no effect.
     """
-    made = source_of(env) is not None and "max_episode_steps" in env_params(env)
+    made = source_of(as_made(env)) is not None and "max_episode_steps" in env_params(env)
     if max_episode_steps is not None and made:
         usual, most = env.spec.max_episode_steps, max_episode_steps * skip_frames
         if usual is not None and most > usual:
@@ -262,9 +262,9 @@ def limit_env(env: Env, max_episode_steps: int | None, skip_frames: int) -> Env:
 
 
 def _with_limit(env: Env, limit: int) -> Env:
-    """An environment of `make` with another time limit, and what a user has replaced in its spec
-    that is no part of equality."""
-    spec, made = env.spec, with_params(env, {"max_episode_steps": limit})
+    """An environment of `make` with another time limit, with the hyperparameters in it, and with
+    what a user has replaced in its spec that is no part of equality."""
+    spec, made = env.spec, with_params(as_made(env), {"max_episode_steps": limit})
     kept = made.spec._replace(resets=spec.resets, draw=spec.draw, legal=spec.legal)
     return made._replace(spec=kept)
 

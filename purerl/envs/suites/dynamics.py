@@ -24,7 +24,7 @@ from purerl.records.types import PyTree
 Foreign: TypeAlias = Any  # an object of a suite, whose classes are not imported here
 LIMIT = "max_episode_steps"  # the parameter that every environment of a suite has
 NEVER = 2**30  # steps: the limit of a suite that is lifted
-OUTPUTS = ("space", "dtypes")  # fields of dynamics that follow from the others
+OUTPUTS = ("space", "dtypes", "rules")  # fields of dynamics that follow from the others
 # Types of attributes that are described as they are.
 PLAIN = (bool, int, float, str, tuple, list, np.ndarray, np.generic, jax.Array, functools.partial)
 MASK = "action_mask"  # the key of the mask of legal actions in a dict observation

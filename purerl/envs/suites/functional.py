@@ -6,15 +6,24 @@ import importlib
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from purerl.envs.base import Env, EnvSpec
+from purerl.envs.params import Rule, followed, rules_of
 from purerl.envs.spaces import Box, Discrete, Space, convert_spaces
-from purerl.envs.suites.dynamics import LIMIT, Foreign, Maker, Outcome, SuiteDynamics, build
+from purerl.envs.suites.dynamics import (
+    LIMIT,
+    Foreign,
+    Maker,
+    Outcome,
+    SuiteDynamics,
+    build,
+    fields_of,
+)
 from purerl.records.errors import raised
 from purerl.records.types import PyTree
 
@@ -54,8 +63,10 @@ def adapt(env: Foreign, params: PyTree = None) -> Env | None:
 
 
 def _env(env: Foreign, params: PyTree, name: str, limit: object) -> Env:
-    params = env.get_default_params() if params is None else params
-    dynamics = FunctionalDynamics(env, params)
+    usual = env.get_default_params()
+    params = usual if params is None else params
+    rules = rules_of(fields_of(usual), fields_of(params))
+    dynamics = FunctionalDynamics(env, params, rules=rules)
     actions = _actions(env.action_space)
     picture = Picture(env, params)
     spec = EnvSpec(name, convert_spaces(env.observation_space), actions, draw=picture)
@@ -76,7 +87,13 @@ def _actions(space: Foreign) -> Space:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FunctionalDynamics(SuiteDynamics):
-    """Dynamics in five functions, of which some take no key."""
+    """Dynamics in five functions, of which some take no key.
+
+    Attributes:
+        rules: by which parameters follow from others.
+    """
+
+    rules: tuple[Rule, ...] = ()
 
     def begin(self, key: jax.Array) -> tuple[PyTree, PyTree]:
         state_key, obs_key = jax.random.split(key)
@@ -96,6 +113,11 @@ class FunctionalDynamics(SuiteDynamics):
         obs = self._call(self.env.observation, after, key=keys[1])
         reward = self._call(self.env.reward, state, action, after, key=keys[2])
         return Outcome(obs, after, reward, self._call(self.env.terminal, after, key=keys[3]))
+
+    def replace_params(self, values: Mapping[str, object]) -> SuiteDynamics:
+        values, rules = followed(fields_of(self.given), values, self.rules)
+        given = dataclasses.replace(self.given, **values)
+        return dataclasses.replace(self, given=given, rules=rules)
 
     def _call(self, function: Callable[..., PyTree], *args: PyTree, key: jax.Array) -> PyTree:
         takes_key = not {"rng", "key"}.isdisjoint(inspect.signature(function).parameters)
