@@ -33,6 +33,7 @@ QUICK = [x for x in ALL if not x.endswith("-MinAtar") or x.startswith("Breakout"
 
 
 @pytest.mark.parametrize("name", mostly_slow(ALL, QUICK))
+@pytest.mark.filterwarnings("ignore:step. all 8 episodes were terminated after:UserWarning")
 def test_every_gymnax_environment_keeps_the_contract(name):
     purerl.check_env(name)
 
@@ -309,6 +310,18 @@ def test_time_limits_are_played_out(cut, message):
         purerl.check_env(limited(cut))
     purerl.check_env(limited(cut), num_steps=300)  # as far as it was asked to look
     purerl.check_env(limited(cut), quick=True)
+
+
+def test_a_time_limit_that_may_be_taken_for_a_death_is_warned_of():
+    def dying(limit):
+        return walk(3)._replace(spec=walk(3).spec._replace(max_episode_steps=limit))
+
+    with pytest.warns(UserWarning, match="all 8 episodes were terminated after 3 steps"):
+        purerl.check_env(dying(3))
+    with pytest.warns(UserWarning, match="none was truncated"):  # where the task ends as well
+        purerl.check_env(purerl.make("DeepSea-bsuite", size=2))
+    purerl.check_env(dying(4))  # they end before
+    purerl.check_env(dying(3), num_steps=2)
 
 
 @pytest.fixture

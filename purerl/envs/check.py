@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import re
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
@@ -46,6 +47,9 @@ def check_env(
     both set, and `truncated` is set at the spec's time limit and not before. An episode is played
     to its end or for `num_steps`, all in one program, whose memory doesn't grow with the steps. Of
     an environment of the host only the part by tracing: it has a hidden state, its simulators'.
+
+    If all these episodes take as many steps as the limit allows, and all are `terminated`, it warns
+    that the limit may be taken for a death, whose value is 0; it is right if the task ends there.
 
     Args:
         env: a name, an `Env`, or a gymnax `Environment`, alone or paired with its parameters.
@@ -113,8 +117,7 @@ def check_new_env(env: object, name: str = "env") -> Env:
         before = _traced_before.get(owner)
         if before is not None:
             reset, step, spec = before
-            # `legal` is not part of a spec's equality.
-            if (reset(), step(), spec) == tuple(made) and spec.legal == made.spec.legal:
+            if (reset(), step()) == (made.reset, made.step) and spec.is_same(made.spec):
                 return made
     trace_env(made, strict=False)
     with contextlib.suppress(TypeError):
@@ -464,9 +467,15 @@ def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
         not seen.both.any(),
         "step: terminated and truncated are set together; terminated has to win",
     )
+    if limit is not None:
+        _check_limit(seen, limit)
+    _check_inside(env, first, first, "reset")
+    _check_inside(env, seen.low, seen.high, "step")
+
+
+def _check_limit(seen: _Seen, limit: int) -> None:
+    """Checks that episodes are cut at the time limit, and not before."""
     for over, length, truncated in zip(seen.over, seen.length, seen.truncated, strict=True):
-        if limit is None:
-            break
         _require(
             not truncated or length == limit,
             f"truncated after {length} steps, spec.max_episode_steps says {limit}; a natural end "
@@ -476,8 +485,13 @@ def _check_episodes(env: Env, key: jax.Array, num_steps: int | None) -> None:
             length < limit or (length == limit and over),
             f"an episode took more than {limit} steps, which spec.max_episode_steps says",
         )
-    _check_inside(env, first, first, "reset")
-    _check_inside(env, seen.low, seen.high, "step")
+    if np.all(seen.length == limit) and not np.any(seen.truncated):
+        warnings.warn(
+            f"step: all {EPISODES} episodes were terminated after {limit} steps, which "
+            "spec.max_episode_steps says, and none was truncated: if the time limit ends them, set "
+            "truncated in place of terminated; if the task ends there, all is well",
+            stacklevel=4,
+        )
 
 
 def _check_inside(env: Env, lowest: PyTree, highest: PyTree, where: str) -> None:
