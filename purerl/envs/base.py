@@ -110,8 +110,8 @@ class EnvSpec(NamedTuple):
     def is_same(self, other: "EnvSpec") -> bool:
         """Whether all attributes but the source are equal, those that are no part of equality
         included."""
-        mine, theirs = ((x.legal, x.resets, x.draw) for x in (self, other))
-        return self == other and mine == theirs
+        mine = self.legal, self.resets, self.draw
+        return self == other and mine == (other.legal, other.resets, other.draw)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EnvSpec) and self._facts() == other._facts()
