@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 import jax
@@ -19,6 +20,12 @@ from purerl.runs import chunks
 def pytest_configure(config):
     """Programs that several tests compile are compiled once, by whichever worker comes first; all
     but the trials' with the flags that compile fastest, because half of the time went there."""
+    # A shell's background jobs ignore Ctrl-C, and what nohup starts the end of the terminal: tests
+    # send these signals to themselves.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if f"--{LEVEL}" not in os.environ.get("XLA_FLAGS", ""):
         flags = (f"--{name}={value}" for name, value in QUICK_FLAGS.items())
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
