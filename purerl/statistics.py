@@ -193,9 +193,14 @@ def bin_curves(
     edges = np.linspace(0, updates, min(num_bins, updates) + 1).round().astype(int)
     total, count = _totals(returns, num_episodes)
     total, count = (np.add.reduceat(z, edges[:-1], axis=1) for z in (total, count))
-    latest = np.where(count > 0, np.arange(count.shape[1]), 0)
-    latest = np.maximum.accumulate(latest, axis=1)
-    return np.asarray(x)[edges[1:] - 1], np.take_along_axis(_ratio(total, count), latest, axis=1)
+    return np.asarray(x)[edges[1:] - 1], carried(_ratio(total, count))
+
+
+def carried(values: np.ndarray) -> np.ndarray:
+    """Values `[S, U]` with the newest one before in place of NaN, which stays where there is
+    none."""
+    there = np.where(np.isnan(values), 0, np.arange(values.shape[1]))
+    return np.take_along_axis(values, np.maximum.accumulate(there, axis=1), axis=1)
 
 
 def final_returns(

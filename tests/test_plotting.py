@@ -23,7 +23,7 @@ from purerl.plots import figures
 from purerl.plots import sweeps as plotting_sweep
 from purerl.plots.runs import plot_comparison, plot_curves
 from purerl.plots.sweeps import plot_sweep, plot_sweep_curves
-from purerl.runs.curves import Curves, newest
+from purerl.runs.curves import Curves
 from purerl.runs.view import read_run, read_runs
 from purerl.sweeps.plan import make_plan
 from purerl.sweeps.result import SweepResult
@@ -123,7 +123,7 @@ def test_evaluations_are_drawn_and_compared(tmp_path):
         plot_curves(plain, y="eval_return")
     rows = np.array([[np.nan, 1.0, np.nan, 2.0], [np.nan] * 4])
     expected = np.array([[np.nan, 1.0, 1.0, 2.0], [np.nan] * 4])
-    np.testing.assert_array_equal(newest(rows), expected)
+    np.testing.assert_array_equal(purerl.statistics.carried(rows), expected)
 
 
 def test_time_is_on_the_axis_where_it_is_asked_for():

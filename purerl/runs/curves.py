@@ -121,7 +121,9 @@ class Curves:
         )
         evaluated = None
         if metrics.eval is not None:
-            evaluated = newest(np.atleast_2d(np.asarray(metrics.eval.episode_return, np.float64)))
+            evaluated = statistics.carried(
+                np.atleast_2d(np.asarray(metrics.eval.episode_return, np.float64))
+            )
         return cls(name, timesteps, returns, num_episodes, seconds, num_rows, info, log, evaluated)
 
     def of_metric(self, metric: str) -> Self:
@@ -322,15 +324,8 @@ def _curves(name: str, table: dict[str, np.ndarray]) -> Curves:
         _last_live(grids[_LIVE] > 0),
         info,
         log,
-        newest(grids[EVALUATED]) if EVALUATED in grids else None,
+        statistics.carried(grids[EVALUATED]) if EVALUATED in grids else None,
     )
-
-
-def newest(values: np.ndarray) -> np.ndarray:
-    """Values `[S, U]` with the newest one before in place of NaN."""
-    there = np.where(np.isnan(values), 0, np.arange(values.shape[1]))
-    last: np.ndarray = np.maximum.accumulate(there, axis=1)
-    return np.take_along_axis(values, last, axis=1)
 
 
 def _last_live(live: np.ndarray) -> np.ndarray:
