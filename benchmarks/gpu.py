@@ -2,27 +2,33 @@
 
     python benchmarks/gpu.py --seconds 450 --json gpu.json     # on a machine with a GPU
     python benchmarks/gpu.py --cpu --only "ppo 64x128" --variants plain "plain scan"     # its logic
+    python benchmarks/gpu.py --rejax FOLDER     # next to rejax 0.1.3, of which FOLDER is the path
 
-It needs no network: where packages can't be fetched, a folder with gymnax, tomli-w and tensorboardX
-on PYTHONPATH is enough. Each row is a process, since XLA reads its flags once; rows are in the
-order of what they decide, and those for which --seconds leaves no time are named. The file and the
-table are written after each row.
+It needs no network: where packages can't be fetched, a folder with gymnax, tomli-w, tensorboardX
+and shtab on PYTHONPATH is enough. Each row is a process, since XLA reads its flags once. Those of a
+batch start and compile at once, which takes most of the time of a GPU that is lent by the minute;
+then they run, one at a time, while the others wait. Rows are in the order of what they decide, and
+those for which --seconds leaves no time are named. The file is written after each row.
 
-    steps/s     environment steps of all agents a second, median of two runs after a first one
-    compile     seconds from the traced program to the compiled one
+    steps/s     environment steps of all agents a second, mean of two runs after a first one
+    compile     seconds from the traced program to the compiled one, beside the others of the batch
     kernels     operations in the compiled program, each fusion as one
     launches    operations that an update starts; those of loops count each time
-    memory      GB, the most that the device held
+    memory      GB, the most that the process held on the device
     return      mean over the last tenth of the updates, to see that it still learns
 """
 
 import argparse
+import functools
 import json
 import os
+import queue
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 from hlo import operations
 
@@ -30,76 +36,95 @@ from hlo import operations
 CASES = {
     "ppo 64x128": ("CartPole-v1", "PPO", 64, 128, 1, 2_000_000),
     "ppo 2048x32": ("CartPole-v1", "PPO", 2048, 32, 1, 10_000_000),
-    "ppo breakout": ("Breakout-MinAtar", "PPO", 64, 128, 1, 1_000_000),
-    "ppo breakout cnn": ("Breakout-MinAtar", "PPO", 64, 128, 1, 1_000_000),
-    "dqn": ("CartPole-v1", "DQN", 8, 1, 1, 200_000),
-    "sac": ("Pendulum-v1", "SAC", 8, 1, 1, 40_000),
-    "ppo gru": ("CartPole-v1", "PPO", 64, 128, 1, 1_000_000),
+    "dqn": ("CartPole-v1", "DQN", 8, 1, 1, 80_000),
     "ppo 4x128, 256 agents": ("CartPole-v1", "PPO", 4, 128, 256, 100_000),
-    "ppo 4x128, 2048 agents": ("CartPole-v1", "PPO", 4, 128, 2048, 100_000),
-    "ppo breakout, 256 agents": ("Breakout-MinAtar", "PPO", 64, 128, 256, 200_000),
+    "ppo 4x128, 2048 agents": ("CartPole-v1", "PPO", 4, 128, 2048, 40_000),
+    "ppo breakout": ("Breakout-MinAtar", "PPO", 64, 128, 1, 1_000_000),
+    "ppo breakout, 256 agents": ("Breakout-MinAtar", "PPO", 64, 128, 256, 100_000),
+    "ppo breakout cnn": ("Breakout-MinAtar", "PPO", 64, 128, 1, 1_000_000),
+    "sac": ("Pendulum-v1", "SAC", 8, 1, 1, 16_000),
+    "ppo gru": ("CartPole-v1", "PPO", 64, 128, 1, 1_000_000),
     "dqn, 256 agents": ("CartPole-v1", "DQN", 8, 1, 256, 40_000),
 }
+GRAPHS = "--xla_gpu_enable_command_buffer="
 FLAGS = {
-    "+WHILE": "--xla_gpu_enable_command_buffer=+WHILE",
-    "+WHILE, loops unrolled": "--xla_gpu_enable_command_buffer=+WHILE "
-    "--xla_gpu_command_buffer_unroll_loops=true",
-    "graphs of 1": "--xla_gpu_graph_min_graph_size=1",
-    "+WHILE, graphs of 1": "--xla_gpu_enable_command_buffer=+WHILE "
-    "--xla_gpu_graph_min_graph_size=1",
+    "+WHILE": f"{GRAPHS}+WHILE",
+    "+WHILE, loops unrolled": f"{GRAPHS}+WHILE --xla_gpu_command_buffer_unroll_loops=true",
+    "graphs of 5": "--xla_gpu_graph_min_graph_size=5",  # XLA's default
+    "+WHILE, graphs of 5": f"{GRAPHS}+WHILE --xla_gpu_graph_min_graph_size=5",
+    "+WHILE +CONDITIONAL": f"{GRAPHS}+WHILE,+CONDITIONAL",
+    "no graphs": GRAPHS,
+    "no autotuning": "--xla_gpu_autotune_level=0",
 }
 TRICKS = {
     "plain scan": "lean_scan",
-    "plain convolution": "patches",
     "plain product": "thin_product",
 }
 PRECISIONS = {"TF32": "tensorfloat32", "float32": "highest"}
+# As `compiler_options()` would say it, where a + isn't understood.
+USUAL_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION"
+OPTIONS = {
+    "option WHILE": {
+        "xla_gpu_graph_min_graph_size": 1,
+        "xla_gpu_enable_command_buffer": f"{USUAL_GRAPHS},WHILE",
+    }
+}
 UNROLLED = {"scan unrolled 4": 4, "scan unrolled 16": 16}
-VARIANTS = ("plain", *FLAGS, *TRICKS, *UNROLLED, *PRECISIONS)
+REJAX = "rejax"
+PATCHES = "patches"  # convolutions by matrix products, as on a CPU
+VARIANTS = ("plain", *FLAGS, *OPTIONS, *TRICKS, PATCHES, *UNROLLED, *PRECISIONS, REJAX)
 NARROW = ("ppo 64x128", "dqn")  # bound by launches, so that options matter most
 PLAN = [
     *((case, "plain") for case in CASES),
     *((case, flag) for flag in FLAGS for case in NARROW),
-    *((case, "plain scan") for case in ("ppo 64x128", "ppo 2048x32")),
-    ("ppo breakout cnn", "plain convolution"),
-    *(("ppo 64x128", unrolled) for unrolled in UNROLLED),
+    *((case, "plain scan") for case in ("ppo 64x128", "ppo 2048x32", "ppo 4x128, 256 agents")),
+    ("ppo breakout cnn", PATCHES),
     *(("ppo 2048x32", precision) for precision in PRECISIONS),
     ("ppo 2048x32", "plain product"),
+    *((case, REJAX) for case in ("ppo 64x128", "ppo 2048x32", "ppo 4x128, 256 agents")),
+    *((case, "option WHILE") for case in ("ppo 64x128", "ppo 4x128, 256 agents", "ppo 2048x32")),
+    *(("ppo 64x128", unrolled) for unrolled in UNROLLED),
+    *((case, "graphs of 5") for case in CASES if case not in NARROW),
 ]
 # No kernel is started for these.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", ""}
 
 
-def config_of(case, purerl, small):
-    """The config of a case, and the number of agents."""
-    env, agent, num_envs, steps, members, total = CASES[case]
+def sizes_of(case, small):
+    """Environments, steps in a rollout, agents at once, and environment steps of each."""
+    _, _, num_envs, steps, members, total = CASES[case]
     if small:
         members, total = min(members, 4), min(total, max(20 * num_envs * steps, 4_000))
+    return num_envs, steps, members, total
+
+
+def agent_of(case, purerl):
+    """The agent of a case."""
+    _, agent, num_envs, steps, *_ = CASES[case]
     if agent != "PPO":
-        # As often as PPO's defaults: an update every step of all environments.
-        return purerl.TrainConfig(
-            env=env, agent=getattr(purerl, agent)(), num_envs=num_envs, total_timesteps=total
-        ), members
+        return getattr(purerl, agent)()
     breakout = {"lr": 5e-3, "network": "cnn" if "cnn" in case else "mlp"}
     memory = {"network": "gru"} if "gru" in case else {}
-    options = memory | (breakout if "breakout" in case else {})
     batch = num_envs * steps // (8 if "breakout" in case else 4)
-    ppo = purerl.PPO(batch_size=batch, **options)
-    return purerl.TrainConfig(
-        env=env, agent=ppo, num_envs=num_envs, update_every=steps, total_timesteps=total
-    ), members
+    return purerl.PPO(batch_size=batch, **memory, **(breakout if "breakout" in case else {}))
 
 
 def change(variant):
     """Changes this process to a variant that isn't a flag."""
     import jax
 
+    from purerl.accelerator import compiling
+    from purerl.nn import defaults
     from purerl.training import rollout
 
     if variant in TRICKS:
         import tricks
 
         tricks.TRICKS[TRICKS[variant]]()
+    if variant == PATCHES:
+        defaults._on_cpu = lambda: True
+    if variant in OPTIONS:
+        compiling.compiler_options = lambda: OPTIONS[variant]
     if variant in UNROLLED:
         length = UNROLLED[variant]
         rollout.lean_scan = lambda step, start, keys: jax.lax.scan(step, start, keys, unroll=length)
@@ -107,59 +132,185 @@ def change(variant):
         jax.config.update("jax_default_matmul_precision", PRECISIONS[variant])
 
 
+def our_program(case, small):
+    """`train` of a case, and the updates of a run."""
+    import purerl
+
+    num_envs, steps, _, total = sizes_of(case, small)
+    options = {"num_envs": num_envs, "update_every": steps, "total_timesteps": total}
+    config = purerl.TrainConfig(env=CASES[case][0], agent=agent_of(case, purerl), **options)
+    return purerl.make_train(config), config.make_loop().num_updates
+
+
+def rejax_program(case, small):
+    """The same of rejax, whose gymnax is too old for our environments."""
+    import rejax
+
+    import purerl
+
+    agent = agent_of(case, purerl)
+    num_envs, steps, _, total = sizes_of(case, small)
+    updates = -(-total // (num_envs * steps))
+    total = updates * num_envs * steps
+    made = rejax.PPO.create(
+        env=CASES[case][0],
+        total_timesteps=total,
+        eval_freq=total,
+        skip_initial_evaluation=True,
+        learning_rate=agent.lr,
+        gamma=agent.gamma,
+        gae_lambda=agent.lam,
+        num_epochs=agent.K_epochs,
+        clip_eps=agent.eps_clip,
+        ent_coef=agent.entropy_beta,
+        vf_coef=agent.value_coef,
+        max_grad_norm=agent.max_grad_norm,
+        num_envs=num_envs,
+        num_steps=steps,
+        num_minibatches=num_envs * steps // agent.batch_size,
+        agent_kwargs={"hidden_layer_sizes": (64, 64), "activation": "tanh"},
+    )
+    return made.replace(eval_callback=lambda *_: ()).train, updates  # none inside the timed run
+
+
 def measure(case, variant, small):
-    """A row."""
+    """A row; waits between compiling and running until a line can be read."""
     import jax
     import numpy as np
 
-    import purerl
     from purerl.accelerator.compiling import jit
 
     change(variant)
-    config, members = config_of(case, purerl, small)
+    num_envs, steps, members, _ = sizes_of(case, small)
     keys = jax.random.split(jax.random.key(0), members)
-    lowered = jit(jax.vmap(purerl.make_train(config))).lower(keys)
+    train, updates = (rejax_program if variant == REJAX else our_program)(case, small)
+    given, program = (keys[0], train) if members == 1 else (keys, jax.vmap(train))
+    lowered = jit(program).lower(given)
     began = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - began
     started = [x for x in operations(compiled.as_text()) if x[1] not in FREE]
+    print("COMPILED", flush=True)
+    sys.stdin.readline()
     runs = []
     for _ in range(3):
         began = time.perf_counter()
-        out = jax.block_until_ready(compiled(keys))
+        out = jax.block_until_ready(compiled(given))
         runs.append(time.perf_counter() - began)
-    updates = config.make_loop().num_updates
-    returns = np.asarray(out.metrics.episode_return)
     device = jax.local_devices()[0]
-    return {
+    row = {
         "device": device.device_kind,
         "jax": jax.__version__,
-        "steps_per_s": members * updates * out.steps_per_update / statistics.median(runs[1:]),
         "compile_s": seconds,
         "kernels": len(started),
         "launches": sum(x[0] or 1 for x in started) / updates,
         "memory_GB": (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 1e9,
-        "return": float(np.nanmean(returns[:, -max(1, returns.shape[1] // 10) :])),
+        "return": float("nan"),
     }
+    if variant != REJAX:
+        returns = np.asarray(out.metrics.episode_return)
+        row["return"] = float(np.nanmean(returns[..., -max(1, returns.shape[-1] // 10) :]))
+    total = members * updates * num_envs * steps
+    return {**row, "steps_per_s": total / statistics.mean(runs[1:])}
 
 
-def run_row(case, variant, args, limit):
-    """A row from another process, or its error."""
+class Worker:
+    """A row in another process, which says that it has compiled, and runs when it is told to."""
+
+    def __init__(self, command, environment, limit):
+        self.lines = queue.Queue()
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.deadline = time.perf_counter() + limit
+        self.errors = []
+        threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._read_errors, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def _read_errors(self):
+        self.errors.extend(self.process.stderr)
+
+    def wait_for(self, word):
+        """The rest of the line that begins with a word; None if none comes in time."""
+        while (left := self.deadline - time.perf_counter()) > 0:
+            try:
+                line = self.lines.get(timeout=left)
+            except queue.Empty:
+                break
+            if line is None:
+                self.lines.put(None)  # for the next that waits
+                break
+            if line.startswith(word):
+                return line[len(word) :]
+        return None
+
+    def row(self, limit):
+        """Has it run; its row, or its error."""
+        self.deadline = time.perf_counter() + limit
+        try:
+            self.process.stdin.write("run\n")
+            self.process.stdin.flush()
+        except OSError:
+            pass  # its error says why
+        found = self.wait_for("ROW ")
+        ended = self.process.poll() is not None
+        self.close()
+        if found:
+            return json.loads(found)
+        said = [x.strip()[:160] for x in self.errors if x.strip()]
+        return {"error": (said or ["it said nothing"])[-1] if ended else f"over {limit:.0f} s"}
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def run_batch(starts, seconds, write):
+    """Compiles rows at once, then runs them in turn.
+
+    Args:
+        starts: functions from a limit in seconds to a `Worker`.
+        seconds: for all.
+        write: takes each row's number and content.
+    """
+    end = time.perf_counter() + seconds
+    workers = [start(seconds) for start in starts]
+    try:
+        compiled = [worker.wait_for("COMPILED") is not None for worker in workers]
+        for number, worker in enumerate(workers):
+            left = end - time.perf_counter()
+            if not compiled[number] and worker.process.poll() is None:
+                write(number, {"error": "compiling took too long"})
+            else:
+                write(number, worker.row(max(left, 1.0)))
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def start_row(case, variant, args, limit):
+    """The process of a row."""
     platform = {"JAX_PLATFORMS": "cpu"} if args.cpu else {}
     flags = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS.get(variant, '')}".strip()
-    if args.cpu and variant in FLAGS:
-        return {"error": "a flag of GPUs"}
+    path = os.environ.get("PYTHONPATH", "")
+    if variant == REJAX:
+        path = os.pathsep.join([str(args.rejax), path])
     command = [sys.executable, __file__, "--row", case, variant, *(["--cpu"] if args.cpu else [])]
-    env = {**os.environ, **platform, "XLA_FLAGS": flags}
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        return {"error": f"more than {limit:.0f} s"}
-    rows = [line[4:] for line in done.stdout.splitlines() if line.startswith("ROW ")]
-    if rows:
-        found = json.loads(rows[0])
-        return found if args.cpu or found["device"] != "cpu" else {"error": "JAX sees no GPU"}
-    return {"error": (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:160]}
+    # Several processes share the device's memory.
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return Worker(
+        command, {**os.environ, **platform, **shared, "XLA_FLAGS": flags, "PYTHONPATH": path}, limit
+    )
 
 
 def table(rows):
@@ -178,30 +329,53 @@ def table(rows):
     return "\n".join(lines)
 
 
+def plan_of(args):
+    """The rows that the arguments ask for."""
+    cases, variants = args.only or CASES, args.variants or VARIANTS
+    return [
+        (case, variant)
+        for case, variant in PLAN
+        if case in cases
+        and variant in variants
+        and not (args.cpu and variant in FLAGS)  # flags of GPUs
+        and not (variant == REJAX and args.rejax is None)
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=450.0, help="for all rows")
+    parser.add_argument("--together", type=int, default=8, help="rows that compile at once")
     parser.add_argument("--cpu", action="store_true", help="small sizes, on the CPU")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, metavar="VARIANT")
+    parser.add_argument("--rejax", type=Path, help="folder of packages, to run it too")
     parser.add_argument("--json", default="gpu.json", help="where to write the rows")
     parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
         print("ROW " + json.dumps(measure(*args.row, args.cpu)))
         return
-    cases, variants = args.only or CASES, args.variants or VARIANTS
-    plan = [(case, variant) for case, variant in PLAN if case in cases and variant in variants]
-    began, rows = time.perf_counter(), []
-    for case, variant in plan:
-        left = args.seconds - (time.perf_counter() - began)
-        row = {"error": "no time left"}
-        if left > 20:
-            row = run_row(case, variant, args, min(left, 120))
-        rows.append({"case": case, "variant": variant, **row})
-        print(rows[-1], flush=True)
-        with open(args.json, "w") as file:
-            json.dump(rows, file, indent=1)
+    plan, rows = plan_of(args), []
+    end = time.perf_counter() + args.seconds
+    for first in range(0, len(plan), args.together):
+        batch = plan[first : first + args.together]
+        left = end - time.perf_counter()
+
+        def write(number, row, batch=batch):
+            case, variant = batch[number]
+            if not args.cpu and row.get("device") == "cpu":
+                row = {"error": "JAX sees no GPU"}
+            rows.append({"case": case, "variant": variant, **row})
+            print(rows[-1], flush=True)
+            Path(args.json).write_text(json.dumps(rows, indent=1))
+
+        if left < 30:
+            for number in range(len(batch)):
+                write(number, {"error": "no time left"})
+            continue
+        starts = [functools.partial(start_row, case, variant, args) for case, variant in batch]
+        run_batch(starts, left, write)
     found = next((row for row in rows if "device" in row), {"device": "nothing", "jax": "?"})
     print(f"\n{found['device']}, JAX {found['jax']}\n\n{table(rows)}")
 

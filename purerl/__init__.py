@@ -15,7 +15,7 @@ Train
     tune                        a search for hyperparameters, with Optuna
     evolve                      population-based training: schedules of hyperparameters
     run, make_loop              the loop from plain arguments; its steps, to be scanned by you
-    compiler_options            for `jit`, to compile faster on a CPU
+    compiler_options            for `jit`, to compile faster on a CPU and run faster on a GPU
     TrainOutput, SweepResult, TuneResult, EvolveResult    metrics, the final state, the policy
 
 Agents

@@ -49,7 +49,7 @@ def test_programs_are_compiled_with_the_options(monkeypatch, tmp_path):
     _compiled_act.cache_clear()
 
 
-def test_the_options_are_for_the_cpu_and_give_way_to_the_users(monkeypatch):
+def test_the_options_give_way_to_the_users(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(compiling, "vector_bits", lambda: 256)
     assert purerl.compiler_options() == {"xla_backend_optimization_level": 1}
@@ -57,8 +57,19 @@ def test_the_options_are_for_the_cpu_and_give_way_to_the_users(monkeypatch):
     assert double(3) == 6
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=3")
     assert purerl.compiler_options() == {}
-    monkeypatch.delenv("XLA_FLAGS")
+
+
+def test_the_options_of_other_devices(monkeypatch):
+    """XLA reads all names on each device, so that a wrong one would show here too."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    options = purerl.compiler_options()
+    assert options == {"xla_gpu_graph_min_graph_size": 1}
+    assert jax.jit(lambda x: 2 * x, compiler_options=options)(3) == 6
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_graph_min_graph_size=5")
+    assert purerl.compiler_options() == {}
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert purerl.compiler_options() == {}
 
 

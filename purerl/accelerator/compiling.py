@@ -12,6 +12,7 @@ from purerl.records.types import PyTree
 
 LEVEL = "xla_backend_optimization_level"
 WIDTH = "xla_cpu_prefer_vector_width"
+GRAPHS = "xla_gpu_graph_min_graph_size"
 # For programs so small that compiling them takes the time, not running them.
 QUICK_COMPILE = {LEVEL: 0}
 ONE_CORE = {"xla_cpu_multi_thread_eigen": False}
@@ -32,14 +33,20 @@ def compiler_options() -> dict[str, int]:
     used, of which XLA's default is half: PPO is 1.09 to 1.10 times as fast, A2C 1.08, DDPG 1.05,
     SAC 1.03, DQN 1.02; sums are then rounded otherwise (one core, JAX 0.11.2, November 2026).
 
-    Empty for other devices, where it wasn't measured. What `XLA_FLAGS` names is left alone, and the
-    width where they limit the instructions.
+    On a GPU the shortest runs of kernels are CUDA graphs too, not only those of five and more: PPO
+    is 1.11 to 1.15 times as fast, SAC and DQN 1.00 (one H200, JAX 0.11.2, November 2026,
+    benchmarks/README.md).
+
+    Empty for other devices, where nothing was measured. What `XLA_FLAGS` names is left alone, and
+    the width where they limit the instructions.
 
     JAX takes options at the outermost `jit` only. The first call starts JAX.
     """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.default_backend() == "gpu":
+        return {} if GRAPHS in flags else {GRAPHS: 1}
     if jax.default_backend() != "cpu":
         return {}
-    flags = os.environ.get("XLA_FLAGS", "")
     options = {} if LEVEL in flags else {LEVEL: 1}
     if not (WIDTH in flags or ISA_FLAG in flags) and vector_bits() >= 512:
         options[WIDTH] = 512
