@@ -68,7 +68,7 @@ def bootstrap_interval(
 
     Seeds are drawn with replacement, each with all its scores, and from each environment as many as
     it has. With very few seeds the interval is too narrow, since they cover too little of the
-    spread over seeds; with a single one its width is 0.
+    spread over seeds; a single one says nothing of it, and there is no interval.
 
     Args:
         statistic: called as `statistic(x, axis=1)` with `x` `[n, S, ...]`, the seeds of all
@@ -81,7 +81,8 @@ def bootstrap_interval(
         rng: a `numpy.random.Generator`, or its seed.
 
     Returns:
-        The low and the high ends, `[...]` float64 each; NaN where the statistic is.
+        The low and the high ends, `[...]` float64 each; NaN where the statistic is, and where no
+        environment has the scores of two seeds.
 
     Raises:
         ConfigError: no scores, incompatible shapes, or an argument out of its range.
@@ -100,6 +101,7 @@ def bootstrap_interval(
         block = [x[:, start : start + width] for x in columns]
         drawn = _distribution(statistic, block, seeds, num_samples)
         ends[:, start : start + width] = _quantiles(drawn, confidence)
+    ends[:, ~np.any([np.sum(~np.isnan(x), axis=0) > 1 for x in columns], axis=0)] = np.nan
     return ends[0].reshape(shape), ends[1].reshape(shape)
 
 
@@ -120,6 +122,9 @@ def probability_of_improvement(
         num_samples, confidence, rng: as of `bootstrap_interval`; runs of X and Y are drawn
             independently.
 
+    Returns:
+        The ends of the interval are NaN where X or Y has a single run in each environment.
+
     Raises:
         ConfigError: no scores, unequal numbers of environments, or as `bootstrap_interval`.
     """
@@ -136,8 +141,10 @@ def probability_of_improvement(
         of_a = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), num_samples)
         of_b = rng.multinomial(len(b), np.full(len(b), 1 / len(b)), num_samples)
         drawn += np.sum((of_a @ better) * of_b, axis=1) / better.size / len(xs)
-    low, high = _quantiles(drawn[:, None], confidence)[:, 0]
-    return Estimate(np.asarray(value), low, high)
+    ends = _quantiles(drawn[:, None], confidence)[:, 0]
+    if any(all(len(runs) == 1 for runs in of_all) for of_all in (xs, ys)):
+        ends = np.full(2, np.nan)
+    return Estimate(np.asarray(value), *ends)
 
 
 def performance_profile(

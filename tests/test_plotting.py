@@ -246,6 +246,14 @@ def test_a_comparison_has_means_profiles_and_pairs():
 
 def test_a_comparison_of_one_or_of_the_same():
     assert len(plot_comparison([curves()]).get_axes()) == 2
+    single = plot_comparison([curves("PPO", seeds=1), curves("DQN", seeds=3)])
+    check_layout(single)
+    means, _, pairs, _ = single.get_axes()
+    labels = [label.get_text() for label in means.get_yticklabels()]
+    assert labels == ["PPO\n(1 seed, no interval)", "DQN\n(3 seeds)"]
+    bars = [line for line in means.lines if line.get_linewidth() == 5]
+    assert [bool(np.isfinite(bar.get_xdata()).all()) for bar in bars] == [False, True]
+    assert not np.isfinite(pairs.lines[0].get_xdata()).any()
     same = curves(seeds=3)
     same.returns[:] = 500
     check_layout(plot_comparison([same, same]))

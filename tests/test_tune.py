@@ -234,7 +234,9 @@ def test_what_the_winner_ends_at_is_measured_apart(uninterrupted):
     assert best.low <= best.mean <= best.high
     assert best.config.agent.lr == best.values["lr"]
     text = str(uninterrupted)
-    assert f"chosen by {best.score:.1f}; with 3 fresh seeds it ends at {best.mean:.1f}" in text
+    ends = f"{best.mean:.1f} [{best.low:.1f}, {best.high:.1f}]"
+    assert f"chosen by {best.score:.1f}; with 3 fresh seeds it ends at {ends}" in text
+    assert best._replace(low=math.nan, high=math.nan).measured == f"{best.mean:.1f} (no interval)"
     assert len(text.splitlines()) <= 12
 
 

@@ -165,6 +165,7 @@ def plot_comparison(
         counted(len(x), "seed") if len(x) == run.num_seeds else f"{len(x)} of {run.num_seeds} seeds"
         for x, run in zip(scores, runs, strict=True)
     ]
+    counts = [n if len(x) > 1 else f"{n}, no interval" for n, x in zip(counts, scores, strict=True)]
     labels = [f"{_wrapped(name)}\n({n})" for name, n in zip(names, counts, strict=True)]
     lines = max(label.count("\n") for label in labels)
     heights = [max(3.0, (0.3 + 0.15 * lines) * len(runs) + 1.4)]

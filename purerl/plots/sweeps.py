@@ -315,9 +315,7 @@ def _by_level(
     for place in np.unique(places):
         # Drawn from all at once: what else was swept is part of the spread, as the seeds are.
         pooled = scores[places == place].ravel()
-        ends[0, place] = iqm(pooled)
-        if np.isfinite(pooled).sum() > 1:
-            ends[1:, place] = bootstrap_interval(iqm, pooled)
+        ends[:, place] = iqm(pooled), *bootstrap_interval(iqm, pooled)
     return ends[0], ends[1], ends[2]
 
 

@@ -33,7 +33,8 @@ class Winner(NamedTuple):
         config: with the values in it.
         score: what it was chosen by: the best of many, so that chance is in it.
         returns: `[fresh seeds]`, of training anew with seeds that took no part in the choice.
-        mean, low, high: of these, with the ends of the 95 % bootstrap interval.
+        mean, low, high: of these, with the ends of the 95 % bootstrap interval, NaN of a single
+            seed.
     """
 
     number: int
@@ -44,6 +45,13 @@ class Winner(NamedTuple):
     mean: float
     low: float
     high: float
+
+    @property
+    def measured(self) -> str:
+        """The mean and its interval, as text."""
+        if math.isnan(self.low):
+            return f"{self.mean:.1f} (no interval)"
+        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -87,7 +95,7 @@ class TuneResult(Overview):
         returns = np.asarray(self.measured.table[self.by], np.float64)
         known = returns[np.isfinite(returns)]
         mean = float(known.mean()) if known.size else math.nan
-        low, high = map(float, bootstrap_interval(np.mean, known)) if known.size else (mean,) * 2
+        low, high = map(float, bootstrap_interval(np.mean, known)) if known.size else (mean, mean)
         config = configure(self.config, found.values)
         return Winner(found.number, found.values, config, found.score, returns, mean, low, high)
 
@@ -126,9 +134,8 @@ class TuneResult(Overview):
         if best is None:
             return None
         note = (
-            f"{best.mean:.1f} [{best.low:.1f}, {best.high:.1f}] with "
-            f"{counted(len(best.returns), 'fresh seed')}, chosen by {best.score:.1f} of "
-            f"{counted(len(self.trials), 'trial')}"
+            f"{best.measured} with {counted(len(best.returns), 'fresh seed')}, "
+            f"chosen by {best.score:.1f} of {counted(len(self.trials), 'trial')}"
         )
         return preset_text(best.config, note)
 
@@ -167,8 +174,7 @@ def _overview(result: TuneResult) -> Lines:
     else:
         lines.append(
             f"the winner, trial {best.number}, was chosen by {best.score:.1f}; with "
-            f"{counted(len(best.returns), 'fresh seed')} it ends at {best.mean:.1f} "
-            f"[{best.low:.1f}, {best.high:.1f}]"
+            f"{counted(len(best.returns), 'fresh seed')} it ends at {best.measured}"
         )
     return Lines(*[Text(x) if isinstance(x, str) else x for x in lines])
 
