@@ -205,19 +205,19 @@ def test_a_spec_may_draw(tmp_path):
 
 # --- with each suite, where it is installed ----------------------------------------------------
 
-TWO = {
+CHOSEN = {
     "brax": ("fast", "inverted_pendulum"),
     "playground": ("CartpoleBalance", "PendulumSwingup"),
     "craftax": ("Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1"),
-    "navix": ("Navix-Empty-5x5-v0", "Navix-DoorKey-5x5-v0"),
+    "navix": ("Navix-Empty-5x5-v0", "Navix-DoorKey-5x5-v0", "Navix-GoToDoor-5x5-v0"),
     "xminigrid": ("MiniGrid-Empty-5x5", "MiniGrid-DoorKey-5x5"),
     "jumanji": ("Snake-v1", "Cleaner-v0"),
     "pgx": ("2048", "minatar-breakout"),
     "octax": ("brix", "pong"),
     "functional": ("CartPole-v1", "Pendulum-v0"),
 }
-PAIRS = [f"{suite}/{name}" for suite, names in TWO.items() for name in names]
-FIRST = [f"{suite}/{names[0]}" for suite, names in TWO.items()]
+PAIRS = [f"{suite}/{name}" for suite, names in CHOSEN.items() for name in names]
+FIRST = [f"{suite}/{names[0]}" for suite, names in CHOSEN.items()]
 COSTLY = ("playground", "craftax")  # half a minute to compile
 
 
@@ -832,7 +832,7 @@ def test_a_policy_is_an_opponent():
 
 
 def instance(suite):
-    name = TWO[suite][0]
+    name = CHOSEN[suite][0]
     if suite == "brax":
         return importlib.import_module("brax.envs").get_environment(name)
     if suite == "playground":
@@ -854,7 +854,7 @@ def instance(suite):
 def test_an_instance_of_a_suites_class_is_an_environment(suite):
     need(suite)
     env = purerl.envs.as_env(instance(suite))
-    named = purerl.make(f"{suite}/{TWO[suite][0]}")
+    named = purerl.make(f"{suite}/{CHOSEN[suite][0]}")
     assert env.spec.source is None
     assert env.spec.observation_space == named.spec.observation_space
     assert env.spec.action_space == named.spec.action_space

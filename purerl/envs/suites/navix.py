@@ -97,7 +97,9 @@ class NavixDynamics(SuiteDynamics):
         return self._seen(timestep.observation), self._lean(timestep)
 
     def advance(self, key: jax.Array, state: PyTree, action: jax.Array) -> Outcome:
-        timestep = self.env.step(state, action)
+        # The suite's step traces its reset too, though we never take it, and some of its
+        # environments draw the picture there instead of taking that of the state.
+        timestep = self._lean(self.env.step(self._whole(state), action))
         terminated = timestep.is_termination()
         info = {"success": (terminated & (timestep.reward > 0)).astype(np.float32)}
         ends = terminated, timestep.is_truncation()
@@ -108,6 +110,17 @@ class NavixDynamics(SuiteDynamics):
         if self.env.observation_fn.__name__ not in CODED:
             return timestep
         return _with_picture(timestep, jnp.zeros(0, jnp.uint8))
+
+    def _whole(self, timestep: PyTree) -> PyTree:
+        if self.env.observation_fn.__name__ not in CODED:
+            return timestep
+        picture = self._first.state.cache.patches
+        return _with_picture(timestep, jnp.zeros(picture.shape, picture.dtype))
+
+    @functools.cached_property
+    def _first(self) -> PyTree:
+        """Shapes of a first `Timestep`."""
+        return jax.eval_shape(self.env.reset, jax.eval_shape(lambda: jax.random.key(0)))
 
     def _seen(self, obs: jax.Array) -> jax.Array:
         """Observations with the code after the last tag for what is outside of the grid."""
