@@ -1162,6 +1162,7 @@ ALL = [name for name in suites.names() if name.partition("/")[2] not in MENAGERI
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # Craftax's pixels take ten minutes
 @pytest.mark.parametrize("name", ALL)
 def test_every_environment_keeps_the_contract(name):
     need(name)
