@@ -45,6 +45,7 @@ CASES = {
     "sac": ("Pendulum-v1", "SAC", 8, 1, 1, 16_000),
     "ppo gru": ("CartPole-v1", "PPO", 64, 128, 1, 1_000_000),
     "dqn, 256 agents": ("CartPole-v1", "DQN", 8, 1, 256, 40_000),
+    "ddpg": ("Pendulum-v1", "DDPG", 8, 1, 1, 50_000),
 }
 GRAPHS = "--xla_gpu_enable_command_buffer="
 FLAGS = {
@@ -61,14 +62,9 @@ TRICKS = {
     "plain product": "thin_product",
 }
 PRECISIONS = {"TF32": "tensorfloat32", "float32": "highest"}
-# As `compiler_options()` would say it, where a + isn't understood.
+# Beside those of `compiler_options()`; a + isn't understood there.
 USUAL_GRAPHS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION"
-OPTIONS = {
-    "option WHILE": {
-        "xla_gpu_graph_min_graph_size": 1,
-        "xla_gpu_enable_command_buffer": f"{USUAL_GRAPHS},WHILE",
-    }
-}
+OPTIONS = {"option WHILE": {"xla_gpu_enable_command_buffer": f"{USUAL_GRAPHS},WHILE"}}
 UNROLLED = {"scan unrolled 4": 4, "scan unrolled 16": 16}
 REJAX = "rejax"
 PATCHES = "patches"  # convolutions by matrix products, as on a CPU
@@ -91,11 +87,11 @@ FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after
 
 
 def sizes_of(case, small):
-    """Environments, steps in a rollout, agents at once, and environment steps of each."""
+    """Environments, steps in a rollout, agents at once, and updates of each."""
     _, _, num_envs, steps, members, total = CASES[case]
     if small:
         members, total = min(members, 4), min(total, max(20 * num_envs * steps, 4_000))
-    return num_envs, steps, members, total
+    return num_envs, steps, members, -(-total // (num_envs * steps))
 
 
 def agent_of(case, purerl):
@@ -124,7 +120,8 @@ def change(variant):
     if variant == PATCHES:
         defaults._on_cpu = lambda: True
     if variant in OPTIONS:
-        compiling.compiler_options = lambda: OPTIONS[variant]
+        usual = compiling.compiler_options
+        compiling.compiler_options = lambda: usual() | OPTIONS[variant]
     if variant in UNROLLED:
         length = UNROLLED[variant]
         rollout.lean_scan = lambda step, start, keys: jax.lax.scan(step, start, keys, unroll=length)
@@ -132,26 +129,23 @@ def change(variant):
         jax.config.update("jax_default_matmul_precision", PRECISIONS[variant])
 
 
-def our_program(case, small):
-    """`train` of a case, and the updates of a run."""
+def our_program(case, num_envs, steps, total):
+    """`train` of a case."""
     import purerl
 
-    num_envs, steps, _, total = sizes_of(case, small)
     options = {"num_envs": num_envs, "update_every": steps, "total_timesteps": total}
-    config = purerl.TrainConfig(env=CASES[case][0], agent=agent_of(case, purerl), **options)
-    return purerl.make_train(config), config.make_loop().num_updates
+    return purerl.make_train(
+        purerl.TrainConfig(env=CASES[case][0], agent=agent_of(case, purerl), **options)
+    )
 
 
-def rejax_program(case, small):
+def rejax_program(case, num_envs, steps, total):
     """The same of rejax, whose gymnax is too old for our environments."""
     import rejax
 
     import purerl
 
     agent = agent_of(case, purerl)
-    num_envs, steps, _, total = sizes_of(case, small)
-    updates = -(-total // (num_envs * steps))
-    total = updates * num_envs * steps
     made = rejax.PPO.create(
         env=CASES[case][0],
         total_timesteps=total,
@@ -170,7 +164,7 @@ def rejax_program(case, small):
         num_minibatches=num_envs * steps // agent.batch_size,
         agent_kwargs={"hidden_layer_sizes": (64, 64), "activation": "tanh"},
     )
-    return made.replace(eval_callback=lambda *_: ()).train, updates  # none inside the timed run
+    return made.replace(eval_callback=lambda *_: ()).train  # none inside the timed run
 
 
 def measure(case, variant, small):
@@ -181,11 +175,14 @@ def measure(case, variant, small):
     from purerl.accelerator.compiling import jit
 
     change(variant)
-    num_envs, steps, members, _ = sizes_of(case, small)
+    num_envs, steps, members, updates = sizes_of(case, small)
+    total = updates * num_envs * steps
     keys = jax.random.split(jax.random.key(0), members)
-    train, updates = (rejax_program if variant == REJAX else our_program)(case, small)
+    # rejax is compiled as its users do.
+    make, compile_by = (rejax_program, jax.jit) if variant == REJAX else (our_program, jit)
+    train = make(case, num_envs, steps, total)
     given, program = (keys[0], train) if members == 1 else (keys, jax.vmap(train))
-    lowered = jit(program).lower(given)
+    lowered = compile_by(program).lower(given)
     began = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - began
@@ -210,8 +207,7 @@ def measure(case, variant, small):
     if variant != REJAX:
         returns = np.asarray(out.metrics.episode_return)
         row["return"] = float(np.nanmean(returns[..., -max(1, returns.shape[-1] // 10) :]))
-    total = members * updates * num_envs * steps
-    return {**row, "steps_per_s": total / statistics.mean(runs[1:])}
+    return {**row, "steps_per_s": members * total / statistics.mean(runs[1:])}
 
 
 class Worker:

@@ -84,9 +84,7 @@ def plot_curves(
     for axis in (axes.xaxis, axes.yaxis):
         figures.write_numbers(axis)
     seeds = [counted(run.num_seeds, "seed") for run in runs]
-    seeds = [
-        x if run.num_seeds > 1 else f"{x}, no interval" for x, run in zip(seeds, runs, strict=True)
-    ]
+    seeds = [_without_interval(x, run.num_seeds) for x, run in zip(seeds, runs, strict=True)]
     names = figures.distinct([run.name for run in runs])
     names = [f"{name} ({count})" for name, count in zip(names, seeds, strict=True)]
     figures.legend(figure, lines, names, width=90)
@@ -165,7 +163,7 @@ def plot_comparison(
         counted(len(x), "seed") if len(x) == run.num_seeds else f"{len(x)} of {run.num_seeds} seeds"
         for x, run in zip(scores, runs, strict=True)
     ]
-    counts = [n if len(x) > 1 else f"{n}, no interval" for n, x in zip(counts, scores, strict=True)]
+    counts = [_without_interval(n, len(x)) for n, x in zip(counts, scores, strict=True)]
     labels = [f"{_wrapped(name)}\n({n})" for name, n in zip(names, counts, strict=True)]
     lines = max(label.count("\n") for label in labels)
     heights = [max(3.0, (0.3 + 0.15 * lines) * len(runs) + 1.4)]
@@ -261,6 +259,11 @@ def _draw_pairs(
 
 def _bar(axes: "Axes", low: np.ndarray, high: np.ndarray, row: int, color: str) -> None:
     axes.plot([low, high], [row, row], color=color, linewidth=5, alpha=0.4, solid_capstyle="butt")
+
+
+def _without_interval(text: str, num_seeds: int) -> str:
+    """How many seeds, in words, and that one alone has no interval."""
+    return text if num_seeds > 1 else f"{text}, no interval"
 
 
 def _wrapped(name: str) -> str:
